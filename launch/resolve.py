@@ -16,7 +16,7 @@ from ..parallelism.layout import Layout, canonical
 from .case import Case
 from .errors import shown, unknown
 from .expand import Point
-from .schema import BATCH, BUDGET, INT_LIMIT, KEYS, SECTIONS
+from .schema import BATCH, BUDGET, INT_LIMIT, KEYS, RATE, SECTIONS
 
 SEQ_LEN = 256  # where neither the study nor the size says
 NAMING = ("layers", "heads", "kv_heads", "width", "ffn", "mlp", "qk_norm")  # what makes a size another model
@@ -76,7 +76,8 @@ def case_of(point: Point, vocab_of: Callable[[DataSpec], int]) -> Case:
         except ValueError as error:
             problems.append(str(error))
     else:  # say what is wrong with the recipe itself in the same breath
-        build(Recipe, **{"global_batch": 1, "steps": 1} | {k: v for k, v in parts["recipe"].items() if k not in BATCH})
+        own = {name: value for name, value in parts["recipe"].items() if name not in BATCH + RATE}
+        build(Recipe, **{"global_batch": 1, "steps": 1} | own)
     if problems:
         raise ValueError("\n".join(problems))
     return Case(shape, data, recipe, canonical(layout), outer, measure, model_name=name)
@@ -118,7 +119,12 @@ def _recipe(recipe: dict, budget: dict, shape: ModelShape, ranks: int) -> Recipe
         count *= ranks
     if count * shape.seq_len >= INT_LIMIT:
         raise ValueError(f"recipe.{batch} = {recipe[batch]}: more tokens in a step than 2**63")
-    rest = {name: value for name, value in recipe.items() if name not in BATCH}
+    rest = {name: value for name, value in recipe.items() if name not in BATCH + RATE}
+    meant_for = recipe.get("lr_width", 0)
+    if meant_for < 0:
+        raise ValueError(f"recipe.lr_width = {meant_for}: must be at least 0")
+    if meant_for:
+        rest["lr"] = rest.get("lr", Recipe.lr) * meant_for / shape.width
     return Recipe(global_batch=count, steps=_steps(budget, shape, count), **rest)
 
 

@@ -43,6 +43,13 @@ class BatchKeys:
 
 
 @dataclass(frozen=True)
+class RateKeys:
+    """Adam's learning rate carried over widths by 1/width (Yang et al., arXiv 2203.03466), here for all parameters."""
+
+    lr_width: int = 0  # lr is meant for this width: a model gets lr x lr_width / width; 0: the same lr for all
+
+
+@dataclass(frozen=True)
 class Budget:
     """How long a run trains. Exactly one is given; steps are rounded up, so that a run never gets less."""
 
@@ -83,11 +90,12 @@ class Run:
 
 
 BATCH = tuple(f.name for f in fields(BatchKeys))
+RATE = tuple(f.name for f in fields(RateKeys))
 BUDGET = tuple(f.name for f in fields(Budget))
 SECTIONS: dict[str, tuple[type, ...]] = {
     "model": (ModelKeys, ModelShape),
     "data": (DataSpec,),
-    "recipe": (BatchKeys, Recipe),
+    "recipe": (BatchKeys, RateKeys, Recipe),
     "budget": (Budget,),
     "measure": (Measure,),
     "outer": (Outer,),

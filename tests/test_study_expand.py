@@ -131,6 +131,15 @@ def test_seeds_are_cases_and_repeats_are_not(tmp_path):
     assert [case.recipe.seed for case in study.all_cases] == [3, 1] and study.run.repeats == 4
 
 
+def test_learning_rate_is_carried_over_widths(tmp_path):
+    sizes = 'size = ["tiny-100k", "tiny-2m"]'
+    text = BASE.replace('size = "tiny-100k"', sizes).replace("[budget]", "lr = 8e-3\nlr_width = 48\n[budget]")
+    rates = {case.model_name: case.recipe.lr for case in load(tmp_path, text).all_cases}
+    assert rates == {"tiny-100k": 8e-3, "tiny-2m": pytest.approx(2e-3)}  # widths 48 and 192
+    with pytest.raises(ValueError, match=r"recipe\.lr_width = -1: must be at least 0"):
+        load(tmp_path, text.replace("lr_width = 48", "lr_width = -1"))
+
+
 @pytest.mark.parametrize(
     ("batch", "global_batch"), [("global_batch = 12", 12), ("batch_tokens = 2560", 10), ("batch_per_rank = 3", 12)]
 )
