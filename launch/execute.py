@@ -29,6 +29,7 @@ from .row import (
     speed_columns,
 )
 from .spec import RunResult
+from .taken import Keeper
 
 
 def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
@@ -50,8 +51,10 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         world.meeting.begin()
     startup_s = time.time() - reporter.launched_at
     reporter.phase("training")
+    keeper = Keeper(reporter.folder, active=world.rank == 0)
 
     def on_step(done: int, training: Training) -> None:
+        keeper.keep(training)
         last = training.steps.rows[-1] if training.steps.rows else {}
         speed = last["tokens_seen"] / (last["step"] + 1) / last["step_time_s"] if last else None
         reporter.step(done, last.get("loss"), speed)
@@ -61,6 +64,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         first_step=first_step, on_step=on_step, checkpoint=lambda done, now: save(engine, reporter.folder, done, now),
     )  # fmt: skip
     device.finish()
+    keeper.close()
     if not training.finite and world.meeting and world.meeting.replica:
         raise FloatingPointError(f"{_first_bad(training)}: replica {world.meeting.replica} leaves the run")
     shared = over_ranks(training, device, energy, world.meeting)

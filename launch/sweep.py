@@ -24,6 +24,7 @@ from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
 from .spec import RunSpec, utc
 from .supervise import RANK_COMMAND, Outcome, Quorum, Signals, judge, start, watch
+from .taken import taken
 
 if TYPE_CHECKING:
     from .study import PlannedCase, Study
@@ -229,7 +230,7 @@ class Sweep:
             if outcome.status == "ok":
                 outcome = Outcome("failed", "every rank ended well, but rank 0 wrote no row")
             row = self._row(spec, outcome, time.time())
-            self.store.write_run(row)
+            self.store.write_run(row, **taken(scratch))
         self.display.ended(run, outcome, row, scratch)
         if outcome.status == "ok":
             self.store.clean_scratch(run.run_id)

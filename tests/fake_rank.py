@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from scalade.launch import rank
 from scalade.launch.rendezvous import Seat, World
 from scalade.launch.spec import RunResult, write_atomically
+from scalade.launch.taken import Keeper
 
 REAL = os.environ.get("FAKE_TORCH") == "1"
 
@@ -73,6 +75,8 @@ def program(case, world, reporter):
         if int(who) == world.rank:
             todo[int(step)] = action
     reporter.phase("training")
+    keeper = Keeper(reporter.folder, active=world.rank == 0)
+    training = SimpleNamespace(steps=SimpleNamespace(rows=[]), evals=[])
     for step in range(case.recipe.steps):
         if step in todo:
             misbehave(todo[step], reporter)
@@ -84,6 +88,8 @@ def program(case, world, reporter):
             dist.all_reduce(total)
             assert total.item() == world.size
         time.sleep(float(os.environ.get("FAKE_STEP_S", "0.001")))
+        training.steps.rows.append({"step": step, "warmup": step < 1, "loss": 1.0 / (step + 1)})
+        keeper.keep(training)
         reporter.step(step + 1, loss=1.0 / (step + 1), tokens_per_s=100.0)
     return RunResult("ok", {"loss": 1.0, "tokens_per_s": 100.0})
 

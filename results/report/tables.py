@@ -118,10 +118,12 @@ def runs(source: Source) -> Table:
 def failures(source: Source) -> Table | None:
     """What came to nothing, and why."""
     bad = [row for row in source.rows if row["status"] != "ok"]
-    columns = (("status", ""), ("reason", ""), ("model", ""), ("layout", ""), ("ranks", ""), ("run", ""))
+    columns = (("status", ""), ("reason", ""), ("model", ""), ("layout", ""), ("ranks", ""),
+               ("steps kept", "rows of the run in `steps`"), ("of", "steps asked for"), ("run", ""))  # fmt: skip
     rows = tuple(
         (_text(r["status"]), _text(r["reason"] or "no reason was kept"), _text(r["model"]), _text(r["layout"]),
-         _number(r["world_size"], "{:,.0f}"), _text(r["run_id"]))
+         _number(r["world_size"], "{:,.0f}"), _number(r["step_rows"], "{:,.0f}"), _number(r["steps"], "{:,.0f}"),
+         _text(r["run_id"]))
         for r in sorted(bad, key=lambda r: (r["status"], r["reason"] or "", r["run_id"]))
     )  # fmt: skip
     counts = Counter(row["status"] for row in bad)
