@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .judge import tail
 from .progress import read_progress
-from .supervise import Outcome, tail
+from .supervise import Outcome
 
 if TYPE_CHECKING:
     from .sweep import PlannedRun

@@ -20,10 +20,11 @@ from ..results.store import Claim, RunStore
 from .case import Case
 from .display import Display
 from .environment import LOOPBACK, Placement, listen
+from .judge import judge
 from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
 from .spec import RunSpec, utc
-from .supervise import RANK_COMMAND, Outcome, Quorum, Signals, judge, start, watch
+from .supervise import RANK_COMMAND, Outcome, Quorum, Signals, start, watch
 from .taken import taken
 
 if TYPE_CHECKING:

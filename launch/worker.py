@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from ..results.store import RunStore
 from .display import Display
 from .environment import Placement, WorldError, find_placement, listen, reachable_address
+from .judge import judge
 from .peers import PATIENCE_S, Peers
 from .processes import Guard, end_marked, new_mark
 from .rendezvous import Seat, agree, connect
 from .spec import RunSpec
-from .supervise import RANK_COMMAND, Outcome, Signals, judge, start, watch
+from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .sweep import Callback, Summary, Sweep, make_plan
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import pytest
 
 from scalade.launch.environment import WorldError
 from scalade.launch.failure import ErrorReport, error_kind, one_line
+from scalade.launch.judge import judge
 from scalade.launch.progress import Reporter
-from scalade.launch.supervise import Ending, Outcome, judge
+from scalade.launch.supervise import Ending, Outcome
 from scalade.results.columns import STATUSES
 
 PEER = "RuntimeError: [/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2"
