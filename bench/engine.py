@@ -50,7 +50,26 @@ class Engine(Protocol):
         """
 
     def local_parameters(self) -> Iterator[LocalParameter]:
-        """Every parameter part this rank updates, in one order on all ranks that share a layout position."""
+        """Every parameter part this rank updates, in one order on all ranks that share a layout position.
+
+        Who has written into them (DiLoCo's outer step, an evaluation on other weights) calls `parameters_written`.
+        """
+
+    def parameters_written(self) -> None:
+        """The local parameters were written from outside: what else the engine keeps of them follows. Collective."""
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The whole model as full fp32 tensors under the single-process model's names, on the CPU of the first rank
+        of this replica; elsewhere empty. Collective over the replica."""
+
+    def set_weights(self, weights: dict[str, torch.Tensor] | None) -> None:
+        """Put in what `weights` gives, of whatever engine; what the replica's first rank hands over counts. Optimizer
+        state is left alone. Collective over the replica.
+
+        Raises
+        ------
+        ValueError: they are not the whole weights of such a model
+        """
 
     def talks(self) -> dict[str, tuple[int, ...]]:
         """Ranks that this rank communicates with, by mesh dimension (`tp`, `dp_shard`, ...): for the accounting."""

@@ -11,7 +11,8 @@ from ..bench.measure import Measure
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
 from ..parallelism.diloco.config import Outer
-from ..parallelism.layout import Layout, refuse
+from ..parallelism.engines import refuse
+from ..parallelism.layout import Layout
 
 PARTS = {"shape": ModelShape, "data": DataSpec, "recipe": Recipe, "layout": Layout, "outer": Outer, "measure": Measure}
 
@@ -42,7 +43,7 @@ class Case:
         return self.layout.ranks * self.outer.placed_replicas
 
     def refusal(self) -> str | None:
-        """Why this case cannot run, or None."""
+        """Why this case cannot run, or None; whatever is installed here."""
         if self.outer.quorum and self.measure.checkpoint_every:
             return "outer.quorum: replicas at different steps write no checkpoint; set measure.checkpoint_every = 0"
         return refuse(self.layout, self.shape, self.recipe, self.outer.replicas)

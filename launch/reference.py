@@ -15,7 +15,7 @@ from ..bench.data.spec import SOURCES
 from ..bench.recipe import LR_SCHEDULES, OPTIMIZERS, PRECISIONS
 from ..bench.shape import MLPS, SIZES
 from ..parallelism.diloco.config import ALGORITHMS, COMPRESSIONS
-from ..parallelism.layout import CP_METHODS, ENGINES, RECOMPUTE, SCHEDULES
+from ..parallelism.layout import CP_METHODS, ENGINES, OFFLOAD, RECOMPUTE, SCHEDULES, ZERO_STAGES
 from .errors import shown
 from .resolve import SEQ_LEN
 from .schema import DEVICES, KEYS, LAUNCHERS, SECTIONS, Key
@@ -32,7 +32,8 @@ ALLOWED = {
     "recipe.optimizer": OPTIMIZERS, "recipe.lr_schedule": LR_SCHEDULES, "recipe.precision": PRECISIONS,
     "outer.algorithm": ALGORITHMS, "outer.compression": COMPRESSIONS, "layout.engine": ENGINES,
     "layout.pp_schedule": SCHEDULES, "layout.cp_method": CP_METHODS, "layout.recompute": RECOMPUTE,
-    "run.launcher": LAUNCHERS, "run.device": DEVICES,
+    "layout.zero_stage": tuple(map(str, ZERO_STAGES)), "layout.offload_optimizer": OFFLOAD,
+    "layout.offload_parameters": OFFLOAD, "run.launcher": LAUNCHERS, "run.device": DEVICES,
 }  # fmt: skip
 ABOUT = {
     "model": "A named size, or `layers`, `heads`, `width` and `ffn`. A key given beside `size` changes that size.",

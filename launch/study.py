@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
+from ..parallelism.engines import unavailable
 from ..parallelism.memory import GIB, predict
 from . import machine
 from .case import Case
@@ -74,6 +75,8 @@ class Study:
         vocab = _vocab_of(case.data)
         if case.shape.vocab < vocab:
             reason = f"vocab {case.shape.vocab} is smaller than the {vocab} of data.source {case.data.source}"
+        elif reason := unavailable(case.layout):
+            pass
         elif limit is not None and case.ranks > limit:
             reason = f"needs {case.ranks} ranks, {why}"
         elif case.outer.quorum and (self.run.launcher != "local" or world_size is not None):

@@ -1,20 +1,42 @@
-"""Which engine computes a case: the one place that knows them by name, and puts replicas around them."""
+"""Which engine computes a case: the one place that knows them by name, and puts replicas around them.
+
+What an engine can do is in its `can` file: `refuse(layout, shape, recipe, replicas)` and `available()` each say why
+not, or None. Neither imports torch or the engine's package.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from ..bench.engine import Engine
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
+from . import torch_can
+from .deepspeed import can as deepspeed_can
 from .diloco.config import Outer
-from .layout import Layout
-from .mesh import build_mesh
+from .layout import Layout, impossible
+from .megatron import can as megatron_can
 
 if TYPE_CHECKING:
+    import torch
+
+    from ..bench.engine import Engine
     from .diloco.quorum import Meeting
+    from .mesh import Mesh
+
+CAN = {"torch": torch_can, "deepspeed": deepspeed_can, "megatron": megatron_can}
+
+
+def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
+    """Why this layout cannot compute this training step, or None where it can. Whatever is installed.
+
+    `replicas`: DiLoCo replicas that share the global batch.
+    """
+    return impossible(layout, shape, recipe, replicas) or CAN[layout.engine].refuse(layout, shape, recipe, replicas)
+
+
+def unavailable(layout: Layout) -> str | None:
+    """Why this layout's engine cannot run in this environment, or None."""
+    return CAN[layout.engine].available()
 
 
 def build_engine(
@@ -24,28 +46,30 @@ def build_engine(
     """The engine of this rank, filled with the start values; collective over the world.
 
     meeting: where the replicas exchange under a quorum; the world is then that of this rank's replica
-
-    Raises
-    ------
-    ValueError: the layout names an engine that is not built yet
     """
-    if layout.engine != "torch":
-        raise ValueError(f"layout.engine = {layout.engine!r}: only 'torch' is there yet")
-    from .torch_engine import TorchEngine
+    from .mesh import build_mesh
 
     mesh = build_mesh(layout, 1 if meeting else outer.placed_replicas, device.type)
 
     def make(own: Recipe) -> Engine:
-        return TorchEngine(shape, own, layout, mesh, device)
+        return _build(shape, own, layout, mesh, device)
 
     if outer.algorithm == "none":
         return make(recipe)
-    import torch.distributed as dist
-
     from .diloco.engine import build_outer
 
     return build_outer(
         outer, recipe, shape.layers, make, replica_group=mesh.group("replicas"),
         replica_index=meeting.replica if meeting else mesh.at["replicas"],
-        inner_group=(mesh.group("inside") or dist.group.WORLD) if layout.ranks > 1 else None, meeting=meeting,
+        inner_group=mesh.inside, meeting=meeting,
     )  # fmt: skip
+
+
+def _build(shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device) -> Engine:
+    if layout.engine == "deepspeed":
+        from .deepspeed.engine import DeepSpeedEngine as Kind
+    elif layout.engine == "megatron":
+        from .megatron.engine import MegatronEngine as Kind
+    else:
+        from .torch_engine import TorchEngine as Kind
+    return Kind(shape, recipe, layout, mesh, device)

@@ -31,6 +31,16 @@ class Mesh:
     def group(self, dimension: str) -> dist.ProcessGroup | None:
         return self.groups.get(dimension)
 
+    @property
+    def inside(self) -> dist.ProcessGroup | None:
+        """The ranks of this rank's replica, the whole world where there is one; None for one rank."""
+        return (self.groups.get("inside") or dist.group.WORLD) if self.layout.ranks > 1 else None
+
+    @property
+    def holds_first_of_stage(self) -> bool:
+        """Whether this is the first rank of its pipeline stage in its replica: of what all of them hold, it tells."""
+        return not any(place for name, place in self.at.items() if name not in ("replicas", "pp"))
+
     def rows(self, replica_batch: int) -> tuple[int, int]:
         """The rows of its replica's batch that this rank reads: [first, last)."""
         each = replica_batch // self.layout.dp
@@ -84,6 +94,8 @@ def _group(sets: list[list[int]], rank: int, world: int) -> dist.ProcessGroup:
 
 def _parameter_mesh(layout: Layout, replicas: int, device_type: str) -> object | None:
     """DeviceMesh with dimensions out of (dp_replicate, fsdp, tp), this rank's slice of the whole."""
+    if layout.engine != "torch":
+        return None
     names = ["dp_replicate"] if layout.sharded and layout.dp_replicate > 1 else []
     names += ["fsdp"] if layout.sharded else []
     names += ["tp"] if layout.tp > 1 else []

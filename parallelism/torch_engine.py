@@ -21,6 +21,7 @@ from ..bench.loss import cross_entropy
 from ..bench.model import Decoder, Seams
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
+from ..bench.weights import Weights, gathered, handed_out
 from .layout import Layout, stage_layers, stages_of_rank
 from .mesh import Mesh
 from .optimizer import Optimizer, local_parts
@@ -46,9 +47,8 @@ class TorchEngine:
             seams.attend = self.context.attend
         self.positions = self.context.positions if self.context else torch.arange(shape.seq_len, device=device)
         self.parts = [self._build(part, seams) for part in self._cut(seams)]
-        named = [item for part in self.parts for item in _module(part).named_parameters()]
         self.partial = [p for part in self.parts for p in self.tensor.partial_gradients(part)] if self.tensor else []
-        self.optimizer = Optimizer(local_parts(named, mesh), recipe, mesh)
+        self.optimizer = Optimizer(local_parts(self._named(), mesh), recipe, mesh)
         first, last = self.rows()
         self.micro_rows = (last - first) // layout.microbatches
         # Every rank that reads these tokens reports an equal share, so that a plain sum over ranks is the mean.
@@ -138,12 +138,37 @@ class TorchEngine:
             logits = self.pipeline.forward(x) if self.pipeline else _module(self.parts[0])(x)
             if logits is not None:
                 self._loss(logits, y)
-        for part in self.parts:
-            forget_gathered(part)
+        self.parameters_written()
         return self._share()
 
     def local_parameters(self) -> Iterator[LocalParameter]:
         return (part for _, part in self.optimizer.parts)
+
+    def parameters_written(self) -> None:
+        for part in self.parts:
+            forget_gathered(part)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for part in self.parts:
+            yield from _module(part).named_parameters()
+
+    @torch.no_grad()
+    def weights(self) -> Weights:
+        mine = {}
+        for name, parameter in self._named():
+            whole = parameter.full_tensor() if hasattr(parameter, "placements") else parameter
+            if self.mesh.holds_first_of_stage:
+                mine[name] = whole.detach().to("cpu", torch.float32, copy=True)
+        return gathered(mine, self.mesh.group("pp")) if self.mesh.holds_first_of_stage else {}
+
+    @torch.no_grad()
+    def set_weights(self, weights: Weights | None) -> None:
+        mine = dict(self._named())
+        for name, whole in handed_out(weights, self.shape, self.mesh.inside, self.device):
+            if name in mine:
+                part, offset = _part_and_offset(mine[name])
+                part.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))])
+        self.parameters_written()
 
     def optimizer_state(self) -> Iterator[Tensor]:
         """All tensors of it, for who wants to keep them elsewhere between steps."""

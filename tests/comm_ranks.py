@@ -13,8 +13,8 @@ from scalade.bench.comm import CommProbe
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.parallelism.diloco.config import Outer
-from scalade.parallelism.engines import build_engine
-from scalade.parallelism.layout import Layout, refuse
+from scalade.parallelism.engines import build_engine, refuse
+from scalade.parallelism.layout import Layout
 
 
 def counts(case: dict) -> dict:

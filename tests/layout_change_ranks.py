@@ -12,8 +12,8 @@ import torch.distributed as dist
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.parallelism.diloco.config import Outer
-from scalade.parallelism.engines import build_engine
-from scalade.parallelism.layout import Layout, refuse
+from scalade.parallelism.engines import build_engine, refuse
+from scalade.parallelism.layout import Layout
 
 
 def part(job: dict) -> list[list[float]]:

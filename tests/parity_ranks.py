@@ -13,15 +13,40 @@ import torch
 import torch.distributed as dist
 
 from scalade.bench.data import DataSpec, open_source
+from scalade.bench.init import fill
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
+from scalade.bench.weights import shapes_of
 from scalade.parallelism.diloco.config import Outer
-from scalade.parallelism.engines import build_engine
-from scalade.parallelism.layout import Layout, refuse
+from scalade.parallelism.engines import build_engine, refuse
+from scalade.parallelism.layout import Layout
 
 STEPS, BATCH = 10, 16
 SHAPE = {"layers": 4, "heads": 8, "kv_heads": 4, "width": 64, "ffn": 96, "vocab": 256, "seq_len": 32, "qk_norm": True}
 RECIPE = {"global_batch": BATCH, "steps": STEPS, "lr": 3e-3, "warmup_steps": 3, "clip_norm": 0.5, "z_loss": 1e-3}
+
+
+def canonical(shape: ModelShape, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """The start values of the whole model."""
+    whole = {}
+    for name, size in shapes_of(shape).items():
+        whole[name] = torch.empty(size)
+        fill(whole[name], name, size, (0,) * len(size), recipe.seed, shape.layers, recipe.init_std)
+    return whole
+
+
+def round_trip(engine, shape: ModelShape, recipe: Recipe) -> bool:
+    """Whether it gives the canonical start values, takes other weights, gives them, and takes the first ones back."""
+    start, first = canonical(shape, recipe), not dist.is_initialized() or dist.get_rank() == 0
+    other = {name: tensor * 1.5 + 0.125 for name, tensor in start.items()}
+    exact = True
+    for put, wanted in ((None, start), (other, other), (start, start)):
+        if put:
+            engine.set_weights(put if first else None)
+        found = engine.weights()
+        exact &= found.keys() == (wanted.keys() if first else set())
+        exact &= all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+    return exact
 
 
 def train(case: dict, device: torch.device) -> dict:
@@ -31,6 +56,7 @@ def train(case: dict, device: torch.device) -> dict:
     if not case.get("refused"):
         assert refuse(layout, shape, recipe) is None, refuse(layout, shape, recipe)
     engine = build_engine(shape, recipe, layout, Outer(), device)
+    exact = round_trip(engine, shape, recipe)
     source = open_source(DataSpec(), shape.seq_len, recipe.seed)
     first, last = engine.rows()
     steps = []
@@ -44,7 +70,8 @@ def train(case: dict, device: torch.device) -> dict:
     if dist.is_initialized():
         dist.all_reduce(losses)
     engine.close()
-    return {"loss": losses[:-1].tolist(), "grad_norm": norms[:-1].tolist(), "held_out": losses[-1].item()}
+    return {"loss": losses[:-1].tolist(), "grad_norm": norms[:-1].tolist(), "held_out": losses[-1].item(),
+            "weights_exact": exact}  # fmt: skip
 
 
 def main() -> None:

@@ -24,6 +24,9 @@ PROGRAM = """
             self.parameters = [torch.randn(512, 512) for _ in range(8)]
         def train_step(self, tokens, lr):
             return StepOutput(torch.zeros(()), torch.zeros(()))
+        def parameters_written(self):
+            pass
+
         def local_parameters(self):
             return (LocalParameter(str(i), p, 0) for i, p in enumerate(self.parameters))
 

@@ -112,6 +112,7 @@ def test_layout_computes_the_single_process_run(name, worlds):
     assert reference["loss"][-1] < reference["loss"][0] - 0.2, "the reference does not learn"
     assert worst(found["loss"], reference["loss"]) < losses
     assert worst(found["grad_norm"], reference["grad_norm"]) < norms
+    assert found["weights_exact"], "the round trip of the weights is not exact"
     assert worst([found["held_out"]], [reference["held_out"]]) < losses
 
 

@@ -1,6 +1,7 @@
 """From lists to cases: how many, which, in which order, and with which ids."""
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -184,7 +185,7 @@ def test_case_id_is_of_the_content_and_the_same_everywhere(tmp_path):
     code = "import sys, scalade.launch.study as s; print(s.load_study(sys.argv[1]).all_cases[0].case_id)"
     other = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "t.toml"], capture_output=True, text=True, check=True,
-        env={"PYTHONHASHSEED": "7"},
+        env=os.environ | {"PYTHONHASHSEED": "7"},
     ).stdout.strip()  # fmt: skip
     assert case.case_id == shuffled.case_id == other
     content = json.loads(case.to_json())

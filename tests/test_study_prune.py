@@ -12,6 +12,7 @@ from scalade.bench.shape import ModelShape
 from scalade.launch import machine
 from scalade.launch.study import GIB, PROCESS_BYTES, load_study
 from scalade.parallelism.diloco.config import Outer
+from scalade.parallelism.engines import refuse
 from scalade.parallelism.layout import (
     CP_METHODS,
     LOOPED,
@@ -21,7 +22,6 @@ from scalade.parallelism.layout import (
     ZERO_BUBBLE,
     Layout,
     canonical,
-    refuse,
 )  # fmt: skip
 from scalade.parallelism.memory import predict
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...bench.engine import Engine, LocalParameter, StepOutput
 from ...bench.recipe import Recipe
+from ...bench.weights import Weights
 from .algorithm import Algorithm, Exchange
 from .config import Outer
 from .diloco import DiLoCo
@@ -137,6 +138,7 @@ class OuterEngine:
         self._finish_device()
         start = time.perf_counter()
         exchange = self.algorithm.exchange(self.steps_done)
+        self.parameters_written()
         self.skip_until = max(self.skip_until, exchange.go_on_after)
         self._finish_device()
         exposed_s = time.perf_counter() - start
@@ -187,12 +189,33 @@ class OuterEngine:
         with torch.no_grad():
             for replica in pairs:
                 torch._foreach_copy_(*map(list, zip(*replica, strict=True)))
+        self.parameters_written()
         try:
             yield
         finally:
             with torch.no_grad():
                 for replica, values in zip(pairs, inner, strict=True):
                     torch._foreach_copy_([parameter for parameter, _ in replica], values)
+            self.parameters_written()
+
+    def parameters_written(self) -> None:
+        for engine in self.engines:
+            engine.parameters_written()
+
+    # Of a run with replicas, the outer parameters are the model.
+
+    def weights(self) -> Weights:
+        with self._outer_weights():
+            return self.engines[0].weights()
+
+    def set_weights(self, weights: Weights | None) -> None:
+        """Into every replica of this process, before the first step: the outer parameters begin where they begin."""
+        assert not self.steps_done
+        for r, engine in enumerate(self.engines):
+            engine.set_weights(weights)
+            with torch.no_grad():
+                for inner, outer in self.algorithm.outer_parameters(r):
+                    outer.copy_(inner)
 
     def local_parameters(self) -> Iterator[LocalParameter]:
         """Those of this process's first replica."""

@@ -73,13 +73,23 @@ class Group:
         for column, name in DEGREES.items():
             if (self[column] or 1) > 1:
                 extra = {
-                    "dp_shard": "" if self["reshard_after_forward"] is not False else "-z2",
+                    "dp_shard": ("" if self["reshard_after_forward"] is not False else "-z2") + self._zero,
                     "tp": "" if self["sp"] is not False else "-nosp",
                     "cp": "" if self["cp_method"] in (None, "allgather") else f"-{self['cp_method']}",
                     "pp": f"-{self['pp_schedule']}" if self["pp_schedule"] else "",
                 }.get(column, "")
                 parts.append(name + extra)
+        for what in ("optimizer", "parameters"):
+            if (self[f"offload_{what}"] or "none") != "none":
+                parts.append(f"{what}-{self[f'offload_{what}']}")
         return "+".join(parts) or "single"
+
+    @property
+    def _zero(self) -> str:
+        """How another engine than torch shards."""
+        if self["engine"] in (None, "torch"):
+            return ""
+        return f"-zero{self['zero_stage']}" + (f"-hpz{self['hpz']}" if (self["hpz"] or 1) > 1 else "")
 
     @property
     def cost_s(self) -> list[float]:

@@ -1,0 +1,79 @@
+"""Canonical weights: full fp32 tensors under the single-process model's names, whatever engine and layout hold them.
+
+They go between engines through the first rank of a replica: each engine knows which part of which tensor it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .shape import ModelShape
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
+
+Weights = dict[str, "torch.Tensor"]
+
+
+@lru_cache
+def shapes_of(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Size of every parameter of the whole model by its name, in the model's order."""
+    import torch
+
+    from .model import Decoder
+
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in Decoder(shape).named_parameters()}
+
+
+def problem_with(weights: Mapping[str, torch.Tensor], shape: ModelShape) -> str | None:
+    """Why these are not the whole weights of a model of that shape, in one line, or None."""
+    wanted, found = shapes_of(shape), {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name in (*wanted, *found) if wanted.get(name) != found.get(name)]
+    if not wrong:
+        return None
+    name, more = wrong[0], f" ({len(set(wrong))} differ)" if len(set(wrong)) > 1 else ""
+    said = f"is {found[name]}" if name in found else "is missing"
+    return f"weights of another model: {name} {said}, wanted {wanted.get(name, 'nothing of that name')}{more}"
+
+
+def gathered(mine: Weights, group: dist.ProcessGroup | None) -> Weights:
+    """What the ranks of a group hold together, on its first rank; elsewhere empty. Collective."""
+    import torch.distributed as dist
+
+    if group is None:
+        return mine
+    first = dist.get_rank(group) == 0
+    parts = [None] * dist.get_world_size(group) if first else None
+    dist.gather_object(mine, parts, group=group, group_dst=0)
+    return {name: tensor for part in parts for name, tensor in part.items()} if first else {}
+
+
+def handed_out(
+    weights: Weights | None, shape: ModelShape, group: dist.ProcessGroup | None, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole fp32 tensor on the device) of every parameter, on every rank of the group. Collective.
+
+    weights: those of the group's first rank count. group: None, this process alone
+
+    Raises
+    ------
+    ValueError: they are not the whole weights of such a model; on every rank
+    """
+    import torch
+    import torch.distributed as dist
+
+    first = group is None or dist.get_rank(group) == 0
+    problem = [problem_with(weights or {}, shape) if first else None]
+    if group is not None:
+        dist.broadcast_object_list(problem, group=group, group_src=0)
+    if problem[0]:
+        raise ValueError(problem[0])
+    for name, size in shapes_of(shape).items():
+        whole = weights[name].to(device, torch.float32).contiguous() if first else torch.empty(size, device=device)
+        if group is not None:
+            dist.broadcast(whole, group=group, group_src=0)
+        yield name, whole
