@@ -50,7 +50,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     if world.meeting:
         world.meeting.begin()
     startup_s = time.time() - reporter.launched_at
-    reporter.phase("training")
+    reporter.begin(first_step)
     keeper = Keeper(reporter.folder, active=world.rank == 0)
 
     def on_step(done: int, training: Training) -> None:

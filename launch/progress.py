@@ -30,6 +30,8 @@ class Progress:
     loss: float | None = None  # the last one that was brought to the host
     tokens_per_s: float | None = None
     first_step_at: float | None = None  # Unix time at which the first step was done, s
+    trained_from: int | None = None  # the attempt's first step; None: it is not so far
+    trained_at: float | None = None  # Unix time at which that began, s
 
 
 class Reporter:
@@ -47,6 +49,8 @@ class Reporter:
         self._active = active
         self._now = {"phase": "joining", "step": 0, "steps": steps, "loss": None, "tokens_per_s": None}
         self._first_step_at: float | None = None
+        self.trained_from: int | None = None
+        self.trained_at: float | None = None
         self._written = 0.0
         self._step_fd = os.open(folder / STEP, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666) if active else -1
 
@@ -54,6 +58,11 @@ class Reporter:
         self._now["phase"] = name
         if self._active:
             self._write()
+
+    def begin(self, first_step: int = 0) -> None:
+        """Training begins, at a later step than the first where it goes on from a checkpoint."""
+        self._now["step"], self.trained_from, self.trained_at = first_step, first_step, time.time()
+        self.phase("training")
 
     def step(self, done: int, loss: float | None = None, tokens_per_s: float | None = None) -> None:
         """`done` steps are done. None keeps the last value. Cheap enough to be called after every step."""
@@ -74,7 +83,9 @@ class Reporter:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        now = Progress(**self._now, first_step_at=self._first_step_at)
+        now = Progress(
+            **self._now, first_step_at=self._first_step_at, trained_from=self.trained_from, trained_at=self.trained_at
+        )
         with suppress(OSError):
             write_atomically(self.folder / PROGRESS, json.dumps(asdict(now)))
 

@@ -14,8 +14,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from .attempts import goodput_columns, read_starts
 from .environment import LISTEN_FD, Placement, find_placement
 from .failure import ErrorReport, error_kind, one_line, write_report
 from .processes import die_with_supervisor
@@ -69,22 +71,34 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     if world.rank == 0:
         assert result is not None
         reporter.phase("writing")
-        _write(spec, world, result)
+        _write(spec, world, result, reporter)
     leave()
     if world.meeting:
         world.meeting.leave()
 
 
-def _write(spec: RunSpec, world: World, result: RunResult) -> None:
+def _write(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -> None:
     from ..results.store import RunStore
 
-    now = time.time()
-    row = spec.identity() | {
+    now, store = time.time(), RunStore(Path(spec.results))
+    row = _goodput(store.run_folder(spec.run_id), result, reporter, now)
+    row |= spec.identity() | {
         "status": result.status, "reason": result.reason, "finished_at": utc(now), "wall_s": now - spec.launched_at,
         "ranks_json": world.ranks_json(), "nodes": len({seat.host for seat in world.seats}), "backend": world.backend,
         "threads_per_rank": world.threads,
     } | result.row  # fmt: skip
-    RunStore(Path(spec.results)).write_run(row, result.steps, result.evals)
+    store.write_run(row, result.steps, result.evals)
+
+
+def _goodput(run_folder: Path, result: RunResult, reporter: Reporter, now: float) -> dict[str, object]:
+    """Columns over all starts of the run, of which this is the last."""
+    starts = read_starts(run_folder)
+    if not starts:
+        return {}
+    times = result.steps.get("step_time_s", [])
+    useful_s = sum(times) if len(times) and result.status == "ok" else None
+    starts[-1] = replace(starts[-1], ended_at=now, trained_from=reporter.trained_from, trained_at=reporter.trained_at)
+    return goodput_columns(starts, useful_s)
 
 
 if __name__ == "__main__":

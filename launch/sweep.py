@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..results.store import Claim, RunStore
+from .attempts import AttemptLog, goodput_columns, read_starts
 from .case import Case
 from .display import Display
 from .environment import LOOPBACK, Placement, listen
@@ -117,6 +118,7 @@ class Executor(Protocol):
     """Runs one run's ranks to their end."""
 
     launcher: str  # as the table names it
+    mark: str  # that every process it starts carries
     broken: str | None  # why no further run can be started
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
@@ -215,22 +217,27 @@ class Sweep:
         return True
 
     def _execute(self, run: PlannedRun, claim: Claim) -> Outcome:
-        self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
         scratch = self.store.scratch(run.run_id).absolute()
-        spec = self._spec(run, claim, str(scratch))
+        log = AttemptLog(self.store.run_folder(run.run_id), scratch)
+        log.settle()
+        self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
+        spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))
+        log.begin(spec.launched_at, claim.attempt, self.executor.mark)
 
         def started() -> None:
             self._write_skipped()
             self.display.started(run, scratch)
 
         outcome = self.executor.execute(spec, self.study.run.time_limit_s, started, self.display.tick)
-        row = self.store.row(run.run_id)
+        row, now = self.store.row(run.run_id), time.time()
         if row is not None and row["attempt"] == claim.attempt:  # what the ranks wrote stands
             outcome = Outcome(row["status"], row["reason"])
+            log.end(now, outcome.status)
         else:
             if outcome.status == "ok":
                 outcome = Outcome("failed", "every rank ended well, but rank 0 wrote no row")
-            row = self._row(spec, outcome, time.time())
+            log.end(now, outcome.status)
+            row = self._row(spec, outcome, now) | goodput_columns(read_starts(log.run_folder), None)
             self.store.write_run(row, **taken(scratch))
         self.display.ended(run, outcome, row, scratch)
         if outcome.status == "ok":

@@ -76,13 +76,13 @@ class RunStore:
 
     def attempts(self, run_id: str) -> list[int]:
         """Finished attempts of the run, in order; a damaged one counts."""
-        return attempts_in(self._run(run_id))
+        return attempts_in(self.run_folder(run_id))
 
     def row(self, run_id: str) -> dict | None:
         """The row of the run's last attempt; None: it has none, or it is damaged."""
         attempts = self.attempts(run_id)
         try:
-            row = json.loads((self._run(run_id) / f"a{attempts[-1]}" / "run.json").read_bytes())
+            row = json.loads((self.run_folder(run_id) / f"a{attempts[-1]}" / "run.json").read_bytes())
         except (IndexError, OSError, ValueError, RecursionError):
             return None
         return row if isinstance(row, dict) else None
@@ -98,7 +98,7 @@ class RunStore:
         The kernel releases the claim when the process ends. A child started by exec does not inherit it; one made
         by a bare fork holds it too, until it ends.
         """
-        folder = self._run(run_id)
+        folder = self.run_folder(run_id)
         with _said(f"claim run {run_id}", folder):
             folder.mkdir(exist_ok=True)
             lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -118,7 +118,7 @@ class RunStore:
 
     def scratch(self, run_id: str) -> Path:
         """Folder of the running attempt: progress, error reports, checkpoints. Not part of the table."""
-        folder = self._run(run_id) / "scratch"
+        folder = self.run_folder(run_id) / "scratch"
         with _said(f"make the scratch folder of run {run_id}", folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -126,7 +126,7 @@ class RunStore:
     def clean_scratch(self, run_id: str, keep: Iterable[str] = ()) -> None:
         """Empty the scratch folder, but for the names in `keep` (a checkpoint, say). For who holds the claim."""
         keep = set(keep)
-        folder = self._run(run_id) / "scratch"
+        folder = self.run_folder(run_id) / "scratch"
         for entry in list(folder.iterdir()) if folder.is_dir() else ():
             if entry.name not in keep:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class RunStore:
         OSError: the disk is full or refuses; nothing is left of the attempt
         """
         run_id = str(row["run_id"])
-        folder = self._run(run_id)
+        folder = self.run_folder(run_id)
         attempt = row.get("attempt") or max(self.attempts(run_id), default=0) + 1
         tables = {"steps": _rows("steps", steps), "evals": _rows("evals", evals)}
         full = checked_row("runs", {
@@ -186,7 +186,8 @@ class RunStore:
             _sync(self.runs)
         return final
 
-    def _run(self, run_id: str) -> Path:
+    def run_folder(self, run_id: str) -> Path:
+        """Where the run's attempts lie; it need not be there yet."""
         assert RUN_ID.fullmatch(run_id), f"not a run_id: {run_id!r}"
         return self.runs / run_id
 

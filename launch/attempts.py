@@ -1,0 +1,158 @@
+"""What became of every start of a run's ranks, and the goodput of the whole run that follows from it.
+
+    <run>/attempts.jsonl    append-only, one JSON object a line:
+        {"event": "start", "at", "attempt", "host", "mark"}
+        {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done"}
+
+A row comes once, when a run has come to an end; its ranks may have been started several times before (killed,
+preempted, out of time, a node gone). A start whose supervisor was killed has no end: the next start writes it, from the
+progress that was left in the scratch folder. A line that is cut off is left out, and costs no other.
+
+    goodput                  useful step time / time in which ranks were held
+                             ("runtime goodput" of Google's ML Productivity Goodput, 2024)
+    effective training time  useful step time / time since the first start, waits between the starts counted
+                             (Llama 3, arXiv 2407.21783, section 3.3.4)
+
+Useful is a step that the result is made of: one computed twice, since it was lost with the first try, counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .processes import end_marked
+from .progress import PROGRESS, STEP, read_progress
+
+LOG = "attempts.jsonl"
+GONE = "gone"  # cause of a start whose supervisor left no word
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run's ranks. Times are Unix times, s."""
+
+    at: float
+    host: str = ""
+    mark: str = ""  # of its supervisor's processes
+    ended_at: float | None = None  # None: it is on, or its supervisor is gone
+    cause: str | None = None  # the run's status then, `preempted`, or `gone`
+    trained_from: int | None = None  # its first step; None: it did not come so far
+    trained_at: float | None = None  # when that began
+    steps_done: int = 0  # of the run, those of earlier starts that it went on from included
+
+
+def read_starts(run_folder: Path) -> list[Start]:
+    """Every start of the run, in order; what is not ours or cut off is left out."""
+    starts: list[Start] = []
+    try:
+        lines = (run_folder / LOG).read_bytes().split(b"\n")
+    except OSError:
+        lines = []
+    for line in lines:
+        try:
+            content = json.loads(line)
+            event = content["event"]
+            if event == "start":
+                starts.append(Start(float(content["at"]), str(content["host"]), str(content["mark"])))
+            elif event == "end" and starts and starts[-1].ended_at is None:
+                first, at = content["trained_from"], content["trained_at"]
+                starts[-1] = replace(
+                    starts[-1], ended_at=float(content["at"]), cause=str(content["cause"]),
+                    trained_from=None if first is None else int(first), trained_at=None if at is None else float(at),
+                    steps_done=int(content["steps_done"]),
+                )  # fmt: skip
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue
+    return starts
+
+
+class AttemptLog:
+    """The log as the supervisor that holds the run's claim writes it."""
+
+    def __init__(self, run_folder: Path, scratch: Path) -> None:
+        self.run_folder, self.scratch = run_folder, scratch
+
+    def settle(self) -> None:
+        """Before the scratch folder is emptied: end what a supervisor that is gone has left, and log how far it came.
+
+        Its guard does so too, within moments; but a run never starts beside what is left of it.
+        """
+        starts = read_starts(self.run_folder)
+        if not starts or starts[-1].ended_at is not None:
+            return
+        if starts[-1].mark and starts[-1].host == socket.gethostname():
+            end_marked(starts[-1].mark)
+        seen = [starts[-1].at]
+        for name in (STEP, PROGRESS):
+            with suppress(OSError):
+                seen.append((self.scratch / name).stat().st_mtime)
+        self.end(max(seen), GONE)
+
+    def begin(self, at: float, attempt: int, mark: str) -> None:
+        """Raises OSError where the disk is full."""
+        self._append(event="start", at=at, attempt=attempt, host=socket.gethostname(), mark=mark)
+
+    def end(self, at: float, cause: str) -> None:
+        """A full disk takes no line: the next start then writes it."""
+        progress = read_progress(self.scratch)
+        known = {"trained_from": None, "trained_at": None, "steps_done": 0}
+        if progress is not None:
+            known = {name: getattr(progress, name) for name in ("trained_from", "trained_at")}
+            known["steps_done"] = progress.step
+        with suppress(OSError):
+            self._append(event="end", at=at, cause=cause, **known)
+
+    def _append(self, **content: Any) -> None:
+        line = json.dumps(content).encode() + b"\n"
+        descriptor = os.open(self.run_folder / LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # cut off: the line must not swallow ours
+                line = b"\n" + line
+            if os.write(descriptor, line) != len(line):
+                raise OSError(28, f"cannot write {LOG}: no space left on device", str(self.run_folder))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str, object]:
+    """Columns of a run over all its starts, the last of which has its end.
+
+    useful_s: step times of the steps that the result is made of; None: not known, or nothing came of the run
+    """
+    if not starts or starts[-1].ended_at is None:
+        return {}
+    over = starts[-1].ended_at
+    ends = [over if start.ended_at is None else start.ended_at for start in starts]
+    held_s = sum(max(0.0, end - start.at) for start, end in zip(starts, ends, strict=True))
+    elapsed_s = max(0.0, over - starts[0].at)
+    restart_s = sum(
+        max(0.0, (end if start.trained_at is None else start.trained_at) - start.at)
+        for start, end in zip(starts[1:], ends[1:], strict=True)
+    )
+    row: dict[str, object] = {
+        "restarts": len(starts) - 1, "elapsed_s": elapsed_s, "held_s": held_s, "restart_time_s": restart_s,
+        "lost_steps": lost_steps(starts), "useful_step_time_s": useful_s,
+    }  # fmt: skip
+    if useful_s is not None:
+        row["goodput"] = useful_s / held_s if held_s else None
+        row["effective_training_time"] = useful_s / elapsed_s if elapsed_s else None
+    return row
+
+
+def lost_steps(starts: Sequence[Start]) -> int:
+    """Steps that were computed and, since the next start went on from an older checkpoint, computed again."""
+    lost, done = 0, 0
+    for start in starts:
+        if start.trained_from is not None:
+            lost += max(0, done - start.trained_from)
+            done = start.steps_done
+    return lost

@@ -1,0 +1,135 @@
+"""What is known of a run's starts, and its goodput: over all of them, whatever became of each."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalade.launch.attempts import GONE, LOG, AttemptLog, Start, goodput_columns, lost_steps, read_starts
+from scalade.launch.progress import Reporter
+from scalade.launch.run import run_study
+from scalade.results.store import RunStore
+
+
+def test_goodput_by_hand():
+    """Trained 0 to 7, killed; 100 s later from the checkpoint at 5 to 9, killed while it starts; then 5 to 12."""
+    starts = [
+        Start(0.0, ended_at=20.0, cause=GONE, trained_from=0, trained_at=4.0, steps_done=7),
+        Start(120.0, ended_at=140.0, cause="failed", trained_from=5, trained_at=126.0, steps_done=9),
+        Start(140.0, ended_at=143.0, cause=GONE),
+        Start(150.0, ended_at=170.0, cause="ok", trained_from=5, trained_at=155.0, steps_done=12),
+    ]
+    assert goodput_columns(starts, 21.0) == {
+        "restarts": 3, "elapsed_s": 170.0, "held_s": 63.0, "restart_time_s": 6.0 + 3.0 + 5.0,
+        "lost_steps": 2 + 4, "useful_step_time_s": 21.0, "goodput": 21 / 63, "effective_training_time": 21 / 170,
+    }  # fmt: skip
+    assert "goodput" not in goodput_columns(starts, None)
+    assert goodput_columns(starts[:1], None)["lost_steps"] == 0
+    assert goodput_columns([Start(0.0)], None) == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=6))
+def test_lost_steps_are_those_computed_more_than_once(parts):
+    """Against counting: each start trains from a checkpoint that is no further than what was done."""
+    starts, done, computed = [], 0, []
+    for back, forth in parts:
+        first = max(0, done - back)
+        done = first + forth
+        computed += range(first, done)
+        starts.append(Start(0.0, ended_at=1.0, trained_from=first, trained_at=0.0, steps_done=done))
+    tail = [step for step in set(computed) if step < done]
+    assert lost_steps(starts) == len(computed) - len(tail)
+
+
+def test_a_start_without_an_end_is_ended_by_the_next(tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    AttemptLog(tmp_path, scratch).begin(100.0, 1, "")
+    reporter = Reporter(scratch, 9, active=True)
+    reporter.begin(3)
+    reporter.step(5)
+    os.utime(scratch / "step", (250.0, 250.0))
+    os.utime(scratch / "progress.json", (240.0, 240.0))
+    again = AttemptLog(tmp_path, scratch)
+    again.settle()
+    again.settle()  # says it once
+    again.begin(300.0, 1, "")
+    first, second = read_starts(tmp_path)
+    assert (first.at, first.ended_at, first.cause) == (100.0, 250.0, GONE)
+    assert (first.trained_from, first.steps_done) == (3, 5)
+    assert second.ended_at is None
+
+
+def test_what_is_left_of_a_dead_supervisor_is_ended_first(tmp_path):
+    import subprocess
+
+    mark = f"{os.getpid()}.{os.urandom(6).hex()}"
+    orphan = subprocess.Popen(["sleep", "600"], env=os.environ | {"SCALADE_SUPERVISOR": mark})
+    log = AttemptLog(tmp_path, tmp_path)
+    log.begin(100.0, 1, mark)
+    log.settle()
+    assert orphan.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_log_cut_off_anywhere_costs_one_line(tmp_path, seed):
+    log = AttemptLog(tmp_path, tmp_path)
+    for number in range(3):
+        log.begin(100.0 * number, 1, "")
+        log.end(100.0 * number + 50, "failed")
+    whole = (tmp_path / LOG).read_bytes()
+    cut = random.Random(seed).randrange(len(whole))
+    (tmp_path / LOG).write_bytes(whole[:cut])
+    before = read_starts(tmp_path)
+    log.begin(900.0, 1, "")
+    assert [start.at for start in read_starts(tmp_path)] == [start.at for start in before] + [900.0]
+
+
+@pytest.mark.parametrize("line", ["[]", "null", '{"event": "start"}', '{"event": "start", "at": "x"}', "[" * 9999])
+def test_a_line_that_is_not_ours_is_left_out(tmp_path, line):
+    (tmp_path / LOG).write_text(line + "\n")
+    assert read_starts(tmp_path) == []
+
+
+STUDY = """
+[model]
+size = "tiny-100k"
+[recipe]
+global_batch = 2
+[budget]
+steps = 4
+[run]
+results = "r"
+"""
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_rank.py"))]
+
+
+def test_the_row_counts_every_start(tmp_path, monkeypatch):
+    """Killed, then failed, then well: one row at the end, over three starts."""
+    study, results = tmp_path / "s.toml", tmp_path / "r"
+    study.write_text(STUDY)
+    store = RunStore(results)
+    begun = time.time()
+    monkeypatch.setenv("FAKE_RANK", "0:raise@2")
+    (run_id,) = run_study(study, results, quiet=True, command=FAKE)[0].outcomes
+    failed = store.row(run_id)
+    assert (failed["status"], failed["restarts"], failed["goodput"]) == ("failed", 0, None)
+    store.clean_scratch(run_id)
+    log = AttemptLog(store.run_folder(run_id), store.scratch(run_id))
+    log.begin(begun, 2, "")  # and a supervisor that was killed
+    monkeypatch.delenv("FAKE_RANK")
+    run_study(study, results, quiet=True, retry_failed=True, command=FAKE)
+    row = store.row(run_id)
+    assert (row["status"], row["attempt"], row["restarts"], row["lost_steps"]) == ("ok", 2, 2, 2)
+    assert row["useful_step_time_s"] > 0
+    assert row["goodput"] == pytest.approx(row["useful_step_time_s"] / row["held_s"])
+    assert 0 < row["effective_training_time"] <= row["goodput"] < 1
+    assert [json.loads(line)["event"] for line in (store.run_folder(run_id) / LOG).read_text().splitlines()] == [
+        "start", "end"] * 3  # fmt: skip
