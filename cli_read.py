@@ -228,6 +228,8 @@ def report(
     mode: Annotated[str | None, typer.Option(help="strong or weak; default: both.")] = None,
     base: Annotated[str | None, typer.Option(help="The base run of the scaling figures.", metavar="CLAUSES")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A column that may differ; again for more.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Results to hold these against: the gate's verdicts.",
+                                                  metavar="RESULTS")] = None,
     convention: Annotated[str, typer.Option(help="mfu_6n, mfu_palm or mfu_causal.")] = "mfu_palm",
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
@@ -235,6 +237,7 @@ def report(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """One page that opens offline, with the figures of a paper: what was measured, what failed, what is missing."""
+    from .launch.locate import locate
     from .results.report import report as write
     from .results.report.command import FORMATS
 
@@ -245,6 +248,7 @@ def report(
     written = write(
         _located(results), out, figures=figures, formats=tuple(format or FORMATS), where=where, mode=mode, base=base,
         allow=tuple(allow or ()), convention=convention, level=level, title=title,
+        baseline=None if baseline is None else locate(baseline),
         progress=None if quiet or as_json or not sys.stderr.isatty() else show,
     )  # fmt: skip
     say(written.to_dict() if as_json else [written.to_text()])

@@ -34,9 +34,9 @@ def as_dict(comparison: Comparison) -> dict[str, object]:
 
 def as_text(comparison: Comparison) -> list[str]:
     """For the terminal: one block of aligned columns, then what needs words."""
-    grids = [[HEADER, *map(_cells, comparison.findings)]]
+    grids = [[HEADER, *map(cells, comparison.findings)]]
     if comparison.losses:
-        grids.append([LOSS_HEADER, *map(_loss_cells, comparison.losses)])
+        grids.append([LOSS_HEADER, *map(loss_cells, comparison.losses)])
     lines = []
     for grid in grids:
         grid = [[printable(cell) for cell in row] for row in grid]
@@ -44,20 +44,20 @@ def as_text(comparison: Comparison) -> list[str]:
         lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in grid] + [""]
     lines += [f"{printable(label)}: {printable(reason)}" for label, reason in _reasons(comparison)]
     lines += [f"note: {printable(note)}" for note in comparison.notes]
-    return [*lines, _summary(comparison)]
+    return [*lines, summary(comparison)]
 
 
 def as_markdown(comparison: Comparison) -> str:
     """For a pull request's comment: what fails in sight, the rest folded away."""
-    lines = [f"### {'✅' if comparison.passed else '❌'} {_summary(comparison)}", ""]
+    lines = [f"### {'✅' if comparison.passed else '❌'} {summary(comparison)}", ""]
     lines += [f"BASE {_code(comparison.base)}, HEAD {_code(comparison.head)}", ""]
     failing = [one for one in comparison.findings if one.fails]
     passing = [one for one in comparison.findings if not one.fails]
-    lines += _markdown_table(HEADER, [_cells(one) for one in failing])
+    lines += _markdown_table(HEADER, [cells(one) for one in failing])
     if passing:
         lines += [f"<details{'' if failing else ' open'}><summary>{len(passing)} that do not fail</summary>", ""]
-        lines += [*_markdown_table(HEADER, [_cells(one) for one in passing]), "</details>", ""]
-    lines += _markdown_table(LOSS_HEADER, [_loss_cells(one) for one in comparison.losses])
+        lines += [*_markdown_table(HEADER, [cells(one) for one in passing]), "</details>", ""]
+    lines += _markdown_table(LOSS_HEADER, [loss_cells(one) for one in comparison.losses])
     reasons = list(_reasons(comparison))
     lines += [f"- {_code(label)}: {_code(reason)}" for label, reason in reasons[:MARKDOWN_ROWS]]
     lines += [f"- {_code(note)}" for note in comparison.notes[:MARKDOWN_ROWS]]
@@ -85,7 +85,7 @@ def as_junit(comparison: Comparison) -> str:
     # Of its own, for no list of tests is green because it is empty.
     case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": "something was compared"})
     if comparison.compared == 0:
-        ElementTree.SubElement(case, "failure", {"type": "missing", "message": _summary(comparison)})
+        ElementTree.SubElement(case, "failure", {"type": "missing", "message": summary(comparison)})
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root, " ")
@@ -96,7 +96,8 @@ HEADER = ["case", "", "metric", "verdict", "base", "head", "head/base", "interva
 LOSS_HEADER = ["case", "", "loss", "verdict", "base", "head", "difference", "tolerance", "seeds"]
 
 
-def _cells(one: Finding) -> list[str]:
+def cells(one: Finding) -> list[str]:
+    """A row under HEADER."""
     text = METRICS[one.metric].text
     bounds = "-" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
     verdict = {True: f"{one.verdict}, confirmed", False: f"{one.verdict}, to be confirmed"}.get(
@@ -109,7 +110,8 @@ def _cells(one: Finding) -> list[str]:
     ]  # fmt: skip
 
 
-def _loss_cells(one: LossFinding) -> list[str]:
+def loss_cells(one: LossFinding) -> list[str]:
+    """A row under LOSS_HEADER."""
     return [
         one.name, one.case_ids[0], one.loss, one.verdict,
         _or_dash(one.base, "{:.4f}".format), _or_dash(one.head, "{:.4f}".format),
@@ -129,8 +131,8 @@ def _label(one: Finding | LossFinding) -> str:
 
 
 def _facts(one: Finding | LossFinding) -> Iterator[str]:
-    header, cells = (HEADER, _cells(one)) if isinstance(one, Finding) else (LOSS_HEADER, _loss_cells(one))
-    facts = dict(zip(header, cells, strict=True))
+    header, row = (HEADER, cells(one)) if isinstance(one, Finding) else (LOSS_HEADER, loss_cells(one))
+    facts = dict(zip(header, row, strict=True))
     yield facts["verdict"]
     measured = list(facts)[list(facts).index("verdict") + 1 :]
     yield from (f"{name} {facts[name]}" for name in measured if facts[name] != "-")
@@ -148,7 +150,8 @@ def _counts(comparison: Comparison) -> dict[str, int]:
     return dict(Counter(one.verdict for one in (*comparison.findings, *comparison.losses)))
 
 
-def _summary(comparison: Comparison) -> str:
+def summary(comparison: Comparison) -> str:
+    """The verdict of the whole, in one line."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(comparison).items())
     if comparison.compared == 0:
         return f"gate failed: no case could be compared ({counts})"

@@ -90,6 +90,30 @@ def outer():
                           **settings)  # fmt: skip
 
 
+def outer_sweep(seeds=3):
+    """DiLoCo's joint law (arXiv 2503.09799, table 10) and data parallel's at four sizes, M = 1, 2, 4, D = 20 N."""
+    rows, rng = [], np.random.default_rng(2)
+    for i, params in enumerate((1_000_000, 3_000_000, 10_000_000, 30_000_000)):
+        for m in (0, 1, 2, 4):
+            for seed in range(seeds):
+                loss = (18.1 * params**-0.0953 if not m else 19.2 * params**-0.0985 * m**0.0116)
+                loss *= float(np.exp(rng.normal(0, 0.001)))
+                outer_of = {} if not m else {
+                    "outer_algorithm": "diloco", "outer_replicas": m, "outer_sync_every": 30, "outer_lr": 0.6,
+                    "outer_compression": "none", "layout": f"rep{m}", "outer_steps": 2,
+                }  # fmt: skip
+                rows.append(row(1, 0.1, seed, case_id=f"o{i}{m}{seed}", model=f"n{params}", params_total=params,
+                                tokens_seen=20 * params, loss=loss, val_loss=loss, seed=seed, model_width=64 + i,
+                                **outer_of))  # fmt: skip
+    return rows
+
+
+def on_a100(runs=6):
+    """Runs that published A100 rows may be set against: bf16 over the datasheet's peak."""
+    return several(8, 0.0012, runs, precision="bf16", peak_flops=312e12, case_id="a8", layout="fsdp8", dp_shard=8,
+                   dp_replicate=1)  # fmt: skip
+
+
 def troubles():
     """Runs that came to nothing."""
     reasons = {"oom": "rank 1 on host a: out of memory: needed 4.2 GiB", "failed": f"rank 0: {HOSTILE}",

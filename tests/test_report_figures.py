@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import report_table as simulated
 
-from scalade.results.report import layouts, losses, outer, scaling
-from scalade.results.report.drawing import Drawn, Undrawn, chunks, encoded, look, short, style
+from scalade.results.compare import compare
+from scalade.results.report import gate, layouts, losses, outer, outer_law, published, scaling
+from scalade.results.report.drawing import Drawn, Undrawn, chunks, encoded, look, powers, short, style
 from scalade.results.report.source import MODES, read_source
 
 
@@ -62,6 +63,62 @@ def test_diloco_beside_data_parallel(tmp_path):
 def test_without_data_parallel_there_is_nothing_to_set_diloco_against(tmp_path):
     rows = [row for row in simulated.outer() if row["outer_algorithm"] == "diloco"]
     assert isinstance(outer.diloco(read(tmp_path, rows))[0], Undrawn)
+
+
+def test_diloco_law_finds_the_exponents_that_made_the_table(tmp_path):
+    with style():
+        (found,) = outer_law.diloco_law(read(tmp_path, simulated.outer_sweep()))
+        encoded(found.figure, "svg")
+    number = r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]"
+    alpha, beta, plain = re.findall(rf"(?:alpha|beta) = {number}", found.reading)
+    for (value, low, high), true in ((alpha, -0.0985), (beta, 0.0116), (plain, -0.0953)):
+        assert float(low) < true < float(high) and float(value) == pytest.approx(true, abs=0.002)
+    assert re.search(r"at N = 30M: M = 1 [+-].*, M = 2 .*, M = 4 \+2\.\d\d%", found.reading)
+    assert found.runs == 48 and "95% of the law by 1000 resamples" in found.interval
+    assert "sync every 30, compression none; about 20 tokens per parameter" in found.convention
+
+
+def test_diloco_law_takes_the_best_setting_of_a_sweep_and_needs_a_ladder(tmp_path):
+    rows = simulated.outer_sweep(1)
+    worse = [row | {"lr": 0.1, "loss": 2 * row["loss"], "val_loss": 2 * row["loss"], "case_id": f"{row['case_id']}w",
+                    "run_id": f"{row['case_id']}w-r0"} for row in rows]  # fmt: skip
+    with style():
+        alone, both = (outer_law.diloco_law(read(tmp_path / str(n), some))[0]
+                       for n, some in enumerate((rows, rows + worse)))  # fmt: skip
+        few = outer_law.diloco_law(read(tmp_path / "few", simulated.outer()))[0]
+    assert both.reading == alone.reading and both.runs == alone.runs == 16
+    assert isinstance(few, Undrawn) and "there are 2" in few.needs
+
+
+def test_published_rows_stand_beside_ours_only_under_one_convention(tmp_path):
+    source = read(tmp_path / "a", simulated.on_a100() + simulated.several(1, 0.4, 2))
+    with style():
+        (found,) = published.published(source)
+    ours, *theirs = (line for line in found.figure.axes[0].lines if line.get_marker() in ("D", "o"))
+    assert list(ours.get_xdata()) == [pytest.approx(100 * np.median([r["mfu_palm"] for r in simulated.on_a100()]))]
+    assert theirs and found.runs == 6 and "same device, precision, peak" in found.convention
+    table = published.table(source)
+    assert all(float(row[5].value) == pytest.approx(100 * row[3].value / row[4].value) for row in table.rows)
+    assert "2 layouts: the source gives no mfu_palm" in table.note and "1 layouts: differs in precision" in table.note
+    nothing = read(tmp_path / "b", simulated.several(1, 0.4, 2))
+    assert published.table(nothing) is None and "refused: " in published.published(nothing)[0].needs
+
+
+def test_gate_draws_what_it_compared(tmp_path):
+    base = simulated.several(1, 0.4, 8, noise=0.01)
+    head = [row | {"step_time_s": 1.2 * row["step_time_s"]} for row in base]
+    done = compare(*(simulated.stored(tmp_path / n, rows) for n, rows in (("a", base), ("b", head))))
+    with style():
+        (found,) = gate.figures(done)
+    crosses = [line for line in found.figure.axes[0].lines if line.get_marker() == "X"]
+    assert [line.get_xdata()[0] for line in crosses] == [pytest.approx(1.2, rel=0.02)] and found.runs == 32
+    assert gate.failing(done)[0].startswith("s m single, step_time_s: slower, 1.2")
+    nothing = compare(tmp_path / "a", simulated.stored(tmp_path / "c", simulated.several(2, 0.2, 1)))
+    assert isinstance(gate.figures(nothing)[0], Undrawn) and "missing" in gate.failing(nothing)[0]
+
+
+def test_flops_are_powers_of_ten():
+    assert [powers(value) for value in (1e15, 1e12, 3.16e17, 2.5e9)] == ["1e15", "1e12", "3.16e17", "2.5e9"]
 
 
 def test_shares_of_the_step_add_up(tmp_path):

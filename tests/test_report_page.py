@@ -55,6 +55,7 @@ def everything(tmp_path_factory):
     """(files, html) of a report on a table with ladders, DiLoCo, failures and hostile names."""
     folder = tmp_path_factory.mktemp("everything")
     rows = simulated.ladders(6) + simulated.outer() + simulated.troubles() + simulated.hostile()
+    rows += simulated.on_a100()
     files = report(simulated.stored(folder / "t", rows), folder / "r.html", formats=("svg",))
     return files, files.html.read_text()
 
@@ -134,8 +135,9 @@ def test_what_the_table_has_no_data_for_is_said_and_not_drawn(tmp_path):
     }  # fmt: skip
     html = files.html.read_text()
     assert [one.title for one in files.undrawn] == [
-        "Strong scaling", "Weak scaling", "MFU by layout", "Final loss against compute", "IsoFLOP curves",
-        "DiLoCo against data parallel", "Predicted against measured",
+        "Strong scaling", "Weak scaling", "MFU by layout", "Beside published figures", "Final loss against compute",
+        "IsoFLOP curves", "DiLoCo against data parallel", "DiLoCo: loss against model size and replicas",
+        "Predicted against measured",
     ]  # fmt: skip
     for one in files.undrawn:
         assert f"<strong>{one.title}</strong> needs " in html and len(one.needs) > 20
@@ -149,6 +151,20 @@ def test_a_column_that_alone_is_in_the_way_is_named(tmp_path):
     assert "differ in threads_per_rank" in files.undrawn[0].needs
     files = report(folder, tmp_path / "r.html", formats=(), allow=["threads_per_rank"])
     assert "scaling-strong" in files.drawn
+
+
+def test_a_baseline_brings_the_verdict_of_the_gate(tmp_path):
+    base, head = (simulated.stored(tmp_path / name, simulated.several(1, time, 8, noise=0.005))
+                  for name, time in (("base", 0.4), ("head", 0.5)))  # fmt: skip
+    files = report(head, tmp_path / "r.html", formats=(), baseline=base)
+    html = files.html.read_text()
+    assert files.gate.startswith("gate failed: 1 slower") and files.gate in files.to_text() and "gate" in files.drawn
+    assert '<span class="mark fail">failed</span> Against the baseline' in html
+    assert "s m single, step_time_s: slower, 1.25" in html and '<section id="gate">' in html
+    assert "slower" in Page(html).cells
+    assert "Against the baseline" not in report(head, tmp_path / "r.html", formats=()).html.read_text()
+    with pytest.raises(ValueError, match="no results at"):
+        report(head, tmp_path / "r.html", formats=(), baseline=tmp_path / "nothing")
 
 
 def test_an_exported_file_has_no_curves_and_says_so(tmp_path):

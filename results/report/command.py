@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..compare import Comparison, compare
+from ..gate_formats import summary
 from ..read import printable
-from . import layouts, losses, outer, scaling
+from . import gate, layouts, losses, outer, outer_law, published, scaling
 from .drawing import Drawn, Undrawn, encoded, style
 from .page import rendered
 from .source import MODES, Source, read_source
@@ -17,8 +19,8 @@ from .source import MODES, Source, read_source
 Progress = Callable[[str, float], None]
 FORMATS = ("svg", "png")
 FIGURES: tuple[Callable[[Source], list[Drawn | Undrawn]], ...] = (
-    scaling.scaling, layouts.mfu, layouts.time_breakdown, layouts.memory, losses.curves, losses.final_loss,
-    losses.isoflop_curves, outer.diloco, layouts.predicted,
+    scaling.scaling, layouts.mfu, published.published, layouts.time_breakdown, layouts.memory, losses.curves,
+    losses.final_loss, losses.isoflop_curves, outer.diloco, outer_law.diloco_law, layouts.predicted,
 )  # fmt: skip
 
 
@@ -31,15 +33,18 @@ class ReportFiles:
     drawn: tuple[str, ...]
     undrawn: tuple[Undrawn, ...]
     runs: int
+    gate: str | None = None  # its verdict, where a baseline was given
 
     def to_dict(self) -> dict:
         return {
             "html": str(self.html), "figures": [str(path) for path in self.figures], "drawn": list(self.drawn),
             "not_drawn": [{"title": one.title, "needs": one.needs} for one in self.undrawn], "runs": self.runs,
+            "gate": self.gate,
         }  # fmt: skip
 
     def to_text(self) -> str:
         lines = [f"{self.html}: {self.runs} runs, {len(self.drawn)} figures"]
+        lines += [self.gate] if self.gate else []
         if self.figures:
             lines.append(f"{self.figures[0].parent}: {len(self.figures)} files")
         return "\n".join(lines + [f"not drawn: {one.title}: needs {one.needs}" for one in self.undrawn])
@@ -49,7 +54,7 @@ def report(
     path: str | Path, out: str | Path | None = None, *, figures: str | Path | None = None,
     formats: Sequence[str] = FORMATS, where: str | None = None, mode: str | None = None, base: str | None = None,
     allow: Sequence[str] = (), convention: str = "mfu_palm", level: float = 0.95, title: str | None = None,
-    progress: Progress | None = None,
+    baseline: str | Path | None = None, progress: Progress | None = None,
 ) -> ReportFiles:  # fmt: skip
     """Write the report of the runs at `path` (a results folder, or a Parquet file that `export` wrote).
 
@@ -57,6 +62,7 @@ def report(
     figures: folder of the figures; default: `<out without suffix>-figures`. formats: of `svg` and `png`; () for none.
     where: a filter on the runs. mode, base, allow: of the scaling figures, as in `efficiency`; mode None: both.
     convention: `mfu_6n`, `mfu_palm` or `mfu_causal`; level: of the intervals over runs.
+    baseline: results that the regression gate holds these against, at its defaults (see `compare`).
     progress(stage, fraction) is called while work is long.
 
     Raises
@@ -79,11 +85,12 @@ def report(
     tell = progress or (lambda stage, fraction: None)
     tell("reading", 0.0)
     source = read_source(path, where, (mode,) if mode else MODES, base, allow, convention, level)
+    verdict = compare(baseline, path, where=where) if baseline is not None else None
     drawn: list[tuple[Drawn, bytes]] = []
     undrawn: list[Undrawn] = []
     written: list[Path] = []
     with style():
-        for made in _each(source, tell):
+        for made in _each(source, verdict, tell):
             if isinstance(made, Undrawn):
                 undrawn.append(made)
                 continue
@@ -94,12 +101,15 @@ def report(
                 _write(file, svg if format == "svg" else encoded(made.figure, format))
                 written.append(file)
     tell("writing", 0.95)
-    _write(out, rendered(source, drawn, undrawn, title).encode())
+    _write(out, rendered(source, drawn, undrawn, title, verdict).encode())
     tell("done", 1.0)
-    return ReportFiles(out, tuple(written), tuple(one.name for one, _ in drawn), tuple(undrawn), len(source.rows))
+    return ReportFiles(out, tuple(written), tuple(one.name for one, _ in drawn), tuple(undrawn), len(source.rows),
+                       verdict and summary(verdict))  # fmt: skip
 
 
-def _each(source: Source, tell: Progress) -> Iterator[Drawn | Undrawn]:
+def _each(source: Source, verdict: Comparison | None, tell: Progress) -> Iterator[Drawn | Undrawn]:
+    if verdict is not None:
+        yield from gate.figures(verdict)
     for number, draw in enumerate(FIGURES):
         tell(draw.__name__.replace("_", " "), 0.1 + 0.85 * number / len(FIGURES))
         yield from draw(source)

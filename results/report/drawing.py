@@ -165,6 +165,12 @@ def short(value: float, _position: object = None) -> str:
     return f"{value:.3g}"
 
 
+def powers(value: float, _position: object = None) -> str:
+    """1e15, for FLOPs, whose prefixes nobody reads."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def log_scale(axes, which: str, formatter: Callable = short) -> None:
     """A logarithmic axis with labels that hold no mathtext, and enough of them on a short one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
@@ -173,8 +179,10 @@ def log_scale(axes, which: str, formatter: Callable = short) -> None:
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
     decades = math.log10(high / low)
-    if decades < 0.7:
+    if decades < 0.4:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    elif decades < 0.8:
+        axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), numticks=9))
     else:
         axis.set_major_locator(
             LogLocator(subs=(1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 3 else (1.0,), numticks=7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..laws.fit import Fit, fit, with_profiles
 from ..laws.isoflop import budgets, isoflop
 from ..laws.optimum import optimum
 from ..laws.table import Rows
-from .drawing import Drawn, Undrawn, legend, log_scale, look, new_figure, short, size_looks, size_scale
+from .drawing import Drawn, Undrawn, legend, log_scale, look, new_figure, powers, short, size_looks, size_scale
 from .source import Source, label
 
 FEW = 8  # cases that have each its own line and name; of more, a model has
@@ -21,6 +21,7 @@ POINTS = 160  # of one curve, evenly spaced in the logarithm of its steps
 DRAWS = 400
 SMOOTHED = 0.05
 SAME = ("data_hash", "data_vocab", "model_vocab", "model_seq_len")  # losses are of one kind where these agree
+ROLES = {"params": "params_total", "tokens": "tokens_seen"}
 CONVENTION = "C = 6 N D, N all parameters (train_flops_6n)"
 
 
@@ -61,7 +62,7 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
     for one, name in zip(axes, ("tokens", "training FLOPs (6 N per token)", clock), strict=True):
         one.set_xlabel(name)
         if one.lines:
-            log_scale(one, "x")
+            log_scale(one, "x", powers if "FLOPs" in name else short)
     axes[0].set_ylabel("training loss, nats per token")
     log_scale(axes[0], "y", lambda value, _: f"{value:.3g}")
     if shades is None:
@@ -88,7 +89,7 @@ def final_loss(source: Source) -> list[Drawn | Undrawn]:
     if len(distinct) < 3:
         return [Undrawn(title, "runs without outer loop of three different (parameters, tokens) on one data set "
                         f"(there are {len(distinct)}): see studies/ladder.toml")]  # fmt: skip
-    given = _rows(rows, column)
+    given = law_rows(rows, column, ROLES)
     compute = np.array([row["train_flops_6n"] for row in rows])
     figure, (axes,) = new_figure(7.2, 4.4)
     sizes = sorted({row["params_total"] for row in rows})
@@ -123,9 +124,9 @@ def final_loss(source: Source) -> list[Drawn | Undrawn]:
     if shades is not None:
         size_scale(figure, axes, shades)
     axes.set_ylim(given.y.min() / 1.03, given.y.max() * 1.03)
-    log_scale(axes, "x")
+    log_scale(axes, "x", powers)
     log_scale(axes, "y", lambda value, _: f"{value:.3g}")
-    axes.set(xlabel="training FLOPs C (6 N D)", ylabel=_loss_name(column))
+    axes.set(xlabel="training FLOPs C (6 N D)", ylabel=loss_name(column))
     if handles:
         legend(figure, handles, names, 6)
     return [Drawn("loss-compute", title, figure, len(rows), interval, CONVENTION, f"One point a run. {said}")]
@@ -137,7 +138,7 @@ def isoflop_curves(source: Source) -> list[Drawn | Undrawn]:
     needs = "two compute budgets or more (equal to 15%), each with four model sizes or more around its lowest loss"
     if len({row["params_total"] for row in rows}) < 4:
         return [Undrawn(title, needs)]
-    given = _rows(rows, column)
+    given = law_rows(rows, column, ROLES)
     params, flops = given.columns["params"], np.array([row["train_flops_6n"] for row in rows])
     try:
         found = isoflop(params, flops, given.y)
@@ -148,10 +149,12 @@ def isoflop_curves(source: Source) -> list[Drawn | Undrawn]:
     handles, names = [], []
     for i in range(group.max() + 1):
         here = group == i
-        style = look(i)
+        if len(set(params[here])) < 2:  # no curve; the text says what is left out
+            continue
+        style = look(len(names))
         centre = float(np.exp(np.log(flops[here]).mean()))
         handles.append(left.plot(params[here], given.y[here], **style | {"linestyle": "none"}, zorder=3)[0])
-        names.append(f"C = {centre:.2g}")
+        names.append(f"C = {powers(float(f'{centre:.1e}'))}")
         vertex = [n for c, n in zip(found.flops, found.params, strict=True) if abs(c / centre - 1) < 1e-9]
         if vertex:
             u = np.log(params[here])
@@ -165,10 +168,10 @@ def isoflop_curves(source: Source) -> list[Drawn | Undrawn]:
             right.plot(centre, vertex[0], **style | {"linestyle": "none"}, zorder=3)
     ends = np.array([min(found.flops), max(found.flops)])
     right.plot(ends, [found.optimal_params(c) for c in ends], color="#000000", linewidth=1.2)
-    left.set(xlabel="parameters N", ylabel=_loss_name(column), title="Loss at equal compute")
+    left.set(xlabel="parameters N", ylabel=loss_name(column), title="Loss at equal compute")
     right.set(xlabel="training FLOPs C (6 N D)", ylabel="N at the lowest loss", title="Compute-optimal size")
-    for axes, which in ((left, "x"), (right, "x"), (right, "y")):
-        log_scale(axes, which)
+    for axes, which, form in ((left, "x", short), (right, "x", powers), (right, "y", short)):
+        log_scale(axes, which, form)
     if handles:
         legend(figure, handles, names, 6)
     bounds = found.exponent_interval
@@ -222,8 +225,9 @@ def _sweep(source: Source) -> tuple[list[dict], str]:
     return rows, "val_loss" if all(row["val_loss"] for row in rows) else "loss"
 
 
-def _rows(rows: Sequence[dict], column: str) -> Rows:
-    columns = {"params": [r["params_total"] for r in rows], "tokens": [r["tokens_seen"] for r in rows]}
+def law_rows(rows: Sequence[dict], column: str, roles: Mapping[str, str]) -> Rows:
+    """Rows of a fit: role -> column of `runs`; runs that are alike in all of it and in the loss are one."""
+    columns = {role: [row[name] for row in rows] for role, name in roles.items()}
     loss = np.array([row[column] for row in rows], float)
     same = np.unique(np.column_stack([*columns.values(), loss]), axis=0, return_inverse=True)[1].ravel()
     return Rows({name: np.array(v, float) for name, v in columns.items()}, loss, same, np.arange(len(rows)))
@@ -248,5 +252,5 @@ def _law(given: Rows) -> tuple[Fit | None, str]:
     return law, ""
 
 
-def _loss_name(column: str) -> str:
+def loss_name(column: str) -> str:
     return "held-out loss, nats per token" if column == "val_loss" else "training loss (last tenth), nats per token"

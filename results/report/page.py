@@ -16,9 +16,11 @@ from functools import cache
 from pathlib import Path
 
 from ..check import findings
+from ..compare import Comparison
 from ..efficiency.workload import BATCH
+from ..gate_formats import summary
 from ..read import printable
-from . import tables
+from . import gate, published, tables
 from .checklist import checklist
 from .drawing import Drawn, Undrawn
 from .layouts import throughput_estimate
@@ -38,8 +40,9 @@ class _Picture:
 
 
 def rendered(
-    source: Source, drawn: Sequence[tuple[Drawn, bytes]], undrawn: Sequence[Undrawn], title: str | None
-) -> str:
+    source: Source, drawn: Sequence[tuple[Drawn, bytes]], undrawn: Sequence[Undrawn], title: str | None,
+    verdict: Comparison | None = None,
+) -> str:  # fmt: skip
     """The HTML of the whole report."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -47,8 +50,9 @@ def rendered(
     script, css = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     studies = sorted({row["study"] for row in source.rows if row["study"]})
-    kinds = (tables.layouts, tables.refusals, tables.failures, tables.environment, tables.runs)
-    every = [table for kind in kinds if (table := kind(source)) is not None]
+    kinds = (tables.layouts, published.table, tables.refusals, tables.failures, tables.environment, tables.runs)
+    every = gate.tables(verdict) if verdict is not None else []
+    every += [table for kind in kinds if (table := kind(source)) is not None]
     counts = Counter(row["status"] for row in source.rows)
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -59,6 +63,8 @@ def rendered(
         path=str(source.path), where=source.where, notes=source.notes,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), statuses=counts.most_common(),
         runs=len(source.rows), layouts=len(source.groups), fastest=_fastest(source),
+        gate=verdict and summary(verdict), baseline=verdict and verdict.base, passed=verdict and verdict.passed,
+        failing=gate.failing(verdict) if verdict is not None else [],
         pictures=[_picture(one, svg) for one, svg in drawn], undrawn=undrawn,
         tables={table.name: table for table in every},
         items=checklist(source), rules=findings(source.rows),

@@ -26,7 +26,7 @@ from ..read import DamagedFile, printable, rows_table, runs_table
 MODES = ("strong", "weak")
 WORK = (*MODEL, *DATA, *RECIPE, BATCH)  # runs that agree in these train the same model the same way
 STEP_COLUMNS = ("step", "warmup", "tokens_seen", "loss", "step_time_s", "comm_time_s", "outer_exposed_s")
-SETTINGS = (BATCH, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine")  # in the order they are named
+SETTINGS = tuple(dict.fromkeys((BATCH, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine")))  # as named
 LONGEST = 40  # characters of a name in a figure
 
 

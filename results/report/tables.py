@@ -66,9 +66,9 @@ def layouts(source: Source) -> Table:
     for group in sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)):
         rate = throughput_estimate(source, group)
         cells = [
-            _text(group["model"]), _text(group["engine"]), _text(group.label), _text(source.setting(group) or None),
-            _number(group.devices, "{:,.0f}"),
-            _number(len(group.rows), "{:.0f}"), Cell(f"{rate.value:,.0f}{_bounds(rate)}", rate.value),
+            text(group["model"]), text(group["engine"]), text(group.label), text(source.setting(group) or None),
+            number(group.devices, "{:,.0f}"),
+            number(len(group.rows), "{:.0f}"), Cell(f"{rate.value:,.0f}{_bounds(rate)}", rate.value),
             _middle(group, "step_time_s", "{:,.1f}", 1e3),
         ]  # fmt: skip
         for mode in modes:
@@ -103,12 +103,12 @@ def runs(source: Source) -> Table:
                ("wall s", ""), ("started (UTC)", ""))  # fmt: skip
     rows = tuple(
         (
-            _text(r["run_id"]), _text(r["status"]), _text(r["model"]), _text(r["layout"]),
-            _number(r["world_size"], "{:,.0f}"), _number(r["seed"], "{:.0f}"), _number(r["tokens_per_s"], "{:,.0f}"),
-            _number(r["step_time_s"], "{:,.1f}", 1e3),
-            _number(r["step_time_p95_s"], "{:,.1f}", 1e3), _number(r["loss"], "{:.4f}"),
-            _number(r["val_loss"], "{:.4f}"),
-            _number(r["wall_s"], "{:,.1f}"), _text((r["started_at"] or "")[:19] or None),
+            text(r["run_id"]), text(r["status"]), text(r["model"]), text(r["layout"]),
+            number(r["world_size"], "{:,.0f}"), number(r["seed"], "{:.0f}"), number(r["tokens_per_s"], "{:,.0f}"),
+            number(r["step_time_s"], "{:,.1f}", 1e3),
+            number(r["step_time_p95_s"], "{:,.1f}", 1e3), number(r["loss"], "{:.4f}"),
+            number(r["val_loss"], "{:.4f}"),
+            number(r["wall_s"], "{:,.1f}"), text((r["started_at"] or "")[:19] or None),
         )
         for r in source.rows
     )  # fmt: skip
@@ -121,9 +121,9 @@ def failures(source: Source) -> Table | None:
     columns = (("status", ""), ("reason", ""), ("model", ""), ("layout", ""), ("ranks", ""),
                ("steps kept", "rows of the run in `steps`"), ("of", "steps asked for"), ("run", ""))  # fmt: skip
     rows = tuple(
-        (_text(r["status"]), _text(r["reason"] or "no reason was kept"), _text(r["model"]), _text(r["layout"]),
-         _number(r["world_size"], "{:,.0f}"), _number(r["step_rows"], "{:,.0f}"), _number(r["steps"], "{:,.0f}"),
-         _text(r["run_id"]))
+        (text(r["status"]), text(r["reason"] or "no reason was kept"), text(r["model"]), text(r["layout"]),
+         number(r["world_size"], "{:,.0f}"), number(r["step_rows"], "{:,.0f}"), number(r["steps"], "{:,.0f}"),
+         text(r["run_id"]))
         for r in sorted(bad, key=lambda r: (r["status"], r["reason"] or "", r["run_id"]))
     )  # fmt: skip
     counts = Counter(row["status"] for row in bad)
@@ -135,7 +135,7 @@ def refusals(source: Source) -> Table | None:
     """Runs that no ratio uses, with the columns in which they differ."""
     columns = (("what", ""), ("why it is not compared", ""), ("base", ""), ("runs", ""))
     rows = tuple(
-        (_text(one.what), _text(one.why), _text(one.base), _text(_some(one.run_ids)))
+        (text(one.what), text(one.why), text(one.base), text(_some(one.run_ids)))
         for one in source.refused if one.columns
     )  # fmt: skip
     return (
@@ -158,31 +158,33 @@ def environment(source: Source) -> Table:
         for value, count in counts.most_common(8):
             rows.append(
                 (
-                    _text(column.name),
-                    _text(value),
-                    _number(count, "{:,.0f}"),
+                    text(column.name),
+                    text(value),
+                    number(count, "{:,.0f}"),
                     Cell("varies" if varies else "", "varies" if varies else ""),
                 )
             )
         if len(counts) > 8:
             rows.append(
                 (
-                    _text(column.name),
+                    text(column.name),
                     Cell(f"and {len(counts) - 8} more values", None),
                     Cell("", None),
                     Cell("varies", "varies"),
                 )
             )
         if not counts:
-            rows.append((_text(column.name), Cell("-", None), Cell("0", 0), Cell("", "")))
+            rows.append((text(column.name), Cell("-", None), Cell("0", 0), Cell("", "")))
     return Table("environment", "Environment", columns, tuple(rows), "- : not known, or there is none on this machine.")
 
 
-def _text(value: object) -> Cell:
+def text(value: object) -> Cell:
+    """A cell of words; null is a dash."""
     return Cell("-", None) if value is None else Cell(printable(value), printable(value))
 
 
-def _number(value: float | None, form: str, scale: float = 1.0) -> Cell:
+def number(value: float | None, form: str, scale: float = 1.0) -> Cell:
+    """A cell that sorts as a number and reads as `form` says."""
     return Cell("-", None) if value is None else Cell(form.format(value * scale), float(value))
 
 
@@ -190,7 +192,7 @@ def _middle(group: Group, column: str, form: str, scale: float = 1.0) -> Cell:
     told = spread(group.rows, column)
     if len(told) < len(group.rows) or not told:
         return Cell("-", None)
-    return _number(median(told), form, scale)
+    return number(median(told), form, scale)
 
 
 def _bounds(estimate: Estimate, digits: int = 0) -> str:
