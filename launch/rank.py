@@ -17,13 +17,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from .attempts import goodput_columns, read_starts
 from .environment import LISTEN_FD, Placement, find_placement
 from .failure import ErrorReport, error_kind, one_line, write_report
 from .processes import die_with_supervisor
 from .progress import Reporter
 from .rendezvous import World, join, leave
 from .spec import RunResult, RunSpec, utc, write_atomically
+from .starts import goodput_columns, read_starts
 
 WORLD = "world.json"
 Program = Callable[..., "RunResult | None"]

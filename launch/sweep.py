@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..results.store import Claim, RunStore
-from .attempts import AttemptLog, goodput_columns, read_starts
 from .case import Case
 from .display import Display
 from .environment import LOOPBACK, Placement, listen
@@ -25,6 +24,7 @@ from .judge import judge
 from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
 from .spec import RunSpec, utc
+from .starts import StartLog, goodput_columns, read_starts
 from .supervise import RANK_COMMAND, Outcome, Quorum, Signals, start, watch
 from .taken import taken
 
@@ -218,7 +218,7 @@ class Sweep:
 
     def _execute(self, run: PlannedRun, claim: Claim) -> Outcome:
         scratch = self.store.scratch(run.run_id).absolute()
-        log = AttemptLog(self.store.run_folder(run.run_id), scratch)
+        log = StartLog(self.store.run_folder(run.run_id), scratch)
         log.settle()
         self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
         spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))

@@ -1,6 +1,6 @@
 """What became of every start of a run's ranks, and the goodput of the whole run that follows from it.
 
-    <run>/attempts.jsonl    append-only, one JSON object a line:
+    <run>/starts.jsonl    append-only, one JSON object a line:
         {"event": "start", "at", "attempt", "host", "mark"}
         {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done"}
 
@@ -30,7 +30,7 @@ from typing import Any
 from .processes import end_marked
 from .progress import PROGRESS, STEP, read_progress
 
-LOG = "attempts.jsonl"
+LOG = "starts.jsonl"
 GONE = "gone"  # cause of a start whose supervisor left no word
 
 
@@ -73,7 +73,7 @@ def read_starts(run_folder: Path) -> list[Start]:
     return starts
 
 
-class AttemptLog:
+class StartLog:
     """The log as the supervisor that holds the run's claim writes it."""
 
     def __init__(self, run_folder: Path, scratch: Path) -> None:

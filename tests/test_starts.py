@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalade.launch.attempts import GONE, LOG, AttemptLog, Start, goodput_columns, lost_steps, read_starts
 from scalade.launch.progress import Reporter
 from scalade.launch.run import run_study
+from scalade.launch.starts import GONE, LOG, Start, StartLog, goodput_columns, lost_steps, read_starts
 from scalade.results.store import RunStore
 
 
@@ -51,13 +51,13 @@ def test_lost_steps_are_those_computed_more_than_once(parts):
 def test_a_start_without_an_end_is_ended_by_the_next(tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    AttemptLog(tmp_path, scratch).begin(100.0, 1, "")
+    StartLog(tmp_path, scratch).begin(100.0, 1, "")
     reporter = Reporter(scratch, 9, active=True)
     reporter.begin(3)
     reporter.step(5)
     os.utime(scratch / "step", (250.0, 250.0))
     os.utime(scratch / "progress.json", (240.0, 240.0))
-    again = AttemptLog(tmp_path, scratch)
+    again = StartLog(tmp_path, scratch)
     again.settle()
     again.settle()  # says it once
     again.begin(300.0, 1, "")
@@ -72,7 +72,7 @@ def test_what_is_left_of_a_dead_supervisor_is_ended_first(tmp_path):
 
     mark = f"{os.getpid()}.{os.urandom(6).hex()}"
     orphan = subprocess.Popen(["sleep", "600"], env=os.environ | {"SCALADE_SUPERVISOR": mark})
-    log = AttemptLog(tmp_path, tmp_path)
+    log = StartLog(tmp_path, tmp_path)
     log.begin(100.0, 1, mark)
     log.settle()
     assert orphan.wait(5) == -signal.SIGKILL
@@ -80,7 +80,7 @@ def test_what_is_left_of_a_dead_supervisor_is_ended_first(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_log_cut_off_anywhere_costs_one_line(tmp_path, seed):
-    log = AttemptLog(tmp_path, tmp_path)
+    log = StartLog(tmp_path, tmp_path)
     for number in range(3):
         log.begin(100.0 * number, 1, "")
         log.end(100.0 * number + 50, "failed")
@@ -122,7 +122,7 @@ def test_the_row_counts_every_start(tmp_path, monkeypatch):
     failed = store.row(run_id)
     assert (failed["status"], failed["restarts"], failed["goodput"]) == ("failed", 0, None)
     store.clean_scratch(run_id)
-    log = AttemptLog(store.run_folder(run_id), store.scratch(run_id))
+    log = StartLog(store.run_folder(run_id), store.scratch(run_id))
     log.begin(begun, 2, "")  # and a supervisor that was killed
     monkeypatch.delenv("FAKE_RANK")
     run_study(study, results, quiet=True, retry_failed=True, command=FAKE)
