@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_READERS = ("read_runs", "read_steps", "read_evals")
+_READERS = ("read_runs", "read_steps", "read_evals", "read_comm")
 __all__ = [*_READERS, "__version__"]
 
 

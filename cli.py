@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_read
+from . import cli_lab, cli_read
 from .cli_read import Json, say
 from .launch.grid import printable
 
@@ -122,6 +122,7 @@ def doctor(
     raise typer.Exit(0 if look.healthy(findings) else 1)
 
 
+app.add_typer(cli_lab.app)
 app.add_typer(cli_read.app)
 
 

@@ -52,7 +52,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="OUT")],
     format: Annotated[str | None, typer.Option(
         help="csv, parquet or pytest-benchmark (JSON); default: by OUT's suffix.")] = None,
-    table: Annotated[str, typer.Option(help="runs, steps or evals.")] = "runs",
+    table: Annotated[str, typer.Option(help="runs, steps, evals or comm.")] = "runs",
     where: Filter = None,
     everything: Everything = False,
     as_json: Json = False,

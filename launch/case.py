@@ -42,6 +42,11 @@ class Case:
         """Processes this case needs."""
         return self.layout.ranks * self.outer.placed_replicas
 
+    @property
+    def steps(self) -> int:
+        """What a run of this case counts its progress in."""
+        return self.recipe.steps
+
     def refusal(self) -> str | None:
         """Why this case cannot run, or None; whatever is installed here."""
         if self.outer.quorum and self.measure.checkpoint_every:
@@ -76,7 +81,10 @@ class Case:
     def columns(self) -> dict[str, object]:
         """The case as columns of the `runs` table: every field of every part, by the part's column prefix."""
         prefix = {"shape": "model_", "data": "data_", "outer": "outer_", "measure": "measure_"}  # recipe, layout: none
-        row: dict[str, object] = {"case_id": self.case_id, "model": self.model_name, "layout": self.layout_name}
+        row: dict[str, object] = {
+            "case_id": self.case_id, "model": self.model_name, "layout": self.layout_name,
+            "params_total": self.shape.params_total, "params_non_embedding": self.shape.params_non_embedding,
+        }  # fmt: skip
         for part in PARTS:
             value = getattr(self, part)
             row |= {prefix.get(part, "") + field.name: getattr(value, field.name) for field in fields(value)}

@@ -82,7 +82,7 @@ class Bars(Lines):
             self._rich = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
             self._study = self._rich.add_task("study", total=self.total, completed=self.number, measured="runs")
             self._rich.start()
-        self._run = self._rich.add_task(run.label, total=run.case.recipe.steps, measured="starting")
+        self._run = self._rich.add_task(run.label, total=run.case.steps, measured="starting")
         self._scratch = scratch
         self._rich.refresh()
 

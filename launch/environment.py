@@ -6,6 +6,7 @@ either sets its own. So: torchrun (RANK), then MPI (OMPI_*, PMI_*, PMIX_*), Slur
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from .machine import cores
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "PRRTE_", "MPI_LOCAL", "HYDI_", "TORCHELASTIC_", "TORCHRUN_")
 LISTEN_FD = "SCALADE_LISTEN_FD"  # number of the listening socket that rank 0 inherits
 LOOPBACK = "127.0.0.1"
+LINK = "SCALADE_LINK"  # in a lab: the columns of the group "Link", as JSON
 
 
 class WorldError(RuntimeError):
@@ -91,6 +93,11 @@ def child_environment(
     if address == LOOPBACK:
         child.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look up the host's name, which need not resolve
     return child
+
+
+def link_columns(env: Mapping[str, str] = os.environ) -> dict[str, object]:
+    """What a lab says of the shaped links between its nodes; empty outside of one."""
+    return json.loads(env[LINK]) if env.get(LINK) else {}
 
 
 def listen(address: str, backlog: int = 1024) -> socket.socket:

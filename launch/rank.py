@@ -63,7 +63,7 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     if world.rank == 0:
         write_atomically(scratch / WORLD, world.ranks_json())
     case = spec.parsed_case()
-    reporter = Reporter(scratch, case.recipe.steps, active=world.rank == 0, launched_at=spec.launched_at)
+    reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched_at=spec.launched_at)
     reporter.phase("building")
     if program is None:
         from .execute import execute as program
@@ -71,13 +71,13 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     if world.rank == 0:
         assert result is not None
         reporter.phase("writing")
-        _write(spec, world, result, reporter)
+        write_row(spec, world, result, reporter)
     leave()
     if world.meeting:
         world.meeting.leave()
 
 
-def _write(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -> None:
+def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -> None:
     from ..results.store import RunStore
 
     now, store = time.time(), RunStore(Path(spec.results))
@@ -87,7 +87,7 @@ def _write(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -
         "ranks_json": world.ranks_json(), "nodes": len({seat.host for seat in world.seats}), "backend": world.backend,
         "threads_per_rank": world.threads,
     } | result.row  # fmt: skip
-    store.write_run(row, result.steps, result.evals)
+    store.write_run(row, result.steps, result.evals, result.comm)
 
 
 def _goodput(run_folder: Path, result: RunResult, reporter: Reporter, now: float) -> dict[str, object]:

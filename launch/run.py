@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -38,11 +38,18 @@ def run_study(
     ValueError: the study or the results folder is wrong
     OSError: the results folder takes no more
     """
-    study = load_study(path)
+    return run_here(load_study(path), results, retry_failed=retry_failed, quiet=quiet, command=command)
+
+
+def run_here(
+    study: Study, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
+    command: Sequence[str] = RANK_COMMAND, make_executor: Callable[[Signals], LocalExecutor] | None = None,
+) -> tuple[Summary, Path]:  # fmt: skip
+    """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
     store = RunStore(results or study.results)
     plan = make_plan(study, store, retry_failed=retry_failed)
     with Signals() as signals:
-        executor = LocalExecutor(signals, command)
+        executor = make_executor(signals) if make_executor else LocalExecutor(signals, command)
         try:
             sweep = Sweep(study, store, executor, make_display(quiet), signals, retry_failed=retry_failed)
             if study.run.launcher == "local":
@@ -108,9 +115,17 @@ def run_worker(
     WorldError: the world is not what the launcher says
     ValueError, OSError: as run_study
     """
+    study = load_study(path)  # a wrong file costs no rendezvous
+    return work_here(study, results, retry_failed=retry_failed, quiet=quiet, command=command)
+
+
+def work_here(
+    study: Study, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
+    command: Sequence[str] = RANK_COMMAND,
+) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
+    """run_worker, once the study has been read."""
     from .worker import follow, join_supervisors, work
 
-    study = load_study(path)  # a wrong file costs no rendezvous
     peers = join_supervisors(dict(os.environ))
     with Signals() as signals:
         if peers.place.rank != 0:

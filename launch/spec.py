@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .case import Case
+from .comm_case import CommCase
 
 
 @dataclass(frozen=True)
 class RunSpec:
     run_id: str
-    case: str  # Case.to_json
+    case: str  # Case.to_json, or CommCase.to_json
     repeat: int
     study: str
     launcher: str
@@ -32,6 +33,7 @@ class RunSpec:
     launched_at: float  # Unix time, s
     predicted_memory_bytes: int | None = None
     join_timeout_s: float = 120.0  # for all ranks to come together
+    link: Mapping[str, Any] = field(default_factory=dict)  # columns of the shaped links that the ranks talk over
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -40,18 +42,16 @@ class RunSpec:
     def from_json(cls, text: str) -> RunSpec:
         return cls(**json.loads(text))
 
-    def parsed_case(self) -> Case:
-        return Case.from_json(self.case)
+    def parsed_case(self) -> Case | CommCase:
+        return (CommCase if CommCase.is_json(self.case) else Case).from_json(self.case)
 
     def identity(self) -> dict[str, Any]:
         """The columns of `runs` that say which run this is."""
-        case = self.parsed_case()
         return {
             "run_id": self.run_id, "repeat": self.repeat, "attempt": self.attempt, "study": self.study,
             "launcher": self.launcher, "world_size": self.size, "started_at": utc(self.launched_at),
-            "predicted_memory_bytes": self.predicted_memory_bytes, "params_total": case.shape.params_total,
-            "params_non_embedding": case.shape.params_non_embedding,
-        } | case.columns()  # fmt: skip
+            "predicted_memory_bytes": self.predicted_memory_bytes,
+        } | self.parsed_case().columns() | self.link  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class RunResult:
     row: dict[str, Any]  # what was measured: columns of `runs` beside identity, case, and ranks_json
     steps: Mapping[str, Any] = field(default_factory=dict)  # columns of `steps`, equally long
     evals: Mapping[str, Any] = field(default_factory=dict)
+    comm: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..results.store import Claim, RunStore
 from .case import Case
 from .display import Display
-from .environment import LOOPBACK, Placement, listen
+from .environment import LOOPBACK, Placement, link_columns, listen
 from .judge import judge
 from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
@@ -250,7 +250,7 @@ class Sweep:
             launcher=self.executor.launcher, results=str(self.store.folder.absolute()), scratch=scratch,
             size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
             threads=self.study.run.threads_per_rank, attempt=claim.attempt,
-            launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes,
+            launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes, link=link_columns(),
         )  # fmt: skip
 
     def _row(self, spec: RunSpec, outcome: Outcome, ended_at: float) -> dict[str, object]:

@@ -81,11 +81,12 @@ def build_mesh(layout: Layout, replicas: int, device_type: str) -> Mesh:
     wanted: dict[str, tuple[str, ...]] = {d: (d,) for d in DIMENSIONS if sizes[d] > 1}
     if replicas > 1:
         wanted["inside"] = DIMENSIONS[1:]
-    groups = {name: _group(ranks_along(dims, sizes), rank, world) for name, dims in wanted.items()}
+    groups = {name: group_of(ranks_along(dims, sizes), rank, world) for name, dims in wanted.items()}
     return Mesh(layout, sizes, coordinates(rank, sizes), groups, _parameter_mesh(layout, replicas, device_type))
 
 
-def _group(sets: list[list[int]], rank: int, world: int) -> dist.ProcessGroup:
+def group_of(sets: list[list[int]], rank: int, world: int) -> dist.ProcessGroup:
+    """The group of this rank's set; collective. sets: as ranks_along gives them."""
     if len(sets[0]) == world:
         return dist.group.WORLD
     made = [(ranks, dist.new_group(ranks)) for ranks in sets]  # collective: all ranks make all groups, in one order

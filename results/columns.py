@@ -1,4 +1,4 @@
-"""The columns of the three tables, in reading order. To add one, add a line here (docs/table.md says the rest).
+"""The columns of the four tables, in reading order. To add one, add a line here (docs/table.md says the rest).
 
 Units are in the names: `_s` seconds, `_bytes` bytes, `_j` joules, `_flops` floating-point operations; a name
 without one is a count, a ratio, a label or a loss in nats per token. Missing is null and never 0.
@@ -80,6 +80,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _count("resumed_from_step", "step at which this attempt went on from a checkpoint; null: it began at 0"),
         _count("step_rows", "rows of this run in `steps`", required=True),
         _count("eval_rows", "rows of this run in `evals`", required=True),
+        _count("comm_rows", "rows of this run in `comm`: a sweep over collectives has some, training none"),
         _count("schema_version", "version of this table's schema that wrote the row", required=True),
     ),
     "Model": (
@@ -252,6 +253,14 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _string("comm_by_dim_json", 'all mesh dimensions: {"tp": {"bytes": ..., "calls": ...}, ...}'),
         *(_bytes(f"comm_bytes_{name}", f"the part of comm_bytes_per_step in {name}") for name in COLLECTIVES),
         *(_bytes(f"comm_bytes_dim_{name}", f"the part of comm_bytes_per_step over {name}") for name in MESH_DIMS),
+        _string("comm_sweep_json", "what a sweep over collectives measured: collectives, sizes, dtype, iterations"),
+    ),
+    "Link": (
+        _string("lab", "name of the lab whose shaped links the ranks talked over; null: the machine's own"),
+        _float("link_rate_asked_bits_per_s", "rate that each node's link was shaped to; null: not shaped", "bits/s"),
+        _seconds("link_rtt_asked_s", "round trip that was asked of the links; null: none was added"),
+        _float("link_rate_measured_bits_per_s", "one TCP stream's goodput, slowest link, before the run", "bits/s"),
+        _seconds("link_rtt_measured_s", "median TCP round trip of one byte, slowest link, before the run"),
     ),
     "Prediction": (
         _bytes("predicted_memory_bytes", "peak of one rank as predicted before the run"),
@@ -262,7 +271,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _count("world_size", "ranks, all replicas counted"),
         _count("nodes", "different hosts among the ranks"),
         _string("ranks_json", "list of {rank, local_rank, host, pid, device}, one per rank"),
-        _string("backend", "torch.distributed backend: `gloo`, `nccl`"),
+        _string("backend", "who moved the messages: `gloo`, `nccl`; in a sweep over collectives also `mpi`"),
         _string("device_type", "`cpu`, `cuda`"),
         _string("device_name", "as the driver names it"),
         _count("device_count", "devices of rank 0's host"),
@@ -327,4 +336,25 @@ EVALS: dict[str, tuple[Column, ...]] = {
     ),
 }
 
-TABLES: dict[str, dict[str, tuple[Column, ...]]] = {"runs": RUNS, "steps": STEPS, "evals": EVALS}
+COMM: dict[str, tuple[Column, ...]] = {
+    "Collective": (
+        *_OF_RUN,
+        _string("dim", "mesh dimension it ran along; `world`: all ranks", required=True),
+        _string("collective", "what was called", required=True, values=COLLECTIVES),
+        _bytes("message_bytes", "S, as nccl-tests counts: the whole gathered, scattered or exchanged array",
+               required=True),
+        _count("group_ranks", "n, ranks of one group"),
+        _count("groups", "groups along the dimension, all at it at once"),
+        _string("dtype", "of the elements"),
+        _bool("correct", "before and after the timed calls, every rank had the result it must have"),
+        _count("iterations", "timed calls; warm-up is left out"),
+        _seconds("time_s", "median over the timed calls, each that of its slowest rank; null where not correct"),
+        _seconds("time_min_s", "fastest timed call"),
+        _seconds("time_p95_s", "95th percentile over the timed calls"),
+        _seconds("first_s", "the first call: connections, allocation; not timed"),
+        _float("algbw_bytes_per_s", "algorithm bandwidth, S over time_s", "bytes/s"),
+        _float("busbw_bytes_per_s", "bus bandwidth: algbw times nccl-tests' factor of the collective", "bytes/s"),
+    ),
+}
+
+TABLES: dict[str, dict[str, tuple[Column, ...]]] = {"runs": RUNS, "steps": STEPS, "evals": EVALS, "comm": COMM}

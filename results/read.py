@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, columns
-from .store import IN_FOLDER, attempts_in
+from .store import IN_FOLDER, attempts_in, rows_column
 from .where import mask
 
 if TYPE_CHECKING:
@@ -69,6 +69,13 @@ def read_evals(
     return to_pandas(rows_table(path, "evals", runs, all_attempts))
 
 
+def read_comm(
+    path: str | Path, runs: Iterable[str] | pd.DataFrame | None = None, all_attempts: bool = False
+) -> pd.DataFrame:
+    """The table `comm`: one row per collective, mesh dimension and message size of a sweep. As read_steps."""
+    return to_pandas(rows_table(path, "comm", runs, all_attempts))
+
+
 def runs_table(path: str | Path, all_attempts: bool = False, where: str | None = None) -> pa.Table:
     """read_runs as a pyarrow Table."""
     if Path(path).is_file():
@@ -82,7 +89,7 @@ def runs_table(path: str | Path, all_attempts: bool = False, where: str | None =
 def rows_table(
     path: str | Path, name: str, runs: Iterable[str] | pd.DataFrame | None = None, all_attempts: bool = False
 ) -> pa.Table:
-    """read_steps (name `steps`) or read_evals (`evals`) as a pyarrow Table."""
+    """read_steps, read_evals or read_comm (by the table's name) as a pyarrow Table."""
     runs = [runs] if isinstance(runs, str) else runs["run_id"] if hasattr(runs, "columns") else runs
     wanted = None if runs is None else set(runs)
     if Path(path).is_file():
@@ -92,8 +99,8 @@ def rows_table(
     stored = pa.schema([field for field in schema if field.name not in IN_FOLDER])
     parts, owners = [], []
     for folder, row in _attempts(Path(path), all_attempts):
-        count = row[f"{name[:-1]}_rows"]
-        if (wanted is None or row["run_id"] in wanted) and count != 0:
+        count = row[rows_column(name)]
+        if (wanted is None or row["run_id"] in wanted) and count:
             part = _stored_rows(folder / f"{name}.arrow", stored, count)
             if part is not None:
                 parts.append(part)

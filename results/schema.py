@@ -31,7 +31,7 @@ class SchemaError(AssertionError):
 
 @cache
 def columns(table: str) -> dict[str, Column]:
-    """The columns of `runs`, `steps` or `evals` by name, in reading order."""
+    """The columns of one of the TABLES by name, in reading order."""
     if table not in TABLES:
         raise ValueError(f"no table {table!r}: there are {', '.join(TABLES)}")
     return {column.name: column for group in TABLES[table].values() for column in group}

@@ -108,7 +108,7 @@ def export(
     where: str | None = None,
     all_attempts: bool = False,
 ) -> int:
-    """Write `runs`, `steps` or `evals` to one file. Returns the number of rows.
+    """Write one of the TABLES to one file. Returns the number of rows.
 
     format: csv or parquet; None: by the suffix of `out`. In CSV a missing value is empty and NaN is `nan`.
     where: a filter on the columns of that table.

@@ -3,6 +3,7 @@
     <results>/runs/<run_id>/a<attempt>/run.json      the row of `runs`: one JSON object, every column
                                        steps.arrow   the rows of `steps` (Arrow IPC file), where there are any
                                        evals.arrow   the rows of `evals`
+                                       comm.arrow    the rows of `comm`
                             /lock                    held (flock) by the process that runs this run
                             /scratch/                what the running attempt keeps for itself
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 ATTEMPT = re.compile(r"a([1-9][0-9]{0,8})")
-IN_FOLDER = ("run_id", "attempt")  # columns of steps and evals that the folder says
+IN_FOLDER = ("run_id", "attempt")  # columns of the other tables that the folder says
 ASIDE = ".writing-"  # an attempt not finished yet; left behind by a killed writer, swept by the next claim
 
 
@@ -138,12 +139,14 @@ class RunStore:
         row: Mapping[str, object],
         steps: Mapping[str, object] | pa.Table | None = None,
         evals: Mapping[str, object] | pa.Table | None = None,
+        comm: Mapping[str, object] | pa.Table | None = None,
     ) -> Path:
         """Write one attempt of one run. Returns its folder, which is complete and on the disk.
 
-        row: columns of `runs`; schema_version, step_rows and eval_rows are filled in, attempt where it is missing
-            (one past the last). A number that is not finite becomes null (an `ok` run's loss must not be).
-        steps, evals: equally long sequences by column; columns not given are null, run_id and attempt are the row's.
+        row: columns of `runs`; schema_version and the counts of rows are filled in, attempt where it is missing (one past
+            the last). A number that is not finite becomes null (an `ok` run's loss must not be).
+        steps, evals, comm: equally long sequences by column; columns not given are null, run_id and attempt are the
+            row's.
 
         Raises
         ------
@@ -154,10 +157,10 @@ class RunStore:
         run_id = str(row["run_id"])
         folder = self.run_folder(run_id)
         attempt = row.get("attempt") or max(self.attempts(run_id), default=0) + 1
-        tables = {"steps": _rows("steps", steps), "evals": _rows("evals", evals)}
+        tables = {"steps": _rows("steps", steps), "evals": _rows("evals", evals), "comm": _rows("comm", comm)}
         full = checked_row("runs", {
             **row, "attempt": attempt, "schema_version": SCHEMA_VERSION,
-            "step_rows": len(tables["steps"]), "eval_rows": len(tables["evals"]),
+            **{rows_column(name): len(table) for name, table in tables.items()},
         })  # fmt: skip
         ok = full["status"] == "ok"
         if ok != (full["reason"] is None):
@@ -190,6 +193,11 @@ class RunStore:
         """Where the run's attempts lie; it need not be there yet."""
         assert RUN_ID.fullmatch(run_id), f"not a run_id: {run_id!r}"
         return self.runs / run_id
+
+
+def rows_column(table: str) -> str:
+    """Column of `runs` that counts a run's rows in another table."""
+    return f"{table.removesuffix('s')}_rows"
 
 
 def attempts_in(run_folder: Path) -> list[int]:

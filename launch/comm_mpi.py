@@ -1,0 +1,155 @@
+"""One rank of a sweep over collectives through MPI: mpirun starts `python -m scalade.launch.comm_mpi SPEC.json`.
+
+The process that mpirun started is the one that measures: MPI gives its world to no child. So a supervisor watches
+mpirun instead of the ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .comm_case import CommCase
+from .comm_rank import dimensions, measure, result
+from .environment import WorldError
+from .failure import ErrorReport, error_kind, one_line, read_report, write_report
+from .launchers import LAUNCHERS
+from .processes import MARK, Guard, end_marked, new_mark
+from .progress import Reporter
+from .rank import WORLD, write_row
+from .rendezvous import Seat, World, wrong_world
+from .spec import RunSpec, write_atomically
+from .supervise import Child, Outcome, Signals, judge, watch
+
+
+class MpiRanks:
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+
+    def barrier(self) -> None:
+        self.comm.Barrier()
+
+    def slowest(self, seconds: Sequence[float]) -> list[float]:
+        import numpy as np
+        from mpi4py import MPI
+
+        every = np.asarray(seconds, dtype=np.float64)
+        self.comm.Allreduce(MPI.IN_PLACE, every, MPI.MAX)
+        return every.tolist()
+
+    def settle(self) -> None:
+        """Calls on host memory are done when they return."""
+
+
+def measure_over_mpi(spec: RunSpec) -> None:
+    """The sweep on this process's MPI world; collective. Rank 0 writes the row.
+
+    Raises
+    ------
+    WorldError: the world is not the one that is wanted
+    """
+    from mpi4py import MPI
+
+    from ..bench.transports import MpiTransport
+
+    comm = MPI.COMM_WORLD
+    if comm.size != spec.size:
+        library = MPI.Get_library_version().splitlines()[0].strip()
+        raise WorldError(
+            f"{spec.size} ranks were started and mpi4py's library ({library}) sees {comm.size}: this mpirun belongs to "
+            "another MPI; use the one installed with mpi4py's library"
+        )
+    hosts = comm.allgather(socket.gethostname())
+    neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]
+    local = neighbours.index(comm.rank)
+    mine = Seat(comm.rank, local, comm.size, spec.nonce, hosts[comm.rank], os.getpid(), "cpu")
+    seats = tuple(comm.allgather(mine))
+    if wrong := wrong_world(seats):
+        raise WorldError(wrong)
+    world = World(comm.rank, comm.size, local, len(neighbours), "cpu", "mpi", _set_threads(len(neighbours)), seats)
+    case = spec.parsed_case()
+    assert isinstance(case, CommCase)
+    scratch = Path(spec.scratch)
+    if comm.rank == 0:
+        write_atomically(scratch / WORLD, world.ranks_json())
+    reporter = Reporter(scratch, case.steps, active=comm.rank == 0, launched_at=spec.launched_at)
+
+    def transport(sets: list[list[int]]) -> MpiTransport:
+        return MpiTransport(comm.Split(next(i for i, ranks in enumerate(sets) if comm.rank in ranks), comm.rank))
+
+    rows = measure(case, dimensions(case, transport), MpiRanks(comm), "cpu", reporter)
+    if comm.rank == 0:
+        write_row(spec, world, result(case, rows, "cpu"))
+    comm.Barrier()
+
+
+def _set_threads(local_size: int) -> int:
+    import torch
+
+    from .machine import cores
+
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores() // local_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+class MpirunExecutor:
+    """Launcher `mpirun` for a sweep over MPI: one child, mpirun itself."""
+
+    launcher, broken = "mpirun", None
+
+    def __init__(self, signals: Signals, start: Callable[..., list[str]] | None = None) -> None:
+        self.signals, self.mark, self.guard = signals, new_mark(), None
+        self.start = start or LAUNCHERS["mpirun"].command
+
+    def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
+        scratch, begun = Path(spec.scratch), time.monotonic()
+        spec = replace(spec, nonce=os.urandom(8).hex())
+        write_atomically(scratch / "spec.json", spec.to_json())
+        command = self.start(spec.size, ["-m", f"{__package__}.comm_mpi", str(scratch / "spec.json")])
+        env = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": str(spec.threads or 1)}
+        with open(scratch / "rank-0.log", "wb") as log:
+            process = subprocess.Popen(
+                command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        self.guard = self.guard or Guard(self.mark)
+        try:
+            started()
+        except BaseException:
+            end_marked(self.mark)
+            raise
+        ending = watch(
+            [Child(0, process)], scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick
+        )
+        reports = tuple(filter(None, (read_report(scratch, rank) for rank in range(spec.size))))
+        return judge([replace(ending, reports=reports)], scratch, time_limit_s)
+
+    def close(self) -> None:
+        if self.guard:
+            self.guard.close()
+
+
+def main() -> None:
+    spec = RunSpec.from_json(Path(sys.argv[1]).read_text())
+    try:
+        measure_over_mpi(spec)
+    except BaseException as error:
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr, flush=True)
+        from mpi4py import MPI
+
+        rank = MPI.COMM_WORLD.rank
+        write_report(Path(spec.scratch), ErrorReport(rank, error_kind(error), one_line(error), trace, time.time()))
+        MPI.COMM_WORLD.Abort(1)
+
+
+if __name__ == "__main__":
+    main()
