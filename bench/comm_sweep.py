@@ -18,6 +18,7 @@ import torch
 from ..results.links import bus_factor
 from .collectives import KINDS, Collective, Transport
 
+
 @dataclass(frozen=True)
 class CommSweep:
     """What is measured. Sizes are rounded down to what the group can share; their column has what was sent."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..results.columns import COLLECTIVES
 from . import machine
 from .comm_case import BACKENDS, CommCase, parse_bytes, parse_layout
-from .environment import WorldError, find_placement
+from .environment import find_placement
 from .grid import print_grid, say
 from .run import as_json, as_text, run_here, work_here
 from .schema import Run
@@ -144,10 +144,12 @@ def run_comm(
     options = {"retry_failed": retry_failed, "quiet": quiet}
     place = find_placement()
     if place and case.backend == "mpi":
-        raise WorldError(
-            f"--backend mpi starts mpirun itself, since only the processes that mpirun started may speak MPI: "
-            f"scalade comm --backend mpi --ranks {place.size}"
-        )
+        from .comm_mpi import MpiWorldExecutor, follow_over_mpi
+
+        if place.rank:
+            return None, None, follow_over_mpi() or 0, None
+        summary, folder = run_here(study, results, **options, make_executor=MpiWorldExecutor)
+        return summary, folder, summary.exit_code, summary.interrupted
     if place:
         return work_here(study, results, **options, command=COMMAND)
     if lab:

@@ -137,6 +137,50 @@ class MpirunExecutor:
             self.guard.close()
 
 
+class MpiWorldExecutor:
+    """Rank 0's, where mpirun started this very process: the ranks are those that are there.
+
+    An error of rank 0 is a row; one of another rank ends the world (MPI_Abort), and its run is run again next time.
+    """
+
+    launcher = "mpirun"
+
+    def __init__(self, signals: Signals) -> None:
+        from mpi4py import MPI
+
+        self.comm, self.broken = MPI.COMM_WORLD, None
+
+    def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
+        started()
+        spec = replace(spec, nonce=os.urandom(8).hex())
+        self.comm.bcast(spec.to_json())
+        try:
+            measure_over_mpi(spec)
+        except Exception as error:
+            self.broken = one_line(error)
+            return Outcome("failed", self.broken)
+        return Outcome("ok")
+
+    def close(self) -> None:
+        if self.broken:
+            self.comm.Abort(1)
+        self.comm.bcast(None)
+
+
+def follow_over_mpi() -> None:
+    """What every other rank does: its part of each run until rank 0 says that there are no more."""
+    from mpi4py import MPI
+
+    while (order := MPI.COMM_WORLD.bcast(None)) is not None:
+        spec = RunSpec.from_json(order)
+        Path(spec.scratch).mkdir(parents=True, exist_ok=True)
+        try:
+            measure_over_mpi(spec)
+        except BaseException:
+            traceback.print_exc()
+            MPI.COMM_WORLD.Abort(1)
+
+
 def main() -> None:
     spec = RunSpec.from_json(Path(sys.argv[1]).read_text())
     try:

@@ -143,8 +143,8 @@ class RunStore:
     ) -> Path:
         """Write one attempt of one run. Returns its folder, which is complete and on the disk.
 
-        row: columns of `runs`; schema_version and the counts of rows are filled in, attempt where it is missing (one past
-            the last). A number that is not finite becomes null (an `ok` run's loss must not be).
+        row: columns of `runs`; schema_version and the counts of rows are filled in, attempt where it is missing (one
+            past the last). A number that is not finite becomes null (an `ok` run's loss must not be).
         steps, evals, comm: equally long sequences by column; columns not given are null, run_id and attempt are the
             row's.
 
