@@ -21,13 +21,14 @@ from .comm_case import CommCase
 from .comm_rank import dimensions, measure, result
 from .environment import WorldError
 from .failure import ErrorReport, error_kind, one_line, read_report, write_report
+from .judge import judge
 from .launchers import LAUNCHERS
 from .processes import MARK, Guard, end_marked, new_mark
 from .progress import Reporter
 from .rank import WORLD, write_row
 from .rendezvous import Seat, World, wrong_world
 from .spec import RunSpec, write_atomically
-from .supervise import Child, Outcome, Signals, judge, watch
+from .supervise import Child, Outcome, Signals, watch
 
 
 class MpiRanks:
@@ -87,7 +88,7 @@ def measure_over_mpi(spec: RunSpec) -> None:
 
     rows = measure(case, dimensions(case, transport), MpiRanks(comm), "cpu", reporter)
     if comm.rank == 0:
-        write_row(spec, world, result(case, rows, "cpu"))
+        write_row(spec, world, result(case, rows, "cpu"), reporter)
     comm.Barrier()
 
 
@@ -148,7 +149,7 @@ class MpiWorldExecutor:
     def __init__(self, signals: Signals) -> None:
         from mpi4py import MPI
 
-        self.comm, self.broken = MPI.COMM_WORLD, None
+        self.comm, self.broken, self.mark = MPI.COMM_WORLD, None, new_mark()
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
         started()

@@ -11,7 +11,7 @@ import pytest
 from scalade import cli, read_runs, read_steps
 from scalade.results.store import RunStore
 
-COMMANDS = "run worker verify doctor show export efficiency check fit compare report history".split()
+COMMANDS = "run worker verify doctor comm show export efficiency check fit compare report history".split()
 HOSTILE = "dp2[red]\x1b[31m"  # markup and an escape sequence
 STUDY = """
 name = "second"
