@@ -196,7 +196,7 @@ import errno, sys
 from scalade.launch import run
 from scalade.results.store import RunStore
 
-def full(self, row, *_):
+def full(self, row, **tables):
     raise OSError(errno.ENOSPC, "cannot write the row: No space left on device", str(self.folder))
 
 RunStore.write_run = full
