@@ -23,6 +23,7 @@ class StepOutput:
     grad_norm: torch.Tensor  # 0-dim fp32: global L2 norm before clipping, the same on every rank
     extra: dict[str, float | torch.Tensor] = field(default_factory=dict)  # more columns of `steps`
     update_began: torch.cuda.Event | float | None = None  # bench.device.mark between backward and update
+    update_ended: torch.cuda.Event | float | None = None  # mark between the update and an outer step
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LocalParameter:
 
 
 class Engine(Protocol):
+    """What all engines have. One whose waits are all seen by bench.waits says so: waits_on_host = True."""
+
     def rows(self) -> tuple[int, int]:
         """First and one past the last row of the global batch that this rank reads."""
 

@@ -7,6 +7,7 @@ progress lie between steps and are not in it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ from .engine import Engine
 from .measure import Measure
 from .recipe import Recipe
 from .record import StepRecord
+from .waits import Waits
 
 
 @dataclass
@@ -45,6 +47,17 @@ def train(
     on_step(done, training) follows every step; checkpoint(done, training) every measure.checkpoint_every steps, with
     all rows flushed.
     """
+    waits = Waits(pipeline="pp" in engine.talks()) if getattr(engine, "waits_on_host", False) else None
+    with waits or nullcontext():
+        return _train(engine, source, recipe, measure, seq_len, device, energy, training, first_step, on_step,
+                      checkpoint, waits)  # fmt: skip
+
+
+def _train(
+    engine: Engine, source: Source, recipe: Recipe, measure: Measure, seq_len: int, device: Device,
+    energy: EnergyMeter, training: Training, first_step: int, on_step: Callable[[int, Training], None],
+    checkpoint: Callable[[int, Training], None] | None, waits: Waits | None,
+) -> Training:  # fmt: skip
     begin_row, end_row = engine.rows()
     tokens_per_step = recipe.global_batch * seq_len
     # The last warm-up step, but not the first two, in which pipelines agree on shapes and DDP on buckets.
@@ -58,6 +71,8 @@ def train(
             energy.start()
             metering = True
         lr = recipe.lr_at(step)
+        if waits:
+            waits.found.clear()  # those of evaluations and checkpoints
         begin = device.mark()
         position = step * recipe.global_batch
         tokens = _to_device(source.train_rows(position + begin_row, position + end_row), device)
@@ -70,6 +85,8 @@ def train(
         end = device.mark()
         done = step + 1
         row = {"step": step, "warmup": step < timed_from, "tokens_seen": done * tokens_per_step, "lr": lr}
+        if waits and step != probed:  # the probe itself waits for each collective
+            row |= waits.take(output.update_began, output.update_ended)
         training.steps.add(row, (begin, loaded, end), output)
         saves = bool(checkpoint and measure.checkpoint_every and done % measure.checkpoint_every == 0)
         evaluates = bool(measure.eval_every and done % measure.eval_every == 0) or done == recipe.steps

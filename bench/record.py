@@ -15,8 +15,10 @@ import torch.distributed as dist
 from .device import Device
 from .engine import StepOutput
 
-MEANS = ("compute_time_s", "optimizer_time_s")  # who computes longer waits less: maxima of both exceed a step
+# Who computes longer waits less: the maxima of these parts would exceed a step.
+MEANS = ("compute_time_s", "optimizer_time_s", "comm_time_s", "bubble_time_s", "optimizer_wait_s")
 MAXIMA = ("step_time_s", "data_time_s", "outer_time_s", "outer_exposed_s")
+MINIMA = ("comm_time_min_s",)
 
 
 class StepRecord:
@@ -28,7 +30,7 @@ class StepRecord:
         self._pending: list[tuple[dict, tuple, StepOutput]] = []
 
     def add(self, row: dict, marks: tuple, output: StepOutput) -> None:
-        """row: what needs no measuring; marks: before the data, before and after the step (Device.mark)."""
+        """row: what is known already; marks: before the data, before and after the step (Device.mark)."""
         self._pending.append((row, marks, output))
 
     def flush(self) -> bool:
@@ -45,19 +47,23 @@ class StepRecord:
             times["data_time_s"] = self.device.between_s(begin, loaded)
             if output.update_began is not None:
                 times["compute_time_s"] = self.device.between_s(loaded, output.update_began)
-                times["optimizer_time_s"] = self.device.between_s(output.update_began, end)
+                ended = end if output.update_ended is None else output.update_ended
+                times["optimizer_time_s"] = self.device.between_s(output.update_began, ended)
             rows.append(row | extra | times)
         means = torch.tensor([[row.get(name, 0.0) / world for name in MEANS] for row in rows])
         sums = torch.cat((sums, means.to(sums)), dim=1)
-        names = [name for name in MAXIMA if any(name in row for row in rows)]
-        maxima = torch.tensor([[row.get(name, 0.0) for name in names] for row in rows], dtype=torch.float64)
+        signs = {name: 1.0 for name in MAXIMA} | {name: -1.0 for name in MINIMA}
+        signs = {name: sign for name, sign in signs.items() if any(name in row for row in rows)}
+        maxima = torch.tensor([[s * row.get(name, 0.0) for name, s in signs.items()] for row in rows],
+                              dtype=torch.float64)  # fmt: skip
         if world > 1:
             dist.all_reduce(sums)
             maxima = maxima.to(sums.device)
             dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
         for row, (loss, norm, *mean), slowest in zip(rows, sums.tolist(), maxima.tolist(), strict=True):
             row |= {"loss": loss, "grad_norm": norm}
-            over = zip((*MEANS, *names), (*mean, *slowest), strict=True)
+            extremes = [sign * value for sign, value in zip(signs.values(), slowest, strict=True)]
+            over = zip((*MEANS, *signs), (*mean, *extremes), strict=True)
             row |= {name: value for name, value in over if name in row}
         self.rows += rows
         return all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in rows)

@@ -19,6 +19,10 @@ from ..parallelism.diloco.quorum import Meeting
 from ..results.columns import COLLECTIVES, MESH_DIMS
 from .case import Case
 
+TIMES = {name: name for name in ("data_time_s", "compute_time_s", "optimizer_time_s", "bubble_time_s",
+                                 "optimizer_wait_s")}  # fmt: skip
+TIMES |= {"exposed_comm_time_s": "comm_time_s", "exposed_comm_time_min_s": "comm_time_min_s"}  # by column of `steps`
+
 
 def over_ranks(
     training: Training, device: Device, energy: EnergyMeter, meeting: Meeting | None = None
@@ -151,8 +155,8 @@ def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | 
         "step_time_s": median, "step_time_p05_s": p05, "step_time_p95_s": p95, "tokens_per_s": tokens_per_s,
         "tokens_per_s_per_device": tokens_per_s / ranks,
     }  # fmt: skip
-    for name in ("data_time_s", "compute_time_s", "optimizer_time_s"):
-        told = [t for t, warmup in zip(steps.get(name, []), steps["warmup"], strict=False) if not warmup]
+    for name, of_step in TIMES.items():
+        told = [t for t, warmup in zip(steps.get(of_step, []), steps["warmup"], strict=False) if not warmup]
         row[name] = statistics.median(told) if told and None not in told else None
     if peak:
         flops = flops_per_token(case.shape)

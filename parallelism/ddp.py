@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..bench.waits import time_end_of_backward
+
 
 class EagerDDP(DistributedDataParallel):
     def _inside_ddp_forward(self) -> contextlib.AbstractContextManager:
@@ -40,10 +42,18 @@ def _answered() -> Iterator[None]:
 def replicated(model: nn.Module, group: dist.ProcessGroup | None, compiled: bool) -> DistributedDataParallel:
     """`model` in DDP over `group`; its parameters are already the same on all ranks. compiled: parts of it are."""
     options = {"process_group": group, "gradient_as_bucket_view": True, "init_sync": False}
-    if compiled:
-        return DistributedDataParallel(model, **options)
+    wrapped = DistributedDataParallel(model, **options) if compiled else _eager(model, options)
+    wrapped.register_forward_hook(_time_its_wait)
+    return wrapped
+
+
+def _eager(model: nn.Module, options: dict) -> DistributedDataParallel:
     try:
         with _answered():
             return EagerDDP(model, **options)
     except AttributeError:  # a torch that asks more
         return DistributedDataParallel(model, **options)
+
+
+def _time_its_wait(model: DistributedDataParallel, _: tuple, output: torch.Tensor) -> None:
+    time_end_of_backward(output, lambda: model.require_backward_grad_sync)  # false under no_sync

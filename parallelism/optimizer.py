@@ -25,6 +25,7 @@ from torch.optim.sgd import sgd
 
 from ..bench.engine import LocalParameter
 from ..bench.recipe import Recipe
+from ..bench.waits import counted_as
 from .mesh import Mesh
 
 Part = tuple[nn.Parameter, LocalParameter]
@@ -71,7 +72,7 @@ class Optimizer:
 
     def __init__(self, parts: list[Part], recipe: Recipe, mesh: Mesh) -> None:
         self.parts, self.recipe = parts, recipe
-        ranks = mesh.layout.ranks
+        ranks, self.stages = mesh.layout.ranks, mesh.layout.pp
         self.group = mesh.group("inside") if ranks > 1 else None
         self.weights = torch.tensor([1.0 / part.replicated for _, part in parts], device=parts[0][1].data.device)
         self.whole_everywhere = all(part.replicated == ranks for _, part in parts)
@@ -131,5 +132,6 @@ class Optimizer:
         if self.whole_everywhere:
             return squares.sum().sqrt()
         total = squares.dot(self.weights)
-        dist.all_reduce(total, group=self.group)
+        with counted_as("bubble" if self.stages > 1 else "comm"):  # of one number: all of it is waiting for the others
+            dist.all_reduce(total, group=self.group)
         return total.sqrt()

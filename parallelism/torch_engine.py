@@ -33,6 +33,8 @@ class TorchEngine:
 
     def __init__(self, shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device) -> None:
         self.shape, self.recipe, self.layout, self.mesh, self.device = shape, recipe, layout, mesh, device
+        # Under torch.compile a context-parallel block waits inside its graph.
+        self.waits_on_host = device.type == "cpu" and not (layout.compile and layout.cp > 1)
         self.tensor = self.context = self.pipeline = None
         seams = Seams()
         if layout.tp > 1:

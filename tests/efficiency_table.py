@@ -49,7 +49,7 @@ def repeats(devices: int, step_time_s: float, runs: int = 6, noise: float = 0.0,
 
 def steps_of(row: dict, losses, step_time_s: float | None = None, **other) -> list[dict]:
     """Rows of `steps` of a run."""
-    nothing = {"comm_time_s": None, "outer_exposed_s": None}
+    nothing = {"outer_exposed_s": None}
     return [
         {"run_id": row["run_id"], "step": i, "warmup": i < 5, "loss": loss} | nothing | other
         for i, loss in enumerate(losses)

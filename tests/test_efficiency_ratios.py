@@ -256,7 +256,9 @@ def test_the_breakdown_adds_up_and_what_was_not_measured_is_null():
     assert breakdown([row | {"optimizer_time_s": 0.1} for row in rows], {}).residual_s is None
     rows = [row | {"compute_time_s": 0.7, "optimizer_time_s": 0.1} for row in rows]
     assert breakdown(rows, {}).residual_s == pytest.approx(0.15) and breakdown(rows, {}).residual_flagged
-    steps = {row["run_id"]: steps_of(row, [3.0] * 25, comm_time_s=0.2) for row in rows}
+    assert (breakdown(rows, {}).bubble_share, breakdown(rows, {}).compute_s) == (None, 0.7)
+    rows = [row | {"exposed_comm_time_s": 0.2, "exposed_comm_time_min_s": 0.15} for row in rows]
+    steps = {row["run_id"]: steps_of(row, [3.0] * 25) for row in rows}
     for some in steps.values():
         some[10]["outer_exposed_s"] = 2.0
         for row in some:
@@ -265,9 +267,22 @@ def test_the_breakdown_adds_up_and_what_was_not_measured_is_null():
     assert less.residual_s == pytest.approx(0.01) and less.residual_flagged is False
     full = breakdown(rows, steps)
     assert full.compute_s == pytest.approx(0.5) and full.exposed_comm_s == pytest.approx(0.2)
+    assert full.exposed_comm_min_s == 0.15 and full.optimizer_s == pytest.approx(0.1)
     assert full.outer_s == pytest.approx(2.0 / 20)  # 25 steps, 5 of them warm-up
     parts = (full.compute_s, full.exposed_comm_s, full.data_s, full.optimizer_s, full.outer_s, full.residual_s)
     assert sum(parts) == pytest.approx(full.step_s)
+
+
+def test_waits_are_taken_out_of_the_parts_they_are_in():
+    times = {"data_time_s": 0.01, "compute_time_s": 0.7, "optimizer_time_s": 0.2, "exposed_comm_time_s": 0.12,
+             "bubble_time_s": 0.24, "optimizer_wait_s": 0.1}  # fmt: skip
+    (row,) = repeats(2, 1.0, 1, pp=2, pp_schedule="1F1B", microbatches=4, **times)
+    found = breakdown([row], {})
+    assert found.optimizer_s == pytest.approx(0.1) and found.compute_s == pytest.approx(0.7 + 0.1 - 0.12 - 0.24)
+    assert found.bubble_share == pytest.approx(0.24 / 0.8) and found.bubble_share_theory == pytest.approx(1 / 5)
+    assert found.residual_s == pytest.approx(0.09) and found.residual_flagged
+    parts = (found.compute_s, found.exposed_comm_s, found.bubble_s, found.optimizer_s, found.data_s, found.residual_s)
+    assert sum(parts) == pytest.approx(1.0)
 
 
 def test_a_part_that_one_run_lacks_is_null():

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...bench.device import mark
 from ...bench.engine import Engine, LocalParameter, StepOutput
 from ...bench.recipe import Recipe
 from ...bench.weights import Weights
@@ -83,6 +84,7 @@ class OuterEngine:
         self.outer, self.engines, self.link = outer, list(engines), link
         self.replica_batch, self.first_replica, self.inner_group = replica_batch, first_replica, inner_group
         self.steps_done = self.skip_until = 0
+        self.waits_on_host = getattr(engines[0], "waits_on_host", False)
         self.averaged = len(engines) if outer.quorum else outer.replicas  # of whose losses the mean is taken
         replicas = [list(engine.local_parameters()) for engine in engines]
         self.device = replicas[0][0].data.device
@@ -127,7 +129,8 @@ class OuterEngine:
         self.steps_done += 1
         loss = sum(output.loss for output in outputs) / self.averaged
         grad_norm = sum(output.grad_norm for output in outputs) / len(outputs)
-        return StepOutput(loss, grad_norm, outputs[0].extra | self._outer_step())
+        began, ended = outputs[0].update_began if len(outputs) == 1 else None, mark(self.device)
+        return StepOutput(loss, grad_norm, outputs[0].extra | self._outer_step(), began, ended)
 
     def _on_device(self, replica: int):
         return self.stashes[replica].on_device() if self.stashes else _nothing()

@@ -1,10 +1,14 @@
 """Where the time of a step went. What was not measured is null, never 0, and is in the residual.
 
-    step = forward and backward + optimizer + data + outer step + residual
-    forward and backward = compute + exposed communication + pipeline bubble, split where these were measured
+    step = compute + exposed communication + pipeline bubble + optimizer + data + outer step + residual
+
+Exposed communication and bubble are what the ranks waited for (bench/waits.py says what is in them); where they were
+not measured, compute and optimizer hold them. The parts are means over the ranks, the step is that of its slowest
+rank: ranks that differ in what they do, and not in when, leave the difference in the residual.
 
 The bubble that theory gives a pipeline of p stages on m microbatches is (p - 1) / (v m + p - 1) of forward and
 backward, v stages a rank (Narayanan et al., arXiv 2104.04473, section 2.2); zero-bubble schedules have no such term.
+The measured one is set over the same time: forward, backward and all that was waited for until the last stage ended.
 """
 
 from __future__ import annotations
@@ -24,14 +28,16 @@ class Breakdown:
     step_s: float
     compute_s: float | None  # forward and backward less what of it was measured as waiting
     exposed_comm_s: float | None
+    exposed_comm_min_s: float | None  # of the rank that waited least: what the mean has more is waiting for others
     bubble_s: float | None
     data_s: float | None
-    optimizer_s: float | None
+    optimizer_s: float | None  # clipping and update, likewise
     outer_s: float | None  # the part of the outer steps that was waited for, its mean over the timed steps
     residual_s: float | None  # null: forward and backward were not timed
     residual_flagged: bool | None  # above RESIDUAL_FLAG of the step, or below minus that
     comm_unhidden_s: float | None  # every collective waited for, on one probed step: the most that can be exposed
-    bubble_share_theory: float | None  # of forward and backward
+    bubble_share: float | None  # of forward and backward, as measured
+    bubble_share_theory: float | None
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -46,16 +52,20 @@ def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Sequence[Mapping]]) -
         return median(told) if len(told) == len(parts) else None
 
     step = over("step_s")
-    compute, optimizer = over("forward_backward_s"), over("optimizer_s")
-    exposed, bubble = over("exposed_comm_s"), over("bubble_s")
-    residual = None
-    if compute is not None:
-        residual = step - compute - sum(x or 0.0 for x in (optimizer, over("data_s"), over("outer_s")))
+    whole, optimizer = over("forward_backward_s"), over("optimizer_s")
+    exposed, bubble, late = over("exposed_comm_s"), over("bubble_s"), over("optimizer_wait_s") or 0.0
+    residual = compute = share = None
+    if whole is not None:
+        residual = step - whole - sum(x or 0.0 for x in (optimizer, over("data_s"), over("outer_s")))
+        compute = whole + late - (exposed or 0.0) - (bubble or 0.0)
+    if whole is not None and bubble is not None:
+        share = bubble / (whole + late)
     return Breakdown(
-        step_s=step, compute_s=None if compute is None else compute - (exposed or 0.0) - (bubble or 0.0),
-        exposed_comm_s=exposed, bubble_s=bubble, data_s=over("data_s"), optimizer_s=optimizer, outer_s=over("outer_s"),
-        residual_s=residual, residual_flagged=None if residual is None else abs(residual) > RESIDUAL_FLAG * step,
-        comm_unhidden_s=over("comm_time_s"), bubble_share_theory=bubble_share(rows[0]),
+        step_s=step, compute_s=compute, exposed_comm_s=exposed, exposed_comm_min_s=over("exposed_comm_min_s"),
+        bubble_s=bubble, data_s=over("data_s"), optimizer_s=None if optimizer is None else optimizer - late,
+        outer_s=over("outer_s"), residual_s=residual,
+        residual_flagged=None if residual is None else abs(residual) > RESIDUAL_FLAG * step,
+        comm_unhidden_s=over("comm_time_s"), bubble_share=share, bubble_share_theory=bubble_share(rows[0]),
     )  # fmt: skip
 
 
@@ -69,11 +79,11 @@ def bubble_share(row: Mapping) -> float | None:
 
 def _of_run(row: Mapping, steps: Sequence[Mapping]) -> dict[str, float | None]:
     timed = [step for step in steps if not step["warmup"]]
-    waited = [step["comm_time_s"] for step in timed if step.get("comm_time_s") is not None]
     outer = [step["outer_exposed_s"] for step in timed if step.get("outer_exposed_s") is not None]
     return {
         "step_s": row["step_time_s"], "forward_backward_s": row.get("compute_time_s"),
-        "exposed_comm_s": median(waited) if waited else None, "bubble_s": row.get("bubble_time_s"),
+        "exposed_comm_s": row.get("exposed_comm_time_s"), "exposed_comm_min_s": row.get("exposed_comm_time_min_s"),
+        "bubble_s": row.get("bubble_time_s"), "optimizer_wait_s": row.get("optimizer_wait_s"),
         "data_s": row.get("data_time_s"), "optimizer_s": row.get("optimizer_time_s"),
         "outer_s": fmean(outer) if outer else None, "comm_time_s": row.get("comm_time_s"),
     }  # fmt: skip

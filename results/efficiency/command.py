@@ -78,7 +78,7 @@ def _steps(path: str | Path, found) -> dict[str, list[dict]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DamagedFile)  # said when the runs were read, or the run has no steps
         table = rows_table(path, "steps", [row["run_id"] for group in found for row in group.rows])
-    names = ["run_id", "step", "warmup", "loss", "comm_time_s", "outer_exposed_s"]
+    names = ["run_id", "step", "warmup", "loss", "outer_exposed_s"]
     for row in table.select(names).to_pylist():
         by_run.setdefault(row["run_id"], []).append(row)
     return by_run

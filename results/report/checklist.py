@@ -68,6 +68,8 @@ ASKED = (
     _Asked("bytes and time of communication", ("comm_bytes_per_step", "comm_time_s"),
            "measure.probe_comm = true",
            applies=lambda row: (row["world_size"] or 1) > 1),
+    _Asked("communication that was waited for", ("exposed_comm_time_s",),
+           "measured under gloo; not on a GPU yet", applies=lambda row: (row["world_size"] or 1) > 1),
     _Asked("memory", ("peak_memory_bytes",), applies=lambda row: row["device_type"] == "cuda"),
     _Asked("memory of the host", ("peak_host_memory_bytes",), applies=lambda row: row["device_type"] == "cpu"),
     _Asked("held-out loss", ("val_loss",), "measure.eval_sequences"),

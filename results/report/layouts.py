@@ -103,11 +103,10 @@ def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
                 probed = axes.plot(x, y, linestyle="none", marker="D", markersize=6, markerfacecolor="white",
                                    markeredgecolor="black", zorder=4, clip_on=False)[0]  # fmt: skip
             if b.bubble_share_theory is not None:
-                x = (
-                    100
-                    * b.bubble_share_theory
-                    * (1 if b.compute_s is None else (b.compute_s + (b.bubble_s or 0)) / b.step_s)
-                )
+                whole = [b.compute_s, b.exposed_comm_s or 0, b.bubble_s or 0]  # forward and backward
+                before = (b.compute_s or 0) + (b.exposed_comm_s or 0) if b.bubble_s is not None else 0
+                share = 1 if b.compute_s is None else sum(whole) / b.step_s
+                x = 100 * (before / b.step_s + b.bubble_share_theory * share)
                 theory = axes.plot(
                     x, y, linestyle="none", marker="|", markersize=13, markeredgewidth=2, color="#D55E00", zorder=4
                 )[0]
@@ -117,7 +116,7 @@ def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
         if probed is not None:
             handles, names = [*handles, probed], [*names, "all collectives, each waited for"]
         if theory is not None:
-            handles, names = [*handles, theory], [*names, "bubble by formula"]
+            handles, names = [*handles, theory], [*names, "bubble by formula: its end"]
         legend(figure, handles, names)
         name, shown = numbered("time-breakdown", title, index, len(parts))
         unknown = [PARTS[n] for n in ("compute_s", "exposed_comm_s", "optimizer_s") if n not in used]
@@ -125,7 +124,9 @@ def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
             name, shown, figure, sum(len(group.rows) for group, _ in part), "none: each part is its median over runs",
             "parts of the median step of the slowest rank, which is written at the right. Diamonds: the communication "
             "of one probed step with every collective waited for, the most that can be exposed; at 100% it was as long "
-            "as a step or longer. Bubble by formula: (p-1)/(vm+p-1) of forward and backward",
+            "as a step or longer. Exposed communication and bubble: what was waited for, slower ranks in it, mean over "
+            "the ranks. The bubble by formula, (p-1)/(vm+p-1) of forward and backward, is marked at its end: it begins "
+            "where the measured one does, or at 0 where none was",
             "Fastest first within a model. "
             + (f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else "")
             + (f"{flagged} layouts have more than {RESIDUAL_FLAG:.0%} in no measured part." if flagged else ""),

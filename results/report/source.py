@@ -25,7 +25,7 @@ from ..read import DamagedFile, printable, rows_table, runs_table
 
 MODES = ("strong", "weak")
 WORK = (*MODEL, *DATA, *RECIPE, BATCH)  # runs that agree in these train the same model the same way
-STEP_COLUMNS = ("step", "warmup", "tokens_seen", "loss", "step_time_s", "comm_time_s", "outer_exposed_s")
+STEP_COLUMNS = ("step", "warmup", "tokens_seen", "loss", "step_time_s", "outer_exposed_s")
 SETTINGS = tuple(dict.fromkeys((BATCH, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine")))  # as named
 LONGEST = 40  # characters of a name in a figure
 
@@ -55,7 +55,7 @@ class Source:
         return [row for row in self.rows if row["status"] == "ok"]
 
     def waits(self, run_id: str) -> list[dict]:
-        """What the steps of a run waited for, as `breakdown` reads it; none where nothing was told."""
+        """What the steps of a run waited for outer steps, as `breakdown` reads it; none where nothing was told."""
         return _waits(self.steps[run_id]) if run_id in self.steps else []
 
     def name(self, group: Group) -> str:
@@ -168,12 +168,11 @@ def _steps(path: str | Path, rows: Sequence[dict]) -> dict[str, dict[str, np.nda
 
 
 def _waits(columns: dict[str, np.ndarray]) -> list[dict]:
-    waits = columns["comm_time_s"], columns["outer_exposed_s"]
-    if all(np.isnan(wait).all() for wait in waits):
+    if np.isnan(columns["outer_exposed_s"]).all():
         return []
     return [
-        {"warmup": warm == 1, "comm_time_s": _null(comm), "outer_exposed_s": _null(outer)}
-        for warm, comm, outer in zip(columns["warmup"], *waits, strict=True)
+        {"warmup": warm == 1, "outer_exposed_s": _null(outer)}
+        for warm, outer in zip(columns["warmup"], columns["outer_exposed_s"], strict=True)
     ]
 
 

@@ -1,0 +1,132 @@
+"""How long a rank's host stands still for communication in a step: the part of it that no computation hid.
+
+Under gloo a collective runs in threads of its own and the rank goes on, until it asks for the result. Whoever asks in
+Python (blocking collectives, FSDP2, the pipeline's schedules, our tensor and context parallelism) does so through
+`Work.wait`: it is timed while `Waits` is open. DDP asks in C++, in a callback at the end of the backward pass; it is
+timed by a callback before that one and one after it (`time_end_of_backward`), which takes its few microseconds of
+bookkeeping for waiting. Collectives inside torch.compile's graphs are waited for where neither looks.
+
+What a wait holds: the transfer, and before it the time until the slowest of the others has come to the same point. No
+clock here tells the two apart, but the rank that waited least in a step was late and waited for little else than
+transfers: what the mean over the ranks has more than that is waiting for others.
+
+Two kinds are kept apart:
+comm     collectives, and messages where there is no pipeline: exposed communication
+bubble   receives and sends between the stages of a pipeline, and the first collective over all stages after it, in
+         which the stages that finish early wait for the first one. Transfers of activations that nothing hid are in it.
+
+On a GPU the host does not wait, its streams do: nothing is measured there, and what is not measured is null.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+MESSAGES = (12, 13, 14)  # c10d::OpType SEND, RECV, RECVANYSOURCE
+_open: Waits | None = None
+
+
+class Wait(NamedTuple):
+    kind: str  # comm, bubble
+    begin: float  # time.perf_counter
+    end: float
+
+
+class Waits:
+    """Collects this rank's waits while it is open; one at a time in a process.
+
+    pipeline: messages are between stages of a pipeline. A wait costs half a microsecond more than it would.
+    """
+
+    def __init__(self, pipeline: bool) -> None:
+        self.pipeline = pipeline
+        self.kind: str | None = None  # in the place of what the operation says
+        self.found: list[Wait] = []
+
+    def __enter__(self) -> Waits:
+        global _open
+        assert _open is None
+        _open = self
+        if dist.is_available():
+            self._wait = dist.Work.wait
+            dist.Work.wait = self._timed(self._wait)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        global _open
+        _open = None
+        if dist.is_available():
+            dist.Work.wait = self._wait
+
+    def _timed(self, wait: Callable) -> Callable:
+        clock, note = time.perf_counter, self.note
+        message = "bubble" if self.pipeline else "comm"
+
+        def timed(work: dist.Work, *args, **kwargs):
+            begin = clock()
+            try:
+                return wait(work, *args, **kwargs)
+            finally:
+                note(message if work._get_op_type() in MESSAGES else "comm", begin, clock())
+
+        return timed
+
+    def note(self, kind: str, begin: float, end: float) -> None:
+        self.found.append(Wait(self.kind or kind, begin, end))
+
+    def take(self, update_began: float | None, update_ended: float | None) -> dict[str, float]:
+        """This rank's columns of the step that has ended, s; begins the next. Arguments: as StepOutput's.
+
+        Waits after update_ended are the outer step's, which has a clock of its own.
+        """
+        found, self.found = self.found, []
+        if update_ended is not None:
+            found = [wait for wait in found if wait.begin < update_ended]
+        kinds = {"comm_time_s": "comm"} | ({"bubble_time_s": "bubble"} if self.pipeline else {})
+        columns = {name: _seconds(w for w in found if w.kind == kind) for name, kind in kinds.items()}
+        columns["comm_time_min_s"] = columns["comm_time_s"]  # the record makes a mean of the one and a minimum of this
+        if update_began is not None:
+            columns["optimizer_wait_s"] = _seconds(wait for wait in found if wait.begin >= update_began)
+        return columns
+
+
+def _seconds(waits: Iterator[Wait]) -> float:
+    return sum((wait.end - wait.begin for wait in waits), 0.0)
+
+
+@contextmanager
+def _counted(kind: str) -> Iterator[None]:
+    before, _open.kind = _open.kind, kind
+    try:
+        yield
+    finally:
+        _open.kind = before
+
+
+def counted_as(kind: str):
+    """Around a call: what it waits for is of this kind, whatever the operation."""
+    return nullcontext() if _open is None else _counted(kind)
+
+
+def time_end_of_backward(output: torch.Tensor, waits_there: Callable[[], bool]) -> None:
+    """Time what is waited for in C++ by callbacks of the backward pass that begins at `output`, where waits_there()
+    says, when it begins, that there is one."""
+    if _open is None or not output.requires_grad:
+        return
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+
+    def on_begin(_: torch.Tensor) -> None:
+        if waits_there():
+            queue(before_others)  # callbacks run in the order of their queueing, once all gradients are computed
+
+    def before_others() -> None:
+        begin = time.perf_counter()
+        queue(lambda: _open and _open.note("comm", begin, time.perf_counter()))
+
+    output.register_hook(on_begin)
