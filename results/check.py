@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .efficiency.command import MODES
-from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, Group, differing, groups
+from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, Group, groups, work_key
 from .rank_intervals import MIN_RUNS
 from .read import DamagedFile, runs_table
 
@@ -118,17 +118,19 @@ def _outcome(failed: Sequence[dict], fails: str, passes: str) -> Outcome:
 
 def _base(table: _Table) -> Outcome:
     """1: with a speedup, say what the base is, and its absolute performance."""
-    by_work: dict[tuple, list[Group]] = {}
-    for group in table.groups:
-        by_work.setdefault(tuple(group[name] for name in MODEL + DATA), []).append(group)
+    smallest: dict[tuple, int] = {}  # device count, of a workload and of what may be compared in a mode
+    keys = [[("model and data", *(group[name] for name in MODEL + DATA)),
+             *((mode, work_key(group, mode)) for mode in MODES)] for group in table.groups]  # fmt: skip
+    for group, some in zip(table.groups, keys, strict=True):
+        for key in some:
+            smallest[key] = min(smallest.get(key, group.devices), group.devices)
     bases, failed = set(), []
-    for some in by_work.values():
-        smallest = min(group.devices for group in some)
-        for group in some:
-            fewer = [other for other in some if other.devices < group.devices]
-            fit = [other for other in fewer if any(not differing(group, other, mode) for mode in MODES)]
-            bases |= {other.devices for other in fit if other.devices == min(each.devices for each in fit)}
-            failed += group.rows if group.devices > smallest and not fit else ()
+    for group, (workload, *modes) in zip(table.groups, keys, strict=True):
+        least = min(smallest[key] for key in modes)
+        if least < group.devices:
+            bases.add(least)
+        elif group.devices > smallest[workload]:
+            failed += group.rows
     if not bases and not failed:
         return SKIP, "one device count for each workload: no speedup" if table.groups else "no timed run", ()
     kinds = " and ".join("a single process" if n == 1 else f"{n} processes" for n in sorted(bases))

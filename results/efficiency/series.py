@@ -15,7 +15,7 @@ from ..rank_intervals import Estimate
 from ..system_laws import LAWS, LawFit, fit_law
 from .breakdown import Breakdown, breakdown
 from .loss import time_to_loss_s
-from .workload import Group, base_of, differing
+from .workload import Bases, Group, differing
 
 FORMS = ("throughput", "step_time", "loss")
 
@@ -137,10 +137,11 @@ def read_series(
         declared = [group for group in declared if id(group) in kept]
     position = {id(group): i for i, group in enumerate(usable)}
     bases = {id(group) for group in declared or ()}
+    base_for = Bases(usable, options.mode, options.allow, declared)
     for group in usable:
         if id(group) in bases:
             continue
-        base, names = base_of(group, usable, options.mode, options.allow, declared)
+        base, names = base_for.of(group)
         if base is not None and not names:
             members.setdefault((position[id(base)], group.family, group["engine"] or ""), []).append(group)
         elif base is not None:

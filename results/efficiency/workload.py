@@ -34,6 +34,8 @@ RECIPE = _names("Recipe", but=("seed", BATCH))
 OUTER = tuple(name for name in _OUTER[: _OUTER.index("outer_steps")] if name not in _NOT_SETTINGS)
 CONDITIONS = ("recompute", "compile", "device_type", "device_name", "threads_per_rank")
 MUST_MATCH = MODEL + DATA + RECIPE + OUTER + CONDITIONS
+_MATCHED = (*MUST_MATCH, "cpu_model")  # of Group.match_key
+NEAR = 32  # groups that one without a comparable base is set beside, to say what is in the way
 
 DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "ep": "ep", "pp": "pp"}
 _GROUPED = (*MUST_MATCH, BATCH, *_names("Layout"), "outer_replicas", "outer_placement", "world_size")
@@ -91,7 +93,7 @@ class Group:
             return ""
         return f"-zero{self['zero_stage']}" + (f"-hpz{self['hpz']}" if (self["hpz"] or 1) > 1 else "")
 
-    @property
+    @cached_property
     def cost_s(self) -> list[float]:
         """Device-seconds per token of each run: what efficiency divides."""
         return [row["step_time_s"] * self.devices / row["tokens_per_step"] for row in self.rows]
@@ -133,7 +135,7 @@ def differing(group: Group, base: Group, mode: str, allow: Sequence[str] = ()) -
     """The columns because of which the two may not be compared; empty: they may."""
     names = []
     if group.match_key != base.match_key:
-        pairs = zip((*MUST_MATCH, "cpu_model"), group.match_key, base.match_key, strict=True)
+        pairs = zip(_MATCHED, group.match_key, base.match_key, strict=True)
         names = [name for name, ours, theirs in pairs if ours != theirs]
     ours, theirs = (1, 1) if mode == "strong" else (base.devices, group.devices)
     if (group[BATCH] or 0) * ours != (base[BATCH] or 0) * theirs:
@@ -159,26 +161,56 @@ def allowed(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def base_of(
-    group: Group, found: Sequence[Group], mode: str, allow: Sequence[str] = (), declared: Sequence[Group] | None = None
-) -> tuple[Group | None, list[str]]:
-    """The group's base and the columns in which it differs (empty: comparable); (None, []): nothing to compare with.
+def work_key(group: Group, mode: str, allow: Sequence[str] = ()) -> tuple:
+    """Equal for two groups that may be compared (`differing` names nothing), and for no others."""
+    batch = group[BATCH] or 0
+    key = tuple(value for name, value in zip(_MATCHED, group.match_key, strict=True) if name not in allow)
+    return (*key, None if BATCH in allow else batch if mode == "strong" else Fraction(batch, group.devices))
 
-    declared: the bases the user named. Otherwise the smallest device count of the same engine and family, a single
-    process belonging to every family; among several layouts there, the fastest.
+
+class Bases:
+    """What each group is read against: found by what must match, so that each costs the same however many there are.
+
+    declared: the bases the user named. Otherwise a group's base is the smallest device count of the same engine and
+    family, a single process belonging to every family; among several layouts there, the fastest.
     """
-    if declared is not None:
-        candidates = [other for other in declared if other is not group]
-    else:
-        candidates = [
-            other for other in found
-            if other.devices < group.devices and other["engine"] == group["engine"]
-            and other.family in ("single", group.family)
-        ]  # fmt: skip
-    if not candidates:
+
+    def __init__(
+        self, found: Sequence[Group], mode: str, allow: Sequence[str] = (), declared: Sequence[Group] | None = None
+    ):
+        self.mode, self.allow, self.declared = mode, allow, declared is not None
+        self.pools: dict[tuple, list[Group]] = {}
+        for group in sorted(found if declared is None else declared, key=_small_and_fast):
+            for key in self._keys(group, group.family):
+                self.pools.setdefault(key, []).append(group)
+
+    def of(self, group: Group) -> tuple[Group | None, list[str]]:
+        """The group's base and the columns in which it differs (empty: comparable); (None, []): there is none.
+
+        Where none is comparable it is the nearest among the NEAR smallest that do most of the same work.
+        """
+        families = dict.fromkeys((group.family, "single"))
+        for keys in zip(*(self._keys(group, family) for family in families), strict=True):
+            candidates = [
+                other for key in dict.fromkeys(keys) for other in self.pools.get(key, ())[:NEAR]
+                if other is not group and (self.declared or other.devices < group.devices)
+            ]  # fmt: skip
+            if candidates:
+                named = [(differing(group, other, self.mode, self.allow), other) for other in candidates]
+                names, best = min(named, key=lambda pair: (len(pair[0]), *_small_and_fast(pair[1])))
+                return best, names
         return None, []
-    best = min(candidates, key=lambda o: (len(differing(group, o, mode, allow)), o.devices, middle(o.cost_s)))
-    return best, differing(group, best, mode, allow)
+
+    def _keys(self, group: Group, family: str) -> list[tuple]:
+        """The pools a group is in, or looks in: all that must match, then less and less of it."""
+        who = () if self.declared else (group["engine"], family)
+        keep = [[name for name in some if name not in self.allow] for some in (MODEL + DATA + RECIPE + OUTER, MODEL)]
+        return [(*who, work_key(group, self.mode, self.allow)),
+                *((*who, tuple(group[name] for name in names)) for names in keep), who]  # fmt: skip
+
+
+def _small_and_fast(group: Group) -> tuple[int, float]:
+    return group.devices, middle(group.cost_s)
 
 
 def _listed(values: Iterable) -> str:
