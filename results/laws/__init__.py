@@ -30,7 +30,6 @@ from .prior import choose_strength, fit_with_prior
 from .report import FitReport
 from .solver import Objective
 from .table import Rows, read_table, rows
-from .where import where
 
 __all__ = [
     "Fit",
@@ -59,7 +58,6 @@ __all__ = [
     "optimum",
     "read_table",
     "rows",
-    "where",
     "with_profiles",
     "with_sensitivity",
 ]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..where import where as where_rows
 from .base import get_law
 from .fit import Fit, fit, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast
@@ -20,7 +21,6 @@ from .report import FitReport, Holdout, estimates
 from .resample import Progress
 from .solver import Objective
 from .table import Rows, column, read_table, rows
-from .where import where as where_rows
 
 STACK = ("chinchilla", "skaling", "kaplan", "overtraining")  # the laws of (N, D) a forecast is stacked from
 
