@@ -23,6 +23,8 @@ from .recipe import Recipe
 from .record import StepRecord
 from .waits import Waits
 
+COMPARE_S = 5.0  # so often at least, whole steps, the ranks meet: who asks them to stop does not wait longer
+
 
 @dataclass
 class Training:
@@ -33,6 +35,7 @@ class Training:
     probe: CommProbe | None = None
     energy_j: float | None = None  # of the timed steps, what this rank answers for
     finite: bool = True
+    stopped: bool = False  # before the end, with a checkpoint, since it was asked to
 
 
 def train(
@@ -41,11 +44,13 @@ def train(
     first_step: int = 0,
     on_step: Callable[[int, Training], None] = lambda done, training: None,
     checkpoint: Callable[[int, Training], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Training:  # fmt: skip
     """Train from `first_step` to the end of the recipe, or to the first loss that is not finite. Collective.
 
     on_step(done, training) follows every step; checkpoint(done, training) every measure.checkpoint_every steps, with
-    all rows flushed.
+    all rows flushed. stop(): whether this rank has heard that the run is to end before its end; then all ranks write
+    a checkpoint after the step in which they next meet, and the training is `stopped`.
     """
     waits = Waits(pipeline="pp" in engine.talks()) if getattr(engine, "waits_on_host", False) else None
     with waits or nullcontext():
@@ -63,7 +68,7 @@ def _train(
     # The last warm-up step, but not the first two, in which pipelines agree on shapes and DDP on buckets.
     probed = first_step + measure.warmup_steps - 1 if measure.probe_comm and measure.warmup_steps > 2 else None
     timed_from = first_step + measure.warmup_steps
-    metering = False
+    metering, meet_at = False, first_step + 1
     for step in range(first_step, recipe.steps):
         # What a killed attempt used is not known, so a resumed run has no energy.
         if step >= timed_from and not metering and not first_step:
@@ -90,8 +95,10 @@ def _train(
         training.steps.add(row, (begin, loaded, end), output)
         saves = bool(checkpoint and measure.checkpoint_every and done % measure.checkpoint_every == 0)
         evaluates = bool(measure.eval_every and done % measure.eval_every == 0) or done == recipe.steps
-        if done == 1 or done % measure.log_every == 0 or saves or evaluates:
-            training.finite = training.steps.flush()
+        if done == meet_at or done % measure.log_every == 0 or saves or evaluates:
+            training.finite = training.steps.flush(stop is not None and stop())
+            if stop is not None:  # the slowest rank's time, so the same step on every rank
+                meet_at = done + max(1, int(COMPARE_S / max(training.steps.rows[-1]["step_time_s"], 1e-6)))
             if not training.finite:
                 training.energy_j = None
                 break
@@ -102,8 +109,11 @@ def _train(
         on_step(done, training)
         if evaluates and measure.eval_sequences:
             training.evals += evaluate(engine, source, recipe, measure, device, done, done * tokens_per_step)
-        if saves and done < recipe.steps:
+        training.stopped = training.steps.stop and done < recipe.steps
+        if checkpoint and done < recipe.steps and (saves or training.stopped):
             checkpoint(done, training)
+        if training.stopped:
+            break
     return training
 
 

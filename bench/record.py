@@ -28,13 +28,17 @@ class StepRecord:
         self.device = device
         self.rows: list[dict] = []
         self._pending: list[tuple[dict, tuple, StepOutput]] = []
+        self.stop = False  # a rank asked for it when they last met; the same on every rank
 
     def add(self, row: dict, marks: tuple, output: StepOutput) -> None:
         """row: what is known already; marks: before the data, before and after the step (Device.mark)."""
         self._pending.append((row, marks, output))
 
-    def flush(self) -> bool:
-        """Bring the pending steps to the host, the same on every rank. True while every loss and norm is finite."""
+    def flush(self, stop: bool = False) -> bool:
+        """Bring the pending steps to the host, the same on every rank. True while every loss and norm is finite.
+
+        stop: this rank asks all to stop
+        """
         if not self._pending:
             return True
         pending, self._pending = self._pending, []
@@ -54,13 +58,14 @@ class StepRecord:
         sums = torch.cat((sums, means.to(sums)), dim=1)
         signs = {name: 1.0 for name in MAXIMA} | {name: -1.0 for name in MINIMA}
         signs = {name: sign for name, sign in signs.items() if any(name in row for row in rows)}
-        maxima = torch.tensor([[s * row.get(name, 0.0) for name, s in signs.items()] for row in rows],
+        maxima = torch.tensor([[s * row.get(name, 0.0) for name, s in signs.items()] + [float(stop)] for row in rows],
                               dtype=torch.float64)  # fmt: skip
         if world > 1:
             dist.all_reduce(sums)
             maxima = maxima.to(sums.device)
             dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-        for row, (loss, norm, *mean), slowest in zip(rows, sums.tolist(), maxima.tolist(), strict=True):
+        self.stop = bool(maxima[0, -1])
+        for row, (loss, norm, *mean), (*slowest, _) in zip(rows, sums.tolist(), maxima.tolist(), strict=True):
             row |= {"loss": loss, "grad_norm": norm}
             extremes = [sign * value for sign, value in zip(signs.values(), slowest, strict=True)]
             over = zip((*MEANS, *signs), (*mean, *extremes), strict=True)

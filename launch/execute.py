@@ -29,6 +29,7 @@ from .row import (
     speed_columns,
 )
 from .spec import RunResult
+from .stop import Preempted, asked_to_stop
 from .taken import Keeper
 
 
@@ -62,9 +63,13 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     train(
         engine, source, case.recipe, case.measure, case.shape.seq_len, device, energy, training,
         first_step=first_step, on_step=on_step, checkpoint=lambda done, now: save(engine, reporter.folder, done, now),
+        stop=None if world.meeting else lambda: asked_to_stop(reporter.folder),
     )  # fmt: skip
     device.finish()
     keeper.close()
+    if training.stopped:
+        engine.close()
+        raise Preempted(f"stopped at step {len(training.steps.rows)} of {case.recipe.steps}, as asked")
     if not training.finite and world.meeting and world.meeting.replica:
         raise FloatingPointError(f"{_first_bad(training)}: replica {world.meeting.replica} leaves the run")
     shared = over_ranks(training, device, energy, world.meeting)

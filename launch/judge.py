@@ -27,6 +27,12 @@ def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None)
     reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
     if "cancelled" in causes:
         return Outcome("cancelled", f"cancelled by {causes['cancelled'].detail or 'a signal'}")
+    if "preempted" in causes:
+        told = [ending.detail for ending in endings if ending.cause == "preempted" and ending.detail]
+        return Outcome("preempted", f"{told[0] if told else 'stopped'} {_where(scratch)}")
+    if "hang" in causes:
+        line, _, more = causes["hang"].detail.partition(";")
+        return Outcome("timeout", f"hang: {line} {_where(scratch)}" + f";{more}" * bool(more))
     if "timeout" in causes:
         return Outcome("timeout", f"time limit {time_limit_s:g} s reached {_where(scratch)}")
     if all(code == 0 for code in exits.values()) and set(causes) <= {"done"}:

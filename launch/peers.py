@@ -14,6 +14,7 @@ from typing import Any
 from .environment import Placement
 from .failure import ErrorReport
 from .rendezvous import Seat, Store
+from .stop import REQUEUE_STATUS
 from .supervise import Ending
 
 BEAT_S = 0.5
@@ -67,8 +68,9 @@ class Peers:
 
     def publish(self, number: int, ending: Ending) -> None:
         """Tell how run `number` ended here; anything but well ends it everywhere."""
-        if ending.cause != "done" and not self._there(f"stop/{number}"):
-            why = self.gone or ("timeout" if ending.cause == "timeout" else "peer")
+        stopped = ending.cause == "preempted" and all(code == REQUEUE_STATUS for code in ending.exits.values())
+        if ending.cause != "done" and not stopped and not self._there(f"stop/{number}"):
+            why = self.gone or (ending.cause if ending.cause in ("timeout", "hang") else "peer")
             self._ask(self.store.set, f"stop/{number}", why)
         self._ask(self.store.set, f"ended/{number}/{self.place.rank}", json.dumps(asdict(ending)))
 

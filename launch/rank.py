@@ -24,6 +24,7 @@ from .progress import Reporter
 from .rendezvous import World, join, leave
 from .spec import RunResult, RunSpec, utc, write_atomically
 from .starts import goodput_columns, read_starts
+from .stop import REQUEUE_STATUS, Preempted, signal_names
 
 WORLD = "world.json"
 Program = Callable[..., "RunResult | None"]
@@ -38,9 +39,14 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> None:
     place = find_placement()
     assert place is not None, "the supervisor sets RANK"
     stacks = open(scratch / f"rank-{place.rank}.stack", "w")  # noqa: SIM115 open as long as the process
+    for name in signal_names(spec.requeue_signals):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)  # the supervisor hears it, and asks
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     try:
         _run(spec, place, scratch, program)
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        os._exit(REQUEUE_STATUS)
     except BaseException as error:
         trace = traceback.format_exc()
         print(trace, file=sys.stderr, flush=True)
@@ -67,7 +73,11 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     reporter.phase("building")
     if program is None:
         from .execute import execute as program
-    result = program(case, world, reporter)
+    try:
+        result = program(case, world, reporter)
+    except Preempted:
+        leave()
+        raise
     if world.rank == 0:
         assert result is not None
         reporter.phase("writing")

@@ -15,6 +15,7 @@ from ..results.store import RunStore
 from .display import make_display
 from .launchers import LAUNCHERS, Launcher
 from .processes import MARK, Guard, end_marked, new_mark
+from .stop import STOP_FILE, signal_names
 from .study import load_study
 from .supervise import RANK_COMMAND, Outcome, Signals
 from .sweep import LocalExecutor, Plan, Summary, Sweep, make_plan
@@ -48,7 +49,7 @@ def run_here(
     """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
     store = RunStore(results or study.results)
     plan = make_plan(study, store, retry_failed=retry_failed)
-    with Signals() as signals:
+    with Signals(signal_names(study.run.requeue_signals)) as signals:
         executor = make_executor(signals) if make_executor else LocalExecutor(signals, command)
         try:
             sweep = Sweep(study, store, executor, make_display(quiet), signals, retry_failed=retry_failed)
@@ -70,7 +71,8 @@ def _run_through(
     summary = Summary(kept=dict(plan.kept), skipped=plan.skipped)
     attempts = {run.run_id: store.attempts(run.run_id) for run in plan.pending}
     mark, guard = new_mark(), None
-    env = os.environ | {MARK: mark}
+    stop_file = Path(os.environ.get(STOP_FILE, store.folder.absolute() / f".stop-{mark.rsplit('/', 1)[-1]}"))
+    env = os.environ | {MARK: mark, STOP_FILE: str(stop_file)}
     env.setdefault("OMP_NUM_THREADS", "1")  # of the supervisors; torchrun talks where it is not set
     try:
         for size in sorted({run.case.ranks for run in plan.pending}):
@@ -82,17 +84,23 @@ def _run_through(
             )
             guard = guard or Guard(mark)
             while process.poll() is None and not signals.received:
+                if signals.warned:  # a launcher may not hand a signal on: the worker looks for the file
+                    stop_file.touch()
                 time.sleep(0.05)
             if signals.received:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(FAREWELL_S)
                 summary.interrupted = signals.received
+            elif signals.warned:
+                summary.interrupted, summary.requeue = f"stopped by {signals.warned}", True
             elif process.returncode:
                 summary.interrupted = f"{launcher.name} with {size} ranks ended with status {process.returncode}"
             end_marked(mark)
     finally:
         end_marked(mark)
+        if STOP_FILE not in os.environ:
+            stop_file.unlink(missing_ok=True)
         if guard:
             guard.close()
     for run in plan.pending:
@@ -127,7 +135,7 @@ def work_here(
     from .worker import follow, join_supervisors, work
 
     peers = join_supervisors(dict(os.environ))
-    with Signals() as signals:
+    with Signals(signal_names(study.run.requeue_signals), heeds=peers.place.rank == 0) as signals:
         if peers.place.rank != 0:
             return None, None, *follow(peers, signals, command)
         folder = results or study.results

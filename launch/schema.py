@@ -22,6 +22,7 @@ from ..parallelism.diloco.config import Outer
 from ..parallelism.layout import Layout
 from .errors import shown
 from .launchers import LAUNCHERS as STARTERS
+from .stop import signal_names
 
 LAUNCHERS = ("local", *STARTERS)
 DEVICES = ("auto", "cpu", "cuda")
@@ -67,6 +68,9 @@ class Run:
     repeats: int = 1  # runs of each case: the unit of repetition
     seeds: tuple[int, ...] = ()  # recipe seeds, each a case of its own; else recipe.seed
     time_limit_s: float = 1800.0  # of one run, start of its processes included
+    hang_limit_s: float = 600.0  # without a step; at least ten times the longest wait so far; 0: no limit
+    requeue_signals: str = "USR1"  # as "USR1,TERM": checkpoint, stop, and exit with status 75 to be queued again
+    grace_s: float = 60.0  # for that checkpoint
     threads_per_rank: int = 0  # 0: cores // ranks, at least 1
     device: str = "auto"  # auto: cuda where the NVIDIA driver shows a device
     device_memory_gib: float = 0.0  # of one GPU, to skip what cannot fit; 0: ask the driver
@@ -84,6 +88,13 @@ class Run:
                 found.append(f"run.{name} = {getattr(self, name)}: must be at least {low}")
         if not self.time_limit_s > 0:
             found.append(f"run.time_limit_s = {self.time_limit_s}: must be more than 0")
+        for name in ("hang_limit_s", "grace_s"):
+            if getattr(self, name) < 0:
+                found.append(f"run.{name} = {getattr(self, name)}: must be at least 0")
+        try:
+            signal_names(self.requeue_signals)
+        except ValueError as error:
+            found.append(f"run.requeue_signals = {shown(self.requeue_signals)}: {error}")
         if not self.results.isprintable():
             found.append(f"run.results = {shown(self.results)}: must be a printable path")
         return found

@@ -34,6 +34,9 @@ class RunSpec:
     predicted_memory_bytes: int | None = None
     join_timeout_s: float = 120.0  # for all ranks to come together
     link: Mapping[str, Any] = field(default_factory=dict)  # columns of the shaped links that the ranks talk over
+    hang_limit_s: float = 0.0  # without a step; 0: no limit
+    grace_s: float = 60.0  # for a checkpoint, when the job's time is up
+    requeue_signals: str = ""  # that say so; a scheduler may send them to the ranks, too
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

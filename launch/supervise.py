@@ -21,6 +21,8 @@ from .failure import ErrorReport, read_report, report_file
 from .processes import MARK, end_marked
 from .progress import mark_lost
 from .spec import RunSpec, write_atomically
+from .stop import REQUEUE_STATUS, STOP_FILE, ask_to_stop
+from .watchdog import Watchdog, stopped
 
 RANK_COMMAND = (sys.executable, "-m", f"{__package__}.rank")
 POLL_S = 0.02
@@ -28,11 +30,12 @@ GRACE_S = 0.5  # for the rank to blame to show itself, when the first to fail na
 LINGER_S = 30.0  # for the other ranks to end, once one has ended well
 PARTING_S = 5.0  # with a quorum: for the other replicas to end, once replica 0 has
 STACKS_S = 0.3  # for the ranks to write their stacks
+STOP_LOOK_S = 0.2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: the columns `status` and `reason`."""
+    """What became of a run: the columns `status` and `reason`. `preempted` is no row's: the run is not finished."""
 
     status: str
     reason: str | None = None
@@ -46,7 +49,7 @@ class Outcome:
 class Ending:
     """How one supervisor's ranks came to their end."""
 
-    cause: str  # done, failed, timeout, cancelled, stopped (another supervisor asked), lingered
+    cause: str  # done, failed, timeout, hang, cancelled, preempted, stopped (another supervisor asked), lingered
     exits: Mapping[int, int | None]  # by rank: exit status, -signal; None: it was ended by us
     reports: tuple[ErrorReport, ...] = ()
     oom_kills: int = 0
@@ -80,18 +83,42 @@ class Child:
 
 
 class Signals:
-    """While open, SIGINT, SIGTERM and SIGHUP are kept for `watch` to see instead of ending this process."""
+    """While open, SIGINT, SIGTERM and SIGHUP are kept for `watch` to see instead of ending this process.
 
-    def __init__(self) -> None:
+    requeue: names of the signals that are a scheduler's warning instead (stop.py)
+    heeds: False: a warning is for another supervisor to act on
+
+    Attributes
+    ----------
+    received: the first signal that cancels
+    """
+
+    def __init__(self, requeue: Sequence[str] = (), heeds: bool = True) -> None:
         self.received: str | None = None
+        self._requeue, self._heeds = requeue, heeds
+        self._warned: str | None = None
+        self._file, self._looked = os.environ.get(STOP_FILE) if requeue and heeds else None, 0.0
+
+    @property
+    def warned(self) -> str | None:
+        """What warned that this job's time is up: a signal, or the file that SCALADE_STOP_FILE names."""
+        if self._file and self._warned is None and time.monotonic() - self._looked > STOP_LOOK_S:
+            self._looked = time.monotonic()
+            if os.path.exists(self._file):
+                self._warned = f"the file {self._file}"
+        return self._warned
 
     def __enter__(self) -> Signals:
-        kept = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._keep) for number in kept}
+        kept = {"SIGINT", "SIGTERM", "SIGHUP", *self._requeue}
+        self._before = {number: signal.signal(number, self._keep) for number in map(signal.Signals.__getitem__, kept)}
         return self
 
     def _keep(self, number: int, frame: object) -> None:
-        self.received = self.received or signal.Signals(number).name
+        name = signal.Signals(number).name
+        if name not in self._requeue:
+            self.received = self.received or name
+        elif self._heeds:
+            self._warned = self._warned or name
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
@@ -134,8 +161,11 @@ def watch(
     asked_to_stop: Callable[[], str | None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
     quorum: Quorum | None = None,
+    watchdog: Watchdog | None = None,
+    grace_s: float = 0.0,
 ) -> Ending:
-    """Wait until the ranks have ended, or end them: when one fails, the time is up, a signal came, or another asks.
+    """Wait until the ranks have ended, or end them: when one fails, the time is up, none steps any more, a signal
+    came, or another asks.
     With a quorum a failed rank ends its replica only, as long as enough are left; and the run is done when replica 0
     is, some seconds later for the others to end.
 
@@ -143,12 +173,16 @@ def watch(
 
     deadline: on time.monotonic(); None: no limit
     asked_to_stop: a cause when the ranks have to be ended for a reason that is not seen here
+    grace_s: on a warning, for the ranks to write a checkpoint and stop
     """
     kills_before = oom_kills()
-    cause, detail, failed_at, done_at = "", "", None, None
+    cause, detail, failed_at, done_at, warned_at = "", "", None, None, None
     try:
         while not cause:
             now, codes = time.monotonic(), [child.process.poll() for child in children]
+            if warned_at is None and signals.warned:
+                warned_at = now
+                ask_to_stop(scratch)
             lost: set[int] = set()
             if quorum:
                 exits = {child.rank: code for child, code in zip(children, codes, strict=True)}
@@ -166,7 +200,13 @@ def watch(
                 cause = "done"
             elif signals.received:  # before any failure: the signal may have reached the ranks, too
                 cause, detail = "cancelled", signals.received
-            elif any(codes):
+            elif all(code == REQUEUE_STATUS for code in codes):
+                cause = "preempted"
+                detail = f"stopped by {signals.warned}, with a checkpoint" if warned_at else ""
+            elif warned_at and (now - warned_at > grace_s or _failed(codes)):  # the others may be gone already
+                cause = "preempted"
+                detail = f"stopped by {signals.warned}: no new checkpoint within {grace_s:g} s"
+            elif _failed(codes):
                 failed_at = failed_at or now
                 reports = _reports(children, scratch)
                 if None not in codes or now - failed_at > GRACE_S or _blame_is_clear(codes, reports):
@@ -178,14 +218,17 @@ def watch(
                 cause, _, detail = why.partition(":")
             elif deadline is not None and now > deadline:
                 cause = "timeout"
-            elif 0 in codes and not quorum:
+            elif watchdog and (waited_s := watchdog.hung_s()):
+                cause, detail = "hang", f"no step for {waited_s:.0f} s"
+            elif (0 in codes or REQUEUE_STATUS in codes) and not quorum:
                 done_at = done_at or now
                 cause = "lingered" if now - done_at > LINGER_S else ""
             tick()
             if not cause:
                 time.sleep(POLL_S)
-        if cause in ("timeout", "lingered") or detail == "timeout":
-            _dump_stacks(children)
+        if cause in ("timeout", "hang", "lingered") or detail in ("timeout", "hang"):
+            for rank in _dump_stacks(children):
+                detail += f"; rank {rank} was stopped by a signal" * (cause == "hang")
     finally:
         _end(children, mark)
     exits = {child.rank: None if child.ended_by_us else child.process.returncode for child in children}
@@ -214,12 +257,26 @@ def _reports(children: Sequence[Child], scratch: Path) -> list[ErrorReport]:
     return [report for report in found if report is not None]
 
 
-def _dump_stacks(children: Sequence[Child]) -> None:
-    """Ask each rank for the stack of each of its threads, into rank-N.stack (rank.py registered faulthandler)."""
-    for child in children:
-        if child.process.poll() is None:
-            child.process.send_signal(signal.SIGUSR1)
-    time.sleep(STACKS_S)
+def _dump_stacks(children: Sequence[Child]) -> list[int]:
+    """Ask each rank for the stack of each of its threads, into rank-N.stack (rank.py registered faulthandler).
+
+    A signal's handler is C and writes also where Python is stuck in a call. A rank that was stopped is let go on for
+    it; gives which ranks were.
+    """
+    live = [child for child in children if child.process.poll() is None]
+    halted = stopped(child.process.pid for child in live)
+    for child in live:
+        child.process.send_signal(signal.SIGUSR1)
+        if child.process.pid in halted:
+            child.process.send_signal(signal.SIGCONT)
+    if live:
+        time.sleep(STACKS_S)
+    return [child.rank for child in live if child.process.pid in halted]
+
+
+def _failed(codes: Sequence[int | None]) -> bool:
+    """Whether a rank has ended otherwise than well or as asked."""
+    return any(code not in (None, 0, REQUEUE_STATUS) for code in codes)
 
 
 def _end(children: Sequence[Child], mark: str) -> None:

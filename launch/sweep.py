@@ -25,8 +25,10 @@ from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, read_starts
+from .stop import REQUEUE_STATUS
 from .supervise import RANK_COMMAND, Outcome, Quorum, Signals, start, watch
 from .taken import taken
+from .watchdog import Watchdog, keep_stacks
 
 if TYPE_CHECKING:
     from .study import PlannedCase, Study
@@ -71,6 +73,7 @@ class Summary:
     elsewhere: list[str] = field(default_factory=list)  # run_ids that another sweep holds
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases left for such a world
     interrupted: str | None = None  # the signal, or why the sweep cannot go on
+    requeue: bool = False  # the job's time is up; there is more to do
 
     @property
     def counts(self) -> Counter[str]:
@@ -78,7 +81,10 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: all ran, was kept or cannot run; 1: a run failed now, or the sweep broke; 128 + a signal's number."""
+        """0: all ran, was kept or cannot run; 1: a run failed now, or the sweep broke; 75: to be queued again; 128 + a
+        signal's number: cancelled by it."""
+        if self.requeue:
+            return REQUEUE_STATUS
         if self.interrupted in signal.Signals.__members__:
             return 128 + signal.Signals[self.interrupted]
         return int(self.interrupted is not None or any(outcome.bad for outcome in self.outcomes.values()))
@@ -150,9 +156,10 @@ class LocalExecutor:
         except BaseException:
             end_marked(self.mark)
             raise
+        quorum = _quorum(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
-            quorum=_quorum(spec.parsed_case()),
+            quorum=quorum, watchdog=Watchdog(scratch, spec.hang_limit_s), grace_s=0.0 if quorum else spec.grace_s,
         )  # fmt: skip
         return judge([ending], scratch, time_limit_s)
 
@@ -187,11 +194,14 @@ class Sweep:
             self._write_skipped()
         finally:
             self.display.close()
-        self._goes_on(summary)
+        summary.interrupted = summary.interrupted or self.executor.broken or self.signals.received
         return summary
 
     def _goes_on(self, summary: Summary) -> bool:
+        """Asked where there is more to do."""
         summary.interrupted = summary.interrupted or self.executor.broken or self.signals.received
+        if summary.interrupted is None and self.signals.warned:
+            summary.interrupted, summary.requeue = f"stopped by {self.signals.warned}", True
         return summary.interrupted is None
 
     def _write_skipped(self) -> None:
@@ -214,6 +224,8 @@ class Sweep:
             outcome = summary.outcomes[run.run_id] = self._execute(run, claim)
         if outcome.status == "cancelled":
             summary.interrupted = self.signals.received or outcome.reason
+        elif outcome.status == "preempted":
+            summary.interrupted, summary.requeue = outcome.reason, True
         return True
 
     def _execute(self, run: PlannedRun, claim: Claim) -> Outcome:
@@ -233,9 +245,16 @@ class Sweep:
         if row is not None and row["attempt"] == claim.attempt:  # what the ranks wrote stands
             outcome = Outcome(row["status"], row["reason"])
             log.end(now, outcome.status)
+        elif outcome.status == "preempted":  # its row comes when it is finished
+            log.end(now, outcome.status)
+            row = {}
         else:
             if outcome.status == "ok":
                 outcome = Outcome("failed", "every rank ended well, but rank 0 wrote no row")
+            stacks = keep_stacks(scratch, log.run_folder, claim.attempt) if outcome.status == "timeout" else None
+            if stacks and outcome.reason.startswith("hang"):
+                where = stacks.relative_to(self.store.folder.absolute())
+                outcome = replace(outcome, reason=f"{outcome.reason}; stacks in {where}")
             log.end(now, outcome.status)
             row = self._row(spec, outcome, now) | goodput_columns(read_starts(log.run_folder), None)
             self.store.write_run(row, **taken(scratch))
@@ -251,6 +270,8 @@ class Sweep:
             size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
             threads=self.study.run.threads_per_rank, attempt=claim.attempt,
             launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes, link=link_columns(),
+            hang_limit_s=self.study.run.hang_limit_s, grace_s=self.study.run.grace_s,
+            requeue_signals=self.study.run.requeue_signals,
         )  # fmt: skip
 
     def _row(self, spec: RunSpec, outcome: Outcome, ended_at: float) -> dict[str, object]:

@@ -23,6 +23,7 @@ from .rendezvous import Seat, agree, connect
 from .spec import RunSpec
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .sweep import Callback, Summary, Sweep, make_plan
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from .study import Study
@@ -120,7 +121,8 @@ class WorldExecutor:
                 raise
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
-            asked_to_stop=lambda: self.peers.asked_to_stop(self.number),
+            asked_to_stop=lambda: self.peers.asked_to_stop(self.number), watchdog=Watchdog(scratch, spec.hang_limit_s),
+            grace_s=spec.grace_s,
         )  # fmt: skip
         self.peers.publish(self.number, ending)
         outcome = judge(self.peers.gather(self.number, ending), scratch, time_limit_s)

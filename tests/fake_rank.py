@@ -2,7 +2,8 @@
 
 Started by path, as `python fake_rank.py SPEC.json`. FAKE_RANK in the environment says what happens, as
 `RANK:ACTION@STEP`, several separated by commas; FAKE_TORCH=1 takes the real rendezvous and all-reduces every step, else
-the ranks do not meet and torch is not imported. FAKE_STEP_S is the time of a step.
+the ranks do not meet and torch is not imported. FAKE_STEP_S is the time of a step. Rank 0 keeps a checkpoint every
+FAKE_CHECKPOINT steps, and when it is asked to stop.
 """
 
 import os
@@ -16,6 +17,8 @@ from types import SimpleNamespace
 from scalade.launch import rank
 from scalade.launch.rendezvous import Seat, World
 from scalade.launch.spec import RunResult, write_atomically
+from scalade.launch.stop import Preempted, asked_to_stop
+from scalade.launch.sweep import CHECKPOINT
 from scalade.launch.taken import Keeper
 
 REAL = os.environ.get("FAKE_TORCH") == "1"
@@ -67,6 +70,18 @@ def misbehave(action, reporter):
         raise AssertionError(action)
 
 
+def checkpointed(folder):
+    """Steps done, as the last checkpoint says."""
+    return max((int(path.name[5:]) for path in (folder / CHECKPOINT).glob("step-*")), default=0)
+
+
+def checkpoint(folder, done):
+    """As resume.save: aside, then renamed. Only what was trained is not in it."""
+    (folder / CHECKPOINT).mkdir(exist_ok=True)
+    (folder / CHECKPOINT / f"writing-{done}").mkdir(exist_ok=True)
+    os.replace(folder / CHECKPOINT / f"writing-{done}", folder / CHECKPOINT / f"step-{done}")
+
+
 def program(case, world, reporter):
     todo = {}
     for item in filter(None, os.environ.get("FAKE_RANK", "").split(",")):
@@ -74,10 +89,12 @@ def program(case, world, reporter):
         action, _, step = what.partition("@")
         if int(who) == world.rank:
             todo[int(step)] = action
-    reporter.begin()
+    every = int(os.environ.get("FAKE_CHECKPOINT", "0"))
+    begin = checkpointed(reporter.folder)
+    reporter.begin(begin)
     keeper = Keeper(reporter.folder, active=world.rank == 0)
     training = SimpleNamespace(steps=SimpleNamespace(rows=[]), evals=[])
-    for step in range(case.recipe.steps):
+    for step in range(begin, case.recipe.steps):
         if step in todo:
             misbehave(todo[step], reporter)
         if REAL:
@@ -91,6 +108,11 @@ def program(case, world, reporter):
         training.steps.rows.append({"step": step, "warmup": step < 1, "loss": 1.0 / (step + 1)})
         keeper.keep(training)
         reporter.step(step + 1, loss=1.0 / (step + 1), tokens_per_s=100.0)
+        stop = asked_to_stop(reporter.folder)
+        if world.rank == 0 and (stop or (every and (step + 1) % every == 0)):
+            checkpoint(reporter.folder, step + 1)
+        if stop:
+            raise Preempted(f"stopped at step {step + 1}")
     steps = {"step": list(range(case.recipe.steps)), "step_time_s": [0.001] * case.recipe.steps}
     return RunResult("ok", {"loss": 1.0, "tokens_per_s": 100.0}, steps)
 
