@@ -55,13 +55,13 @@ def train(
     waits = Waits(pipeline="pp" in engine.talks()) if getattr(engine, "waits_on_host", False) else None
     with waits or nullcontext():
         return _train(engine, source, recipe, measure, seq_len, device, energy, training, first_step, on_step,
-                      checkpoint, waits)  # fmt: skip
+                      checkpoint, stop, waits)  # fmt: skip
 
 
 def _train(
     engine: Engine, source: Source, recipe: Recipe, measure: Measure, seq_len: int, device: Device,
     energy: EnergyMeter, training: Training, first_step: int, on_step: Callable[[int, Training], None],
-    checkpoint: Callable[[int, Training], None] | None, waits: Waits | None,
+    checkpoint: Callable[[int, Training], None] | None, stop: Callable[[], bool] | None, waits: Waits | None,
 ) -> Training:  # fmt: skip
     begin_row, end_row = engine.rows()
     tokens_per_step = recipe.global_batch * seq_len
