@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd  # the function: the class imports torch.compile's front end, seconds of a rank's start
 
 from ...bench.engine import LocalParameter
 from .channel import Received, open_channel
@@ -25,35 +26,30 @@ class OuterCopy:
     """Flat fp32 outer parameters of a bucket with the momentum that moves them."""
 
     def __init__(self, outer: Outer, plan: BucketPlan, parameters: Sequence[Tensor]) -> None:
-        self.share = 1 / outer.replicas
+        self.outer, self.share = outer, 1 / outer.replicas
         self.flat = torch.zeros(plan.numel, device=parameters[0].device)
         self.views = split(plan, self.flat, parameters)
         torch._foreach_copy_(self.views, parameters)
-        self.optimizer: torch.optim.Optimizer | None = None
-        if outer.lr is not None:
-            self.optimizer = torch.optim.SGD(
-                [self.flat], lr=outer.lr * self.share, momentum=outer.momentum, nesterov=outer.nesterov, fused=True
-            )
+        self.momentum = torch.zeros_like(self.flat) if outer.momentum else None
 
     def descend(self, total: Tensor) -> None:
         """One outer step. total: sum over the replicas of their pseudo-gradients, flat."""
-        if self.optimizer is None:  # averaging: theta <- theta - mean(theta - theta_m) = mean theta_m
+        if self.outer.lr is None:  # averaging: theta <- theta - mean(theta - theta_m) = mean theta_m
             self.flat.sub_(total, alpha=self.share)
             return
-        self.flat.grad = total
-        self.optimizer.step()
-        self.flat.grad = None
+        sgd(
+            [self.flat], [total], [self.momentum], fused=True, lr=self.outer.lr * self.share,
+            momentum=self.outer.momentum, nesterov=self.outer.nesterov, dampening=0.0, weight_decay=0.0,
+            maximize=False,
+        )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
-        momentum = self.optimizer.state[self.flat].get("momentum_buffer") if self.optimizer else None
-        return {"flat": self.flat.clone()} | ({} if momentum is None else {"momentum": momentum.clone()})
+        return {"flat": self.flat.clone()} | ({} if self.momentum is None else {"momentum": self.momentum.clone()})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.flat.copy_(state["flat"])
-        if self.optimizer:
-            self.optimizer.state[self.flat].clear()
-            if "momentum" in state:
-                self.optimizer.state[self.flat]["momentum_buffer"] = state["momentum"].clone()
+        if self.momentum is not None:
+            self.momentum.copy_(state["momentum"])
 
 
 class Bucket:

@@ -45,7 +45,7 @@ class Outer:
     block_size: int | None = None  # elements that share a scale (256), or of which top-k keeps some (4096)
     density: float | None = None  # topk: share of a block's elements that is sent; 1/64
     error_decay: float | None = None  # of the residual kept back by compression; 0: no error feedback, topk 0.95
-    bucket_mb: float | None = None  # fp32 size of one message before compression; 0: one parameter a message
+    bucket_mb: float | None = None  # fp32 size of one message before compression; 0: one parameter a message; 8
     offload: bool = False  # folded: replicas wait their turn in host memory
     quorum: int | None = None  # replicas that an outer step needs; others may be missing. 0: all must be there
     quorum_timeout_s: float | None = None  # how long an outer step waits for those beyond the quorum; 60
@@ -84,7 +84,7 @@ class Outer:
         """The settings that mean something here, with the value each takes when it is not given."""
         if self.algorithm == "none":
             return {}
-        defaults: dict[str, object] = dict(sync_every=30, bucket_mb=32.0)
+        defaults: dict[str, object] = dict(sync_every=30, bucket_mb=8.0)
         sparse = self.compression == "topk"
         if self.algorithm != "localsgd":
             by_replicas = OUTER_LR[max(m for m in OUTER_LR if m <= self.replicas)]

@@ -5,9 +5,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -29,8 +32,25 @@ run = {{max_ranks = 2, threads_per_rank = 1}}
 """
 
 
-def two_ranks(*command: str) -> str:
-    """What rank 0 of `python COMMAND` prints, started twice."""
+@contextmanager
+def slow_link(mbit: int) -> Iterator[list[str]]:
+    """What to put before a command so that it runs where loopback carries so much, both directions together."""
+    shape = f"ip link set lo up && tc qdisc add dev lo root tbf rate {mbit}mbit burst 256kb latency 200ms"
+    place = subprocess.Popen(
+        ["unshare", "-n", "sh", "-c", f"{shape} && echo there && exec cat"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        if place.stdout.readline() != "there\n":
+            pytest.skip(f"needs a network namespace and tc: {place.communicate()[1].strip()}")
+        yield ["nsenter", f"--net=/proc/{place.pid}/ns/net"]
+    finally:
+        place.kill()
+        place.wait()
+
+
+def two_ranks(*command: str, before: Sequence[str] = ()) -> str:
+    """What rank 0 of `python COMMAND` prints, started twice. before: of the command line, as slow_link gives it."""
     with listen("127.0.0.1") as free:
         port = free.getsockname()[1]
     shared = os.environ | {
@@ -38,7 +58,9 @@ def two_ranks(*command: str) -> str:
         "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     ranks = [
-        subprocess.Popen([sys.executable, *command], cwd=FOLDER, env=shared | {"RANK": rank}, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [*before, sys.executable, *command], cwd=FOLDER, env=shared | {"RANK": rank}, stdout=subprocess.PIPE
+        )
         for rank in ("0", "1")
     ]
     try:
@@ -83,4 +105,18 @@ def test_outer_step(figure):
         seconds = json.loads(two_ranks("outer_ranks.py", "tiny-12m", "25"))
         return seconds["ours"][5:], seconds["theirs"][5:]
 
-    figure("DiLoCo outer step over copy + all-reduce, 12M parameters", measure, unit="s", target=1.2)
+    figure("DiLoCo outer step over copy + all-reduce, 12M, loopback", measure, unit="s", target=1.2)
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("unshare", "nsenter", "ip", "tc"))), reason="needs unshare, ip and tc")
+@pytest.mark.parametrize("size", ["tiny-2m", "tiny-12m"])
+def test_outer_step_on_a_link(figure, size):
+    """1 Gbit/s each way: loopback carries both ways."""
+
+    def measure():
+        with slow_link(2000) as before:
+            seconds = json.loads(two_ranks("outer_ranks.py", size, "15", before=before))
+        return seconds["ours"][3:], seconds["theirs"][3:]
+
+    name = f"DiLoCo outer step over copy + all-reduce, {size.removeprefix('tiny-').upper()}, 1 Gbit/s"
+    figure(name, measure, unit="s", target=1.2)
