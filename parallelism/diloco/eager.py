@@ -8,7 +8,8 @@ round later, hidden behind H inner steps:
 
 Eager takes a replica's own new share at once and the others' a round late, so that the replicas' outer parameters
 differ by their last shares and each replica has a copy of its own. With M = 1 eager is DiLoCo.
-Source: Kale, Douillard, Donchev, arXiv 2502.12996, section 3.
+Source: Kale, Douillard, Donchev, arXiv 2502.12996: the current local outer gradient mixed with the delayed ones of
+all other replicas. The paper runs both by Streaming DiLoCo's fragments; here the whole model travels at once.
 """
 
 from __future__ import annotations
