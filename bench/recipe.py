@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-OPTIMIZERS = ("adamw", "sgd", "muon")
+OPTIMIZERS = ("adamw", "sgd", "muon", "deepspeed-cpu-adam", "deepspeed-fused-adam")  # its own two: AdamW in its code
 LR_SCHEDULES = ("cosine", "wsd", "constant")
 PRECISIONS = ("fp32", "bf16")  # bf16: compute in bf16; master weights, reductions, norms and loss in fp32
 
@@ -21,7 +21,7 @@ class Recipe:
     global_batch: int  # sequences per step, over all ranks and replicas
     steps: int  # optimizer steps of the run
     lr: float = 1e-3  # peak
-    optimizer: str = "adamw"  # muon: of the blocks' matrices, AdamW of the rest; takes AdamW's lr
+    optimizer: str = "adamw"  # muon: of the blocks' matrices, AdamW of the rest; deepspeed-...: AdamW in its code
     beta1: float = 0.9  # sgd: the momentum; muon: also the momentum, 0.95 in its papers
     beta2: float = 0.95  # not sgd
     eps: float = 1e-8  # not sgd

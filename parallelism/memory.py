@@ -85,7 +85,7 @@ def _rank(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, fused
     owned = whole / shards
     folded = outer.replicas / outer.placed_replicas  # replicas that take turns on this rank
 
-    per_owned = {"adamw": 2.0, "muon": 2.0, "sgd": 1.0 if recipe.beta1 else 0.0}[recipe.optimizer]
+    per_owned = (1.0 if recipe.beta1 else 0.0) if recipe.optimizer == "sgd" else 2.0
     temporaries = owned if recipe.optimizer == "adamw" else 0.0
     if recipe.optimizer == "muon":  # one momentum of each matrix in the blocks; AdamW of the rest
         hidden = layers * (layer_params - norms)

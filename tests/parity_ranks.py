@@ -82,9 +82,11 @@ def main() -> None:
     device = torch.device("cuda", int(os.environ["RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if int(os.environ["WORLD_SIZE"]) > 1 or cuda:
+    cases = json.loads(cases.read_text())
+    engines = {case["layout"].get("engine", "torch") for case in cases.values()}
+    if int(os.environ["WORLD_SIZE"]) > 1 or cuda or engines != {"torch"}:
         dist.init_process_group("nccl" if cuda else "gloo")
-    results = {name: train(case, device) for name, case in json.loads(cases.read_text()).items()}
+    results = {name: train(case, device) for name, case in cases.items()}
     if int(os.environ["RANK"]) == 0:
         out.write_text(json.dumps(results))
     if dist.is_initialized():

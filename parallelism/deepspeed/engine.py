@@ -1,0 +1,213 @@
+"""The deepspeed engine: ZeRO 0 to 3 with hpZ and offloading, AutoTP, and its pipeline, around bench.model.Decoder.
+
+DeepSpeed accumulates, reduces, clips and updates; the model, its start values, the loss and the learning rate are
+those of every engine. At ZeRO 0 it has no global norm to give: the engine takes it, and clips by it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ...bench.device import mark
+from ...bench.engine import LocalParameter, StepOutput
+from ...bench.init import fill
+from ...bench.loss import cross_entropy
+from ...bench.model import Decoder
+from ...bench.recipe import Recipe
+from ...bench.shape import ModelShape
+from ...bench.weights import Weights, gathered, handed_out, shapes_of
+from ..layout import Layout
+from ..mesh import Mesh
+from . import package
+from .config import configuration, own_bf16, stage_of
+from .masters import Masters
+from .optimizers import make_optimizer
+from .parts import ReplicaGroups, pipeline_module, recompute_blocks, whole_model
+
+
+class DeepSpeedEngine:
+    """One rank's part of a training step (bench.engine.Engine)."""
+
+    def __init__(self, shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device) -> None:
+        self.shape, self.recipe, self.layout, self.mesh, self.device = shape, recipe, layout, mesh, device
+        self.stage = stage_of(layout)
+        self.reported: list[Tensor] = []
+        self.norm = torch.zeros((), device=device)
+        deepspeed = package.load(device)
+        self.swapped = tempfile.mkdtemp(prefix="scalade-nvme-") if "nvme" in self._offloads() else None
+        config = configuration(shape, recipe, layout, self.swapped, pin=device.type == "cuda")
+        replicas = ReplicaGroups(mesh.groups["inside"]) if mesh.sizes["replicas"] > 1 else None
+        with package.quiet():
+            if layout.pp > 1:
+                model = pipeline_module(shape, recipe.precision, layout, self._loss, device)
+            else:
+                group = replicas.group if replicas else None
+                model = whole_model(shape, recipe.precision, layout, config, self.stage, group)
+            parts = [part for part in model.modules() if isinstance(part, Decoder)]
+            assert len(parts) == 1
+            if layout.recompute != "none":
+                recompute_blocks(parts[0])
+            parts[0].set_positions(torch.arange(shape.seq_len, device=device))
+            sizes = shapes_of(shape)
+            named = [(_canonical(name), p) for name, p in model.named_parameters()]
+            optimizer = make_optimizer(
+                ((name, p, len(sizes[name])) for name, p in named), recipe, device,
+                self._clip if self.stage == 0 else None,
+            )  # fmt: skip
+            self.engine, wrapped, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=config, mpu=replicas, dist_init_required=False
+            )
+            if layout.recompute != "none":
+                deepspeed.checkpointing.configure(None)
+        named = {_canonical(name): p for name, p in self.engine.module.named_parameters()}  # AutoTP makes new ones
+        self.masters = Masters(wrapped, self.stage, named, sizes, mesh.group("tp"))
+        self.replicated = [self._replicated(name) for name in named]
+        for name in named:
+            start = torch.empty(sizes[name])
+            fill(start, name, sizes[name], (0,) * len(sizes[name]), recipe.seed, shape.layers, recipe.init_std)
+            self.masters.put(name, start.to(device))
+        self.masters.refresh()
+        first, last = self.rows()
+        self.micro_rows = (last - first) // layout.microbatches
+        # Every rank that reads these tokens reports an equal share, so that a plain sum over ranks is the mean.
+        self.share = 1.0 / (layout.dp * layout.tp)
+
+    def _offloads(self) -> tuple[str, str]:
+        return self.layout.offload_optimizer, self.layout.offload_parameters
+
+    def _replicated(self, name: str) -> int:
+        """Ranks of the replica that hold the same piece of a parameter."""
+        copies = self.layout.dp_replicate if self.stage == 0 else 1
+        return copies * (self.layout.tp if self.masters.cut_dimension(name) is None else 1)
+
+    def _clip(self, gradients: list[Tensor]) -> None:
+        """ZeRO 0: take the global norm, and clip by it."""
+        squares = torch.stack(torch._foreach_norm(gradients)).square()
+        if self.layout.tp * self.layout.pp == 1:
+            total = squares.sum()
+        else:
+            total = squares.dot(self._weights_of_squares(gradients))
+            dist.all_reduce(total, group=self.mesh.inside)
+        self.norm = total.sqrt()
+        if self.recipe.clip_norm:
+            torch._foreach_mul_(gradients, (self.recipe.clip_norm / (self.norm + 1e-6)).clamp(max=1.0))
+
+    def _weights_of_squares(self, gradients: list[Tensor]) -> Tensor:
+        """One over the ranks that hold the same gradient, in the optimizer's order."""
+        ranks = dict(zip(self.masters.parameters.values(), self.replicated, strict=True))
+        order = [p for group in self.masters.optimizer.param_groups for p in group["params"]]
+        return torch.tensor([1.0 / ranks[p] for p in order], device=gradients[0].device)
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss of one microbatch; DeepSpeed divides it by their number."""
+        optimised, reported = cross_entropy(logits, targets, self.recipe.z_loss)
+        self.reported.append(reported)
+        return optimised
+
+    def _share(self) -> Tensor:
+        """This rank's share of the mean of what `_loss` was given since the last call."""
+        losses, self.reported = self.reported, []
+        if not losses:  # a pipeline rank without the last stage
+            return torch.zeros((), device=self.device)
+        return torch.stack(losses).mean() * self.share
+
+    def _pieces(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        return zip(inputs.split(self.micro_rows), targets.split(self.micro_rows), strict=True)
+
+    def rows(self) -> tuple[int, int]:
+        return self.mesh.rows(self.recipe.global_batch)
+
+    def train_step(self, tokens: Tensor, lr: float) -> StepOutput:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        update_began = None
+        if self.layout.pp > 1:
+            self.engine.train_batch(self._pieces(tokens))
+        else:
+            for x, y in self._pieces(tokens):
+                self.engine.backward(self._loss(self.engine(x), y))
+                update_began = mark(self.device)
+                self.engine.step()
+        norm = self.norm if self.stage == 0 else self.engine.get_global_grad_norm()
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self.device)
+        return StepOutput(self._share(), norm, update_began=update_began)
+
+    def evaluations(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"model": self.eval_loss}
+
+    @torch.no_grad()
+    def eval_loss(self, tokens: Tensor) -> Tensor:
+        if self.layout.pp > 1:
+            self.engine.eval_batch(self._pieces(tokens), reduce_output=None, bcast_loss=False)
+        else:
+            for x, y in self._pieces(tokens):
+                self._loss(self.engine.module(x), y)
+        return self._share()
+
+    def local_parameters(self) -> Iterator[LocalParameter]:
+        replicated = dict(zip(self.masters.parameters, self.replicated, strict=True))
+        for name, data in self.masters.local():
+            layer = int(name.split(".")[1]) if name.startswith("blocks.") else None
+            yield LocalParameter(name, data, layer, replicated[name])
+
+    def parameters_written(self) -> None:
+        self.masters.refresh()
+
+    def weights(self) -> Weights:
+        first, mine = self.mesh.holds_first_of_stage, {}
+        for name in self.masters.parameters:
+            whole = self.masters.whole(name)
+            if first:
+                mine[name] = whole.detach().to("cpu", torch.float32, copy=True)
+        return gathered(mine, self.mesh.group("pp")) if first else {}
+
+    def set_weights(self, weights: Weights | None) -> None:
+        for name, whole in handed_out(weights, self.shape, self.mesh.inside, self.device):
+            if name in self.masters.parameters:
+                self.masters.put(name, whole)
+        self.masters.refresh()
+
+    def optimizer_state(self) -> Iterator[Tensor]:
+        """All tensors of it, for who wants to keep them elsewhere between steps."""
+        return self.masters.optimizer_state()
+
+    def talks(self) -> dict[str, tuple[int, ...]]:
+        return self.mesh.ranks()
+
+    # Checkpoints: each rank's part in a file of its own, for the same layout alone. DeepSpeed's own are pickles.
+
+    def _file(self, folder: Path) -> Path:
+        rank = dist.get_rank(self.mesh.inside) if self.mesh.inside else 0
+        return folder / f"deepspeed-rank{rank}.pt"
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({"layout": self.layout.name(), "state": self.masters.state()}, self._file(folder))
+
+    def load(self, folder: Path) -> None:
+        file = self._file(folder)
+        content = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
+        if content.get("layout") != self.layout.name():
+            raise ValueError(f"{folder} was written under layout {content.get('layout')}, this is {self.layout.name()}")
+        self.masters.load_state(content["state"])
+
+    def close(self) -> None:
+        with package.quiet():
+            self.engine.destroy()
+        self.engine = self.masters = None
+        package.forget()
+        if self.swapped:
+            shutil.rmtree(self.swapped, ignore_errors=True)
+
+
+def _canonical(name: str) -> str:
+    """A pipeline's modules are numbered by their stage."""
+    return name.split(".", 1)[1] if name[0].isdigit() else name
