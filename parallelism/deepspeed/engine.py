@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...bench.device import mark
 from ...bench.engine import LocalParameter, StepOutput
@@ -26,7 +26,7 @@ from ...bench.weights import Weights, gathered, handed_out, shapes_of
 from ..layout import Layout
 from ..mesh import Mesh
 from . import package
-from .config import configuration, own_bf16, stage_of
+from .config import configuration, stage_of
 from .masters import Masters
 from .optimizers import make_optimizer
 from .parts import ReplicaGroups, pipeline_module, recompute_blocks, whole_model

@@ -82,8 +82,8 @@ def pipeline_module(
 
 
 def recompute_blocks(model: Decoder) -> None:
-    """By DeepSpeed's own checkpointing, block by block."""
-    from deepspeed.runtime.activation_checkpointing.checkpointing import non_reentrant_checkpoint
+    """Block by block. Reentrant: the other kind would free what ZeRO 3 has gathered for the backward pass."""
+    from deepspeed import checkpointing
 
     for block in model.blocks.values():
-        block.run = non_reentrant_checkpoint
+        block.run = checkpointing.checkpoint
