@@ -121,7 +121,6 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _count("global_batch", "sequences per step, over all ranks and replicas", "sequences"),
         _count("steps", "optimizer steps asked for"),
         _string("optimizer", "`adamw` (`deepspeed-...`: in its code), `sgd`, or `muon` of the blocks' matrices"),
-        _string("optimizer", "`adamw`, `sgd`, `muon` (of matrices in blocks; AdamW of the rest), or an AdamW in DeepSpeed's code"),
         _float("beta1", "AdamW's first beta; sgd, muon: the momentum"),
         _float("beta2", "AdamW's second beta"),
         _float("eps", "AdamW's epsilon"),
