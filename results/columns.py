@@ -120,6 +120,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
     "Recipe": (
         _count("global_batch", "sequences per step, over all ranks and replicas", "sequences"),
         _count("steps", "optimizer steps asked for"),
+        _float("lr", "peak learning rate"),
         _string("optimizer", "`adamw` (`deepspeed-...`: in its code), `sgd`, or `muon` of the blocks' matrices"),
         _float("beta1", "AdamW's first beta; sgd, muon: the momentum"),
         _float("beta2", "AdamW's second beta"),
