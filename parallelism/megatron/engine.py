@@ -270,7 +270,7 @@ class MegatronEngine:
             raise ValueError(f"{self._file(folder)} is missing: the checkpoint was written under another layout")
         content = torch.load(self._file(folder), map_location=self.device, weights_only=True)
         if content["layout"] != json.dumps(asdict(self.layout)):
-            raise ValueError(f"{folder} was written under another layout: megatron's are loaded under the same one only")
+            raise ValueError(f"{folder} is of another layout: megatron's checkpoints are loaded under their own only")
         saved = zip(content["steps"], content["values"], content["state"], strict=True)
         for group, (step, values, states) in zip(self.inner.optimizer.param_groups, saved, strict=True):
             if step is not None:

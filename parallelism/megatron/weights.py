@@ -26,7 +26,8 @@ NAMES = {  # of megatron, within a layer or without: ours
     "self_attention.linear_proj.weight": "attention.wo.weight",
     "mlp.linear_fc1.weight": "mlp.up.weight", "mlp.linear_fc2.weight": "mlp.down.weight",
 }  # fmt: skip
-BY_COLUMNS = ("wo", "down")  # split over tp by input; the other matrices by output
+ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")  # split by input; the other matrices by output
+BY_COLUMNS = ("wo", "down")  # the same, by our names
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Held:
 
 
 def held(chunk: nn.Module, shape: ModelShape, tp: int, rank: int) -> list[Held]:
-    """All parameters of a GPTModel. rank: place in the tensor parallel group of `tp` ranks."""
+    """All parameters of a GPTModel, marked as split. rank: place in the tensor parallel group of `tp` ranks."""
     numbers = {str(i): layer.layer_number - 1 for i, layer in enumerate(chunk.decoder.layers)}
     found = []
     for name, parameter in chunk.named_parameters():
@@ -81,6 +82,11 @@ def held(chunk: nn.Module, shape: ModelShape, tp: int, rank: int) -> list[Held]:
             _, _, index, name = name.split(".", 3)
             layer = numbers[index]
             prefix = f"blocks.{layer}."
+        if parameter.ndim > 1 and not getattr(parameter, "tensor_model_parallel", False):
+            # Set by Megatron's own initialisation, left out here. Without it the gradient norm counts what the first
+            # tensor parallel rank holds only.
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim, parameter.partition_stride = int(name.endswith(ROW_PARALLEL)), 1
         ours = prefix + NAMES[name]
         if name == "output_layer.weight" and shape.tied:
             ours = "embedding.weight"
