@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from ..mesh import Mesh, _group, ranks_along
+from ..mesh import Mesh, group_of, ranks_along
 
 INSIDE = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 # Globals of parallel_state, by the group of the collection that they hold.
@@ -45,7 +45,7 @@ def _along(mesh: Mesh, *dimensions: str) -> dist.ProcessGroup:
         return mesh.groups[used[0]]
     if used == tuple(d for d in INSIDE if mesh.sizes[d] > 1):
         return mesh.inside
-    return _group(ranks_along(used, mesh.sizes), dist.get_rank(), dist.get_world_size())
+    return group_of(ranks_along(used, mesh.sizes), dist.get_rank(), dist.get_world_size())
 
 
 def _ends(mesh: Mesh) -> dist.ProcessGroup | None:
