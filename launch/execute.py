@@ -86,7 +86,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     evals = {name: [each[name] for each in training.evals] for name in (training.evals or [{}])[0]}
     if training.finite:
         return RunResult("ok", row, steps, evals)
-    return RunResult("diverged", row, steps, evals, _first_bad(training))
+    return RunResult("diverged", row, steps, evals, reason=_first_bad(training))
 
 
 def _first_bad(training: Training) -> str:
