@@ -13,6 +13,7 @@ from scalade.results import rank_intervals as ranks
 from scalade.results.efficiency import efficiency
 from scalade.results.efficiency.breakdown import breakdown
 from scalade.results.efficiency.loss import steps_to_loss
+from scalade.results.efficiency.report import EfficiencyReport
 from scalade.results.efficiency.series import Options, read_series
 from scalade.results.efficiency.workload import BATCH, MUST_MATCH, allowed, groups, guess_mode
 from scalade.results.schema import columns
@@ -283,6 +284,25 @@ def test_waits_are_taken_out_of_the_parts_they_are_in():
     assert found.residual_s == pytest.approx(0.09) and found.residual_flagged
     parts = (found.compute_s, found.exposed_comm_s, found.bubble_s, found.optimizer_s, found.data_s, found.residual_s)
     assert sum(parts) == pytest.approx(1.0)
+
+
+def test_the_text_tells_the_waits_the_bubble_beside_the_formula_and_the_residual():
+    times = {"data_time_s": 0.01, "compute_time_s": 0.7, "optimizer_time_s": 0.2, "exposed_comm_time_s": 0.12,
+             "exposed_comm_time_min_s": 0.05, "bubble_time_s": 0.24, "optimizer_wait_s": 0.1}  # fmt: skip
+    piped = repeats(2, 1.0, pp=2, dp_replicate=1, pp_schedule="1F1B", microbatches=4, layout="pp2-1F1B.m4", **times)
+    (piped, *_), _ = read_series(groups([*repeats(1, 2.0), *piped])[0], {}, Options("strong"))
+    lines = EfficiencyReport("r", Options("strong"), (piped,), (), ()).to_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if "where the step went" in line)
+    assert [line.split() for line in lines[start + 1 : start + 4]] == [
+        "ranks layout step ms compute exposed comm bubble data optimizer outer residual of f+b by formula".split(),
+        "1 single 2000.0 - - - - - - - - -".split(),
+        "2 pp2-1F1B.m4 1000.0 44.0 12.0 (5.0) 24.0 1.0 10.0 - 9.0 ! 30.0 20.0".split(),
+    ]
+    assert lines[start + 4].strip() == (
+        "of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"
+    )
+    assert lines[start + 5].strip() == "! more than 5% of the step is in no part that was measured"
+    assert max(map(len, lines)) < 120
 
 
 def test_a_part_that_one_run_lacks_is_null():

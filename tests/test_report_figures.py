@@ -7,7 +7,7 @@ import pytest
 import report_table as simulated
 
 from scalade.results.compare import compare
-from scalade.results.report import gate, layouts, losses, outer, outer_law, published, scaling
+from scalade.results.report import gate, layouts, losses, outer, outer_law, parts, published, scaling
 from scalade.results.report.drawing import Drawn, Undrawn, chunks, encoded, look, powers, short, style
 from scalade.results.report.source import MODES, read_source
 
@@ -128,6 +128,29 @@ def test_shares_of_the_step_add_up(tmp_path):
     axes = found.figure.axes[0]
     widths = [bar.get_width() for group in axes.containers for bar in group]
     assert np.allclose(sorted(widths), [1, 6, 23, 70]) and "1 layouts have more than 5%" in found.reading
+
+
+PIPELINE = {"pp": 2, "dp_replicate": 1, "pp_schedule": "1F1B", "microbatches": 4, "layout": "pp2",
+            "compute_time_s": 0.14, "optimizer_time_s": 0.02, "data_time_s": 0.002, "exposed_comm_time_s": 0.02,
+            "exposed_comm_time_min_s": 0.016, "bubble_time_s": 0.04, "optimizer_wait_s": 0.01}  # fmt: skip
+
+
+def test_what_was_waited_for_is_drawn_and_told_beside_the_formula(tmp_path):
+    source = read(tmp_path, simulated.several(2, 0.2, 2, noise=0.0, **PIPELINE))
+    with style():
+        (found,) = layouts.time_breakdown(source)
+    axes = found.figure.axes[0]
+    widths = [bar.get_width() for group in axes.containers for bar in group]
+    assert np.allclose(sorted(widths), [1, 5, 10, 19, 20, 45])
+    (mark,) = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"]
+    assert mark == pytest.approx(45 + 10 + 75 / 5)  # 1/5 of forward and backward, after compute and communication
+    told = parts.table(source)
+    row = {name: cell.text for (name, _), cell in zip(told.columns, told.rows[0], strict=True)}
+    assert row | {"layout": ""} == {
+        "layout": "", "step ms": "200.0", "compute": "45.0", "exposed comm": "10.0", "least rank": "8.0",
+        "bubble": "20.0", "data": "1.0", "optimizer": "5.0", "residual": "19.0 !", "bubble of f+b": "26.7",
+        "by formula": "20.0",
+    }  # fmt: skip
 
 
 def test_predicted_against_measured(tmp_path):

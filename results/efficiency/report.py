@@ -14,7 +14,7 @@ from .series import Options, Point, Refusal, Series
 from .workload import Group
 
 PARTS = ("compute", "exposed comm", "bubble", "data", "optimizer", "outer", "residual")
-OF_PARTS = ("least rank's comm", "bubble/(f+b)", "(p-1)/(vm+p-1)")
+OF_BUBBLE = ("of f+b", "by formula")
 
 
 @dataclass(frozen=True)
@@ -116,22 +116,24 @@ def _series_lines(series: Series, options: Options) -> list[str]:
 
 
 def _part_lines(series: Series) -> list[str]:
-    rows = [("ranks", "layout", "step ms", *PARTS, *OF_PARTS)]
+    rows = [("ranks", "layout", "step ms", *PARTS, *OF_BUBBLE)]
     for point in series.points:
         b = point.breakdown
         values = (b.compute_s, b.exposed_comm_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s, b.residual_s)
         shares = [_percent(value, b.step_s) for value in values]
         shares[-1] += " !" if b.residual_flagged else ""
-        of_parts = (_percent(b.exposed_comm_min_s, b.step_s), _percent(b.bubble_share), _percent(b.bubble_share_theory))
-        rows.append((str(point.group.devices), point.group.label, f"{b.step_s * 1e3:.1f}", *shares, *of_parts))
+        shares[1] += f" ({_percent(b.exposed_comm_min_s, b.step_s)})" if b.exposed_comm_min_s else ""
+        of_bubble = (_percent(b.bubble_share), _percent(b.bubble_share_theory))
+        rows.append((str(point.group.devices), point.group.label, f"{b.step_s * 1e3:.1f}", *shares, *of_bubble))
     if all(cell == "-" for row in rows[1:] for cell in row[3:]):
         return ["  where the step went: no part of it was measured"]
-    told = [i for i in range(len(rows[0])) if i < 3 + len(PARTS) or any(row[i] != "-" for row in rows[1:])]
-    rows = [tuple(row[i] for i in told) for row in rows]
+    pipelined = any(row[-1] != "-" or row[-2] != "-" for row in rows[1:])
+    rows = rows if pipelined else [row[: -len(OF_BUBBLE)] for row in rows]
     flagged = any(point.breakdown.residual_flagged for point in series.points)
     flag = ["  ! more than 5% of the step is in no part that was measured"] if flagged else []
-    title = "  where the step went, % (- not measured; compute holds what was not split off)"
-    return [title, *_grid(rows, left=(1,)), *flag]
+    title = "  where the step went, % (-: not measured, in compute or residual; in brackets: the rank that waited least)"
+    bubble = ["  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"] if pipelined else []
+    return [title, *_grid(rows, left=(1,)), *bubble, *flag]
 
 
 def _percent(value: float | None, whole: float = 1.0) -> str:

@@ -76,7 +76,7 @@ def mfu(source: Source) -> list[Drawn | Undrawn]:
 
 def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
     title = "Where the time of a step went"
-    split = [(group, _breakdown(source, group)) for group in source.groups]
+    split = [(group, breakdown_of(source, group)) for group in source.groups]
     split = [(g, b) for g, b in split if any(v is not None for v in
              (b.compute_s, b.optimizer_s, b.exposed_comm_s, b.outer_s, b.comm_unhidden_s))]  # fmt: skip
     if not split:
@@ -265,7 +265,7 @@ def _rows(source: Source, groups: Sequence[Group]):
     return figure, axes
 
 
-def _breakdown(source: Source, group: Group) -> Breakdown:
+def breakdown_of(source: Source, group: Group) -> Breakdown:
     return breakdown(group.rows, {row["run_id"]: source.waits(row["run_id"]) for row in group.rows})
 
 

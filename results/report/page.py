@@ -20,7 +20,7 @@ from ..compare import Comparison
 from ..efficiency.workload import BATCH
 from ..gate_formats import summary
 from ..read import printable
-from . import gate, published, tables
+from . import gate, parts, published, tables
 from .checklist import checklist
 from .drawing import Drawn, Undrawn
 from .layouts import throughput_estimate
@@ -50,7 +50,8 @@ def rendered(
     script, css = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     studies = sorted({row["study"] for row in source.rows if row["study"]})
-    kinds = (tables.layouts, published.table, tables.refusals, tables.failures, tables.environment, tables.runs)
+    kinds = (tables.layouts, parts.table, published.table, tables.refusals, tables.failures, tables.environment,
+             tables.runs)  # fmt: skip
     every = gate.tables(verdict) if verdict is not None else []
     every += [table for kind in kinds if (table := kind(source)) is not None]
     counts = Counter(row["status"] for row in source.rows)
