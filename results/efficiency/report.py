@@ -131,9 +131,11 @@ def _part_lines(series: Series) -> list[str]:
     rows = rows if pipelined else [row[: -len(OF_BUBBLE)] for row in rows]
     flagged = any(point.breakdown.residual_flagged for point in series.points)
     flag = ["  ! more than 5% of the step is in no part that was measured"] if flagged else []
-    title = "  where the step went, % (-: not measured, in compute or residual; in brackets: the rank that waited least)"
-    bubble = ["  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"] if pipelined else []
-    return [title, *_grid(rows, left=(1,)), *bubble, *flag]
+    bubble = "  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"
+    return [
+        "  where the step went, % (-: not measured, left in compute or residual; in brackets: the least of any rank)",
+        *_grid(rows, left=(1,)), *([bubble] if pipelined else []), *flag,
+    ]  # fmt: skip
 
 
 def _percent(value: float | None, whole: float = 1.0) -> str:
