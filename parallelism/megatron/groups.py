@@ -8,7 +8,6 @@ end. They are not made by initialize_model_parallel, which splits the whole worl
 from __future__ import annotations
 
 import torch.distributed as dist
-
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 

@@ -10,7 +10,6 @@ import importlib.util
 
 import torch
 import torch.nn.functional as F
-
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
