@@ -36,6 +36,8 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY")]
 Results = Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")]
+LabName = Annotated[str | None, typer.Option("--lab", help="Run on this lab's nodes (`scalade lab up`).",
+                                             metavar="NAME")]  # fmt: skip
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
@@ -47,12 +49,13 @@ def scalade(version: Version = False) -> None:
 @app.command(epilog="Example: scalade run studies/quickstart.toml")
 def run(
     study: StudyPath, results: Results = None, retry_failed: RetryFailed = False, quiet: Quiet = False,
-    as_json: Json = False,
+    lab: LabName = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run what is missing of a study, each run in fresh processes."""
     from .launch import run as launch
 
-    summary, folder = launch.run_study(study, results, retry_failed=retry_failed, quiet=quiet or as_json)
+    found = cli_lab.measured(lab, quiet or as_json) if lab else None
+    summary, folder = launch.run_study(study, results, retry_failed=retry_failed, quiet=quiet or as_json, lab=found)
     say(launch.as_json(summary, folder) if as_json else launch.as_text(summary, folder))
     raise typer.Exit(summary.exit_code)
 

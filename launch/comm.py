@@ -14,7 +14,7 @@ from .environment import find_placement
 from .grid import print_grid, say
 from .run import as_json, as_text, run_here, work_here
 from .schema import Run
-from .sweep import LocalExecutor, Summary
+from .sweep import Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -152,16 +152,15 @@ def run_comm(
         return summary, folder, summary.exit_code, summary.interrupted
     if place:
         return work_here(study, results, **options, command=COMMAND)
-    if lab:
-        make = lab.mpi_executor if case.backend == "mpi" else lambda signals: lab.executor(signals, COMMAND)
-    elif case.backend == "mpi":
-        from .comm_mpi import MpirunExecutor as make
-    else:
+    make = None
+    if case.backend == "mpi":
+        from .comm_mpi import MpirunExecutor
+        from .lab.starting import InLab
 
         def make(signals):
-            return LocalExecutor(signals, COMMAND)
+            return MpirunExecutor(signals, InLab(lab, "mpirun").command if lab else None)
 
-    summary, folder = run_here(study, results, **options, make_executor=make)
+    summary, folder = run_here(study, results, **options, command=COMMAND, make_executor=make, lab=lab)
     return summary, folder, summary.exit_code, summary.interrupted
 
 

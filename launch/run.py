@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from .supervise import RANK_COMMAND, Outcome, Signals
 from .sweep import LocalExecutor, Plan, Summary, Sweep, make_plan
 
 if TYPE_CHECKING:
+    from .lab.lab import Lab
     from .study import Study
 
 FAREWELL_S = 10.0  # for workers that were asked to end to write their row
@@ -28,25 +29,36 @@ FAREWELL_S = 10.0  # for workers that were asked to end to write their row
 
 def run_study(
     path: Path, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    command: Sequence[str] = RANK_COMMAND,
+    command: Sequence[str] = RANK_COMMAND, lab: Lab | None = None,
 ) -> tuple[Summary, Path]:  # fmt: skip
     """Run what is missing of a study. Gives what was done and the results folder.
 
     command: what starts one rank
+    lab: on whose nodes; None: this machine
 
     Raises
     ------
     ValueError: the study or the results folder is wrong
     OSError: the results folder takes no more
     """
-    return run_here(load_study(path), results, retry_failed=retry_failed, quiet=quiet, command=command)
+    return run_here(
+        load_study(path), results, retry_failed=retry_failed, quiet=quiet, command=command, lab=lab
+    )
 
 
 def run_here(
     study: Study, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
     command: Sequence[str] = RANK_COMMAND, make_executor: Callable[[Signals], LocalExecutor] | None = None,
+    lab: Lab | None = None,
 ) -> tuple[Summary, Path]:  # fmt: skip
     """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
+    launchers: Mapping[str, Launcher] = LAUNCHERS
+    if lab:
+        from .lab.starting import InLab, LabExecutor
+
+        launchers = {name: InLab(lab, name) for name in LAUNCHERS}
+        make_executor = make_executor or (lambda signals: LabExecutor(lab, signals, command))
+        os.environ.update(lab.environment())  # of every process that is started from here on, and of the rows
     store = RunStore(results or study.results)
     plan = make_plan(study, store, retry_failed=retry_failed)
     with Signals(signal_names(study.run.requeue_signals)) as signals:
@@ -56,7 +68,7 @@ def run_here(
             if study.run.launcher == "local":
                 return sweep.run(plan), store.folder
             sweep.write_skipped(plan)
-            launcher = LAUNCHERS[study.run.launcher]
+            launcher = launchers[study.run.launcher]
             return _run_through(launcher, study, store, plan, signals, retry_failed, quiet), store.folder
         finally:
             executor.close()

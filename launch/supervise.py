@@ -127,11 +127,12 @@ class Signals:
 
 def start(
     spec: RunSpec, places: Sequence[Placement], mark: str, listener: socket.socket | None,
-    command: Sequence[str] = RANK_COMMAND,
+    command: Sequence[str] = RANK_COMMAND, prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
 ) -> list[Child]:  # fmt: skip
     """One process for each place, each in a session of its own with its output in the scratch folder.
 
     listener: rank 0 inherits it; the caller closes its own copy.
+    prefix: of the command, by place; it must become the command by exec, whose process id is watched.
     """
     scratch = Path(spec.scratch)
     write_atomically(scratch / "spec.json", spec.to_json())
@@ -144,8 +145,8 @@ def start(
             env[LISTEN_FD] = str(inherited[0])
         with open(scratch / f"rank-{place.rank}.log", "wb") as log:
             process = subprocess.Popen(
-                [*command, str(scratch / "spec.json")], env=env, pass_fds=inherited, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                [*prefix(place), *command, str(scratch / "spec.json")], env=env, pass_fds=inherited,
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         children.append(Child(place.rank, process))
     return children

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -134,7 +135,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Launcher `local`: this process starts all ranks of a run on this host."""
 
-    launcher, broken = "local", None
+    launcher, broken, address = "local", None, LOOPBACK
 
     def __init__(self, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> None:
         self.signals, self.command = signals, command
@@ -142,11 +143,10 @@ class LocalExecutor:
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
-        with listen(LOOPBACK) as listener:
-            spec = replace(spec, address=LOOPBACK, port=listener.getsockname()[1], nonce=os.urandom(8).hex())
-            places = [Placement("local", rank, spec.size, rank, spec.size) for rank in range(spec.size)]
+        with self.listen() as listener:
+            spec = replace(spec, address=self.address, port=listener.getsockname()[1], nonce=os.urandom(8).hex())
             try:
-                children = start(spec, places, self.mark, listener, self.command)
+                children = start(spec, self.places(spec.size), self.mark, listener, self.command, self.prefix)
             except BaseException:
                 end_marked(self.mark)
                 raise
@@ -162,6 +162,17 @@ class LocalExecutor:
             quorum=quorum, watchdog=Watchdog(scratch, spec.hang_limit_s), grace_s=0.0 if quorum else spec.grace_s,
         )  # fmt: skip
         return judge([ending], scratch, time_limit_s)
+
+    def listen(self) -> socket.socket:
+        """What rank 0 serves on, at `address`."""
+        return listen(self.address)
+
+    def places(self, size: int) -> list[Placement]:
+        return [Placement("local", rank, size, rank, size) for rank in range(size)]
+
+    def prefix(self, place: Placement) -> Sequence[str]:
+        """Of the command of one rank."""
+        return ()
 
     def close(self) -> None:
         if self.guard:

@@ -1,0 +1,138 @@
+"""How a study's ranks come onto a lab's nodes, for each launcher. Ranks are dealt out in blocks, nodes in order."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..environment import Placement
+from ..launchers import LAUNCHERS
+from ..machine import cores
+from ..processes import MARK, Guard, end_marked, new_mark
+from ..supervise import RANK_COMMAND, Signals
+from ..sweep import LocalExecutor
+from .switch import DEVICE
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..spec import RunSpec
+    from .lab import Lab
+
+
+def places(ranks: int, nodes: int) -> list[tuple[int, Placement]]:
+    """(node, placement) of each rank: as even as can be, one to a node while there are nodes."""
+    used = min(ranks, nodes)
+    of = [rank * used // ranks for rank in range(ranks)]
+    return [
+        (node, Placement("local", rank, ranks, rank - of.index(node), of.count(node))) for rank, node in enumerate(of)
+    ]
+
+
+class LabExecutor(LocalExecutor):
+    """Launcher `local` in a lab: the supervisor stays outside, each rank is started on its node."""
+
+    def __init__(self, lab: Lab, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> None:
+        super().__init__(signals, command)
+        self.lab, self.address = lab, lab.address(0)
+
+    def execute(self, spec: RunSpec, *arguments, **more):
+        # The nodes share this machine's cores, which no node knows.
+        threads = spec.threads or max(1, cores() // spec.size)
+        return super().execute(replace(spec, threads=threads), *arguments, **more)
+
+    def listen(self) -> socket.socket:
+        return self.lab.listen()
+
+    def places(self, size: int) -> list[Placement]:
+        return [place for _, place in places(size, self.lab.size)]
+
+    def prefix(self, place: Placement) -> list[str]:
+        return self.lab.enter(places(place.size, self.lab.size)[place.rank][0], ())
+
+
+class InLab:
+    """A launcher that starts its ranks on a lab's nodes."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.lab, self.name = lab, name
+
+    def command(self, ranks: int, program: Sequence[str]) -> list[str]:
+        return getattr(self, f"_{self.name}")(ranks, program)
+
+    def _torchrun(self, ranks: int, program: Sequence[str]) -> list[str]:
+        nodes = min(ranks, self.lab.size)
+        if ranks % nodes:
+            raise ValueError(f"torchrun in a lab: {ranks} ranks do not share {nodes} nodes evenly")
+        port = 20_000 + secrets.randbelow(10_000)
+        here = [sys.executable, "-m", "scalade", "lab", "run", "--name", self.lab.name, "--nodes", str(nodes), "--"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--max-restarts", "0"]
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{self.lab.address(0)}:{port}", "--rdzv-id", str(port)]
+        return [*here, *torchrun, *meet, "--nproc-per-node", str(ranks // nodes), *program]
+
+    def _mpirun(self, ranks: int, program: Sequence[str]) -> list[str]:
+        plain = LAUNCHERS["mpirun"].command(ranks, program)
+        if "--oversubscribe" in plain:
+            raise ValueError("run.launcher = 'mpirun' in a lab wants MPICH's mpirun: `pip install mpich`")
+        hosts = ",".join(
+            f"{self.lab.state.nodes[node]['name']}:{place.local_size}"
+            for node, place in places(ranks, self.lab.size)
+            if place.local_rank == 0
+        )
+        onto = ["-hosts", hosts, "-launcher", "ssh", "-launcher-exec", str(self.lab.state.folder / "rsh")]
+        return self.lab.enter(0, [plain[0], *onto, "-iface", DEVICE, *plain[1:]])
+
+
+def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, only: int | None = None) -> int:
+    """The command on each node (or the first `nodes`, or one), all at once. The exit status is the first bad one.
+
+    Raises
+    ------
+    ValueError: there are not so many nodes
+    """
+    for asked, least, option in ((nodes, 1, "--nodes"), (only, 0, "--node")):
+        if asked is not None and not least <= asked < lab.size + least:
+            raise ValueError(f"{option} {asked}: lab {lab.name!r} has {lab.size} nodes")
+    chosen = [only] if only is not None else range(nodes or lab.size)
+    mark = new_mark()
+    env = os.environ | lab.environment() | {
+        MARK: mark, "SCALADE_LAB_HEAD": lab.address(0), "SCALADE_LAB_NODES": str(len(chosen)),
+    }  # fmt: skip
+    guard, code = None, 0
+    with Signals() as signals:
+        try:
+            started = [
+                subprocess.Popen(lab.enter(node, command), env=env | {"SCALADE_LAB_NODE": str(node)}) for node in chosen
+            ]
+            guard = Guard(mark)
+            _wait(started, lambda: signals.received is not None)
+            code = next((process.returncode for process in started if process.returncode), 0)
+        finally:
+            end_marked(mark)
+            if guard:
+                guard.close()
+    return 130 if signals.received else code if code >= 0 else 128 - code
+
+
+def _wait(started: Sequence[subprocess.Popen], asked_to_stop: Callable[[], bool]) -> None:
+    for process in started:
+        while not asked_to_stop():
+            try:
+                process.wait(0.05)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    if asked_to_stop():
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
