@@ -12,7 +12,7 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
-.PHONY: run test fast bench lint clean
+.PHONY: run test test-cluster fast bench lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -21,10 +21,13 @@ run: $(VENV)/.installed
 	$(BIN)/scalade report scalade-results/quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q --durations=15
+	$(BIN)/python -m pytest -q --durations=15 -m "not cluster"
+
+test-cluster: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q --durations=15 -m cluster
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not cluster"
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only

@@ -11,7 +11,7 @@ import pytest
 from scalade import cli, read_runs, read_steps
 from scalade.results.store import RunStore
 
-COMMANDS = "run worker verify doctor comm show export efficiency check fit compare report history".split()
+COMMANDS = "run worker verify doctor comm lab show export efficiency check fit compare report history".split()
 HOSTILE = "dp2[red]\x1b[31m"  # markup and an escape sequence
 STUDY = """
 name = "second"
@@ -58,9 +58,9 @@ def scalade(monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*(c for c in COMMANDS if c != "lab"), "lab up", "lab status", "lab down"])
 def test_every_command_has_help_with_an_example(scalade, command):
-    code, out, err = scalade(command, "--help")
+    code, out, err = scalade(*command.split(), "--help")
     assert code == 0 and not err
     assert f"Usage: scalade {command} " in out and "--json" in out
     assert out.count("Example: ") == 1 and command in out.split("Example: ")[1]

@@ -73,6 +73,8 @@ class InLab:
         here = [sys.executable, "-m", "scalade", "lab", "run", "--name", self.lab.name, "--nodes", str(nodes), "--"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--max-restarts", "0"]
         meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{self.lab.address(0)}:{port}", "--rdzv-id", str(port)]
+        # Who leaves last finds the rendezvous gone with node 0's agent, and torch's C++ says so at length.
+        torchrun = ["env", "TORCH_CPP_LOG_LEVEL=ERROR", *torchrun]
         return [*here, *torchrun, *meet, "--nproc-per-node", str(ranks // nodes), *program]
 
     def _mpirun(self, ranks: int, program: Sequence[str]) -> list[str]:

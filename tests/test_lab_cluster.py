@@ -1,0 +1,171 @@
+"""A real lab: two hosts of this machine with shaped links, a study over them, and nothing left afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalade.launch.lab import lab as labs
+from scalade.launch.lab import network, state
+from scalade.launch.processes import MARK
+from scalade.results.read import read_comm, read_runs, read_steps
+
+NAME = f"t{os.getpid() % 100_000}"
+WHY = network.missing() or network.no_switch()
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
+STUDY = """
+name = "two"
+[model]
+size = "tiny-100k"
+seq_len = 64
+[recipe]
+global_batch = 4
+[budget]
+steps = 6
+[layout]
+dp_replicate = 2
+[measure]
+warmup_steps = 2
+eval_sequences = 8
+[run]
+launcher = "{launcher}"
+max_ranks = 2
+time_limit_s = 200
+"""
+
+
+def scalade(*arguments, check=True):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "scalade", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def processes_with(text):
+    """Ids of processes whose command line or environment has it, but this one and its parents."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in (os.getpid(), os.getppid()):
+            try:
+                if text.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def assert_nothing_left(name=NAME):
+    assert state.namespaces(name) == [] and not (state.ROOT / name).exists()
+    assert processes_with(f"{state.PREFIX}{name}-") == [] and processes_with(f"scalade-lab/{name}/") == []
+    devices = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+    assert devices == DEVICES
+
+
+DEVICES = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout if WHY is None else ""
+
+
+@pytest.fixture
+def take_down():
+    yield
+    try:
+        labs.down(NAME)
+    except ValueError:
+        pass
+    assert_nothing_left()
+
+
+@pytest.mark.parametrize(("link", "rate", "trip"), [("100mbit,20ms", 1e8, (0.02, 0.026)), ("200mbit", 2e8, (0, 0.004))])
+def test_links_are_what_was_asked_for(take_down, link, rate, trip):
+    """Measured three times, the best counts: other work on this machine can only slow a link."""
+    told = json.loads(scalade("lab", "up", "--name", NAME, "--nodes", 3, "--link", link, "--json").stdout)
+    assert told["up"] and told["nodes"] == 3 and told["processes"] == bool(trip[0])
+    found = labs.find(NAME)
+    measured = [found.state, *(found.measured_again().state for _ in range(2))]
+    assert max(one.rate_measured_bits_per_s for one in measured) == pytest.approx(rate, rel=0.15)
+    assert trip[0] <= min(one.rtt_measured_s for one in measured) <= trip[1]
+    second = scalade("lab", "up", "--name", NAME, check=False)
+    assert second.returncode == 2
+    assert f"is up already (3 nodes, {link}): `scalade lab down --name {NAME}` takes it down" in second.stderr
+    assert sorted(scalade("lab", "run", "--name", NAME, "--", "hostname").stdout.split()) == ["n0", "n1", "n2"]
+    bad = ["sh", "-c", 'exit "$SCALADE_LAB_NODE"']
+    failing = scalade("lab", "run", "--name", NAME, "--node", 1, "--", *bad, check=False)
+    assert failing.returncode == 1
+    scalade("lab", "down", "--name", NAME)
+    assert_nothing_left()
+    gone = scalade("run", "x.toml", "--lab", NAME, check=False)
+    assert gone.returncode == 2 and f"no lab {NAME!r} is up" in gone.stderr
+
+
+@pytest.mark.timeout(600)
+def test_a_study_gives_the_same_losses_by_every_launcher(take_down, tmp_path):
+    scalade("lab", "up", "--name", NAME, "--link", "100mbit,10ms")
+    losses = {}
+    for launcher in ("local", "torchrun", "mpirun"):
+        study = tmp_path / f"{launcher}.toml"
+        study.write_text(STUDY.format(launcher=launcher))
+        scalade("run", study, "--results", tmp_path / launcher, "--lab", NAME)
+        (row,) = read_runs(tmp_path / launcher).to_dict("records")
+        assert row["status"] == "ok" and row["launcher"] == launcher and row["nodes"] == 2 and row["lab"] == NAME
+        assert [rank["host"] for rank in json.loads(row["ranks_json"])] == ["n0", "n1"]
+        assert row["link_rate_asked_bits_per_s"] == 1e8 and row["link_rtt_asked_s"] == 0.01
+        assert 5e7 < row["link_rate_measured_bits_per_s"] < 1.15e8 and row["link_rtt_measured_s"] >= 0.01
+        losses[launcher] = list(read_steps(tmp_path / launcher)["loss"])
+    (tmp_path / "plain.toml").write_text(STUDY.format(launcher="local"))
+    scalade("run", tmp_path / "plain.toml", "--results", tmp_path / "plain")
+    plain = read_runs(tmp_path / "plain").iloc[0]
+    assert plain["nodes"] == 1 and read_runs(tmp_path / "plain")["lab"].isna().all()
+    for launcher, found in losses.items():
+        assert found == list(read_steps(tmp_path / "plain")["loss"]), launcher
+    scalade("comm", "--lab", NAME, "--backend", "gloo", "--collective", "send_recv", "--min-bytes", "1M", "--max-bytes",
+            "1M", "--iterations", "3", "--results", tmp_path / "comm")  # fmt: skip
+    (one,) = read_comm(tmp_path / "comm").to_dict("records")
+    assert one["busbw_bytes_per_s"] < 1.15e8 / 8 and one["time_s"] > 2**20 * 8 / 1.15e8
+
+
+def test_kill_9_at_any_moment_and_down_leaves_nothing(take_down):
+    """`up` is killed while it makes the lab, and once it is up, with work on its nodes and its switch dead."""
+    for seconds in (0.0, 0.03, 0.1, 0.3, 1.0):
+        command = [sys.executable, "-m", "scalade", "lab", "up", "--name", NAME, "--link", "50mbit,4ms"]
+        making = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        while not (state.ROOT / NAME).exists() and making.poll() is None:
+            time.sleep(0.001)
+        time.sleep(seconds)
+        os.killpg(making.pid, signal.SIGKILL)
+        making.wait()
+        assert "is half up" in scalade("lab", "up", "--name", NAME, check=False).stderr
+        (about,) = [lab for lab in json.loads(scalade("lab", "status", "--json").stdout)["labs"] if lab["name"] == NAME]
+        assert not about["up"]
+        scalade("lab", "down", "--name", NAME)
+        assert_nothing_left()
+    scalade("lab", "up", "--name", NAME, "--link", "50mbit,4ms")
+    found = labs.find(NAME)
+    at_work = subprocess.Popen(found.enter(1, ["sleep", "1000"]), start_new_session=True)
+    (switch,) = labs.marked(found.state.mark)
+    os.kill(switch, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while labs.marked(found.state.mark) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="is broken: its switch is gone"):
+        labs.find(NAME)
+    scalade("lab", "down", "--name", NAME)
+    assert at_work.wait(5) == -signal.SIGKILL
+    assert_nothing_left()
+
+
+def test_the_switch_ends_with_the_lab_however_that_ends(take_down):
+    scalade("lab", "up", "--name", NAME, "--link", "4ms")
+    found = labs.find(NAME)
+    assert labs.marked(found.state.mark)
+    found.state.file.unlink()  # as if /run had been cleaned
+    deadline = time.monotonic() + 10
+    while labs.marked(found.state.mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not labs.marked(found.state.mark)
+    scalade("lab", "down", "--name", NAME)
+    assert MARK not in os.environ
