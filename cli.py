@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_lab, cli_read
+from . import cli_cluster, cli_lab, cli_read
 from .cli_read import Json, say
 from .launch.grid import printable
 
@@ -63,12 +63,16 @@ def run(
 @app.command(epilog="Example: torchrun --nproc-per-node 2 -m scalade worker studies/quickstart.toml")
 def worker(
     study: StudyPath, results: Results = None, retry_failed: RetryFailed = False, quiet: Quiet = False,
+    case: Annotated[list[str] | None, typer.Option(help="A case_id or run_id, and no other; again for more.",
+                                                   metavar="ID")] = None,
     as_json: Json = False, exit_zero: Annotated[bool, typer.Option("--exit-zero", hidden=True)] = False,
 ) -> None:  # fmt: skip
-    """Run the cases that fit the ranks that are there (torchrun, mpirun)."""
+    """Run the cases that fit the ranks that are there (torchrun, mpirun, srun)."""
     from .launch import run as launch
 
-    summary, folder, code, why = launch.run_worker(study, results, retry_failed=retry_failed, quiet=quiet or as_json)
+    summary, folder, code, why = launch.run_worker(
+        study, results, retry_failed=retry_failed, quiet=quiet or as_json, only=tuple(case or ())
+    )
     if summary is not None and folder is not None and not exit_zero:
         say(launch.as_json(summary, folder) if as_json else launch.as_text(summary, folder))
     elif summary is None and why:
@@ -127,6 +131,7 @@ def doctor(
 
 app.add_typer(cli_lab.app)
 app.add_typer(cli_read.app)
+app.add_typer(cli_cluster.app)
 
 
 def _mistake(line: str) -> SystemExit:

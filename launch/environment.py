@@ -10,9 +10,10 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .hostlist import expand_counts, expand_hosts
 from .machine import cores
 
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "PRRTE_", "MPI_LOCAL", "HYDI_", "TORCHELASTIC_", "TORCHRUN_")
@@ -53,8 +54,36 @@ def find_placement(env: Mapping[str, str] = os.environ) -> Placement | None:
     if "PMIX_RANK" in env and "PMIX_SIZE" in env:
         return _placement("mpi", env, "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE")
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:  # inside srun, not merely inside a batch script
-        return _placement("slurm", env, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "")
+        place = _placement("slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
+        return replace(place, local_size=_tasks_on_this_node(env))
     return None
+
+
+def _tasks_on_this_node(env: Mapping[str, str]) -> int:
+    try:
+        return expand_counts(env["SLURM_STEP_TASKS_PER_NODE"])[int(env["SLURM_NODEID"])]
+    except (KeyError, ValueError, IndexError):
+        return 1
+
+
+def slurm_meeting_point(env: Mapping[str, str]) -> tuple[str, int, str]:
+    """(host, port, nonce) of one srun's tasks: each computes the same from its own environment.
+
+    The host is the step's first. The port follows from the job's and the step's number, so that jobs that share a
+    node do not share a port, and stays below those that the kernel gives out by itself. Should it be taken all the
+    same, rank 0 says so; the nonce tells the ranks of this step from any that come by mistake.
+
+    Raises
+    ------
+    WorldError: the step's variables are not there
+    """
+    try:
+        job, step, hosts = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]), env["SLURM_STEP_NODELIST"]
+        first = expand_hosts(hosts)[0]
+    except (KeyError, ValueError, IndexError) as error:
+        said = f"srun left no SLURM_JOB_ID, SLURM_STEP_ID or SLURM_STEP_NODELIST that can be read ({error})"
+        raise WorldError(f"{said}: set MASTER_ADDR and MASTER_PORT") from None
+    return first, 10_000 + (97 * job + step) % 20_000, f"{job}-{step}.{env.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _placement(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -126,9 +126,10 @@ def _run_through(
 
 def run_worker(
     path: Path, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    command: Sequence[str] = RANK_COMMAND,
+    only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
 ) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
-    """One supervisor under torchrun or mpirun: (summary and folder on rank 0 only, exit status, why it ended early).
+    """One supervisor under torchrun, mpirun or srun: (summary and folder on rank 0 only, exit status, why it
+    ended early).
 
     Raises
     ------
@@ -136,12 +137,12 @@ def run_worker(
     ValueError, OSError: as run_study
     """
     study = load_study(path)  # a wrong file costs no rendezvous
-    return work_here(study, results, retry_failed=retry_failed, quiet=quiet, command=command)
+    return work_here(study, results, retry_failed=retry_failed, quiet=quiet, only=only, command=command)
 
 
 def work_here(
     study: Study, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    command: Sequence[str] = RANK_COMMAND,
+    only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
 ) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
     """run_worker, once the study has been read."""
     from .worker import follow, join_supervisors, work
@@ -151,7 +152,9 @@ def work_here(
         if peers.place.rank != 0:
             return None, None, *follow(peers, signals, command)
         folder = results or study.results
-        summary = work(study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, command=command)
+        summary = work(
+            study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, only=only, command=command
+        )
         return summary, folder, summary.exit_code, summary.interrupted
 
 

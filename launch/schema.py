@@ -64,7 +64,7 @@ class Budget:
 class Run:
     """How the cases are executed; changes no case_id. No lists but `seeds`."""
 
-    launcher: str = "local"  # local: `scalade run` starts the ranks; torchrun, mpirun: `scalade worker` finds them
+    launcher: str = "local"  # local: `scalade run` starts the ranks; the others start `scalade worker`
     repeats: int = 1  # runs of each case: the unit of repetition
     seeds: tuple[int, ...] = ()  # recipe seeds, each a case of its own; else recipe.seed
     time_limit_s: float = 1800.0  # of one run, start of its processes included

@@ -65,6 +65,11 @@ class Study:
         memory_bytes = self._memory_bytes()
         return [self._plan(case, limit, why, memory_bytes, world_size) for case in self.all_cases]
 
+    def cases_elsewhere(self) -> list[PlannedCase]:
+        """Every case, and for those that can run nowhere the reason: of this machine nothing is asked."""
+        limit = self.run.max_ranks or None
+        return [self._plan(case, limit, f"run.max_ranks is {limit}", None, case.ranks) for case in self.all_cases]
+
     def _plan(
         self, case: Case, limit: int | None, why: str, memory_bytes: int | None, world_size: int | None
     ) -> PlannedCase:

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -91,9 +91,25 @@ class Summary:
         return int(self.interrupted is not None or any(outcome.bad for outcome in self.outcomes.values()))
 
 
-def make_plan(study: Study, store: RunStore, *, retry_failed: bool = False, size: int | None = None) -> Plan:
-    """size: the world that is there; cases of another number of ranks are left alone and counted. None: all run."""
-    cases = study.cases(size)
+def make_plan(
+    study: Study, store: RunStore, *, retry_failed: bool = False, size: int | None = None, only: Collection[str] = (),
+    cases: list[PlannedCase] | None = None,
+) -> Plan:  # fmt: skip
+    """size: the world that is there; cases of another number of ranks are left alone and counted. None: all run.
+    only: case_ids and run_ids, and nothing else is planned; empty: all. cases: those of the study, as planned for
+    another machine than this.
+
+    Raises
+    ------
+    ValueError: `only` names what the study does not have
+    """
+    cases = study.cases(size) if cases is None else cases
+    if only:
+        known = {planned.case.case_id for planned in cases}
+        unknown = [name for name in only if name.split("-r")[0] not in known]
+        if unknown:
+            raise ValueError(f"{study.path}: has no case {unknown[0]}: was it changed since?")
+        cases = [planned for planned in cases if any(name.split("-r")[0] == planned.case.case_id for name in only)]
     others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
     cases = [planned for planned in cases if planned.case.ranks not in others]
     possible = [planned for planned in cases if planned.skip_reason is None]
@@ -102,6 +118,8 @@ def make_plan(study: Study, store: RunStore, *, retry_failed: bool = False, size
     for repeat in range(study.run.repeats):
         for planned in possible:
             run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
+            if only and run.run_id not in only and run.case.case_id not in only:
+                continue
             status = store.finished(run.run_id)
             if wanted(status, retry_failed):
                 missing.append(run)

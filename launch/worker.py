@@ -1,4 +1,4 @@
-"""`scalade worker`: one supervisor for each rank that torchrun or mpirun started. Rank 0's decides, all run.
+"""`scalade worker`: one supervisor for each rank that torchrun, mpirun or srun started. Rank 0's decides, all run.
 
 The ranks of each run are fresh children of these supervisors, so that what ends a run ends no supervisor.
 """
@@ -8,14 +8,21 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results.store import RunStore
 from .display import Display
-from .environment import Placement, WorldError, find_placement, listen, reachable_address
+from .environment import (
+    Placement,
+    WorldError,
+    find_placement,
+    listen,
+    reachable_address,
+    slurm_meeting_point,
+)
 from .judge import judge
 from .peers import PATIENCE_S, Peers
 from .processes import Guard, end_marked, new_mark
@@ -42,11 +49,15 @@ def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, pat
     if place is None:
         raise WorldError(
             "no launcher started this worker: use `torchrun --nproc-per-node N -m scalade worker STUDY`, "
-            "`mpirun -n N scalade worker STUDY`, or `scalade run STUDY`, which starts the ranks itself"
+            "`mpirun -n N scalade worker STUDY`, `srun -n N scalade worker STUDY`, or `scalade run STUDY`, which "
+            "starts the ranks itself"
         )
     if place.source == "mpi":
         place, address, port, nonce, listener = _through_mpi(place)
         fd = None if listener is None else listener.detach()  # the store closes it
+    elif place.source == "slurm":
+        address, port, nonce = slurm_meeting_point(env)
+        address, port, fd = env.get("MASTER_ADDR", address), int(env.get("MASTER_PORT", port)), None
     else:
         for key in ("MASTER_ADDR", "MASTER_PORT"):
             if key not in env:
@@ -183,15 +194,18 @@ def _await_order(peers: Peers, signals: Signals, number: int) -> dict[str, Any] 
 
 def work(
     study: Study, store_folder: Path, peers: Peers, signals: Signals, display: Display, *,
-    retry_failed: bool = False, command: Sequence[str] = RANK_COMMAND,
+    retry_failed: bool = False, only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
 ) -> Summary:  # fmt: skip
-    """Rank 0's part of the sweep: every missing run whose ranks are as many as this world's."""
+    """Rank 0's part of the sweep: every missing run whose ranks are as many as this world's.
+
+    only: case_ids and run_ids; empty: all
+    """
     launcher = {"mpi": "mpirun", "slurm": "srun"}.get(peers.place.source, peers.place.source)
     executor = WorldExecutor(peers, signals, launcher, command)
     message, code = "rank 0's supervisor failed", 1
     try:
         store = RunStore(store_folder)
-        plan = make_plan(study, store, retry_failed=retry_failed, size=peers.place.size)
+        plan = make_plan(study, store, retry_failed=retry_failed, size=peers.place.size, only=only)
         summary = Sweep(study, store, executor, display, signals, retry_failed=retry_failed).run(plan)
         message, code = summary.interrupted, summary.exit_code
         return summary

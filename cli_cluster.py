@@ -1,0 +1,126 @@
+"""The commands for clusters: submit, status, cancel, logs; and `pack`, which batch scripts call."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_read import FoundResults, Json, say
+
+app = typer.Typer()
+
+JobOption = Annotated[str, typer.Option("--job", help="A job's or task's id, or a submission; default: all.",
+                                        metavar="ID", show_default=False)]  # fmt: skip
+
+
+@app.command(epilog="Example: scalade submit studies/weak-scaling.toml --scheduler slurm --profile site.toml --dry-run")
+def submit(
+    study: Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY")],
+    scheduler: Annotated[str, typer.Option(help="slurm, pbs, flux, lsf or kubernetes; default: the profile's.",
+                                           show_default=False)] = "",
+    profile: Annotated[Path | None, typer.Option(help="The site profile (TOML).", metavar="FILE")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; submit and write nothing.")] = False,
+    launcher: Annotated[str, typer.Option(help="srun, torchrun or mpirun; default: the profile's, the study's.",
+                                          show_default=False)] = "",
+    mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array",
+    nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Packed: so many jobs, which share the cases.")] = 1,
+    throttle: Annotated[int, typer.Option(help="Array: so many tasks at once; 0: no limit.")] = 0,
+    time_limit: Annotated[str, typer.Option(help="Of a job, as HH:MM:SS; default: the profile's.",
+                                            show_default=False)] = "",
+    results: Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")]
+    = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice."""
+    from .launch.submit import Wish, submit_study
+
+    wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, throttle, time_limit, retry_failed)
+    done = submit_study(study, results, wish, dry_run=dry_run)
+    ids = [job.job_id for job in done.submission.jobs] if done.submission else []
+    if as_json:
+        say({"results": str(done.results), "runs": done.runs, "kept": done.kept, "active_cases": done.active,
+             "skipped": done.skipped, "jobs": ids, "submission": done.submission.id if done.submission else None,
+             "scripts": done.scripts if dry_run else list(done.scripts)})  # fmt: skip
+        return
+    if dry_run:
+        for name, text in done.scripts.items():
+            say([f"# ---- {name}", text])
+    facts = [f"{done.runs} run{'s' if done.runs != 1 else ''}"]
+    facts += [f"{done.kept} had been done before"] * bool(done.kept)
+    facts += [f"{done.active} case{'s' if done.active != 1 else ''} under way"] * bool(done.active)
+    facts += [f"{done.skipped} skipped, for the reasons in their rows"] * bool(done.skipped)
+    verb = "would submit" if dry_run else "submitted" if ids else "nothing to submit"
+    lines = [f"{verb}: {', '.join(facts)}"] + ([f"jobs: {', '.join(ids)}"] if ids else [])
+    say([*lines, f"table: {done.results}"]) if not dry_run else print(lines[0], file=sys.stderr)
+
+
+@app.command(epilog="Example: scalade status quickstart")
+def status(results: FoundResults = None, job: JobOption = "", as_json: Json = False) -> None:
+    """What became of submitted jobs: waiting, running, done, failed, with the scheduler's reason.
+
+    Exit status 1: a job has failed.
+    """
+    from .launch.grid import make_console, print_grid
+    from .launch.locate import locate
+    from .launch.states import status as find
+
+    lines, doubts = find(locate(results), job)
+    if as_json:
+        say({"jobs": [asdict(line) for line in lines], "doubts": doubts})
+    else:
+        headers = ("job", "case", ">nodes", ">ranks", "state", "runs", "on", ">time", "reason")
+        rows = [
+            (line.job, line.what, str(line.nodes), str(line.ranks), line.state,
+             ", ".join(f"{count} {name}" for name, count in line.runs.items()), line.where, line.elapsed,
+             "; ".join(filter(None, (line.reason, line.progress))))
+            for line in lines
+        ]  # fmt: skip
+        print_grid(make_console(), headers, rows)
+    for doubt in doubts:
+        print(f"scalade: {doubt}", file=sys.stderr)
+    raise typer.Exit(int(bool(doubts) or any(line.state == "failed" for line in lines)))
+
+
+@app.command(epilog="Example: scalade cancel quickstart --job 1234_3")
+def cancel(results: FoundResults = None, job: JobOption = "", as_json: Json = False) -> None:
+    """Cancel submitted jobs that wait or run. Runs that have their row keep it."""
+    from .launch.locate import locate
+    from .launch.states import cancel as end
+
+    said = end(locate(results), job)
+    say({"said": said} if as_json else said)
+
+
+@app.command(epilog="Example: scalade logs quickstart --job 1234_3 --lines 50")
+def logs(
+    results: FoundResults = None, job: JobOption = "",
+    lines: Annotated[int, typer.Option(help="Of the end of each file.")] = 20, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show the end of what submitted jobs printed, the newest last."""
+    from .launch.locate import locate
+    from .launch.states import log_files
+
+    files = log_files(locate(results), job)
+    tails = {str(file): file.read_text(errors="replace").splitlines()[-lines:] for file in files}
+    if as_json:
+        say({"logs": tails})
+    else:
+        for name, tail in tails.items():
+            say([f"==> {name}", *tail, ""])
+
+
+@app.command(hidden=True)
+def pack(job: Annotated[Path, typer.Argument(help="The job file that submit wrote.", metavar="JOB")]) -> None:
+    """Inside a job: run its cases side by side, each on nodes of its own."""
+    from .launch.pack import as_text
+    from .launch.pack import pack as run_all
+
+    tally = run_all(job)
+    say(as_text(tally))
+    raise typer.Exit(tally.exit_code)

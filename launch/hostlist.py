@@ -1,0 +1,63 @@
+"""The short forms in which schedulers write lists: `n[1-3,07],gpu-a` for hosts, `2(x3),1` for counts."""
+
+from __future__ import annotations
+
+import re
+
+
+def expand_hosts(text: str) -> list[str]:
+    """Every host of a Slurm or Flux host list, in its order.
+
+    Raises
+    ------
+    ValueError: brackets do not match, or a range is none
+    """
+    hosts: list[str] = []
+    for part in _split(text):
+        opened = part.find("[")
+        if opened < 0:
+            hosts.append(part)
+            continue
+        closed = part.find("]", opened)
+        tails = expand_hosts(part[closed + 1 :]) or [""]
+        hosts += [part[:opened] + n + tail for n in _numbers(part[opened + 1 : closed], text) for tail in tails]
+    return hosts
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets."""
+    if text.count("[") != text.count("]") or re.search(r"\][^\[]*\]|\[[^\]]*\[", text):
+        raise ValueError(f"not a host list: {text!r}")
+    return [part for part in re.split(r",(?![^\[]*\])", text.strip()) if part]
+
+
+def _numbers(ranges: str, text: str) -> list[str]:
+    found = []
+    for piece in ranges.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        if match is None:
+            raise ValueError(f"not a host list: {text!r}")
+        first, last = match[1], match[2] or match[1]
+        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return found
+
+
+def expand_counts(text: str) -> list[int]:
+    """`2(x3),1` as [2, 2, 2, 1]: how many tasks each node of a Slurm step has.
+
+    Raises
+    ------
+    ValueError: it is not of that form
+    """
+    counts: list[int] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", piece.strip())
+        if match is None:
+            raise ValueError(f"not counts per node: {text!r}")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def expand_tasks(text: str) -> list[int]:
+    """`0-3,7%2` as [0, 1, 2, 3, 7]: the task numbers of a job array."""
+    return [int(number) for number in _numbers(text.partition("%")[0], text)]

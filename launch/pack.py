@@ -1,0 +1,266 @@
+"""`scalade pack`: many cases in one allocation. It runs in the batch script, on the job's first node.
+
+Runs are started in order, the largest first, each on nodes of its own; a run starts as soon as enough nodes are free.
+Since all that started before a run are at least as large, the first of them to end makes room for it: no run waits
+for ever. Two timed runs never share a node. A run starts only if it can end within the allocation; the others are
+left to the next one (exit status 75).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..results.store import RunStore
+from .launchers import LAUNCHERS, Step
+from .processes import MARK, Guard, end_marked, new_mark
+from .schedulers import SCHEDULERS
+from .schedulers.base import AGAIN
+from .site import Kubernetes, Site
+from .study import Study, load_study
+from .submit import nodes_of
+from .sweep import UNFINISHED, PlannedRun, make_plan
+
+TRIES = 3  # starts of a run that leaves no row: its port was taken, a node did not answer
+FAREWELL_S = 45.0  # for steps that were asked to end to write their rows
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class PackedJob:
+    """The job file that `scalade submit` wrote beside the script."""
+
+    scheduler: str
+    launcher: str
+    study: Path
+    results: Path
+    workdir: Path
+    seconds: int
+    retry_failed: bool
+    cases: tuple[str, ...]
+    site: Site
+
+
+@dataclass
+class Piece:
+    """One run and the nodes it takes."""
+
+    run: PlannedRun
+    nodes: int
+    per_node: int
+    bound_s: float  # within which it ends
+    resumes: bool  # it can go on where an earlier allocation left it
+    tries: int = 0
+    rows: int = 0  # attempts that had their row when it was started last
+
+
+@dataclass
+class Started:
+    piece: Piece
+    hosts: list[str]
+    process: subprocess.Popen
+
+
+@dataclass
+class Tally:
+    """What one allocation did."""
+
+    ended: dict[str, str] = field(default_factory=dict)  # run_id -> status
+    left: list[Piece] = field(default_factory=list)  # for the next allocation
+    given_up: list[Piece] = field(default_factory=list)
+    received: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0: all done; 1: a run failed, or was given up; 75: the next allocation can do the rest."""
+        if self.received and self.received != "SIGUSR1":
+            return 128 + signal.Signals[self.received]
+        if self.left and (self.ended or any(piece.resumes for piece in self.left)):
+            return AGAIN
+        return int(bool(self.left or self.given_up or any(status != "ok" for status in self.ended.values())))
+
+
+def read_job(path: Path) -> PackedJob:
+    """Raises ValueError: it is no job file."""
+    try:
+        content = json.loads(path.read_text())
+        site = content.pop("site")
+        site["kubernetes"] = Kubernetes(**site["kubernetes"])
+        lists = ("modules", "pre_commands", "options", "launcher_options", "container")
+        site = Site(**(site | {name: tuple(site[name]) for name in lists}))
+        paths = {name: Path(content[name]) for name in ("study", "results", "workdir")}
+        return PackedJob(**(content | paths | {"cases": tuple(content["cases"]), "site": site}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is no job file of `scalade submit --mode packed` ({error})") from None
+
+
+def pieces(study: Study, store: RunStore, job: PackedJob) -> list[Piece]:
+    """The runs that are missing, the largest first; of one size the first repeat of each case, then the second."""
+    plan = make_plan(study, store, retry_failed=job.retry_failed, only=job.cases, cases=study.cases_elsewhere())
+    found = []
+    for run in plan.pending:
+        nodes, per_node = nodes_of(run.case.ranks, job.site.per_node)
+        bound_s = _bound_s(study, store, run)
+        found.append(Piece(run, nodes, per_node, bound_s, bool(run.case.measure.checkpoint_every)))
+    return sorted(found, key=lambda piece: (-piece.nodes, piece.run.repeat))
+
+
+def _bound_s(study: Study, store: RunStore, run: PlannedRun) -> float:
+    """The study's limit, or less where repeats of the same case have shown what it takes."""
+    rows = [store.row(f"{run.case.case_id}-r{repeat}") for repeat in range(study.run.repeats)]
+    took = [row["wall_s"] for row in rows if row and row["status"] == "ok" and isinstance(row["wall_s"], int | float)]
+    return min(study.run.time_limit_s, 1.5 * max(took) + 30.0) if took else study.run.time_limit_s
+
+
+def next_piece(pending: Sequence[Piece], free: int, left_s: float, whole_s: float) -> Piece | None:
+    """The first that fits the free nodes and the time that is left; None: there is none now.
+
+    whole_s: the time of an allocation. A run that never fits into one starts all the same where it can be resumed.
+    """
+    for piece in pending:
+        in_time = piece.bound_s <= left_s or (piece.resumes and piece.bound_s > whole_s and left_s > 0.1 * whole_s)
+        if piece.nodes <= free and in_time:
+            return piece
+    return None
+
+
+class Packer:
+    """Runs pieces on hosts until all have ended, no more fit, or a signal comes."""
+
+    def __init__(self, job: PackedJob, store: RunStore, hosts: Sequence[str], path: Path, begun: float) -> None:
+        self.job, self.store, self.folder, self.stem = job, store, path.parent, path.stem
+        self.free, self.on = list(hosts), []
+        self.whole_s = max(1.0, job.seconds - job.site.signal_s)
+        self.deadline = begun + self.whole_s  # on time.monotonic()
+        self.scheduler, self.launcher = SCHEDULERS[job.scheduler], LAUNCHERS[job.launcher]
+        self.mark, self.guard, self.started = new_mark(), None, 0
+        self.received: str | None = None
+
+    def run(self, pending: list[Piece]) -> Tally:
+        tally = Tally()
+        most = len(self.free)
+        tally.given_up += [piece for piece in pending if piece.nodes > most]
+        pending = [piece for piece in pending if piece.nodes <= most]
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        before = {number: signal.signal(number, self._keep) for number in numbers}
+        try:
+            while (pending or self.on) and not self.received:
+                left_s = self.deadline - time.monotonic()
+                while piece := next_piece(pending, len(self.free), left_s, self.whole_s):
+                    pending.remove(piece)
+                    self._start(piece)
+                if not self.on:
+                    break  # what is left does not fit into the time that is left
+                time.sleep(POLL_S)
+                self._collect(pending, tally)
+            if self.received:
+                self._end_all(pending, tally)
+        finally:
+            end_marked(self.mark)
+            if self.guard:
+                self.guard.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        tally.left, tally.received = pending, self.received
+        return tally
+
+    def _keep(self, number: int, frame: object) -> None:
+        self.received = self.received or signal.Signals(number).name
+
+    def _start(self, piece: Piece) -> None:
+        hosts, self.free = self.free[: piece.nodes], self.free[piece.nodes :]
+        self.started += 1
+        piece.tries += 1
+        piece.rows = len(self.store.attempts(piece.run.run_id))
+        site = self.job.site
+        step = Step(
+            nodes=piece.nodes, per_node=piece.per_node, hosts=tuple(hosts), head=hosts[0], port=str(self._port()),
+            name=f"{self.folder.name}-{piece.run.run_id}-{piece.tries}", cpus_per_rank=site.cpus_per_rank,
+            python=site.python, container=site.container, options=site.launcher_options, mpirun=site.mpirun,
+            mpi=site.mpi,
+        )  # fmt: skip
+        program = ["-m", "scalade", "worker", str(self.job.study), "--results", str(self.job.results)]
+        program += ["--case", piece.run.run_id, "--quiet", *(["--retry-failed"] * self.job.retry_failed)]
+        words = self.launcher.step(step, self.scheduler.starter, program)
+        self._say(f"{piece.run.run_id}  {piece.run.label}  on {' '.join(hosts)}")
+        with open(self.folder / f"{self.stem}.{piece.run.run_id}.log", "ab") as log:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {MARK: self.mark}, cwd=self.job.workdir,
+            )  # fmt: skip
+        self.guard = self.guard or Guard(self.mark)
+        self.on.append(Started(piece, hosts, process))
+
+    def _port(self) -> int:
+        """For torchrun's agents: another one for each start, and for other jobs than this."""
+        digits = "".join(filter(str.isdigit, next((os.environ[key] for key in JOB_IDS if key in os.environ), "")))
+        return 10_000 + (97 * int(digits or os.getpid()) + self.started) % 20_000
+
+    def _collect(self, pending: list[Piece], tally: Tally) -> None:
+        """What has ended gives its nodes back; a run without a row is tried again."""
+        for each in [each for each in self.on if each.process.poll() is not None]:
+            self.on.remove(each)
+            self.free = each.hosts + self.free
+            piece, status = each.piece, self.store.finished(each.piece.run.run_id)
+            if status not in UNFINISHED and len(self.store.attempts(piece.run.run_id)) > piece.rows:
+                tally.ended[piece.run.run_id] = status
+                self._say(f"{piece.run.run_id}  {status}")
+            elif self.received or piece.tries < TRIES:
+                pending.insert(0, piece)
+                self._say(f"{piece.run.run_id}  {status or 'no row'}, status {each.process.returncode}: once more")
+            else:
+                tally.given_up.append(piece)
+                self._say(f"{piece.run.run_id}  no row after {TRIES} starts: given up")
+
+    def _end_all(self, pending: list[Piece], tally: Tally) -> None:
+        """Ask every step to end, so that its ranks write what became of them."""
+        self._say(f"{self.received}: the runs are ended")
+        for each in self.on:
+            with suppress(ProcessLookupError):
+                each.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + min(FAREWELL_S, max(5.0, 0.75 * self.job.site.signal_s))
+        while self.on and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            self._collect(pending, tally)
+        pending += [each.piece for each in self.on]
+
+    def _say(self, line: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
+
+
+JOB_IDS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "FLUX_JOB_ID")
+
+
+def pack(path: Path) -> Tally:
+    """Run the missing runs of a job file on this allocation.
+
+    Raises
+    ------
+    ValueError: the job file or the study is wrong, or this is no job of that scheduler
+    """
+    begun = time.monotonic()
+    job = read_job(path)
+    study, store = load_study(job.study), RunStore(job.results)
+    try:
+        hosts = SCHEDULERS[job.scheduler].hosts(os.environ)
+    except KeyError as error:
+        raise ValueError(f"{path}: runs inside a job of {job.scheduler}, and {error} is not set here") from None
+    return Packer(job, store, hosts, path, begun).run(pieces(study, store, job))
+
+
+def as_text(tally: Tally) -> list[str]:
+    """The tally for people."""
+    lines = [f"runs: {len(tally.ended)} ended here, {sum(s == 'ok' for s in tally.ended.values())} of them ok"]
+    if tally.left:
+        lines.append(f"left to the next allocation: {', '.join(piece.run.run_id for piece in tally.left)}")
+    if tally.given_up:
+        lines.append(f"given up: {', '.join(piece.run.run_id for piece in tally.given_up)}")
+    return lines

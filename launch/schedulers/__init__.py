@@ -1,0 +1,35 @@
+"""Schedulers by name, one file each; and the table of what each can do, for the docs.
+
+`python -m scalade.launch.schedulers docs/clusters.md` writes the table anew.
+"""
+
+from __future__ import annotations
+
+from .base import Scheduler
+from .flux import Flux
+from .kubernetes import KubernetesJobs
+from .lsf import Lsf
+from .pbs import Pbs
+from .slurm import Slurm
+
+SCHEDULERS: dict[str, Scheduler] = {each.name: each for each in (Slurm(), Pbs(), Flux(), Lsf(), KubernetesJobs())}
+BEGIN, END = "<!-- schedulers: generated, see launch/schedulers/__init__.py -->\n", "<!-- end of schedulers -->\n"
+
+
+def capability_table() -> str:
+    """All schedulers as one Markdown table."""
+    rows = ["| scheduler | launchers | one job per case | many cases in one job | before the time limit | back into "
+            "the queue | state and reason from | tried on |", "|---" * 8 + "|"]  # fmt: skip
+    for name, each in SCHEDULERS.items():
+        can = each.can
+        rows.append(
+            f"| `{name}` | {', '.join(can.launchers)} | {can.array} | {can.packed or 'no'} | {can.signal or 'no'} "
+            f"| {can.requeue or 'no'} | {can.states} | {can.tried} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def renewed(document: str) -> str:
+    """The document with the part between the marks written anew."""
+    head, _, rest = document.partition(BEGIN)
+    return head + BEGIN + capability_table() + END + rest.partition(END)[2]

@@ -1,0 +1,165 @@
+"""A real Slurm in a temporary folder: slurmctld and four slurmd, each with a host name of its own.
+
+    with Cluster(folder) as cluster:
+        cluster.run("sinfo")
+
+Needs root, the packages `slurmctld slurmd slurm-client` and no systemd. Every daemon lives in a UTS and a mount
+namespace of its own in which /etc/hosts names the four nodes, so that what runs on a "node" sees that node's name.
+Nothing outside the folder is written; all is stopped by pid file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+NODES = ("n1", "n2", "n3", "n4")
+NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "unshare")
+CONFIG = """
+ClusterName=loop
+SlurmctldHost=ctl(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/none
+CredType=cred/none
+AuthInfo=cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool/%n
+TmpFS={folder}/tmp/%n
+SlurmctldPidFile={folder}/run/ctld.pid
+SlurmdPidFile={folder}/run/slurmd.%n.pid
+SlurmctldLogFile={folder}/log/ctld.log
+SlurmdLogFile={folder}/log/slurmd.%n.log
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/log/jobcomp.txt
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=30
+SlurmctldTimeout=30
+OverTimeLimit=0
+KillWait=2
+SlurmdParameters=config_overrides
+NodeName=n[1-4] NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str | None:
+    """Why no Slurm can be started here, in words; None: it can."""
+    absent = [name for name in NEEDED if shutil.which(name) is None]
+    if absent:
+        return f"no {', '.join(absent)} here (apt-get install slurmctld slurmd slurm-client)"
+    if os.geteuid() != 0:
+        return "starting Slurm needs root"
+    tried = subprocess.run(["unshare", "--uts", "--mount", "hostname", "n1"], capture_output=True, text=True)
+    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
+
+
+class Cluster:
+    """Started by `with`; `env` is what its clients need."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("state", "spool", "tmp", "run", "log"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for node in NODES:
+            (folder / "tmp" / node).mkdir(exist_ok=True)
+            (folder / "spool" / node).mkdir(exist_ok=True)
+        (folder / "hosts").write_text("\n".join(f"127.0.0.1 {name}" for name in ("localhost", "ctl", *NODES)) + "\n")
+        port = _free_ports(1 + len(NODES))
+        config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES))
+        (folder / "slurm.conf").write_text(config.lstrip())
+        self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start_controller("-c")
+            for node in NODES:
+                self._start(node, ["slurmd", "-N", node])
+            self.wait(lambda: self.run("sinfo", "-h", "-o", "%t %D").strip() == "idle 4", 30, "four idle nodes")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pid("ctld"):
+            with suppress(subprocess.SubprocessError):
+                self.run("scancel", "--user", "root", timeout=10)
+                self.wait(lambda: not self.run("squeue", "-h").strip(), 10, "an empty queue")
+        for name in [*(f"slurmd.{node}" for node in NODES), "ctld"]:
+            self.stop(name)
+
+    def start_controller(self, *options: str) -> None:
+        self._start("ctl", ["slurmctld", *options])
+
+    def stop(self, name: str) -> None:
+        """End the daemon with this pid file, and wait until it has gone."""
+        pid = self._pid(name)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + 10
+            with suppress(ProcessLookupError):
+                while pid and time.monotonic() < deadline:
+                    os.kill(pid, number)
+                    time.sleep(0.2)
+                    os.kill(pid, 0)
+                continue
+            break
+        (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
+
+    def run(self, *command: str, timeout: float = 30) -> str:
+        """A client's output. Raises CalledProcessError."""
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout)
+        if done.returncode:
+            raise subprocess.SubprocessError(f"{command}: {done.stderr.strip()}")
+        return done.stdout
+
+    def wait(self, true, timeout_s: float, what: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with suppress(subprocess.SubprocessError):
+                if true():
+                    return
+            assert time.monotonic() < deadline, f"waited {timeout_s:g} s for {what}\n{self.story()}"
+            time.sleep(0.3)
+
+    def story(self) -> str:
+        """What the controller said last, for a failing test."""
+        log = self.folder / "log" / "ctld.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-25:]) if log.exists() else ""
+
+    def _start(self, host: str, command: list[str]) -> None:
+        script = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
+        prefix = ["unshare", "--uts", "--mount", "sh", "-euc", script, "sh", host, str(self.folder / "hosts")]
+        subprocess.run([*prefix, *command], env=self.env, check=True, timeout=30, stdout=subprocess.DEVNULL)
+
+    def _pid(self, name: str) -> int:
+        try:
+            return int((self.folder / "run" / f"{name}.pid").read_text())
+        except (OSError, ValueError):
+            return 0
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on, below those that the kernel gives out by itself."""
+    for first in range(17000 + os.getpid() % 1000 * 10, 32000, count):
+        with suppress(OSError), ExitStack() as kept:
+            for port in range(first, first + count):
+                kept.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise AssertionError("no free ports")
