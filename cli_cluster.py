@@ -104,10 +104,9 @@ def logs(
 ) -> None:  # fmt: skip
     """Show the end of what submitted jobs printed, the newest last."""
     from .launch.locate import locate
-    from .launch.states import log_files
+    from .launch.states import logs as read
 
-    files = log_files(locate(results), job)
-    tails = {str(file): file.read_text(errors="replace").splitlines()[-lines:] for file in files}
+    tails = read(locate(results), job, lines)
     if as_json:
         say({"logs": tails})
     else:

@@ -35,6 +35,7 @@ class Step:
     python: str = sys.executable
     container: tuple[str, ...] = ()  # words in front of python
     options: tuple[str, ...] = ()  # words for what starts the processes
+    exports: tuple[str, ...] = ()  # names of variables that the ranks need; Open MPI hands on no others to other nodes
     mpirun: str = ""  # path or name; empty: the one that belongs to this environment
     mpi: str = ""  # mpich (Intel's and Cray's too), openmpi; empty: as this environment's mpirun says
 
@@ -135,7 +136,8 @@ def mpirun_starter(step: Step, tasks: int) -> list[str]:
     count = ["-n", str(step.nodes * tasks)]
     if open_mpi:
         hosts = ["--host", ",".join(f"{host}:{tasks}" for host in step.hosts)] if step.hosts else []
-        return [mpirun, *_unbound(True), *count, "--map-by", f"ppr:{tasks}:node", *hosts, *step.options]
+        known = [word for name in step.exports for word in ("-x", name)]
+        return [mpirun, *_unbound(True), *count, "--map-by", f"ppr:{tasks}:node", *hosts, *known, *step.options]
     hosts = ["-hosts", ",".join(step.hosts)] if step.hosts else []
     return [mpirun, *count, "-ppn", str(tasks), *hosts, *step.options]
 

@@ -1,9 +1,9 @@
 """`scalade pack`: many cases in one allocation. It runs in the batch script, on the job's first node.
 
 Runs are started in order, the largest first, each on nodes of its own; a run starts as soon as enough nodes are free.
-Since all that started before a run are at least as large, the first of them to end makes room for it: no run waits
-for ever. Two timed runs never share a node. A run starts only if it can end within the allocation; the others are
-left to the next one (exit status 75).
+What started before a run takes at least as many nodes, so the first of it to end makes room: no run waits for ever.
+Two timed runs never share a node. A run starts only if it can end within the allocation; the others are left to the
+next one (exit status 75).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from ..results.store import RunStore
 from .launchers import LAUNCHERS, Step
 from .processes import MARK, Guard, end_marked, new_mark
 from .schedulers import SCHEDULERS
-from .schedulers.base import AGAIN
+from .schedulers.base import AGAIN, STOP_FILE
 from .site import Kubernetes, Site
 from .study import Study, load_study
 from .submit import nodes_of
 from .sweep import UNFINISHED, PlannedRun, make_plan
 
 TRIES = 3  # starts of a run that leaves no row: its port was taken, a node did not answer
-FAREWELL_S = 45.0  # for steps that were asked to end to write their rows
+FAREWELL_S = 15.0  # for steps that were asked to end to write their rows
+WARNED = "the time is up"
 POLL_S = 0.1
 
 
@@ -46,6 +47,7 @@ class PackedJob:
     seconds: int
     retry_failed: bool
     cases: tuple[str, ...]
+    exports: tuple[str, ...]  # names of variables that the ranks need
     site: Site
 
 
@@ -76,12 +78,12 @@ class Tally:
     ended: dict[str, str] = field(default_factory=dict)  # run_id -> status
     left: list[Piece] = field(default_factory=list)  # for the next allocation
     given_up: list[Piece] = field(default_factory=list)
-    received: str | None = None
+    received: str | None = None  # the signal, or WARNED: the allocation's time is up
 
     @property
     def exit_code(self) -> int:
         """0: all done; 1: a run failed, or was given up; 75: the next allocation can do the rest."""
-        if self.received and self.received != "SIGUSR1":
+        if self.received in signal.Signals.__members__:
             return 128 + signal.Signals[self.received]
         if self.left and (self.ended or any(piece.resumes for piece in self.left)):
             return AGAIN
@@ -97,7 +99,8 @@ def read_job(path: Path) -> PackedJob:
         lists = ("modules", "pre_commands", "options", "launcher_options", "container")
         site = Site(**(site | {name: tuple(site[name]) for name in lists}))
         paths = {name: Path(content[name]) for name in ("study", "results", "workdir")}
-        return PackedJob(**(content | paths | {"cases": tuple(content["cases"]), "site": site}))
+        words = {name: tuple(content[name]) for name in ("cases", "exports")}
+        return PackedJob(**(content | paths | words | {"site": site}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: is no job file of `scalade submit --mode packed` ({error})") from None
 
@@ -110,7 +113,7 @@ def pieces(study: Study, store: RunStore, job: PackedJob) -> list[Piece]:
         nodes, per_node = nodes_of(run.case.ranks, job.site.per_node)
         bound_s = _bound_s(study, store, run)
         found.append(Piece(run, nodes, per_node, bound_s, bool(run.case.measure.checkpoint_every)))
-    return sorted(found, key=lambda piece: (-piece.nodes, piece.run.repeat))
+    return sorted(found, key=lambda piece: (-piece.nodes, -piece.per_node, piece.run.repeat))
 
 
 def _bound_s(study: Study, store: RunStore, run: PlannedRun) -> float:
@@ -143,13 +146,14 @@ class Packer:
         self.scheduler, self.launcher = SCHEDULERS[job.scheduler], LAUNCHERS[job.launcher]
         self.mark, self.guard, self.started = new_mark(), None, 0
         self.received: str | None = None
+        self.stop_file = os.environ.get(STOP_FILE)
 
     def run(self, pending: list[Piece]) -> Tally:
         tally = Tally()
         most = len(self.free)
         tally.given_up += [piece for piece in pending if piece.nodes > most]
         pending = [piece for piece in pending if piece.nodes <= most]
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._keep) for number in numbers}
         try:
             while (pending or self.on) and not self.received:
@@ -160,6 +164,8 @@ class Packer:
                 if not self.on:
                     break  # what is left does not fit into the time that is left
                 time.sleep(POLL_S)
+                if self.stop_file and os.path.exists(self.stop_file):
+                    self.received = self.received or WARNED
                 self._collect(pending, tally)
             if self.received:
                 self._end_all(pending, tally)
@@ -185,7 +191,7 @@ class Packer:
             nodes=piece.nodes, per_node=piece.per_node, hosts=tuple(hosts), head=hosts[0], port=str(self._port()),
             name=f"{self.folder.name}-{piece.run.run_id}-{piece.tries}", cpus_per_rank=site.cpus_per_rank,
             python=site.python, container=site.container, options=site.launcher_options, mpirun=site.mpirun,
-            mpi=site.mpi,
+            mpi=site.mpi, exports=tuple(name for name in self.job.exports if name in os.environ),
         )  # fmt: skip
         program = ["-m", "scalade", "worker", str(self.job.study), "--results", str(self.job.results)]
         program += ["--case", piece.run.run_id, "--quiet", *(["--retry-failed"] * self.job.retry_failed)]
@@ -221,15 +227,17 @@ class Packer:
                 self._say(f"{piece.run.run_id}  no row after {TRIES} starts: given up")
 
     def _end_all(self, pending: list[Piece], tally: Tally) -> None:
-        """Ask every step to end, so that its ranks write what became of them."""
+        """Wait until the steps have ended: on the warning by themselves, else because they are asked to."""
         self._say(f"{self.received}: the runs are ended")
-        for each in self.on:
-            with suppress(ProcessLookupError):
-                each.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + min(FAREWELL_S, max(5.0, 0.75 * self.job.site.signal_s))
-        while self.on and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-            self._collect(pending, tally)
+        grace_s = 0.75 * self.job.site.signal_s if self.received == WARNED else 0.0
+        for wait_s, number in ((grace_s, None), (FAREWELL_S, signal.SIGTERM)):
+            for each in self.on if number else ():
+                with suppress(ProcessLookupError):
+                    each.process.send_signal(number)
+            deadline = time.monotonic() + wait_s
+            while self.on and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                self._collect(pending, tally)
         pending += [each.piece for each in self.on]
 
     def _say(self, line: str) -> None:

@@ -192,22 +192,33 @@ def cancel(results: Path, job: str = "") -> list[str]:
     return said or ["nothing waits or runs"]
 
 
-def log_files(results: Path, job: str = "") -> list[Path]:
-    """What the jobs printed, the newest last.
+def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:
+    """The end of what the jobs printed: file or job -> lines, the newest last.
 
     Raises
     ------
-    ValueError: as `status`, or there is none yet
+    ValueError: as `status`, or there is nothing yet; SchedulerError: it has to be asked, and cannot
     """
-    found = submissions(results)
-    lines, _ = status(results, job)
-    names = {line.name for line in lines}
-    number = job.partition("_")[2]
-    files = [
-        file for submission in found for record in submission.jobs if record.name in names
-        for file in submission.folder.glob(f"{record.name}*")
-        if file.suffix not in (".sh", ".yaml", ".json") and (not number or file.stem.endswith(f"_{number}"))
-    ]  # fmt: skip
-    if not files:
+    shown, _ = status(results, job)
+    names, number = {line.name for line in shown}, job.partition("_")[2]
+    ends: dict[str, list[str]] = {}
+    files: list[Path] = []
+    for submission in submissions(results):
+        for record in submission.jobs:
+            if record.name not in names:
+                continue
+            told = SCHEDULERS[submission.scheduler].printed(record.name, lines)
+            if told is not None:
+                ends[record.name] = told.splitlines()
+            files += [
+                file for file in submission.folder.glob(f"{record.name}.*")
+                if file.suffix not in OURS and (not number or file.stem.endswith(f"_{number}"))
+            ]  # fmt: skip
+    for file in sorted(files, key=lambda file: (file.stat().st_mtime, file.name)):
+        ends[str(file)] = file.read_text(errors="replace").splitlines()[-lines:]
+    if not ends:
         raise ValueError(f"{results}: no job has printed anything yet; see `scalade status`")
-    return sorted(files, key=lambda file: (file.stat().st_mtime, file.name))
+    return ends
+
+
+OURS = (".sh", ".yaml", ".json", ".stop")  # what is no log in a submission's folder

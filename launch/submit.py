@@ -20,7 +20,7 @@ from ..results.store import RunStore
 from .errors import unknown
 from .launchers import LAUNCHERS
 from .schedulers import SCHEDULERS
-from .schedulers.base import ACTIVE, Job, Part, Scheduler, SchedulerError
+from .schedulers.base import ACTIVE, Job, Part, Scheduler, SchedulerError, exports
 from .site import Site, load_site
 from .spec import utc
 from .states import task_states
@@ -250,7 +250,7 @@ def job_json(job: Job, scheduler: str, wish: Wish) -> str:
     content = {
         "scheduler": scheduler, "launcher": job.launcher, "study": str(job.study), "results": str(job.results),
         "workdir": str(job.workdir), "seconds": job.seconds, "retry_failed": wish.retry_failed,
-        "cases": [part.case_id for part in job.parts], "site": site,
+        "cases": [part.case_id for part in job.parts], "exports": exports(job.site), "site": site,
     }  # fmt: skip
     return json.dumps(content, indent=1) + "\n"
 

@@ -17,7 +17,8 @@ from ..launchers import LAUNCHERS, Raw, Step
 from ..site import Site, clock
 from .shell import command, comment, quote
 
-AGAIN = 75  # EX_TEMPFAIL: `scalade pack` and the scripts end with it where another allocation can do the rest
+AGAIN = 75  # EX_TEMPFAIL: workers and `scalade pack` end with it where another allocation can do the rest
+STOP_FILE = "SCALADE_STOP_FILE"  # names a file that, once it is there, asks a worker's ranks to stop
 PATIENCE_S = 60.0  # for a command of the scheduler
 WAITING, RUNNING, DONE, FAILED, CANCELLED, UNKNOWN = "waiting", "running", "done", "failed", "cancelled", "unknown"
 ACTIVE = (WAITING, RUNNING)
@@ -67,8 +68,14 @@ class Job:
         site = self.site
         return Step(
             nodes=self.nodes, per_node=self.per_node, cpus_per_rank=site.cpus_per_rank, python=site.python,
-            container=site.container, options=site.launcher_options, mpirun=site.mpirun, mpi=site.mpi, **more,
+            container=site.container, options=site.launcher_options, mpirun=site.mpirun, mpi=site.mpi,
+            exports=exports(site), **more,
         )  # fmt: skip
+
+
+def exports(site: Site) -> tuple[str, ...]:
+    """Variables that the ranks need, for a launcher that hands on none by itself."""
+    return tuple(dict.fromkeys(["OMP_NUM_THREADS", STOP_FILE, *site.environment, *site.fabric]))
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,10 @@ class Scheduler:
         """Inside a job: its nodes."""
         raise NotImplementedError
 
+    def printed(self, name: str, lines: int) -> str | None:
+        """The end of what a job printed, where that is in no file; None: it is in a file of the submission's folder."""
+        return None
+
     # what is the same for all
 
     def refuse(self, job: Job) -> None:
@@ -201,40 +212,48 @@ class Scheduler:
             lines += ["port=$((10000 + number % 20000))"]
             more = {"head": Raw('"$head"'), "port": Raw('"$port"'), "name": Raw('"scalade-$number"')}
         words = LAUNCHERS[job.launcher].step(job.step(**more), self.starter, job.program(Raw('"$case"')))
-        return [*lines, "", *self._supervised(job, words, "TERM", job.checkpoints)]
+        return [*lines, "", *self._supervised(job, words)]
 
     def _packed(self, job: Job) -> list[str]:
-        python = job.scalade or sys.executable  # outside of the container: it has srun or mpirun
         lines = ["# Many cases, each on nodes of its own, the largest first"]
-        words = [python, "-m", "scalade", "pack", str(job.folder / f"{job.name}.json")]
-        return [*lines, *self._supervised(job, words, "USR1", True)]
+        # outside of the site's container: there may be no srun or mpirun in it
+        words = [job.scalade or sys.executable, "-m", "scalade", "pack", str(job.folder / f"{job.name}.json")]
+        return [*lines, *self._supervised(job, words)]
 
-    def _supervised(self, job: Job, words: list[str], forward: str, again: bool) -> list[str]:
-        """The command itself; with a signal before the end and a way back into the queue, around them."""
-        requeue = self.requeue(job) if again and job.site.max_restarts else ""
+    def _supervised(self, job: Job, words: list[str]) -> list[str]:
+        """The command itself; with a warning before the end and a way back into the queue, around them."""
+        requeue = self.requeue(job) if self.warns(job) else ""
         if not requeue:
             return [command(words)]
-        lines = []
-        if self.can.signal and job.site.signal_s:
-            lines += [
-                f"# {job.site.signal_s} s before the time limit: the ranks end, their checkpoints stay",
-                "step=",
-                "told=no",
-                f"trap 'told=yes; [ -z \"$step\" ] || kill -{forward} \"$step\"' USR1",
-            ]
-            lines += [command(words) + " &", "step=$!", "status=0", 'wait "$step" || status=$?']
-            lines += ['if [ "$told" = yes ]; then', "    status=0", '    wait "$step" || status=$?', "fi"]
-            again_when = '{ [ "$told" = yes ] && [ "$status" -ne 0 ]; }' if job.array else f'[ "$status" -eq {AGAIN} ]'
-        else:
-            lines += ["status=0", command(words) + " || status=$?"]
-            again_when = f'[ "$status" -eq {AGAIN} ]'
+        stop_file = quote(str(job.folder / job.name))
         return [
-            *lines, "",
+            f"# {job.site.signal_s} s before the time limit: the ranks are asked to write a checkpoint and to stop",
+            f"export {STOP_FILE}={stop_file}.{self.job_id}.stop",
+            f'rm -f -- "${STOP_FILE}"',
+            "told=no",
+            f"trap 'told=yes; touch -- \"${STOP_FILE}\"' USR1",
+            command(words) + " &",
+            "step=$!",
+            "status=0",
+            'wait "$step" || status=$?',
+            'if [ "$told" = yes ]; then',
+            "    status=0",
+            '    wait "$step" || status=$?',
+            "fi",
+            "",
             "# What is left goes on in the next allocation",
-            f"if {again_when} && [ \"{self.restarts}\" -lt {job.site.max_restarts} ]; then",
-            f"    {requeue}", "fi", 'exit "$status"',
+            'if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq ' + f"{AGAIN} ]; then",
+            f'    [ "{self.restarts}" -ge {job.site.max_restarts} ] || {requeue}',
+            "fi",
+            'exit "$status"',
         ]  # fmt: skip
 
+    def warns(self, job: Job) -> bool:
+        """Whether the job is told before its time is up: where it can go on from a checkpoint, or with another run."""
+        return bool(self.can.signal and job.site.signal_s and job.site.max_restarts
+                    and (job.checkpoints or not job.array))  # fmt: skip
+
+    job_id: ClassVar[str] = ""  # shell: the id of the running job
     restarts: ClassVar[str] = ""  # shell: how often the job went back into the queue
 
     # for those that are asked

@@ -138,6 +138,10 @@ class KubernetesJobs(Scheduler):
                 found.setdefault(name, {})[number] = _task(each.get("status", {}))
         return found
 
+    def printed(self, name: str, lines: int) -> str | None:
+        selector = f"{LABEL}/job={_dns(name)}"
+        return self.ask(["kubectl", "logs", "-l", selector, "--all-containers", "--prefix", f"--tail={lines}"])
+
     def cancel(self, job_ids: Sequence[str]) -> None:
         for job_id in job_ids:
             self.ask(["kubectl", "delete", "jobs,services,jobsets", "--all-namespaces", "-l", f"{LABEL}/job={job_id}"])
@@ -163,7 +167,7 @@ def _kept(text: str) -> str:
 
 
 def _yaml(value: Any, indent: str = "") -> str:
-    """Block YAML of dicts, lists and scalars; a string that is no plain word is a JSON string, which YAML takes."""
+    """Block YAML of dicts, lists and scalars; a string that is no plain word is quoted."""
     if isinstance(value, dict) and value:
         lines = []
         for key, each in value.items():
@@ -175,7 +179,14 @@ def _yaml(value: Any, indent: str = "") -> str:
         return "\n".join(f"{indent}- {_yaml(each, indent + '  ').lstrip()}" for each in value)
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][A-Za-z0-9./_-]*", value) and value.lower() not in WORDS:
         return value
-    return json.dumps(value)
+    return _quoted(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """A double-quoted YAML string: plain ASCII, everything else by its number."""
+    plain = {c: c for c in map(chr, range(0x20, 0x7F))} | {'"': '\\"', "\\": "\\\\"}
+    words = (plain.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}") for c in text)
+    return f'"{"".join(words)}"'
 
 
 WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n", "none")

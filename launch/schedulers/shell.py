@@ -24,7 +24,7 @@ def quote(word: str) -> str:
         raise ValueError(f"no command can hold a zero byte: {word!r}")
     if isinstance(word, Raw):
         return str(word)
-    if all(c.isprintable() or ord(c) > 0xFF for c in word) and word.splitlines() in ([word], []):
+    if word.isprintable():
         return shlex.quote(word)
     # ANSI-C quoting, byte by byte what is not plain; a lone surrogate is a byte of a path that is not UTF-8
     bytes_ = word.encode(errors="surrogateescape")

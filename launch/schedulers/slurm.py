@@ -36,8 +36,9 @@ class Slurm(Scheduler):
     directive = "#SBATCH"
     by_hand = "sbatch"
     task_id = "SLURM_ARRAY_TASK_ID"
+    job_id = "$SLURM_JOB_ID"
     restarts = "${SLURM_RESTART_COUNT:-0}"
-    head = ('head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "number=$SLURM_JOB_ID")
+    head = ('read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")', "number=$SLURM_JOB_ID")
     can = Capabilities(
         launchers=("srun", "torchrun", "mpirun"),
         array="job array",
@@ -62,7 +63,7 @@ class Slurm(Scheduler):
         lines += [f"--time={walltime(job)}"]
         several = job.array and len(job.parts) > 1
         lines += [f"--output={job.name}.%{'A_%a' if several else 'j'}.log", "--open-mode=append", "--requeue"]
-        if site.signal_s and site.max_restarts and (job.checkpoints or not job.array):
+        if self.warns(job):
             lines.append(f"--signal=B:USR1@{site.signal_s}")
         return lines
 

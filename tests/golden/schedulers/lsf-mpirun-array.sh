@@ -1,0 +1,49 @@
+#!/bin/bash
+# Scalade: study demo, 2 cases on 2 nodes with 4 ranks each
+# By hand: from the folder of this file, bsub < scalade-demo-c0ffee-0.sh
+#BSUB -J scalade-demo-c0ffee-0[1-2]
+#BSUB -P proj42
+#BSUB -q gpu
+#BSUB -n 8
+#BSUB -R "span[ptile=4]"
+#BSUB -R "affinity[core(8)]"
+#BSUB -gpu "num=4:mode=shared"
+#BSUB -x
+#BSUB -W 01:30
+#BSUB -o scalade-demo-c0ffee-0.%J_%I.log
+#BSUB -r
+#BSUB -Q "75"
+
+set -euo pipefail
+
+# Relative paths in the study are meant from here
+cd -- '/data/my study'
+
+# Modules; their scripts use variables that are not set
+set +u
+module load cuda/12.4
+module load nccl
+set -u
+
+# The site's own commands
+source "$HOME/site.sh"
+
+# Environment
+export HF_HOME='/scratch/hf cache'
+
+# Fabric
+export NCCL_SOCKET_IFNAME=hsn0
+export NCCL_DEBUG=WARN
+
+# Of the supervisors; each rank's threads are set by scalade
+export OMP_NUM_THREADS=1
+
+# The case of this task
+cases=(
+    0123456789abcdef  # tiny-300k dp8
+    fedcba9876543210  # tiny-300k fsdp8
+)
+case=${cases[LSB_JOBINDEX - 1]}
+
+mpirun -n 8 -ppn 4 --verbose apptainer exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m scalade \
+    worker /data/results/submissions/c0ffee/demo.toml --results /data/results --case "$case" --quiet

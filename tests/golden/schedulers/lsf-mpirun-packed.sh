@@ -1,0 +1,42 @@
+#!/bin/bash
+# Scalade: study demo, 2 cases on 2 nodes with 4 ranks each
+# By hand: from the folder of this file, bsub < scalade-demo-c0ffee-0.sh
+#BSUB -J scalade-demo-c0ffee-0
+#BSUB -P proj42
+#BSUB -q gpu
+#BSUB -n 8
+#BSUB -R "span[ptile=4]"
+#BSUB -R "affinity[core(8)]"
+#BSUB -gpu "num=4:mode=shared"
+#BSUB -x
+#BSUB -W 01:30
+#BSUB -o scalade-demo-c0ffee-0.%J.log
+#BSUB -r
+#BSUB -Q "75"
+
+set -euo pipefail
+
+# Relative paths in the study are meant from here
+cd -- '/data/my study'
+
+# Modules; their scripts use variables that are not set
+set +u
+module load cuda/12.4
+module load nccl
+set -u
+
+# The site's own commands
+source "$HOME/site.sh"
+
+# Environment
+export HF_HOME='/scratch/hf cache'
+
+# Fabric
+export NCCL_SOCKET_IFNAME=hsn0
+export NCCL_DEBUG=WARN
+
+# Of the supervisors; each rank's threads are set by scalade
+export OMP_NUM_THREADS=1
+
+# Many cases, each on nodes of its own, the largest first
+/opt/venv/bin/python -m scalade pack /data/results/submissions/c0ffee/scalade-demo-c0ffee-0.json

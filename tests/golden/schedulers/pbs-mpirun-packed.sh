@@ -1,0 +1,39 @@
+#!/bin/bash
+# Scalade: study demo, 2 cases on 2 nodes with 4 ranks each
+# By hand: from the folder of this file, qsub scalade-demo-c0ffee-0.sh
+#PBS -N scalade-demo-c0ffee-0
+#PBS -A proj42
+#PBS -q gpu
+#PBS -l select=2:ncpus=32:mpiprocs=4:ngpus=4
+#PBS -l place=scatter:excl
+#PBS -l walltime=01:30:00
+#PBS -j oe
+#PBS -k doe
+#PBS -r y
+
+set -euo pipefail
+
+# Relative paths in the study are meant from here
+cd -- '/data/my study'
+
+# Modules; their scripts use variables that are not set
+set +u
+module load cuda/12.4
+module load nccl
+set -u
+
+# The site's own commands
+source "$HOME/site.sh"
+
+# Environment
+export HF_HOME='/scratch/hf cache'
+
+# Fabric
+export NCCL_SOCKET_IFNAME=hsn0
+export NCCL_DEBUG=WARN
+
+# Of the supervisors; each rank's threads are set by scalade
+export OMP_NUM_THREADS=1
+
+# Many cases, each on nodes of its own, the largest first
+/opt/venv/bin/python -m scalade pack /data/results/submissions/c0ffee/scalade-demo-c0ffee-0.json

@@ -1,0 +1,65 @@
+"""The short forms of hosts and counts that schedulers write, and where an srun's tasks meet."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scalade.launch.environment import WorldError, find_placement, slurm_meeting_point
+from scalade.launch.hostlist import expand_counts, expand_hosts
+
+
+@pytest.mark.parametrize(
+    "text, hosts",
+    [
+        ("n1", ["n1"]),
+        ("n1,n3", ["n1", "n3"]),
+        ("n[1-3]", ["n1", "n2", "n3"]),
+        ("n[08-10,12],login", ["n08", "n09", "n10", "n12", "login"]),
+        ("r[1-2]c[0-1]", ["r1c0", "r1c1", "r2c0", "r2c1"]),
+        ("r[1-2]c[0,2]-ib", ["r1c0-ib", "r1c2-ib", "r2c0-ib", "r2c2-ib"]),
+        ("gpu-a.site.org", ["gpu-a.site.org"]),
+    ],
+)
+def test_host_lists(text, hosts):
+    assert expand_hosts(text) == hosts
+
+
+@pytest.mark.parametrize("text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]"])
+def test_what_is_no_host_list(text):
+    with pytest.raises(ValueError, match="not a host list"):
+        expand_hosts(text)
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 9)), min_size=1, max_size=6))
+def test_counts(runs):
+    text = ",".join(f"{count}(x{times})" if times > 1 else str(count) for count, times in runs)
+    assert expand_counts(text) == [count for count, times in runs for _ in range(times)]
+
+
+STEP = {
+    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "3", "SLURM_STEP_NODELIST": "n[2-3]", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "1,3", "SLURM_PROCID": "2", "SLURM_NODEID": "1", "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "99", "SLURM_NODELIST": "n[1-4]",
+}  # fmt: skip
+
+
+def test_a_task_of_srun_knows_its_place():
+    """Of the step, not of the job around it: SLURM_NTASKS and SLURM_NODELIST may be the job's."""
+    place = find_placement(STEP)
+    assert (place.source, place.rank, place.size, place.local_rank, place.local_size) == ("slurm", 2, 4, 1, 3)
+    host, port, nonce = slurm_meeting_point(STEP)
+    assert host == "n2" and nonce == "17-3.0" and 10_000 <= port < 30_000
+    assert find_placement({key: value for key, value in STEP.items() if key != "SLURM_STEP_ID"}) is None
+    assert find_placement(STEP | {"RANK": "0", "WORLD_SIZE": "1"}).source == "torchrun"
+
+
+@given(st.integers(1, 10**7), st.integers(0, 50), st.integers(0, 5), st.integers(0, 50))
+def test_steps_of_one_job_and_of_neighbours_meet_on_ports_of_their_own(job, step, further, other_step):
+    port = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})[1]
+    other = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job + further), "SLURM_STEP_ID": str(other_step)})[1]
+    assert (port == other) == (further == 0 and step == other_step)
+
+
+def test_no_fallback_to_this_host():
+    with pytest.raises(WorldError, match="SLURM_STEP_NODELIST.*MASTER_ADDR"):
+        slurm_meeting_point({key: value for key, value in STEP.items() if key != "SLURM_STEP_NODELIST"})
