@@ -175,6 +175,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _count("outer_block_size", "elements that share a scale, or of which top-k keeps some"),
         _float("outer_density", "topk: share of a block's elements that is sent"),
         _float("outer_error_decay", "decay of the residual that compression kept back; 0: no error feedback"),
+        _string("outer_exchange", "of packed messages: `allgather`, or `twoshot`: the sum is rounded once more"),
         _float("outer_bucket_mb", "fp32 size of one message before compression; 0: one parameter a message", "MB"),
         _bool("outer_offload", "folded: replicas wait their turn in host memory"),
         _count("outer_quorum", "replicas without which no outer step is taken; null: all must be there"),

@@ -1,6 +1,5 @@
 """The outer algorithms in one process (folded): against a float64 reference, and each in its limits."""
 
-
 import pytest
 import torch
 from diloco_tiny import BATCH, LAYERS, batch, build, initial_parameters, loss_of, recipe_of, run
@@ -238,10 +237,40 @@ def test_error_feedback_conserves_the_sum():
     torch.testing.assert_close(sent + bucket.channel.residuals[0], wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4", "fp4"])
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_two_shots_round_the_sum_by_no_more_than_the_codec_may(kind, decay):
+    """|received - sum| <= the messages' bounds and the sum's; with error feedback both residuals make up for it all."""
+    width, settings = (1, {}) if kind == "bf16" else (8, dict(block_size=8))
+    outer = Outer("diloco", 3, "folded", 1, compression=kind, exchange="twoshot", error_decay=decay, **settings)
+    bucket = next(build(outer, recipe_of(global_batch=15)).algorithm.buckets())
+    assert bucket.plan.numel % (3 * width) == 0
+    wanted, received = torch.zeros(bucket.plan.numel), torch.zeros(bucket.plan.numel)
+    for _ in range(4):
+        deltas = torch.randn(3, bucket.plan.numel)
+        bucket.channel.send(lambda replica, into, deltas=deltas: into.copy_(deltas[replica]))
+        got, _ = bucket.channel.receive()
+        wanted += deltas.sum(0)
+        received += got.total
+        if not decay:
+            blocks = [x.view(-1, width) for x in (*deltas, deltas.sum(0))]
+            top = [block.abs().amax(1, keepdim=True) for block in blocks]
+            share = {"int8": 1 / 254, "int4": 1 / 14, "fp4": 1 / 3, "bf16": 2.0**-8}[kind]
+            once = sum(share * t for t in top[:3])  # of what the sum is made of
+            bound = once + share * (top[3] + once)
+            error = (got.total - deltas.sum(0)).view(-1, width).abs()
+            assert (error <= bound * 1.001).all() and error.max() > 0
+            assert float(got.squares) == pytest.approx(float(deltas.square().sum()), rel=0.2)
+    if decay:
+        kept = sum(bucket.channel.residuals) + torch.cat(bucket.channel.owner_residuals)
+        torch.testing.assert_close(received + kept, wanted, rtol=1e-4, atol=1e-4)
+
+
 RESUMED = [
     dict(), dict(algorithm="localsgd", compression="int4", block_size=16),
     dict(compression="topk", block_size=16, density=0.25), dict(algorithm="delayed"), dict(algorithm="eager"),
     dict(algorithm="streaming", sync_every=6, fragment_layers=2, overlap_steps=4),
+    dict(algorithm="eager", compression="int4", block_size=16, exchange="twoshot", error_decay=0.9),
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ def test_what_an_algorithm_does_not_use_is_none_so_that_grids_make_no_case_twice
     assert Outer("localsgd", 2, lr=0.3) == Outer("localsgd", 2)
     assert Outer("diloco", 2, overlap_steps=5, block_size=64) == Outer("diloco", 2)
     assert Outer("diloco", 2, momentum=0.0) == Outer("diloco", 2, momentum=0.0, nesterov=False)
+    assert Outer("diloco", 2, exchange="twoshot") == Outer("diloco", 2)  # fp32: a ring does both shots
     assert Outer("diloco", 2, lr=0.6) == Outer("diloco", 2)  # the default, said
 
 
@@ -46,6 +47,16 @@ def test_a_case_read_back_is_the_same():
         (dict(algorithm="streaming", mixing_alpha=-0.1), "outer.mixing_alpha = -0.1"),
         (dict(algorithm="diloco", compression="int4", block_size=12), "outer.block_size = 12: must be a multiple of 8"),
         (dict(algorithm="diloco", compression="topk", density=0.0), "outer.density = 0"),
+        (
+            dict(algorithm="diloco", compression="topk", exchange="twoshot"),
+            "outer.exchange = 'twoshot' with outer.compression = 'topk': the sum of what they kept is no longer "
+            "sparse; set exchange = 'allgather'",
+        ),
+        (
+            dict(algorithm="diloco", replicas=2, compression="int4", exchange="twoshot", quorum=1),
+            "outer.exchange = 'twoshot' with outer.quorum = 1: an owner may be missing; set exchange = 'allgather'",
+        ),
+        (dict(algorithm="diloco", exchange="ring"), "outer.exchange = 'ring': allowed are allgather, twoshot"),
         (dict(algorithm="diloco", compression="int3"), "outer.compression = 'int3': allowed are none, bf16"),
     ],
 )
@@ -57,4 +68,5 @@ def test_mistakes_cost_one_clear_line(settings, message):
 
 def test_names_are_short():
     assert Outer().name() == ""
+    assert Outer("diloco", 8, compression="int4", exchange="twoshot").name() == "diloco.M8.H30.int4.twoshot"
     assert Outer("streaming", 4, "folded", compression="int4").name() == "streaming.M4.H30.int4.folded"

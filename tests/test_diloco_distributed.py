@@ -11,11 +11,12 @@ import torch
 from diloco_tiny import LAYERS, build, initial_parameters, recipe_of, run
 
 from scalade.parallelism.diloco.config import Outer
-from scalade.parallelism.diloco.plan import bytes_per_sync, fragment_count, fragment_of
+from scalade.parallelism.diloco.plan import bytes_per_sync, fragment_count, fragment_of, payload_bytes, plan
 
 WORLD = 4
 STREAMING = dict(algorithm="streaming", sync_every=4, fragment_layers=2, overlap_steps=2)
 TOPK = dict(compression="topk", block_size=8, density=0.25)
+TWOSHOT = dict(exchange="twoshot", block_size=16, error_decay=0.5)
 JOBS = {
     "diloco": dict(outer=dict(algorithm="diloco", replicas=4)),
     "localsgd-bf16": dict(outer=dict(algorithm="localsgd", replicas=4, compression="bf16")),
@@ -28,12 +29,17 @@ JOBS = {
     "delayed": dict(outer=dict(algorithm="delayed", replicas=4)),
     "eager": dict(outer=dict(algorithm="eager", replicas=4)),
     "eager-fp4": dict(outer=dict(algorithm="eager", replicas=4, compression="fp4", block_size=16)),
+    "int4-twoshot": dict(outer=dict(algorithm="diloco", replicas=4, compression="int4", **TWOSHOT)),
+    "eager-twoshot": dict(outer=dict(algorithm="eager", replicas=4, compression="bf16", exchange="twoshot")),
+    "streaming-twoshot": dict(outer=dict(replicas=4, compression="int8", **TWOSHOT, **STREAMING)),
+    "twoshot-sharded": dict(outer=dict(algorithm="diloco", replicas=2, compression="int4", **TWOSHOT), inner=2),
     "diloco-sharded": dict(outer=dict(algorithm="diloco", replicas=2), inner=2),
     "streaming-sharded": dict(outer=dict(replicas=2, **STREAMING), inner=2),
     "eager-sharded": dict(outer=dict(algorithm="eager", replicas=2), inner=2),
     "int4-sharded": dict(outer=dict(algorithm="diloco", replicas=2, compression="int4", block_size=8), inner=2),
 }
-RESUMED = {"streaming-sharded": 7, "diloco-topk": 4}  # saved after this many steps: a fragment on its way, mid-H
+# Saved after this many steps: a fragment on its way, mid-H.
+RESUMED = {"streaming-sharded": 7, "diloco-topk": 4, "streaming-twoshot": 7}
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +81,13 @@ def summed(results, what="losses"):
 def folded(name):
     torch.set_num_threads(1)
     outer = Outer(**(dict(sync_every=3) | JOBS[name]["outer"] | dict(placement="folded")))
-    return run(build(outer, recipe_of()), recipe_of())
+    engine = build(outer, recipe_of())
+    return run(engine, recipe_of()) | {"engine": engine}
 
 
-@pytest.mark.parametrize("name", [name for name in JOBS if name != "int4-sharded"])
+@pytest.mark.parametrize("name", [name for name in JOBS if name not in ("int4-sharded", "twoshot-sharded")])
 def test_folded_is_distributed_and_sharded_is_unsharded(jobs, name):
-    """int4-sharded is left out: its blocks are cut out of shards, so its rounding is another one."""
+    """int4 on shards is left out: its blocks are cut out of shards, so its rounding is another one."""
     one = folded(name)
     assert summed(jobs[name]) == pytest.approx(one["losses"], rel=2e-6)
     for kind in ("outer", "inner"):
@@ -100,7 +107,12 @@ def test_bytes_are_those_predicted(jobs, name):
     layers = {k: int(k.split(".")[1]) if k.startswith("blocks") else None for k in sizes}
     count = fragment_count(outer, LAYERS)
     fragments = [fragment_of(outer, layers[k], k, LAYERS) for k in sizes]
-    want = bytes_per_sync(outer, list(sizes.values()), fragments, count) * 12 // outer.sync_every
+    rounds = 12 // outer.sync_every
+    want = bytes_per_sync(outer, list(sizes.values()), fragments, count) * rounds
+    if "twoshot" in name:  # what has not arrived at the end has no second message
+        planned = plan(outer, list(sizes.values()), fragments, count)
+        under_way = {"eager-twoshot": planned[0], "streaming-twoshot": planned[0]}.get(name, ())
+        want -= sum(payload_bytes(outer, bucket.numel) // outer.replicas + 8 for bucket in under_way)
     for result in jobs[name]:
         assert sum(row["outer_bytes"] for row in result["extras"]) == want
 
@@ -114,10 +126,18 @@ def test_four_bits_are_an_eighth_of_fp32():
 
 def test_a_part_that_several_ranks_hold_stays_the_same_on_them(jobs):
     """Compressed with different neighbours on each rank, it would drift apart."""
-    for name in ("int4-sharded", "diloco-sharded"):
+    for name in ("int4-sharded", "twoshot-sharded", "diloco-sharded"):
         first, second = (jobs[name][rank]["parameters"] for rank in (0, 1))
         assert first["gain"] == second["gain"]
         assert first["head"] != second["head"]
+
+
+@pytest.mark.parametrize("name", ["int4-twoshot", "diloco-int4"])
+def test_packed_messages_are_summed_in_the_replicas_order_wherever_they_are(jobs, name):
+    """So the same to the last bit."""
+    assert jobs[name][0]["parameters"] == {
+        p.name: p.data.flatten().tolist() for p in folded(name)["engine"].local_parameters()
+    }
 
 
 def test_replicas_end_alike_after_an_outer_step(jobs):

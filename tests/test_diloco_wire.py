@@ -37,8 +37,8 @@ PROGRAM = """
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29555", rank=rank, world_size=world)
     counted = {}
-    for compression in ("none", "bf16", "int8", "int4", "topk"):
-        outer = Outer("diloco", world, sync_every=1, compression=compression)
+    for kind in ("none", "bf16", "int8", "int4", "topk", "bf16 twoshot", "int4 twoshot"):
+        outer = Outer("diloco", world, sync_every=1, **dict(zip(("compression", "exchange"), kind.split())))
         engine = OuterEngine(outer, [Still()], Link(world, 1, dist.group.WORLD), layers=1, replica_batch=1)
         engine.train_step(None, 0.0)
         dist.barrier()
@@ -46,7 +46,7 @@ PROGRAM = """
         dist.barrier()
         engine.train_step(None, 0.0)
         dist.barrier()
-        counted[compression] = (sent() - before) / world
+        counted[kind] = (sent() - before) / world
         dist.barrier()
     if rank == 0:
         print(json.dumps(counted))
@@ -74,7 +74,7 @@ def test_the_kernel_counts_the_bytes_of_the_closed_form(world):
     env = os.environ | {"WORLD": str(world), "PYTHON": sys.executable, "PROGRAM": program, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["unshare", "-n", "bash", "-c", SHELL], env=env, capture_output=True, text=True, timeout=120)
     counted = json.loads(done.stdout.splitlines()[-1])
-    for compression, each in counted.items():
-        outer = Outer("diloco", world, compression=compression)
+    for kind, each in counted.items():
+        outer = Outer("diloco", world, **dict(zip(("compression", "exchange"), kind.split(), strict=False)))
         want = wire_bytes(outer, bytes_per_sync(outer, [512 * 512] * 8))
-        assert want < each < 1.02 * want, compression  # the rest: TCP's headers and the barrier
+        assert want < each < 1.02 * want, kind  # the rest: TCP's headers and the barrier

@@ -33,6 +33,7 @@ class Exchange:
     squares: list[Tensor] = field(default_factory=list)
 
     def note(self, received: Received, hidden_s: float) -> None:
+        self.sent_bytes += received.sent_bytes
         self.hidden_s += hidden_s
         self.total_square.append(received.total_square)
         self.squares.append(received.squares)
@@ -89,6 +90,8 @@ class Synchronous(Algorithm):
         exchange = Exchange(received_any=True)
         for bucket in self.buckets():  # the first travels while the next is prepared
             exchange.sent_bytes += bucket.send()
+        for bucket in self.buckets():
+            bucket.channel.advance()
         for bucket in self.buckets():
             received, _ = bucket.receive()  # hidden from nobody: the step waits
             exchange.note(received, 0.0)

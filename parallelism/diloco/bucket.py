@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.optim.sgd import sgd  # the function: the class imports torch.compile's front end, seconds of a rank's start
 
 from ...bench.engine import LocalParameter
-from .channel import Received, open_channel
+from .channel import Channel, DenseChannel, PackedChannel, Received
 from .config import Outer
 from .link import Link
 from .plan import BucketPlan
+from .twoshot import TwoShotChannel
 
 
 class OuterCopy:
@@ -69,7 +70,7 @@ class Bucket:
             OuterCopy(outer, plan, parameters)
             for parameters in (self.replicas if copy_per_replica else self.replicas[:1])
         ]
-        self.channel = open_channel(outer, plan.numel, link, self.squared_norm, self.replicas[0][0].device)
+        self.channel = channel_of(outer)(outer, plan.numel, link, self.squared_norm, self.replicas[0][0].device)
 
     def outer_of(self, replica: int) -> OuterCopy:
         return self.copies[replica % len(self.copies)]
@@ -80,10 +81,13 @@ class Bucket:
         for out, outer, inner in zip(target, self.outer_of(replica).views, self.replicas[replica], strict=True):
             torch.sub(outer, inner, out=out)
 
-    def squared_norm(self, flat: Tensor) -> Tensor:
+    def squared_norm(self, part: Tensor, start: int = 0) -> Tensor:
         if self._weights is None:
-            return flat.dot(flat)
-        return torch.stack(torch._foreach_norm(split(self.plan, flat, self.replicas[0]))).square().dot(self._weights)
+            return part.dot(part)
+        offsets = [offset - start for offset in self.plan.offsets]
+        ends = [offset + p.numel() for offset, p in zip(offsets, self.replicas[0], strict=True)]
+        parts = [part[max(0, first) : max(0, end)] for first, end in zip(offsets, ends, strict=True)]
+        return torch.stack(torch._foreach_norm(parts)).square().dot(self._weights)
 
     def send(self) -> int:
         return self.channel.send(self.pseudo_gradient)
@@ -109,6 +113,13 @@ class Bucket:
         self.channel.load_state(below("channel", state))
         for c, copy in enumerate(self.copies):
             copy.load_state(below(f"copy.{c}", state))
+
+
+def channel_of(outer: Outer) -> type[Channel]:
+    """The kind of channel that this configuration sends through."""
+    if outer.compression == "none":
+        return DenseChannel
+    return TwoShotChannel if outer.exchange == "twoshot" else PackedChannel
 
 
 def split(plan: BucketPlan, flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """The sum over the replicas of one bucket's pseudo-gradients, as it travels: dense fp32, or packed.
 
 Dense messages are all-reduced. Packed ones are all-gathered and summed here in fp32, in the order of the replicas:
-a reduction inside the collective would have to round every partial sum to the packed format (bf16 too).
+a reduction inside the collective would have to round every partial sum to the packed format (bf16 too); twoshot.py
+rounds the sum once more and so sends less where there are many replicas.
 
 Error feedback, SparseLoCo arXiv 2508.15706 algorithm 1: of e = beta e + Delta the replica sends C(e), keeps e - C(e).
 """
@@ -20,8 +21,8 @@ from .link import Link, Transfer
 
 Fill = Callable[[int, Tensor], None]
 """Writes local replica r's pseudo-gradient into a flat fp32 buffer."""
-SquaredNorm = Callable[[Tensor], Tensor]
-"""Share of a flat vector's squared norm that counts for this rank, 0-dim."""
+SquaredNorm = Callable[..., Tensor]
+"""squared_norm(part, start=0): share of the squared norm of flat[start : ...] that counts for this rank, 0-dim."""
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Received:
     total: Tensor  # flat fp32; valid until the channel sends again
     total_square: Tensor  # |total|^2
     squares: Tensor  # sum over the replicas of |Delta_m|^2
+    sent_bytes: int = 0  # of a second message, sent on the arrival of the first
 
 
 RECEIVED = ("total", "total_square", "squares")
@@ -48,6 +50,10 @@ class Channel:
     def send(self, fill: Fill) -> int:
         """Start the exchange. Returns the bytes this rank hands to the link."""
         raise NotImplementedError
+
+    def advance(self) -> None:
+        """Where an exchange has a second message: wait for the first and send it. Of many buckets, call it on all
+        before `receive` on any, so that their second messages travel together."""
 
     def receive(self) -> tuple[Received, float]:
         """The sum, and the seconds of the transfer that computation hid."""
@@ -114,18 +120,27 @@ class PackedChannel(Channel):
     def _add(self, message: Tensor, total: Tensor, weight: float) -> None:
         unpack_add(message, self.outer.compression, total.view(self.shape), weight, self.keep)
 
-    def send(self, fill: Fill) -> int:
+    def _pack(self, vector: Tensor) -> Tensor:
+        return pack(vector.view(self.shape), self.outer.compression, self.keep)
+
+    def _feed_back(self, vector: Tensor, error: Tensor | None) -> Tensor:
+        """The message for `vector`; with error feedback `error` is added to it first, and keeps what is not sent."""
+        if error is None:
+            return self._pack(vector)
+        message = self._pack(error.mul_(self.outer.error_decay).add_(vector))
+        self._add(message, error, -1.0)
+        return message
+
+    def _messages(self, fill: Fill) -> list[Tensor]:
+        """One of each local replica."""
         messages = []
         for replica in range(self.link.local):
             fill(replica, self.vector)
-            if self.residuals:
-                error = self.residuals[replica]
-                error.mul_(self.outer.error_decay).add_(self.vector)
-                messages.append(pack(error.view(self.shape), self.outer.compression, self.keep))
-                self._add(messages[-1], error, -1.0)
-            else:
-                messages.append(pack(self.vector.view(self.shape), self.outer.compression, self.keep))
-        mine = torch.stack(messages)
+            messages.append(self._feed_back(self.vector, self.residuals[replica] if self.residuals else None))
+        return messages
+
+    def send(self, fill: Fill) -> int:
+        mine = torch.stack(self._messages(fill))
         self.everyone, self.transfer = self.link.all_gather(mine)
         return mine.nbytes if self.link.sends else 0
 
@@ -146,8 +161,3 @@ class PackedChannel(Channel):
         super().load_state(state)
         for r, error in enumerate(self.residuals):
             error.copy_(state[f"residual.{r}"])
-
-
-def open_channel(outer: Outer, *args) -> Channel:
-    """The kind of channel that this configuration sends through; arguments as Channel's, after `outer`."""
-    return (DenseChannel if outer.compression == "none" else PackedChannel)(outer, *args)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 ALGORITHMS = ("none", "localsgd", "diloco", "streaming", "delayed", "eager")
 PLACEMENTS = ("distributed", "folded")
 FRAGMENT_ORDERS = ("strided", "sequential")
+EXCHANGES = ("allgather", "twoshot")
 COMPRESSIONS = ("none", "bf16", "int8", "int4", "fp4", "topk")
 OUTER_LR = {1: 0.4, 2: 0.6, 4: 0.6, 8: 0.8}  # by replicas; between two of them the smaller one's
 
@@ -45,6 +46,7 @@ class Outer:
     block_size: int | None = None  # elements that share a scale (256), or of which top-k keeps some (4096)
     density: float | None = None  # topk: share of a block's elements that is sent; 1/64
     error_decay: float | None = None  # of the residual kept back by compression; 0: no error feedback, topk 0.95
+    exchange: str | None = None  # of packed messages: allgather, or twoshot: the sum is rounded too, and less is sent
     bucket_mb: float | None = None  # fp32 size of one message before compression; 0: one parameter a message; 8
     offload: bool = False  # folded: replicas wait their turn in host memory
     quorum: int | None = None  # replicas that an outer step needs; others may be missing. 0: all must be there
@@ -53,7 +55,7 @@ class Outer:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("algorithm", ALGORITHMS), ("placement", PLACEMENTS), ("compression", COMPRESSIONS),
-            ("fragment_order", (*FRAGMENT_ORDERS, None)),
+            ("fragment_order", (*FRAGMENT_ORDERS, None)), ("exchange", (*EXCHANGES, None)),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(
@@ -98,6 +100,8 @@ class Outer:
             defaults |= dict(block_size=4096, density=1 / 64, error_decay=0.95)
         elif self.compression == "bf16":
             defaults |= dict(error_decay=0.0)
+        if self.compression != "none":
+            defaults |= dict(exchange="allgather")
         if self.quorum:
             defaults |= dict(quorum=self.quorum, quorum_timeout_s=60.0)
         return defaults
@@ -137,6 +141,10 @@ class Outer:
             raise ValueError(
                 f"outer.overlap_steps = {self.overlap_steps}: must be below outer.sync_every = {self.sync_every}"
             )
+        if self.exchange == "twoshot" and (self.compression == "topk" or self.quorum):
+            why = "the sum of what they kept is no longer sparse" if not self.quorum else "an owner may be missing"
+            at = f"outer.compression = {self.compression!r}" if not self.quorum else f"outer.quorum = {self.quorum}"
+            raise ValueError(f"outer.exchange = 'twoshot' with {at}: {why}; set exchange = 'allgather'")
         if self.nesterov and self.momentum == 0:
             object.__setattr__(self, "nesterov", False)  # the same update
 
@@ -151,6 +159,7 @@ class Outer:
             return ""
         parts = [self.algorithm, f"M{self.replicas}", f"H{self.sync_every}"]
         parts += [] if self.compression == "none" else [self.compression]
+        parts += ["twoshot"] if self.exchange == "twoshot" else []
         parts += [f"q{self.quorum}"] if self.quorum else []
         return ".".join(parts + (["folded"] if self.placement == "folded" else []))
 

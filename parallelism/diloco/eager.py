@@ -31,6 +31,8 @@ class Delayed(Algorithm):
         first_round = step == self.outer.sync_every
         exchange = Exchange(received_any=not first_round)
         for bucket in self.buckets():
+            bucket.channel.advance()
+        for bucket in self.buckets():
             late = None
             if not first_round:
                 received, hidden_s = bucket.receive()
@@ -54,6 +56,8 @@ class Eager(Algorithm):
     def exchange(self, step: int) -> Exchange:
         first_round = step == self.outer.sync_every
         exchange = Exchange(received_any=not first_round)
+        for bucket in self.buckets():
+            bucket.channel.advance()
         for bucket, last in zip(self.buckets(), self.last, strict=True):
             late: Tensor | float = 0.0
             if not first_round:

@@ -52,6 +52,11 @@ class Link:
     def sends(self) -> bool:
         return self.group is not None
 
+    @property
+    def places(self) -> range:
+        """This process's replicas among all, in their order."""
+        return range(self.replicas) if self.group is None else range(self.group.rank(), self.group.rank() + 1)
+
     def all_reduce(self, total: Tensor) -> Transfer:
         """Sum over the group, in place."""
         return Transfer(self.group and dist.all_reduce(total, group=self.group, async_op=True))
@@ -63,3 +68,10 @@ class Link:
         everyone = torch.empty(self.replicas, messages.shape[1], dtype=torch.uint8, device=messages.device)
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
         return everyone, Transfer(gather(everyone, messages, group=self.group, async_op=True))
+
+    def all_to_all(self, messages: Tensor) -> tuple[Tensor, Transfer]:
+        """(local, replicas, bytes) uint8, column j for place j -> (replicas, local, bytes), all that is for us."""
+        if self.group is None:
+            return messages, Transfer(None)
+        ours = torch.empty_like(messages[0])
+        return ours[:, None], Transfer(dist.all_to_all_single(ours, messages[0], group=self.group, async_op=True))

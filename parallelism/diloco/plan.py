@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from .config import Outer
 
+NORM_BYTES = 8  # behind a piece of a sum: |S|^2 and sum |Delta_m|^2, fp32
+
 
 @dataclass(frozen=True)
 class BucketPlan:
@@ -67,15 +69,20 @@ def plan(
                 continue
             padded = -(-size // block) * block
             if indices and end + padded > limit:
-                buckets.append(BucketPlan(tuple(indices), tuple(offsets), end))
+                buckets.append(_bucket(outer, indices, offsets, end))
                 indices, offsets, end = [], [], 0
             indices.append(index)
             offsets.append(end)
             end += padded
         if indices:
-            buckets.append(BucketPlan(tuple(indices), tuple(offsets), end))
+            buckets.append(_bucket(outer, indices, offsets, end))
         planned.append(buckets)
     return planned
+
+
+def _bucket(outer: Outer, indices: Sequence[int], offsets: Sequence[int], end: int) -> BucketPlan:
+    pieces = (outer.block_size or 1) * outer.replicas if outer.exchange == "twoshot" else 1  # alike, of whole blocks
+    return BucketPlan(tuple(indices), tuple(offsets), -(-end // pieces) * pieces)
 
 
 def payload_bytes(outer: Outer, numel: int) -> int:
@@ -101,15 +108,22 @@ def bytes_per_sync(outer: Outer, sizes: Sequence[int], fragments: Sequence[int] 
     """
     if outer.algorithm == "none":
         return 0
-    return sum(payload_bytes(outer, b.numel) for buckets in plan(outer, sizes, fragments, count) for b in buckets)
+    numels = [b.numel for buckets in plan(outer, sizes, fragments, count) for b in buckets]
+    whole = sum(payload_bytes(outer, numel) for numel in numels)
+    if outer.exchange != "twoshot":
+        return whole
+    return whole + whole // outer.replicas + NORM_BYTES * len(numels)  # and the piece of the sum
 
 
 def wire_bytes(outer: Outer, message_bytes: int) -> float:
-    """Bytes one rank puts on the link for messages of that size: a ring's all-reduce (fp32) or all-gather (packed).
+    """Bytes one rank puts on the link for messages of that size: a ring's all-reduce (fp32) or all-gather (packed), or
+    both shots (all but the norms, 8 bytes a bucket).
 
     Patarasuk & Yuan, J. Parallel Distrib. Comput. 69 (2009) 117, section 3: the least that an all-reduce can move.
     """
     peers = outer.placed_replicas - 1
+    if outer.exchange == "twoshot":
+        return message_bytes * 2 * peers / (outer.placed_replicas + 1)
     return message_bytes * (2 * peers / outer.placed_replicas if outer.compression == "none" else peers)
 
 
@@ -124,4 +138,9 @@ def state_bytes(outer: Outer, numel: int) -> int:
         # The message; folded, the replica to be added to it; with a quorum, everybody's.
         return 4 * numel * (kept + 1 + (local > 1) + (outer.replicas if outer.quorum else 0))
     kept += 2 + (local if outer.error_decay else 0)  # the vector at work, the sum, the residuals
-    return 4 * numel * kept + outer.replicas * payload_bytes(outer, numel)
+    if outer.exchange == "twoshot":
+        kept += local / outer.replicas if outer.error_decay else 0  # the owner's residual
+        messages = outer.replicas if local > 1 else 2  # one sent and one received
+    else:
+        messages = outer.replicas
+    return round(4 * numel * kept) + messages * payload_bytes(outer, numel)

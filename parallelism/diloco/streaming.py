@@ -37,6 +37,8 @@ class Streaming(Algorithm):
             if self._sends(p, step - self.outer.overlap_steps):
                 exchange.received_any = True
                 for bucket in fragment:
+                    bucket.channel.advance()
+                for bucket in fragment:
                     received, hidden_s = bucket.receive()
                     exchange.note(received, hidden_s)
                     bucket.copies[0].descend(received.total)
