@@ -6,6 +6,7 @@ favour one case. A run is claimed before it starts, so two sweeps over one resul
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ..results.store import Claim, RunStore
+from ..results.store import FULL, Claim, RunStore
 from .case import Case
 from .display import Display
 from .environment import LOOPBACK, Placement, link_columns, listen
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 Callback = Callable[[], None]
 CHECKPOINT = "checkpoint"  # in the scratch folder: what a later attempt resumes from
+ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
 UNFINISHED = (None, "cancelled")
 RETRIED = ("failed", "oom", "timeout", "diverged")
 
@@ -215,6 +217,7 @@ class Sweep:
         summary = Summary(kept=dict(plan.kept), skipped=plan.skipped, other_sizes=plan.other_sizes)
         self._plan = plan
         self.display.plan(len(plan.pending))
+        self._tidy(plan)
         try:
             held = [run for run in plan.pending if self._goes_on(summary) and not self._one(run, summary)]
             for run in held:  # its other sweep may be done by now, or dead
@@ -225,6 +228,14 @@ class Sweep:
             self.display.close()
         summary.interrupted = summary.interrupted or self.executor.broken or self.signals.received
         return summary
+
+    def _tidy(self, plan: Plan) -> None:
+        """What a sweep that was killed left of runs that had just written their row."""
+        for run_id in (run_id for run_id, status in plan.kept.items() if status == "ok"):
+            if self.store.has_scratch(run_id) and (claim := self.store.claim(run_id)):
+                with claim:
+                    self.store.release(run_id)
+                    self.store.clean_scratch(run_id)
 
     def _goes_on(self, summary: Summary) -> bool:
         """Asked where there is more to do."""
@@ -250,7 +261,15 @@ class Sweep:
                 summary.kept[run.run_id] = status
                 self.display.passed_over(run)
                 return True
-            outcome = summary.outcomes[run.run_id] = self._execute(run, claim)
+            try:
+                outcome = summary.outcomes[run.run_id] = self._execute(run, claim)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                line = f"{error.strerror}; run {run.run_id} is not finished, what is finished stays: start it again"
+                raise OSError(error.errno, f"{line} when there is room", str(self.store.folder)) from None
+            finally:
+                self.store.release(run.run_id)
         if outcome.status == "cancelled":
             summary.interrupted = self.signals.received or outcome.reason
         elif outcome.status == "preempted":
@@ -264,6 +283,7 @@ class Sweep:
         self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
         spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))
         log.begin(spec.launched_at, claim.attempt, self.executor.mark)
+        self.store.reserve(run.run_id, ROW_BYTES + STEP_BYTES * run.case.recipe.steps)
 
         def started() -> None:
             self._write_skipped()
@@ -277,6 +297,9 @@ class Sweep:
         elif outcome.status == "preempted":  # its row comes when it is finished
             log.end(now, outcome.status)
             row = {}
+        elif outcome.status == "failed" and not self.store.has_room(run.run_id):  # whatever failed, it had no disk
+            log.end(now, outcome.status)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         else:
             if outcome.status == "ok":
                 outcome = Outcome("failed", "every rank ended well, but rank 0 wrote no row")

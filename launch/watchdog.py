@@ -1,8 +1,8 @@
 """A run that hangs: no step for longer than it ever took. Then every rank's stack is kept, and its state.
 
 The limit is run.hang_limit_s, or ten times the longest wait for a step so far (an evaluation or a checkpoint lies
-between two steps), whichever is more: a run of long steps needs no setting. The start, up to the first step, counts
-as one wait.
+between two steps), whichever is more: a run of long steps needs no setting. The start, up to the first step, has two
+minutes in any case.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from .progress import PROGRESS, STEP
 
 TIMES = 10  # the longest wait so far
+START_S = 120.0  # for imports, the ranks' coming together, building, compiling, the first step
 LOOK_S = 0.25
 STACKS = "stacks"  # in the run's folder
 
@@ -42,7 +43,8 @@ class Watchdog:
             self._steps += seen[0] not in (b"", self._seen[0])
             self._seen, self._since = seen, now
         waited = now - self._since
-        return waited if waited > max(self.limit_s, TIMES * self._longest) else None
+        least = self.limit_s if self._steps else max(self.limit_s, START_S)
+        return waited if waited > max(least, TIMES * self._longest) else None
 
     def _read(self, name: str) -> bytes:
         with suppress(OSError):

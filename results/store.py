@@ -6,6 +6,7 @@
                                        comm.arrow    the rows of `comm`
                             /lock                    held (flock) by the process that runs this run
                             /scratch/                what the running attempt keeps for itself
+                            /reserve                 room on the disk for its row
 
 An attempt is written aside in the run's folder, synced to the disk, and renamed into place: a process killed at any
 moment leaves a finished attempt or none. Nothing is rewritten: of two writers of one attempt the first wins.
@@ -13,6 +14,7 @@ moment leaves a finished attempt or none. Nothing is rewritten: of two writers o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 ATTEMPT = re.compile(r"a([1-9][0-9]{0,8})")
 IN_FOLDER = ("run_id", "attempt")  # columns of the other tables that the folder says
+FULL = (errno.ENOSPC, errno.EDQUOT)
+RESERVE = "reserve"  # in the run's folder: room for its row
 ASIDE = ".writing-"  # an attempt not finished yet; left behind by a killed writer, swept by the next claim
 
 
@@ -106,7 +110,7 @@ class RunStore:
             try:
                 fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for left in folder.glob(f"{ASIDE}*"):
-                    shutil.rmtree(left, ignore_errors=True)
+                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
                 os.truncate(lock_fd, 0)
                 os.write(lock_fd, f"{socket.gethostname()} {os.getpid()}\n".encode())  # for people who look
             except BlockingIOError:
@@ -123,6 +127,10 @@ class RunStore:
         with _said(f"make the scratch folder of run {run_id}", folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def has_scratch(self, run_id: str) -> bool:
+        folder = self.run_folder(run_id)
+        return (folder / "scratch").exists() or (folder / RESERVE).exists()
 
     def clean_scratch(self, run_id: str, keep: Iterable[str] = ()) -> None:
         """Empty the scratch folder, but for the names in `keep` (a checkpoint, say). For who holds the claim."""
@@ -171,28 +179,66 @@ class RunStore:
         files = {"run.json": (json.dumps(full, indent=1, allow_nan=False) + "\n").encode()}
         files |= {f"{name}.arrow": _arrow_bytes(table) for name, table in tables.items() if len(table)}
 
-        final, aside = folder / f"a{attempt}", folder / f"{ASIDE}{os.getpid()}-{os.urandom(4).hex()}"
+        final = folder / f"a{attempt}"
         with _said(f"write the row of run {run_id}", folder):
             folder.mkdir(exist_ok=True)
             try:
-                aside.mkdir()
-                for name, content in files.items():
-                    _write(aside / name, content)
-                _sync(aside)
-                os.rename(aside, final)  # refused where an attempt stands: a full folder is not replaced
-            except BaseException as error:
-                shutil.rmtree(aside, ignore_errors=True)
-                if isinstance(error, OSError) and final.exists():
+                _place(files, folder, final)
+            except OSError as error:
+                if final.exists():
                     raise FileExistsError(f"attempt {attempt} of run {run_id} was written already: {final}") from None
-                raise
+                if error.errno not in FULL or not (folder / RESERVE).exists():
+                    raise
+                (folder / RESERVE).unlink()
+                _place(files, folder, final)
             _sync(folder)
             _sync(self.runs)
         return final
+
+    def reserve(self, run_id: str, size_bytes: int) -> None:
+        """Set room on the disk aside for the run's row: what was measured is not lost where others fill the disk.
+
+        For who holds the claim. Raises OSError where there is no such room.
+        """
+        with _said(f"reserve {size_bytes} bytes for the row of run {run_id}", self.run_folder(run_id)):
+            (self.run_folder(run_id) / RESERVE).unlink(missing_ok=True)
+            with open(self.run_folder(run_id) / RESERVE, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+
+    def release(self, run_id: str) -> None:
+        """Give back what `reserve` set aside."""
+        (self.run_folder(run_id) / RESERVE).unlink(missing_ok=True)
+
+    def has_room(self, run_id: str, size_bytes: int = 2**16) -> bool:
+        """Whether the disk takes so much more, beside what is reserved."""
+        probe = self.run_folder(run_id) / f"{ASIDE}probe"
+        try:
+            with open(probe, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+        except OSError as error:
+            return error.errno not in FULL
+        finally:
+            probe.unlink(missing_ok=True)
+        return True
 
     def run_folder(self, run_id: str) -> Path:
         """Where the run's attempts lie; it need not be there yet."""
         assert RUN_ID.fullmatch(run_id), f"not a run_id: {run_id!r}"
         return self.runs / run_id
+
+
+def _place(files: Mapping[str, bytes], folder: Path, final: Path) -> None:
+    """All files as the folder `final`, whole and on the disk, or none."""
+    aside = folder / f"{ASIDE}{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        aside.mkdir()
+        for name, content in files.items():
+            _write(aside / name, content)
+        _sync(aside)
+        os.rename(aside, final)  # refused where an attempt stands: a full folder is not replaced
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def rows_column(table: str) -> str:

@@ -1,16 +1,19 @@
 """A rank for the launch tests: the real `launch.rank` around a program that misbehaves when told to.
 
 Started by path, as `python fake_rank.py SPEC.json`. FAKE_RANK in the environment says what happens, as
-`RANK:ACTION@STEP`, several separated by commas; FAKE_TORCH=1 takes the real rendezvous and all-reduces every step, else
-the ranks do not meet and torch is not imported. FAKE_STEP_S is the time of a step. Rank 0 keeps a checkpoint every
-FAKE_CHECKPOINT steps, and when it is asked to stop.
+`RANK:ACTION@STEP` (`RANK/rN:...`: in the N-th repeat only), several separated by commas. FAKE_TORCH=1 takes the real
+rendezvous and all-reduces every step, else the ranks do not meet and torch is not imported. FAKE_STEP_S is the time of
+a step. Rank 0 keeps a checkpoint every FAKE_CHECKPOINT steps, and when it is asked to stop. FAKE_SYNC=1: no rank begins
+a step before all have ended the last, as if they had all-reduced.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +23,7 @@ from scalade.launch.spec import RunResult, write_atomically
 from scalade.launch.stop import Preempted, asked_to_stop
 from scalade.launch.sweep import CHECKPOINT
 from scalade.launch.taken import Keeper
+from scalade.results import store
 
 REAL = os.environ.get("FAKE_TORCH") == "1"
 
@@ -50,6 +54,12 @@ def misbehave(action, reporter):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate memory")
     elif action == "nan":
         raise FloatingPointError("loss is not finite at step 3")
+    elif action == "cut":  # the link goes down: every connection of this rank ends
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+    elif action.startswith("die-writing-"):  # in the middle of the store's N-th system call for the row
+        die_writing(int(action.removeprefix("die-writing-")))
     elif action == "exit-once-written":
         while not (reporter.folder.parent / "a1").exists():
             time.sleep(0.005)
@@ -70,6 +80,36 @@ def misbehave(action, reporter):
         raise AssertionError(action)
 
 
+def die_writing(count):
+    """SIGKILL before the N-th call of those that write a row, or in the middle of its file."""
+    calls = iter(range(count, -1, -1))
+
+    def counted(function):
+        def call(*arguments):
+            if next(calls, -1) == 0:
+                if function is write:
+                    Path(arguments[0]).write_bytes(arguments[1][: len(arguments[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    write = store._write
+    store._write, store._sync = counted(store._write), counted(store._sync)
+    store.os = SimpleNamespace(**{**vars(os), "rename": counted(os.rename)})
+
+
+def wait_for_others(world, folder, step):
+    """A barrier of files."""
+    (folder / f"at-{world.rank}").write_text(f"{step:9}")
+    for other in range(world.size):
+        while True:
+            with suppress(OSError, ValueError):
+                if int((folder / f"at-{other}").read_text()) >= step:
+                    break
+            time.sleep(0.001)
+
+
 def checkpointed(folder):
     """Steps done, as the last checkpoint says."""
     return max((int(path.name[5:]) for path in (folder / CHECKPOINT).glob("step-*")), default=0)
@@ -87,7 +127,8 @@ def program(case, world, reporter):
     for item in filter(None, os.environ.get("FAKE_RANK", "").split(",")):
         who, _, what = item.partition(":")
         action, _, step = what.partition("@")
-        if int(who) == world.rank:
+        number, _, repeat = who.partition("/")
+        if int(number) == world.rank and reporter.folder.parent.name.endswith(repeat):
             todo[int(step)] = action
     every = int(os.environ.get("FAKE_CHECKPOINT", "0"))
     begin = checkpointed(reporter.folder)
@@ -104,6 +145,8 @@ def program(case, world, reporter):
             total = torch.ones(1)
             dist.all_reduce(total)
             assert total.item() == world.size
+        if os.environ.get("FAKE_SYNC") == "1":
+            wait_for_others(world, reporter.folder, step)
         time.sleep(float(os.environ.get("FAKE_STEP_S", "0.001")))
         training.steps.rows.append({"step": step, "warmup": step < 1, "loss": 1.0 / (step + 1)})
         keeper.keep(training)

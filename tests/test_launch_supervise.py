@@ -201,3 +201,30 @@ def test_a_rank_that_never_ends_is_ended_when_the_others_are_done(tmp_path, monk
     monkeypatch.setattr("scalade.launch.supervise.LINGER_S", 0.5)
     summary, _ = sweep(tmp_path, fake="1:hang@4")
     assert only(summary).status == "ok"  # rank 0 had written its row: what was measured stands
+
+
+def test_a_watchdog_waits_for_what_is_slow_and_barks_at_what_stopped(tmp_path, monkeypatch):
+    from scalade.launch import watchdog
+    from scalade.launch.progress import Reporter
+
+    now = [0.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    reporter = Reporter(tmp_path, 99, active=True)
+    dog = watchdog.Watchdog(tmp_path, 10.0)
+
+    def after(seconds):
+        now[0] += seconds
+        return dog.hung_s()
+
+    assert after(119) is None  # the start has two minutes
+    reporter.begin()
+    assert after(1) is None
+    reporter.step(1)
+    assert after(50) is None
+    assert after(9) is None and after(2) == 11.0  # no step for longer than the limit
+    reporter.step(2)
+    assert after(1) is None  # which took 12 s
+    assert after(100) is None and after(30) == 130.0  # ten times that
+    reporter.phase("writing")
+    assert after(1) is None
+    assert watchdog.Watchdog(tmp_path, 0.0).hung_s() is None

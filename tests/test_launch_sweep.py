@@ -210,7 +210,11 @@ main()
     env = os.environ | {"FAKE_RANK": "0:raise@0"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == f"scalade: cannot write the row: No space left on device: {results}\n"
+    (run_id,) = (folder.name for folder in (results / "runs").iterdir() if not (folder / "a1").exists())
+    assert done.stderr == (
+        f"scalade: cannot write the row: No space left on device; run {run_id} is not finished, "
+        f"what is finished stays: start it again when there is room: {results}\n"
+    )
 
 
 def test_help_imports_nothing_heavy():

@@ -1,0 +1,161 @@
+"""Where faults are injected: sweeps as processes, their ranks found in /proc, and what must hold when all is over.
+
+Every process of a study carries a token of its own in its environment, so that an orphan is found whoever its parent
+was.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from scalade import read_runs
+from scalade.launch.study import load_study
+
+FAKE = [sys.executable, str(Path(__file__).with_name("fake_rank.py"))]
+TOKEN = "FAULT_LAB"
+STUDY = """
+name = "faults"
+[model]
+size = "tiny-100k"
+seq_len = 64
+[recipe]
+global_batch = 12
+[budget]
+steps = {steps}
+[layout]
+dp_replicate = {ranks}
+[run]
+max_ranks = 4
+repeats = {repeats}
+time_limit_s = 60
+hang_limit_s = {hang_limit_s}
+"""
+SWEEP = """
+import sys
+from pathlib import Path
+from scalade.launch import run
+study, results, retry, *command = sys.argv[1:]
+run.run_study.__kwdefaults__["command"] = command
+sys.argv = ["scalade", "run", study, "--results", results, "--quiet", *(["--retry-failed"] if retry == "retry" else [])]
+from scalade.cli import main
+main()
+"""
+
+
+class Lab:
+    """One study, and everything that was started for it."""
+
+    def __init__(self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, results=None, **env):
+        self.study, self.results = folder / "study.toml", results or folder / "r"
+        self._write = lambda limit: self.study.write_text(
+            STUDY.format(steps=steps, ranks=ranks, repeats=repeats, hang_limit_s=limit)
+        )
+        self._write(hang_limit_s)
+        self.steps, self.rng, self.token = steps, random.Random(seed), uuid.uuid4().hex
+        fake = {"FAKE_SYNC": "1", "FAKE_STEP_S": "0.005", "FAKE_CHECKPOINT": "4"}
+        self.env = os.environ | {TOKEN: self.token, "OMP_NUM_THREADS": "1"} | fake | env
+        print(f"seed {seed}")
+
+    def sweep(self, retry=False, **env):
+        command = [sys.executable, "-c", SWEEP, str(self.study), str(self.results), "retry" if retry else "", *FAKE]
+        return subprocess.Popen(
+            command, env=self.env | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def processes(self):
+        """{pid: environment} of the live processes of this study."""
+        found = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with suppress(OSError):
+                content = Path(f"/proc/{name}/environ").read_bytes()
+                if self.token.encode() in content:
+                    found[int(name)] = dict(item.partition(b"=")[::2] for item in content.split(b"\0"))
+        return found
+
+    def rank(self, number):
+        """The live process of that rank, or None."""
+        ranks = (pid for pid, env in self.processes().items() if env.get(b"RANK") == str(number).encode())
+        return next(ranks, None)
+
+    def scratch(self):
+        """Of the run that is on, or None."""
+        for scratch in self.results.glob("runs/*/scratch"):
+            with suppress(OSError):
+                if scratch.joinpath("step").read_bytes() and not any(scratch.parent.glob("a[0-9]*")):
+                    return scratch
+        return None
+
+    def step(self):
+        """(run, step) that is on, or None."""
+        scratch = self.scratch()
+        with suppress(OSError, ValueError, AttributeError):
+            return scratch.parent.name, int(scratch.joinpath("step").read_bytes())
+        return None
+
+    def hurt_each_run(self, process, hurt):
+        """`hurt(run_id)` once in every run, when it has reached a random step; to the end of the sweep."""
+        target, hurt_runs = {}, []
+        deadline = time.monotonic() + 200
+        while process.poll() is None:
+            assert time.monotonic() < deadline, "the sweep does not end"
+            if now := self.step():
+                run_id, step = now
+                aim = target.setdefault(run_id, self.rng.randrange(1, self.steps - 2))
+                if step >= aim and run_id not in hurt_runs:
+                    time.sleep(self.rng.uniform(0, 0.005))
+                    hurt(run_id)
+                    hurt_runs.append(run_id)
+            time.sleep(0.002)
+        return hurt_runs
+
+    def rows(self):
+        """{run folder / attempt: the row's bytes}"""
+        files = self.results.glob("runs/*/a*/run.json")
+        return {str(file.parent.relative_to(self.results)): file.read_bytes() for file in files}
+
+    def finish(self):
+        """Start the study again until it is done; nothing that stood may change."""
+        before = self.rows()
+        self._write(60)
+        process = self.sweep(retry=True)
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, (out, err)
+        after = self.rows()
+        assert before == {name: after[name] for name in before}
+        return self.check()
+
+    def check(self):
+        """Every run has its row, once, and nothing is left over."""
+        deadline = time.monotonic() + 10
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not left, f"orphans: {left}"
+        study = load_study(self.study)
+        wanted = {f"{case.case_id}-r{repeat}" for case in study.all_cases for repeat in range(study.run.repeats)}
+        attempts = read_runs(self.results, all_attempts=True)
+        ok = attempts[attempts["status"] == "ok"]
+        assert sorted(ok["run_id"]) == sorted(wanted), "each run once"
+        assert set(attempts["run_id"]) == wanted
+        assert not attempts.duplicated(["run_id", "attempt"]).any()
+        last = read_runs(self.results)
+        assert set(last["status"]) == {"ok"}
+        assert not list(self.results.glob("runs/*/scratch")) and not list(self.results.glob("runs/*/reserve"))
+        return attempts
+
+    def close(self):
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def starts(results, run_id):
+    """The log of a run's starts."""
+    return [json.loads(line) for line in (results / "runs" / run_id / "starts.jsonl").read_text().splitlines()]
