@@ -1,0 +1,145 @@
+"""One study on several links: what a step takes over each, how much of it was waiting, and what was sent.
+
+    python -m scalade.results.report.by_link FIGURE.svg RESULTS...     the figure, and its table as Markdown
+
+Each results folder is the study on one link (a lab's; one folder each, as a case is the same over all of them).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..rank_intervals import Estimate, median
+from ..read import rows_table, runs_table
+from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_interval
+from .outer import sent
+
+MBIT = 1e6
+
+
+def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
+    """One row for each link and layout, links in the folders' order, data parallel first, then by the bytes sent.
+
+    `step_s`: Estimate over runs. `exposed_s`: of a step, median over runs of what inner collectives were waited for
+    (median step) and outer ones (mean over the timed steps); None where it was not measured. `sent_bytes`: of one rank
+    and step. `ratio`: step time of data parallel, the layout without an outer loop, over this one's.
+
+    Raises
+    ------
+    ValueError: nothing at a folder, or no finished runs there
+    """
+    rows = []
+    for folder in folders:
+        runs = runs_table(folder, where="status == ok").to_pylist()
+        if not runs:
+            raise ValueError(f"no finished runs in {str(folder)!r}")
+        outer = _outer_exposed(folder)
+        groups: dict[str, list[dict]] = defaultdict(list)
+        for run in runs:
+            groups[run["layout"]].append(run)
+        found = [_row(name, some, outer, level) for name, some in groups.items()]
+        plain = [row["step_s"].value for row in found if not row["outer"]]
+        for row in found:
+            row["ratio"] = min(plain) / row["step_s"].value if plain else None
+        rows += sorted(found, key=lambda row: (row["outer"], -(row["sent_bytes"] or 0)))
+    return rows
+
+
+def _row(layout: str, runs: list[dict], outer: dict[str, float], level: float) -> dict:
+    waits = [
+        (run["exposed_comm_time_s"] or 0.0) + outer.get(run["run_id"], 0.0)
+        for run in runs
+        if run["exposed_comm_time_s"] is not None or run["run_id"] in outer
+    ]
+    bytes_each = [sent(run) / run["steps"] for run in runs if sent(run)]
+    return {
+        "link": link_name(runs), "layout": layout, "outer": (runs[0]["outer_algorithm"] or "none") != "none",
+        "step_s": median([run["step_time_s"] for run in runs], level),
+        "exposed_s": float(np.median(waits)) if waits else None,
+        "sent_bytes": float(np.median(bytes_each)) if bytes_each else None,
+    }  # fmt: skip
+
+
+def _outer_exposed(folder: Path) -> dict[str, float]:
+    """Mean over the timed steps, by run; runs without an outer loop are not in it."""
+    steps = rows_table(folder, "steps").select(["run_id", "warmup", "outer_exposed_s"]).to_pylist()
+    every: dict[str, list[float]] = defaultdict(list)
+    talk = {step["run_id"] for step in steps if step["outer_exposed_s"] is not None}
+    for step in steps:
+        if step["run_id"] in talk and not step["warmup"]:
+            every[step["run_id"]].append(step["outer_exposed_s"] or 0.0)
+    return {run: float(np.mean(times)) for run, times in every.items()}
+
+
+def link_name(runs: Sequence[dict]) -> str:
+    """As measured: `95.6 Mbit/s, 0.06 ms`."""
+    rates = [run["link_rate_measured_bits_per_s"] for run in runs if run["link_rate_measured_bits_per_s"]]
+    trips = [run["link_rtt_measured_s"] for run in runs if run["link_rtt_measured_s"]]
+    if not rates or not trips:
+        return "this machine's own"
+    return f"{np.median(rates) / MBIT:,.0f} Mbit/s, {np.median(trips) * 1e3:.2g} ms"
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """The table."""
+    lines = [
+        "| link, measured | layout | step, ms | waited, ms | sent, kB per rank and step | times DP's speed | runs |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        step: Estimate = row["step_s"]
+        low, high = (step.least, step.most) if step.low is None else (step.low, step.high)
+        around = f" ({low * 1e3:.0f} to {high * 1e3:.0f})" if step.runs > 1 else ""
+        wait = "-" if row["exposed_s"] is None else f"{row['exposed_s'] * 1e3:.1f}"
+        size = "-" if row["sent_bytes"] is None else f"{row['sent_bytes'] / 1e3:,.0f}"
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        lines.append(
+            f"| {row['link']} | {row['layout']} | {step.value * 1e3:.0f}{around} | {wait} | {size} | {ratio} "
+            f"| {step.runs} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[dict], level: float = 0.95):
+    """matplotlib.figure.Figure: a group of bars for each link, the waiting part of each step hatched."""
+    links = list(dict.fromkeys(row["link"] for row in rows))
+    layouts = list(dict.fromkeys(row["layout"] for row in rows))
+    figure, (axes,) = new_figure(8.0, 3.8)
+    width, handles = 0.8 / len(layouts), []
+    for i, layout in enumerate(layouts):
+        for row in (row for row in rows if row["layout"] == layout):
+            x = links.index(row["link"]) + (i - (len(layouts) - 1) / 2) * width
+            wait = min(row["exposed_s"] or 0.0, row["step_s"].value)
+            one = bar_looks(len(layouts))[i] | {"hatch": ""}
+            bar = axes.bar(x, (row["step_s"].value - wait) * 1e3, width * 0.92, **one)
+            axes.bar(x, wait * 1e3, width * 0.92, bottom=(row["step_s"].value - wait) * 1e3,
+                     **one | {"hatch": "////"})  # fmt: skip
+            with_interval(axes, x, row["step_s"], "#222222", 1e3)
+            if row["link"] == links[0]:
+                handles.append(bar)
+    axes.set_xticks(range(len(links)), links)
+    axes.set(ylabel="ms per step", title="Time per step by link; hatched: waited for communication")
+    axes.set_xlabel(interval_text([row["step_s"] for row in rows], level, "order statistics"), fontsize=7)
+    legend(figure, handles, layouts)
+    return figure
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) < 2 or not arguments[0].endswith((".svg", ".png")):
+        print("use: python -m scalade.results.report.by_link FIGURE.svg RESULTS...", file=sys.stderr)
+        return 2
+    out, *folders = map(Path, arguments)
+    rows = by_link(folders)
+    with style():
+        out.write_bytes(encoded(draw(rows), out.suffix.lstrip(".")))
+    print(markdown(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
