@@ -136,6 +136,8 @@ def test_torchrun_starts_on_every_node_and_meets_on_the_first():
     assert command[command.index("--rdzv-endpoint") + 1].startswith("10.99.0.1:")
     with pytest.raises(ValueError, match="5 ranks do not share 4 nodes evenly"):
         InLab(a_lab(4), "torchrun").command(5, [])
+    with pytest.raises(ValueError, match="run.launcher = 'srun': a lab has local, torchrun and mpirun"):
+        InLab(a_lab(), "srun").command(2, [])
 
 
 @pytest.mark.parametrize("name", ["", "A", "-x", "a b", "../x", "x" * 21, "$(id)", "a/b", "a\nb"])

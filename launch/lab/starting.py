@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..environment import Placement
-from ..launchers import LAUNCHERS
+from ..launchers import find_mpirun
 from ..machine import cores
 from ..processes import MARK, Guard, end_marked, new_mark
 from ..supervise import RANK_COMMAND, Signals
@@ -63,7 +63,10 @@ class InLab:
         self.lab, self.name = lab, name
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
-        return getattr(self, f"_{self.name}")(ranks, program)
+        starts = {"torchrun": self._torchrun, "mpirun": self._mpirun}
+        if self.name not in starts:
+            raise ValueError(f"run.launcher = {self.name!r}: a lab has local, torchrun and mpirun")
+        return starts[self.name](ranks, program)
 
     def _torchrun(self, ranks: int, program: Sequence[str]) -> list[str]:
         nodes = min(ranks, self.lab.size)
@@ -78,8 +81,8 @@ class InLab:
         return [*here, *torchrun, *meet, "--nproc-per-node", str(ranks // nodes), *program]
 
     def _mpirun(self, ranks: int, program: Sequence[str]) -> list[str]:
-        plain = LAUNCHERS["mpirun"].command(ranks, program)
-        if "--oversubscribe" in plain:
+        mpirun, open_mpi = find_mpirun()
+        if open_mpi:
             raise ValueError("run.launcher = 'mpirun' in a lab wants MPICH's mpirun: `pip install mpich`")
         hosts = ",".join(
             f"{self.lab.state.nodes[node]['name']}:{place.local_size}"
@@ -87,7 +90,7 @@ class InLab:
             if place.local_rank == 0
         )
         onto = ["-hosts", hosts, "-launcher", "ssh", "-launcher-exec", str(self.lab.state.folder / "rsh")]
-        return self.lab.enter(0, [plain[0], *onto, "-iface", DEVICE, *plain[1:]])
+        return self.lab.enter(0, [mpirun, *onto, "-iface", DEVICE, "-n", str(ranks), sys.executable, *program])
 
 
 def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, only: int | None = None) -> int:
