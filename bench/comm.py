@@ -33,7 +33,8 @@ LARGER_SECOND = ("reduce_scatter", "all_to_all", "scatter")  # (output, input): 
 class CommProbe(TorchDispatchMode):
     """Counts collectives while it is active.
 
-    talks: ranks by mesh dimension (Engine.talks); traffic among other ranks counts as `world`.
+    talks: ranks by mesh dimension (Engine.talks); traffic among other ranks counts as `world`, of a rank with
+    itself as none.
     """
 
     def __init__(self, talks: dict[str, tuple[int, ...]]) -> None:
@@ -51,7 +52,8 @@ class CommProbe(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kind = KINDS.get(func._opname) if func.namespace == "c10d" else None
-        if kind is None:
+        ranks = _ranks_of(args) if kind else ()
+        if kind is None or len(ranks) == 1:  # Megatron-Core reduces over groups of one rank, too: nothing moves
             return func(*args, **(kwargs or {}))
         begin = time.perf_counter()
         out = func(*args, **(kwargs or {}))
@@ -60,21 +62,10 @@ class CommProbe(TorchDispatchMode):
             if hasattr(work, "wait"):
                 work.wait()
         self.seconds += time.perf_counter() - begin
-        key = (kind, self._dimension_of(args))
+        key = (kind, self.dimension.get(ranks, "world"))
         self.calls[key] += 1
         self.bytes[key] += _message_bytes(kind, args)
         return out
-
-    def _dimension_of(self, args: tuple) -> str:
-        for argument in args:
-            if isinstance(argument, torch.ScriptObject):
-                try:
-                    group = dist.ProcessGroup.unbox(argument)
-                except (RuntimeError, TypeError):
-                    continue  # the reduce operation is boxed, too
-                ranks = dist.get_process_group_ranks(dist.distributed_c10d._resolve_process_group(group.group_name))
-                return self.dimension.get(tuple(ranks), "world")
-        return "world"
 
     def totals(self) -> dict[str, dict[str, dict[str, int]]]:
         """{"collective" | "dim": {name: {"bytes", "calls"}}} of this rank."""
@@ -88,6 +79,19 @@ class CommProbe(TorchDispatchMode):
             }
             for place, axis in enumerate(("collective", "dim"))
         }
+
+
+def _ranks_of(args: tuple) -> tuple[int, ...]:
+    """Of the group among an operation's arguments; empty where none is found."""
+    for argument in args:
+        if isinstance(argument, torch.ScriptObject):
+            try:
+                group = dist.ProcessGroup.unbox(argument)
+            except (RuntimeError, TypeError):
+                continue  # the reduce operation is boxed, too
+            ranks = dist.get_process_group_ranks(dist.distributed_c10d._resolve_process_group(group.group_name))
+            return tuple(ranks)
+    return ()
 
 
 def _message_bytes(kind: str, args: tuple) -> int:

@@ -37,6 +37,8 @@ def environment_columns(device: Device) -> dict[str, object]:
         "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "scalade_version": version_of("scalade"),
         "mpi_version": _mpi_version(),
+        "deepspeed_version": version_of("deepspeed") if "deepspeed" in sys.modules else None,
+        "megatron_version": version_of("megatron-core") if "megatron.core" in sys.modules else None,
     }
 
 

@@ -15,6 +15,7 @@ import parity_ranks
 import torch
 import torch.distributed as dist
 
+from scalade.bench.comm import CommProbe
 from scalade.bench.data import DataSpec, open_source
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
@@ -117,6 +118,18 @@ def resume(case: dict) -> dict:
     return {"went_on": went_on, "resumed": resumed, "told": told}
 
 
+def counts(case: dict) -> dict:
+    """{"collective/dimension": [bytes, calls]} of this rank's third step."""
+    run = Run(case)
+    run.steps(0, 2)
+    begin, end = run.engine.rows()
+    tokens = torch.from_numpy(run.source.train_rows(begin, end))
+    with CommProbe(run.engine.talks()) as probe:
+        run.engine.train_step(tokens, 1e-3)
+    run.engine.close()
+    return {"/".join(key): [probe.bytes[key], probe.calls[key]] for key in probe.calls}
+
+
 def leaves_nothing(case: dict) -> dict:
     """What is left of an engine that was closed, in the process and in Megatron-Core."""
     from megatron.core import parallel_state
@@ -128,7 +141,7 @@ def leaves_nothing(case: dict) -> dict:
     return {"groups": named, "world_as_before": dist.is_initialized() == had_world}
 
 
-KINDS = {f.__name__: f for f in (parity, forced, replicas, resume, leaves_nothing)}
+KINDS = {f.__name__: f for f in (parity, forced, replicas, resume, counts, leaves_nothing)}
 
 
 def rank_main(rank: int, size: int, jobs: dict, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The megatron engine: every layout computes the single-process fp32 run of torch. One launch for all of it."""
 
 import pytest
+from parity_ranks import BATCH, SHAPE
 from test_parity import worst
 from worlds import run_world
 
@@ -90,6 +91,21 @@ RESUME: dict[str, dict] = {
     "sgd": {"layout": {"dp_replicate": 2}, "recipe": VARIANTS["sgd"]},
     "replicas": {"layout": {"tp": 2}, "outer": OUTER},
 }  # fmt: skip
+S = ModelShape(**SHAPE)
+STREAM = 4 * BATCH * S.seq_len * S.width  # bytes of the residual stream of one step
+PER_TOKEN = 4 * BATCH * S.seq_len
+# What one rank communicates in a step, {collective/dimension: (bytes, calls)}. Tensor parallel: as the torch engine's,
+# but each column-parallel matrix gathers its input again in the backward pass, which saves keeping it: 6 layers + 3
+# all-gathers in place of 4 layers + 2. The loss: three all-reduces of a number per token; the norms' gradients (two
+# a layer, QK-norm's two, the last) are summed over tp; one number for the gradient norm.
+L, NORMS = S.layers, S.layers * (2 * S.width + 2 * S.head_dim) + S.width
+COUNTS: dict[str, tuple[dict, dict[str, tuple[int, int]]]] = {
+    "data parallel": ({"dp_replicate": 2}, {"all_reduce/dp_replicate": (4 * S.params_total, 1)}),
+    "tensor parallel": ({"tp": 2}, {
+        "all_gather/tp": ((6 * L + 3) * STREAM, 6 * L + 3), "reduce_scatter/tp": ((4 * L + 2) * STREAM, 4 * L + 2),
+        "all_reduce/tp": (3 * PER_TOKEN + 4 * NORMS + 4, 5),
+    }),
+}  # fmt: skip
 
 
 def megatron(layout: dict) -> dict:
@@ -127,6 +143,8 @@ def jobs() -> dict[str, dict]:
         other = {"other": megatron(case["other"])} if "other" in case else {}
         case = case | other | {"layout": megatron(case["layout"]), "name": name}
         worlds[str(ranks)][f"resume {name}"] = {"kind": "resume", "case": case}
+    for name, (layout, _) in COUNTS.items():
+        worlds["2"][f"counts {name}"] = {"kind": "counts", "case": {"layout": megatron(layout)}}
     for ranks, layout in (("1", {}), ("4", OPT2 | PP2)):
         worlds[ranks]["leaves nothing"] = {"kind": "leaves_nothing", "case": {"layout": megatron(layout)}}
     return worlds
@@ -184,6 +202,11 @@ def test_a_loaded_run_goes_on_bitwise(name, found):
     assert result["resumed"] == result["went_on"]
     if "other" in case:
         assert "loaded under their own only" in result["told"]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_what_a_step_communicates(name, found):
+    assert found["2"][f"counts {name}"] == {key: list(value) for key, value in COUNTS[name][1].items()}
 
 
 @pytest.mark.parametrize("ranks", ["1", "4"])
