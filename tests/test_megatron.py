@@ -1,10 +1,15 @@
 """The megatron engine: every layout computes the single-process fp32 run of torch. One launch for all of it."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 from parity_ranks import BATCH, SHAPE
 from test_parity import worst
 from worlds import run_world
 
+import scalade
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.parallelism.engines import refuse
@@ -222,3 +227,38 @@ def test_all_of_these_layouts_are_let_pass():
     shape = ModelShape(layers=4, heads=8, kv_heads=4, width=64, ffn=96, vocab=256, seq_len=32)
     for variant, _, layout in PARITY:
         assert refuse(Layout(**megatron(layout)), shape, Recipe(16, 10, **VARIANTS[variant])) is None
+
+
+STUDY = """
+name = "s"
+[model]
+size = "tiny-100k"
+seq_len = 64
+[recipe]
+global_batch = 8
+[budget]
+steps = 4
+[measure]
+warmup_steps = 3
+[layout]
+engine = "megatron"
+tp = 2
+[run]
+launcher = "{launcher}"
+"""
+
+
+@pytest.mark.mpi
+def test_every_launcher_gives_the_same_losses_and_a_clean_stdout(tmp_path):
+    losses = {}
+    for launcher in ("local", "torchrun", "mpirun"):
+        study, results = tmp_path / f"{launcher}.toml", tmp_path / launcher
+        study.write_text(STUDY.format(launcher=launcher))
+        command = [sys.executable, "-m", "scalade", "run", str(study), "--results", str(results), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done
+        assert [run["status"] for run in json.loads(done.stdout)["runs"]] == ["ok"]
+        (row,) = scalade.read_runs(results).to_dict("records")
+        assert row["megatron_version"] and row["engine"] == "megatron"
+        losses[launcher] = scalade.read_steps(results)["loss"].tolist()
+    assert losses["local"] == losses["torchrun"] == losses["mpirun"] and len(losses["local"]) == 4
