@@ -10,6 +10,7 @@ from scalade.results.compare import compare
 from scalade.results.report import gate, layouts, losses, outer, outer_law, parts, published, scaling
 from scalade.results.report.drawing import Drawn, Undrawn, chunks, encoded, look, powers, short, style
 from scalade.results.report.source import MODES, read_source
+from scalade.results.store import RunStore
 
 
 def read(tmp_path, rows):
@@ -165,6 +166,24 @@ def test_host_memory_is_not_compared_with_a_prediction_of_the_device(tmp_path):
     assert isinstance(layouts.predicted(source)[0], Undrawn)
     with style():
         assert "resident memory" in layouts.memory(source)[0].convention
+
+
+def test_a_run_that_did_not_come_to_its_end_shows_its_curve_up_to_there(tmp_path):
+    rows = simulated.several(2, 0.2, 2)
+    folder = simulated.stored(tmp_path / "t", rows)
+    known = ("model", "params_total", "world_size", "layout", "steps")
+    dead = {name: rows[0][name] for name in known} | {"case_id": "dead", "run_id": "dead-r0", "repeat": 0}
+    steps = {"step": [0, 1, 2], "loss": [5.0, 4.5, 4.2], "tokens_seen": [100, 200, 300], "step_time_s": [0.5] * 3}
+    for run_id, table in (("dead-r0", steps), ("bad-r0", steps | {"loss": [float("nan")] * 3}), ("none-r0", None)):
+        RunStore(folder).write_run(dead | {"run_id": run_id, "status": "failed", "reason": "killed"}, table)
+    with style():
+        (found,) = losses.curves(read_source(folder, None, MODES, None, (), "mfu_palm", 0.95))
+        encoded(found.figure, "svg")
+    curves = [[line for line in axes.lines if line.get_marker() == "x"] for axes in found.figure.axes]
+    for (line,), ends in zip(curves, (300, 300 * 6 * dead["params_total"], 3 * 0.5 * 2), strict=True):
+        assert line.get_ydata().tolist() == pytest.approx([5.0, 4.5, 4.2])
+        assert line.get_xdata()[-1] == pytest.approx(ends)
+    assert "Dashed, to a cross: runs that were not ok, as far as they came (1)." in found.reading and found.runs == 2
 
 
 def test_isoflop_and_frontier_find_the_law_that_made_the_table(tmp_path):

@@ -71,6 +71,7 @@ def tables_of(run: dict) -> dict:
     """What was computed; times are not compared."""
     timing = (
         "step_time_s", "data_time_s", "compute_time_s", "optimizer_time_s", "outer_time_s", "outer_exposed_s", "warmup",
+        "comm_time_s", "comm_time_min_s", "bubble_time_s", "optimizer_wait_s",
     )  # fmt: skip
     assert "steps" in run, run["attempts"][-1]["log"][-3000:]
     steps = {name: values for name, values in run["steps"].items() if name not in timing}

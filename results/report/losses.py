@@ -12,11 +12,12 @@ from ..laws.fit import Fit, fit, with_profiles
 from ..laws.isoflop import budgets, isoflop
 from ..laws.optimum import optimum
 from ..laws.table import Rows
-from .drawing import Drawn, Undrawn, legend, log_scale, look, new_figure, powers, short, size_looks, size_scale
+from .drawing import GREY, Drawn, Undrawn, legend, log_scale, look, new_figure, powers, short, size_looks, size_scale
 from .source import Source, label
 
 FEW = 8  # cases that have each its own line and name; of more, a model has
 CURVES = 60  # drawn at most; the legend says of how many
+EARLY = 12  # runs that did not come to their end, drawn at most
 POINTS = 160  # of one curve, evenly spaced in the logarithm of its steps
 DRAWS = 400
 SMOOTHED = 0.05
@@ -59,6 +60,15 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
                 handles.setdefault(kind(row), one.plot(x, loss, **style)[0])
     if not handles:
         return [Undrawn(title, "losses in `steps`")]
+    early = [row for row in source.rows if row["status"] != "ok" and row["run_id"] in source.steps
+             and np.isfinite(source.steps[row["run_id"]]["loss"]).any()]  # fmt: skip
+    for row in early[:EARLY]:
+        loss, wait, at = _mean_curve(source, [row])
+        tokens = source.steps[row["run_id"]]["tokens_seen"][at.astype(int)]
+        flops, hours = tokens * 6 * (row["params_total"] or np.nan), wait * (row["world_size"] or np.nan) / unit
+        for one, x in zip(axes, (tokens, flops, hours), strict=True):
+            handles["ended early"] = one.plot(x, loss, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), marker="x",
+                                              markevery=[-1])[0]  # fmt: skip
     for one, name in zip(axes, ("tokens", "training FLOPs (6 N per token)", clock), strict=True):
         one.set_xlabel(name)
         if one.lines:
@@ -72,6 +82,8 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
     less = (
         f" {len(drawn)} of {len(cases)} cases are drawn, every so-many-th by size." if len(drawn) < len(cases) else ""
     )
+    some = f"{EARLY} of {len(early)}" if len(early) > EARLY else len(early)
+    less += f" Dashed, to a cross: runs that were not ok, as far as they came ({some})." if early else ""
     shared = "" if kind is _case else "; all layouts of a model share its colour and line"
     return [Drawn(
         "loss-curves", title, figure, runs, "none: a line is the mean over the runs of a case",

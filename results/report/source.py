@@ -151,7 +151,7 @@ def _told_apart(found: Sequence[Group]) -> list[tuple[str, str]]:
 
 
 def _steps(path: str | Path, rows: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
-    wanted = [row["run_id"] for row in rows if row["status"] == "ok"]
+    wanted = [row["run_id"] for row in rows if row["status"] == "ok" or row["step_rows"]]
     table = rows_table(path, "steps", wanted)
     if not len(table):
         return {}
