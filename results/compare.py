@@ -18,7 +18,7 @@ from pathlib import Path
 from .convergence import LossFinding, compare_losses
 from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
 from .read import DamagedFile, printable, runs_table
-from .verdict import DRIFTS, Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
+from .verdict import Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
 
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
 SOFTWARE = (
@@ -217,8 +217,8 @@ def _judged(pair: _Pair, sample: Sample, p_adjusted: float, tests: int, rule: Ru
             reasons.append(f"too few runs to tell anything at this level: {needed} a side could")
             if counts[1] < counts[0] and best_p(counts[0], counts[0]) <= rule.alpha / tests:
                 verdict = MISSING  # BASE has enough: that HEAD's sweep ended early is not noise
-        elif (sample.autocorrelation or 0) > DRIFTS and p_adjusted > rule.alpha and not sample.low <= 1 <= sample.high:
-            reasons.append("the runs were not interleaved and drift: the difference may be the machine's")
+        elif sample.drift:
+            reasons.append(f"drift {sample.drift}, and the runs did not take turns: interleave them")
         else:
             reasons.append(f"the interval does not exclude a change of {rule.margin:.3g}")
     return replace(

@@ -8,8 +8,8 @@ Samples are logarithms of one number per run, so that a shift is a ratio:
     families  Holm's step-down (Holm 1979): the chance of any false verdict among all tests is at most alpha
 
 The test holds its level where each run is as likely to be early as late: for interleaved runs whatever drifts
-slowly, for independent runs whatever the order. Runs taken base first, then head, are tested once more against the
-drift that they show themselves (`drift_p`); a drift that came between the two blocks shows in neither.
+slowly, for independent runs whatever the order. Runs taken base first, then head, must also differ by more than the
+drift that they do not rule out (drift.py).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from .drift import drift
+
 EXACT_RUNS = 80  # of both sides together; beyond, the normal approximation is right to three digits
-DRIFTS = 0.4  # autocorrelation from which blocks of runs are taken to drift; of eight a side 1 in 10 shows it by chance
-LEAST_FREEDOM = 3  # of the drift test: with less, a doubled time could be called drift
 RANK_EFFICIENCY = 3 / math.pi  # of the rank sum against Student's t, normal noise
 
 
@@ -37,7 +37,8 @@ class Sample:
     p: float  # two-sided
     best_p: float  # the smallest p that so many runs can give
     spread: float  # standard deviation of the logarithms within a side; of 0.02: 2% noise
-    autocorrelation: float | None  # of neighbouring runs, where blocks were tested for drift
+    drift: str | None = None  # of blocks: what keeps a difference from being one; null: nothing does
+    widened: float = 1.0  # of blocks: what drift does to the error of the difference
 
 
 def compare_samples(base: Sequence[float], head: Sequence[float], alpha: float, blocks: bool = False) -> Sample:
@@ -47,11 +48,13 @@ def compare_samples(base: Sequence[float], head: Sequence[float], alpha: float, 
     """
     x, y = np.log(np.asarray(base, float)), np.log(np.asarray(head, float))
     low, high = shift_interval(x, y, alpha)
-    p, autocorrelation = rank_sum_p(x, y), None
+    p, why, widened = rank_sum_p(x, y), None, 1.0
     if blocks and len(x) + len(y) > 4:
-        autocorrelation = pooled_autocorrelation(x, y)
-        if autocorrelation > DRIFTS:
-            p = max(p, drift_p(x, y, autocorrelation))
+        found = drift(x, y, alpha)
+        if p <= alpha < found.p:
+            why = "seen within the blocks" if found.trend else "not ruled out by so few runs"
+        p, widened = max(p, found.p), found.widened
+        low, high = (None, None) if low is None or high is None else (min(low, found.low), max(high, found.high))
     return Sample(
         ratio=_exp(np.median(np.subtract.outer(y, x))),
         low=None if low is None else _exp(low),
@@ -59,7 +62,8 @@ def compare_samples(base: Sequence[float], head: Sequence[float], alpha: float, 
         p=p,
         best_p=best_p(len(x), len(y)),
         spread=_spread(x, y),
-        autocorrelation=autocorrelation,
+        drift=why,
+        widened=widened,
     )
 
 
@@ -144,7 +148,7 @@ def smallest_seen(sample: Sample, base_runs: int, head_runs: int, alpha: float, 
         tail = _tail(base_runs, head_runs)
         alpha = 2 * tail[np.searchsorted(tail, alpha / 2, side="right") - 1]
     free = base_runs + head_runs - 2
-    error = sample.spread * math.sqrt((1 / base_runs + 1 / head_runs) / RANK_EFFICIENCY)
+    error = sample.widened * sample.spread * math.sqrt((1 / base_runs + 1 / head_runs) / RANK_EFFICIENCY)
     return _exp((t.isf(alpha / 2, free) + t.isf(1 - power, free)) * error) - 1
 
 
@@ -155,30 +159,3 @@ def _exp(logarithm: float) -> float:
 def _spread(x: np.ndarray, y: np.ndarray) -> float:
     squares = ((x - x.mean()) ** 2).sum() + ((y - y.mean()) ** 2).sum()
     return math.sqrt(squares / max(1, len(x) + len(y) - 2))
-
-
-def pooled_autocorrelation(x: np.ndarray, y: np.ndarray) -> float:
-    """Lag-one autocorrelation within the two blocks, corrected for its bias in short series (Kendall 1954)."""
-    within = [side - side.mean() for side in (x, y)]
-    squares = sum((side**2).sum() for side in within)
-    if squares <= 0:
-        return 0.0
-    found = sum((side[1:] * side[:-1]).sum() for side in within) / squares
-    return float(found + (1 + 3 * found) * 2 / (len(x) + len(y)))
-
-
-def drift_p(x: np.ndarray, y: np.ndarray, autocorrelation: float) -> float:
-    """Two-sided p of the difference of two block means under AR(1) noise: Student's t with effective counts."""
-    from scipy.stats import t
-
-    def of_mean(side: np.ndarray) -> tuple[float, float]:
-        """Estimated variance of the mean, and the effective number of runs."""
-        n, lags = len(side), np.arange(1, len(side))
-        share = (1 + 2 * ((1 - lags / n) * min(autocorrelation, 0.95) ** lags).sum()) / n
-        return side.var() * share / (1 - share) if n > 1 else 0.0, 1 / share
-
-    (variance_x, count_x), (variance_y, count_y) = of_mean(x), of_mean(y)
-    variance = variance_x + variance_y
-    if variance <= 0:
-        return 1.0 if x.mean() == y.mean() else 0.0
-    return float(2 * t.sf(abs(y.mean() - x.mean()) / math.sqrt(variance), max(LEAST_FREEDOM, count_x + count_y - 2)))

@@ -40,10 +40,16 @@ def noisy_steps(random):
     return np.median(ar1(random, (2 * RUNS, 60), 0.9), axis=1)
 
 
+def straight(total):
+    """Independent noise on a line that climbs by `total` standard deviations over all runs."""
+    return lambda random: random.standard_normal(2 * RUNS) + np.linspace(-total / 2, total / 2, 2 * RUNS)
+
+
 KINDS = {
     "independent": independent, "drifting runs, 0.5": drifting(0.5), "drifting runs, 0.9": drifting(0.9),
-    "autocorrelated steps": noisy_steps,
+    "autocorrelated steps": noisy_steps, "a line of 1 sd": straight(1), "a line of 4 sd": straight(4),
 }  # fmt: skip
+BEYOND = ("a line of 4 sd",)  # in blocks no test of eight runs sees this as often as it should
 
 
 def verdicts(random, kind, noise, cases=1, slowdown=1.0, blocks=False):
@@ -80,7 +86,7 @@ def upper(trials):
 def test_quick(kind):
     assert false_alarms(150, 0, KINDS[kind], 0.02) <= upper(150)
     assert false_alarms(40, 1, KINDS[kind], 0.02, cases=5) <= upper(40)
-    assert found(150, 2, KINDS[kind], 0.02) >= 0.95
+    assert found(150, 2, KINDS[kind], 0.02) >= (0.9 if kind in BEYOND else 0.95)  # the line is spread of its own
 
 
 @pytest.mark.slow
@@ -98,16 +104,33 @@ def test_false_alarms(kind, noise):
 def test_a_slowdown_of_5_percent_at_2_percent_noise_is_found(kind):
     rate = found(2000, 12, KINDS[kind], 0.02)
     print(f"\n5% slowdown at 2% noise, {RUNS} runs a side, {kind}: found {rate:.1%}")
-    assert rate >= 0.95
+    assert rate >= (0.9 if kind in BEYOND else 0.95)
 
 
 @pytest.mark.slow
-def test_runs_that_did_not_take_turns():
-    """Found as often where nothing drifts; where it does, fewer false alarms than the rank test alone raises."""
-    rates = {kind: false_alarms(2000, 13, KINDS[kind], 0.02, blocks=True) for kind in KINDS}
-    power = found(2000, 14, independent, 0.02, blocks=True)
-    print("\nbase first, then head, false alarms:", {kind: f"{rate:.1%}" for kind, rate in rates.items()})
-    print(f"5% slowdown found where nothing drifts {power:.1%}")
-    assert rates["independent"] <= upper(2000) and rates["autocorrelated steps"] <= upper(2000)
-    assert rates["drifting runs, 0.5"] < 0.2  # 0.23 by the rank test alone
-    assert power >= 0.95
+@pytest.mark.parametrize("noise", [0.01, 0.02, 0.05])
+def test_runs_that_did_not_take_turns(noise):
+    """The level holds under drift too; what it costs is power. Runs in turns cost nothing."""
+    rates = {kind: false_alarms(500, 13, KINDS[kind], noise, blocks=True) for kind in KINDS}
+    print(f"\nbase first, then head, {noise:.0%} noise, false alarms:", {k: f"{rate:.1%}" for k, rate in rates.items()})
+    assert all(rate <= upper(500) for kind, rate in rates.items() if kind not in BEYOND)
+    assert all(rates[kind] < 0.2 for kind in BEYOND)
+
+
+@pytest.mark.slow
+def test_a_slowdown_between_blocks():
+    power = found(500, 14, independent, 0.02, blocks=True)
+    print(f"\n5% slowdown at 2% noise, base first, then head, nothing drifts: found {power:.1%}")
+    assert power >= 0.7
+
+
+def test_drift_is_answered_with_a_word():
+    """Blocks whose difference the rank test believes and drift may have made: no verdict of change, and what to do."""
+    random, told = np.random.default_rng(15), 0
+    for _ in range(60):
+        logs = log(0.1) + 0.1 * drifting(0.9)(random)
+        minutes = range(2 * RUNS)
+        rows = [runs(np.exp(logs[side]), minutes=minutes[side]) for side in (slice(0, RUNS), slice(RUNS, None))]
+        (one,) = findings_of(*rows, RULE)
+        told += one.verdict == "too noisy" and "did not take turns: interleave them" in (one.reason or "")
+    assert told > 20  # the rank test alone would have called most of these a change

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from scalade.results import drift as drifting
 from scalade.results.verdict import (
     best_p,
     compare_samples,
-    drift_p,
     holm,
-    pooled_autocorrelation,
     rank_sum_p,
     runs_needed,
     shift_interval,
@@ -99,18 +98,43 @@ def test_the_smallest_change_that_could_have_been_seen_is_seen_as_often_as_said(
 
 
 def test_blocks_that_drift_are_not_believed():
-    drifting = np.cumsum(np.full(8, 0.01))
-    x, y = np.exp(drifting), np.exp(drifting + 0.08)  # one slow drift, base first
-    assert compare_samples(x, y, 0.05).p < 0.05
+    climbing = np.cumsum(np.full(8, 0.01)) + 1e-4 * np.random.default_rng(6).standard_normal(8)
+    x, y = np.exp(climbing), np.exp(climbing + 0.08)  # one slow drift, base first
+    alone = compare_samples(x, y, 0.05)
+    assert alone.p < 0.05 and alone.drift is None
     found = compare_samples(x, y, 0.05, blocks=True)
-    assert found.autocorrelation > 0.4 and found.p > 0.05
-    assert compare_samples(x, y * 2, 0.05, blocks=True).p < 0.05  # but a doubling is
+    assert found.p > 0.05 and found.drift == "seen within the blocks" and found.widened >= 1
+    assert found.low <= min(1, alone.low) and found.high >= max(1, alone.high)
+    sure = compare_samples(x, y * 2, 0.05, blocks=True)
+    assert sure.p < 0.05 and sure.drift is None  # but a doubling is
 
 
-def test_drift_without_autocorrelation_is_students_t():
+def test_without_autocorrelation_the_drift_test_is_students_t(monkeypatch):
+    monkeypatch.setattr(drifting, "PHIS", (0.0,))
+    monkeypatch.setattr(drifting, "TREND", 0.0)
+    drifting._design.cache_clear()
     x, y = np.random.default_rng(4).standard_normal((2, 8))
-    assert drift_p(x, y, 0.0) == pytest.approx(stats.ttest_ind(x, y).pvalue)
-    assert abs(pooled_autocorrelation(*np.random.default_rng(5).standard_normal((2, 4000)))) < 0.05
+    found, student = drifting.drift(x, y, 0.05), stats.ttest_ind(y, x)
+    assert found.p == pytest.approx(student.pvalue) and found.widened == pytest.approx(1)
+    assert (found.low, found.high) == pytest.approx(tuple(student.confidence_interval()))
+    drifting._design.cache_clear()
+
+
+def test_the_drift_test_is_generalised_least_squares():
+    """Against a second way to the same numbers: whitening by the Cholesky factor, then ordinary least squares."""
+    series, base, head, phi = np.random.default_rng(7).standard_normal(11), 5, 6, 0.5
+    R = phi ** np.abs(np.subtract.outer(np.arange(11), np.arange(11)))
+    X = np.column_stack([np.ones(11), np.r_[np.zeros(base), np.ones(head)]])
+    L = np.linalg.cholesky(R)
+    Xw, yw = np.linalg.solve(L, X), np.linalg.solve(L, series)
+    beta, left, *_ = np.linalg.lstsq(Xw, yw, rcond=None)
+    weights, residuals, factors, constants, free = drifting._design(base, head, False)
+    at = list(np.round(drifting.PHIS, 6)).index(phi)
+    assert weights[at] @ series == pytest.approx(beta[1]) and free == 9
+    assert series @ residuals[at] @ series == pytest.approx(left[0])
+    assert factors[at] == pytest.approx(np.linalg.inv(Xw.T @ Xw)[1, 1])
+    normal = np.linalg.slogdet(Xw.T @ Xw)[1]
+    assert constants[at] == pytest.approx(-(2 * np.log(np.diag(L)).sum() + normal) / 2)
 
 
 def test_values_far_apart_and_all_alike_stay_finite():
