@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _READERS = ("read_runs", "read_steps", "read_evals", "read_comm")
-__all__ = [*_READERS, "__version__"]
+__all__ = [*_READERS, "record", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -12,6 +12,10 @@ def __getattr__(name: str) -> object:
         from .results import read
 
         return getattr(read, name)
+    if name == "record":
+        from .results.record import record
+
+        return record
     if name == "__version__":
         from importlib.metadata import version
 

@@ -198,6 +198,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _bool("measure_peak_matmul", "the device's peak was measured by matrix products"),
     ),
     "Loss": (
+        _string("parity", "`not checked`: recorded from outside, nobody saw these losses follow one process's; "
+                "null: an engine of ours, see `scalade verify`"),
         _float("train_loss_first", "training loss of step 0", "nats/token"),
         _float("train_loss_last", "training loss of the last step", "nats/token"),
         _float("loss", "mean training loss of the last tenth of the steps, at least one step", "nats/token"),

@@ -118,10 +118,12 @@ def test_runs_that_did_not_take_turns(noise):
 
 
 @pytest.mark.slow
-def test_a_slowdown_between_blocks():
-    power = found(500, 14, independent, 0.02, blocks=True)
-    print(f"\n5% slowdown at 2% noise, base first, then head, nothing drifts: found {power:.1%}")
-    assert power >= 0.7
+@pytest.mark.parametrize(("count", "least"), [(8, 0.7), (10, 0.8), (12, 0.85), (16, 0.9)])
+def test_a_slowdown_between_blocks(count, least, monkeypatch):
+    monkeypatch.setitem(globals(), "RUNS", count)
+    power = found(400, 14, independent, 0.02, blocks=True)
+    print(f"\n5% slowdown at 2% noise, base first, then head, nothing drifts, {count} runs a side: found {power:.1%}")
+    assert power >= least
 
 
 def test_drift_is_answered_with_a_word():

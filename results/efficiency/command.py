@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..read import DamagedFile, rows_table, runs_table
@@ -91,4 +91,11 @@ def _mixed(found) -> list[str]:
         values = {row.get(name) for group in found if group.devices > 1 or name != "backend" for row in group.rows}
         if len(values) > 1:
             notes.append(f"{name} differs between the runs: {len(values)} values")
-    return notes
+    return notes + unchecked(row for group in found for row in group.rows)
+
+
+def unchecked(rows: Iterable[Mapping]) -> list[str]:
+    """A note where runs were recorded from outside."""
+    count = sum(row.get("parity") is not None for row in rows)
+    runs = f"{count} runs were" if count > 1 else "1 run was"
+    return [f"{runs} recorded from outside: parity not checked"] if count else []

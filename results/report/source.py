@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..efficiency.command import unchecked
 from ..efficiency.series import Options, Refusal, Series, read_series
 from ..efficiency.workload import (
     BATCH,
@@ -102,6 +103,7 @@ def read_source(
         if one.run_ids not in told or len(one.columns) < len(told[one.run_ids].columns):
             told[one.run_ids] = one
     notes = [str(one.message) for one in damaged if issubclass(one.category, DamagedFile)]
+    notes += unchecked(rows)
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
     return Source(

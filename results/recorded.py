@@ -1,0 +1,209 @@
+"""What a recorder wrote while its run lasted, and the row that it comes to. See record.py.
+
+    scratch/recorded.jsonl    {"settings": ...}, then one line for each step, evaluation and note, at last the end
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .columns import RUNS
+from .schema import SchemaError, checked, columns, known_column
+
+LOG = "recorded.jsonl"
+COMPUTED = ("Model", "Data", "Recipe", "Layout", "Outer loop")  # groups that decide what is computed
+NOT_CASE = ("model", "data_path", "data_val_path", "data_tokens", "data_entropy_nats", "tokens_unique")
+_RESULTS = ("tokens_seen", "outer_steps", "outer_bytes_per_rank", "outer_time_s", "outer_exposed_s", "replica_drift",
+            "pseudograd_cosine", "quorum_missed", "outer_messages_per_rank")  # fmt: skip
+_GIVEN = ("study", "measure_warmup_steps", "peak_flops", "peak_flops_source", "flops_per_token_6n",
+          "flops_per_token_palm", "flops_per_token_causal")  # fmt: skip
+_TIMES = ("data_time_s", "compute_time_s", "optimizer_time_s")  # of runs, medians of the same columns of steps
+SETTINGS = tuple(
+    column.name for group, some in RUNS.items() for column in some
+    if (group in (*COMPUTED, "Environment", "Prediction") and column.name not in _RESULTS) or column.name in _GIVEN
+)  # fmt: skip
+_BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]} - {"val_bits_per_byte"}
+_BY_US |= {"tokens_seen", "timed_steps", "first_step_s", *_TIMES}
+FOUND = tuple(
+    name for name in columns("runs")
+    if name not in SETTINGS
+    and (name in _BY_US or name.startswith(("mfu_", "train_flops_", "step_time_", "tokens_per_s")))
+)  # fmt: skip
+MEASURED = tuple(name for name in columns("runs") if name not in SETTINGS and name not in FOUND)
+BY_US = "found out by the recorder"
+DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "pp": "pp"}
+
+
+@dataclass
+class Written:
+    """The lines of a log, as far as it is whole."""
+
+    settings: dict
+    started_at: str
+    seconds: float | None = None  # from the first line to the last; null: it was cut off
+    finished_at: str | None = None
+    ending: tuple[str, str | None] | None = None  # status and reason, as the recorder said them
+    steps: list[dict] = field(default_factory=list)
+    evals: list[dict] = field(default_factory=list)
+    notes: dict = field(default_factory=dict)
+
+
+def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
+    """Columns as the table holds them, with what can be said of this process; ValueError on a mistake."""
+    known = {}
+    for name, value in given.items():
+        column = known_column("runs", name)
+        if name not in SETTINGS:
+            raise ValueError(f"{name} is {BY_US if name in FOUND else 'measured over the run: give it to note()'}")
+        try:
+            known[name] = checked(column, value)
+        except SchemaError as error:
+            raise ValueError(str(error)) from None
+    degrees = {name: known.get(name) for name in DEGREES}
+    ranks = math.prod(value or 1 for value in degrees.values())
+    ranks *= (known.get("outer_replicas") or 1) if known.get("outer_placement") == "distributed" else 1
+    if any(degrees.values()) and ranks != known["world_size"]:
+        said = ", ".join(f"{name} {value}" for name, value in degrees.items() if value)
+        raise ValueError(f"{said}: these multiply to {ranks} ranks, world_size is {known['world_size']}")
+    used = ".".join(f"{short}{degrees[name]}" for name, short in DEGREES.items() if (degrees[name] or 1) > 1)
+    layout = used or ("single" if known["world_size"] == 1 else None)
+    return {
+        "layout": layout, "outer_algorithm": "none", "os": f"{platform.system()} {platform.release()}",
+        "kernel": platform.release(), "python_version": platform.python_version(),
+        "cpu_count": len(os.sched_getaffinity(0)), "scalade_version": _version("scalade"),
+        "torch_version": _version("torch") if "torch" in sys.modules else None,
+    } | {name: value for name, value in known.items() if value is not None}  # fmt: skip
+
+
+def case_of(settings: Mapping[str, object]) -> str:
+    """16 hexadecimal digits of what is computed, as far as it was told; never those of a case of ours."""
+    names = [c.name for group in COMPUTED for c in RUNS[group] if c.name in SETTINGS and c.name not in NOT_CASE]
+    content = {name: settings[name] for name in (*names, "world_size") if settings.get(name) is not None}
+    text = json.dumps({"recorded": content}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def written_of(log: Path) -> Written | None:
+    """What the log says, up to the first line that is cut off or not ours; None: not even what was run."""
+    written: Written | None = None
+    begun = None
+    try:
+        for line in log.read_bytes().split(b"\n")[:-1]:
+            content = json.loads(line)
+            if "settings" in content:
+                written, begun = Written(checked_settings(content["settings"]), str(content["started_at"])), content
+            elif "finished_at" in content:
+                written.ending = str(content["status"]), content["reason"] and str(content["reason"])
+                written.finished_at = str(content["finished_at"])
+                written.seconds = float(content["monotonic"]) - float(begun["monotonic"])
+            elif "note" in content:
+                written.notes |= {k: checked(known_column("runs", k), v) for k, v in content["note"].items()}
+            else:
+                name = "step" if "step" in content else "eval"
+                tokens = content[name].pop("tokens", None)
+                row = {k: checked(known_column(f"{name}s", k), v) for k, v in content[name].items()}
+                (written.steps if name == "step" else written.evals).append(row | {"tokens": tokens})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SchemaError):
+        pass
+    return written
+
+
+def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
+    """(row of `runs` without its identity, columns of steps, columns of evals)."""
+    steps, settings = written.steps, written.settings
+    status, reason = written.ending or ("failed", "killed, or its machine: the recorder ended without a word")
+    warm = settings["measure_warmup_steps"]
+    seen = 0
+    for index, row in enumerate(steps):
+        tokens = row.pop("tokens")
+        seen = None if seen is None or tokens is None else seen + tokens
+        row |= {"warmup": index < warm, "tokens_seen": seen, "tokens": tokens}
+    row = settings | written.notes | {
+        "parity": "not checked", "started_at": written.started_at, "finished_at": written.finished_at,
+        "wall_s": written.seconds, "tokens_seen": seen or None,
+    }  # fmt: skip
+    row |= _losses(steps)
+    per_step = {one["tokens"] for one in steps}
+    if row.get("tokens_per_step") is None and len(per_step) == 1:
+        row["tokens_per_step"] = per_step.pop()
+    row.setdefault("steps", len(steps) or None)
+    row |= _speed(steps, row)
+    if row.get("params_total"):
+        row.setdefault("flops_per_token_6n", 6.0 * row["params_total"])
+    for name in ("6n", "palm", "causal"):
+        flops, rate = row.get(f"flops_per_token_{name}"), row.get("tokens_per_s_per_device")
+        row[f"train_flops_{name}"] = flops * seen if flops and seen else None
+        row[f"mfu_{name}"] = flops * rate / row["peak_flops"] if flops and rate and row.get("peak_flops") else None
+    last = [one for one in written.evals if one["step"] == len(steps)]
+    row["val_loss"] = last[-1]["val_loss"] if last else None
+    if status == "ok":
+        status, reason = _judged(row, steps)
+    row |= {"status": status, "reason": reason}
+    return row, _columns(steps), _columns(written.evals)
+
+
+def _judged(row: dict, steps: list[dict]) -> tuple[str, str | None]:
+    if not steps:
+        return "failed", "no step was recorded"
+    for index, one in enumerate(steps):
+        if one.get("loss") is not None and not math.isfinite(one["loss"]):
+            return "diverged", f"loss is {one['loss']} at step {index}"
+    if row["val_loss"] is not None and not math.isfinite(row["val_loss"]):
+        return "diverged", f"held-out loss is {row['val_loss']}"
+    return "ok", None
+
+
+def _losses(steps: list[dict]) -> dict[str, object]:
+    """As for our own runs (docs/table.md); of a trainer that tells every so-many-th loss, of those it told."""
+    told = [one["loss"] for one in steps if one.get("loss") is not None]
+    tail = [one["loss"] for one in steps[-max(1, len(steps) // 10) :] if one.get("loss") is not None] or told[-1:]
+    return {
+        "train_loss_first": steps[0].get("loss") if steps else None,
+        "train_loss_last": steps[-1].get("loss") if steps else None, "loss": statistics.fmean(tail) if told else None,
+    }  # fmt: skip
+
+
+def _speed(steps: list[dict], row: dict) -> dict[str, object]:
+    timed = [one for one in steps if not one["warmup"] and one.get("step_time_s") is not None]
+    found = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
+    if not timed:
+        return found
+    times = sorted(one["step_time_s"] for one in timed)
+    median = statistics.median(times)
+    rate = row["tokens_per_step"] / median if row.get("tokens_per_step") and median > 0 else None
+    for name in _TIMES:
+        parts = [one.get(name) for one in timed]
+        found[name] = statistics.median(parts) if None not in parts else None
+    return found | {
+        "step_time_s": median, "step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95),
+        "tokens_per_s": rate, "tokens_per_s_per_device": rate and rate / row["world_size"],
+    }  # fmt: skip
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    return ordered[low] + (at - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+
+
+def _columns(rows: list[dict]) -> dict[str, list] | None:
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "tokens"))
+    return {name: [row.get(name) for row in rows] for name in names} if rows else None
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
