@@ -170,6 +170,13 @@ def test_a_missing_tool_is_named(monkeypatch):
     assert network.missing() == "a lab needs `ip`: `apt-get install -y iproute2` brings it"
 
 
+def test_a_container_that_may_not_is_told(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(network.shutil, "which", lambda tool: f"/bin/{tool}")
+    monkeypatch.setattr(network.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1))
+    assert network.missing() == "a lab makes network namespaces, which this container may not (it wants CAP_SYS_ADMIN)"
+
+
 def test_the_programs_need_the_standard_library_only():
     for program in (switch, probe):
         check = f"import runpy; runpy.run_path({program.__file__!r}, run_name='x')"

@@ -22,7 +22,7 @@ from .switch import DEVICE
 MTU_VETH = 1500
 MTU_SWITCH = 9000  # jumbo frames: the switch pays for each packet
 PROBE_S = 1.0
-TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
+TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "hostname": "hostname"}
 PROGRAM = (sys.executable, "-I", "-S")  # standard library only
 # Of the shell that is a node's init: its host name and its neighbours' names, for this process and its children alone.
 INSIDE = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
@@ -35,12 +35,18 @@ def missing() -> str | None:
     for tool, package in TOOLS.items():
         if shutil.which(tool) is None:
             return f"a lab needs `{tool}`: `apt-get install -y {package}` brings it"
+    if subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True).returncode:
+        return "a lab makes network namespaces, which this container may not (it wants CAP_SYS_ADMIN)"
     return None
 
 
 def no_switch() -> str | None:
     """Why there can be no latency here, or None."""
-    return None if Path("/dev/net/tun").exists() else "a lab with a round trip needs /dev/net/tun, which is not here"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        return f"a lab with a round trip needs /dev/net/tun: {error.strerror}"
+    return None
 
 
 def build(state: State) -> subprocess.Popen | None:
