@@ -283,7 +283,7 @@ class Sweep:
         self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
         spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))
         log.begin(spec.launched_at, claim.attempt, self.executor.mark)
-        self.store.reserve(run.run_id, ROW_BYTES + STEP_BYTES * run.case.recipe.steps)
+        self.store.reserve(run.run_id, ROW_BYTES + STEP_BYTES * run.case.steps)
 
         def started() -> None:
             self._write_skipped()

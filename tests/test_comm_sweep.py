@@ -234,6 +234,13 @@ def scalade(*arguments, **more):
 SMALL = ["--max-bytes", "64k", "--factor", "8", "--iterations", "4", "--warmup", "1"]
 
 
+def test_one_sweep_of_two_gloo_ranks_from_the_command_line(tmp_path):
+    few = ["--collective", "all_reduce", "--max-bytes", "1k", "--iterations", "1", "--warmup", "0"]
+    done = scalade("comm", "--backend", "gloo", "--results", str(tmp_path / "r"), *few)
+    assert done.returncode == 0 and "runs: 1 ok" in done.stdout, done.stdout + done.stderr
+    assert list(read_comm(tmp_path / "r")["correct"]) == [True]
+
+
 @pytest.mark.slow
 def test_two_gloo_ranks(tmp_path):
     """All collectives in bf16 along a dimension; the second time nothing is run again."""
