@@ -60,7 +60,7 @@ def _sgd(groups: list[dict], recipe: Recipe) -> torch.optim.Optimizer:
     @torch.no_grad()
     def decay(own: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         for group in own.param_groups:
-            if group["decay"]:
+            if group["decay"] and group["params"]:  # ZeRO 3 steps one group at a time
                 torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decay"])
 
     optimizer.register_step_pre_hook(decay)
