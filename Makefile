@@ -12,7 +12,7 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
-.PHONY: run test test-cluster fast bench lint clean
+.PHONY: run test test-engines test-cluster fast bench lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -21,13 +21,16 @@ run: $(VENV)/.installed
 	$(BIN)/scalade report scalade-results/quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q --durations=15 -m "not cluster"
+	$(BIN)/python -m pytest -q --durations=15 -m "not cluster and not engines"
+
+test-engines: $(VENV)/.installed-engines
+	$(BIN)/python -m pytest -q --durations=15 -m engines
 
 test-cluster: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=15 -m cluster
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "not slow and not cluster"
+	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines"
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only
@@ -50,6 +53,10 @@ $(VENV)/.installed: $(METADATA) $(VENV)/.torch
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed-test
+	$(PIP) --editable '.[test,deepspeed,megatron]'
 	@touch $@
 
 clean:

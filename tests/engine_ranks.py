@@ -1,7 +1,8 @@
-"""Runs an engine's cases in forked worlds. Started as `python engine_ranks.py JOBS.json OUT.json`.
+"""What the tests of the engines ask of one, and the forked worlds in which it is asked.
 
-JOBS: {ranks of a world: {name: {"kind": a function here, "case": ...}}}. torch and deepspeed are imported once; the
-ranks of each world are forks of that process, so that their import, which is most of the time, is paid once.
+deepspeed_ranks.py and megatron_ranks.py are started as `python ..._ranks.py JOBS.json OUT.json`. JOBS: {ranks of a
+world: {name: {"kind": a function, "case": ...}}}. torch and the engine's package are imported once; the ranks of each
+world are forks of that process, so that their import, which is most of the time, is paid once.
 """
 
 import json
@@ -9,12 +10,14 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import parity_ranks
 import torch
 import torch.distributed as dist
 
+from scalade.bench.comm import CommProbe
 from scalade.bench.data import DataSpec, open_source
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
@@ -24,6 +27,8 @@ from scalade.parallelism.layout import Layout
 
 CPU = torch.device("cpu")
 FOLDER = Path("checkpoints")
+RECIPE = dict(parity_ranks.RECIPE)
+GROUP_OF_ONE = True  # as the launcher makes one, too
 
 
 def parity(case: dict) -> dict:
@@ -35,7 +40,7 @@ class Run:
 
     def __init__(self, case: dict) -> None:
         self.shape = ModelShape(**parity_ranks.SHAPE | case.get("shape", {}))
-        self.recipe = Recipe(**parity_ranks.RECIPE | case.get("recipe", {}))
+        self.recipe = Recipe(**RECIPE | case.get("recipe", {}))
         layout, outer = Layout(**case["layout"]), Outer(**case.get("outer", {}))
         assert refuse(layout, self.shape, self.recipe, outer.replicas) is None
         self.engine = build_engine(self.shape, self.recipe, layout, outer, CPU)
@@ -99,6 +104,18 @@ def resume(case: dict) -> dict:
     return {"went_on": went_on, "resumed": resumed, "told": told}
 
 
+def counts(case: dict) -> dict:
+    """{"collective/dimension": [bytes, calls]} of this rank's third step."""
+    run = Run(case)
+    run.steps(0, 2)
+    begin, end = run.engine.rows()
+    tokens = torch.from_numpy(run.source.train_rows(begin, end))
+    with CommProbe(run.engine.talks()) as probe:
+        run.engine.train_step(tokens, 1e-3)
+    run.engine.close()
+    return {"/".join(key): [probe.bytes[key], probe.calls[key]] for key in probe.calls}
+
+
 def handed_over(case: dict) -> dict:
     """Weights trained by one engine, held out by it and by another that was given them; and what that gives back."""
     run = Run(case)
@@ -113,34 +130,25 @@ def handed_over(case: dict) -> dict:
     return {"before": before, "after": after, "exact": exact}
 
 
-def leaves_nothing(case: dict) -> dict:
-    """What is left in the process of an engine that was closed."""
-    from deepspeed.utils import groups
-
-    linear = torch.nn.functional.linear
-    run = Run(case)
-    run.steps(0, 1)
-    run.engine.close()
-    kept = ("_TENSOR_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP", "mpu")
-    return {"linear": torch.nn.functional.linear is linear, "groups": [n for n in kept if getattr(groups, n)]}
-
-
-KINDS = {f.__name__: f for f in (parity, replicas, resume, handed_over, leaves_nothing)}
+KINDS: dict[str, Callable[[dict], dict]] = {f.__name__: f for f in (parity, replicas, resume, counts, handed_over)}
 
 
 def rank_main(rank: int, size: int, jobs: dict, folder: Path) -> None:
     for stream in (1, 2):
         os.dup2(os.open(folder / f"rank-{rank}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     try:
-        store = dist.FileStore(str(folder / "store"), size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+        if size > 1 or GROUP_OF_ONE:
+            store = dist.FileStore(str(folder / "store"), size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
         results = {name: KINDS[job["kind"]](job["case"]) for name, job in jobs.items()}
-        dist.barrier()
         sys.stdout.flush()
+        if size > 1:
+            dist.barrier()
         if rank == 0:
             printed = [(folder / f"rank-{r}.1").read_text() for r in range(size)]
             (folder / "result.json").write_text(json.dumps(results | {"printed": printed}))
-        dist.barrier()
+        if size > 1:
+            dist.barrier()
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -163,14 +171,9 @@ def run_world(size: int, jobs: dict, folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-if __name__ == "__main__":
+def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import contextlib
-
-    with contextlib.redirect_stdout(sys.stderr):  # as parallelism.deepspeed.package does
-        import deepspeed  # noqa: F401
     wanted, out = (Path(argument).absolute() for argument in sys.argv[1:])
     worlds = json.loads(wanted.read_text()).items()
     out.write_text(json.dumps({size: run_world(int(size), jobs, out.parent / f"w{size}") for size, jobs in worlds}))

@@ -5,9 +5,6 @@ import os
 import pytest
 from worlds import run_world
 
-from scalade.bench.recipe import Recipe
-from scalade.bench.shape import ModelShape
-from scalade.parallelism.engines import refuse
 from scalade.parallelism.layout import Layout
 
 pytest.importorskip("deepspeed")
@@ -140,7 +137,7 @@ def jobs() -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
-    return run_world("engine_ranks.py", 1, jobs(), tmp_path_factory.mktemp("deepspeed"), timeout_s=900)
+    return run_world("deepspeed_ranks.py", 1, jobs(), tmp_path_factory.mktemp("deepspeed"), timeout_s=900)
 
 
 def worst(found: list[float], reference: list[float]) -> float:
@@ -205,39 +202,3 @@ def test_an_engine_leaves_the_process_as_it_was(found):
 
 def test_nothing_reaches_standard_output(found):
     assert [world["printed"] for world in found.values()] == [[""], [""] * 2, [""] * 4]
-
-
-SHAPE = ModelShape(layers=4, heads=4, kv_heads=4, width=32, ffn=64, vocab=64, seq_len=16)
-REFUSED = [
-    ({"cp": 2}, {}, "no context parallelism"),
-    ({"dp_replicate": 2, "dp_shard": 2}, {}, "use dp_shard alone"),
-    (zero(2, 4) | {"hpz": 2}, {}, "it wants zero_stage = 3, found 2"),
-    (zero(3, 4) | {"hpz": 3}, {}, "hpz 3 does not divide dp_shard 4"),
-    (zero(2) | {"offload_parameters": "cpu"}, {}, "offload_parameters wants zero_stage = 3, found 2"),
-    (zero(2) | {"offload_optimizer": "nvme"}, {}, "wants zero_stage = 3, found 2"),
-    ({"dp_replicate": 2} | HOST, {}, "use dp_shard in place of dp_replicate"),
-    (PP2 | zero(2), {}, "set zero_stage = 1, found 2"),
-    (PP2 | {"pp_schedule": "GPipe"}, {}, "deepspeed's pipeline is 1F1B, found GPipe"),
-    ({"tp": 2}, {}, "set sp = false"),
-    ({"tp": 2, "sp": False}, {}, "set loss_parallel = false"),
-    (TP2 | PP2, {}, "tp or pp, not both"),
-    (TP2, {"precision": "bf16"}, "bf16 with tp wants dp_shard > 1"),
-    (zero(3) | {"recompute": "selective"}, {}, "recompute = 'full' or 'none'"),
-    ({"compile": True}, {}, "set compile = false"),
-    ({}, {"optimizer": "muon"}, "muon is not deepspeed's"),
-    (zero(2), {"optimizer": "deepspeed-cpu-adam"}, "it wants offload_optimizer = 'cpu' or 'nvme'"),
-    (zero(2) | HOST, {"optimizer": "deepspeed-fused-adam"}, "it wants offload_optimizer = 'none'"),
-]
-
-
-@pytest.mark.parametrize(("layout", "recipe", "told"), REFUSED)
-def test_what_it_cannot_do_is_refused_with_the_reason(layout, recipe, told):
-    reason = refuse(Layout(**deepspeed(layout)), SHAPE, Recipe(global_batch=16, steps=1, **recipe))
-    assert reason and told in reason and "\n" not in reason
-
-
-def test_replicas_of_more_than_data_parallel_are_refused():
-    recipe = Recipe(global_batch=16, steps=1)
-    for layout in (TP2, PP2, zero(2) | HOST, zero(3, 4) | {"hpz": 2}):
-        assert refuse(Layout(**deepspeed(layout)), SHAPE, recipe) is None
-        assert "DiLoCo's replicas" in refuse(Layout(**deepspeed(layout)), SHAPE, recipe, replicas=2)
