@@ -259,6 +259,6 @@ def test_every_launcher_gives_the_same_losses_and_a_clean_stdout(tmp_path):
         assert done.returncode == 0, done
         assert [run["status"] for run in json.loads(done.stdout)["runs"]] == ["ok"]
         (row,) = scalade.read_runs(results).to_dict("records")
-        assert row["megatron_version"] and row["engine"] == "megatron"
+        assert row["megatron_version"] and row["engine"] == "megatron" and row["exposed_comm_time_s"] > 0
         losses[launcher] = scalade.read_steps(results)["loss"].tolist()
     assert losses["local"] == losses["torchrun"] == losses["mpirun"] and len(losses["local"]) == 4

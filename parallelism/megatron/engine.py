@@ -23,6 +23,7 @@ from ...bench.engine import LocalParameter, StepOutput
 from ...bench.init import fill
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
+from ...bench.waits import counted_as
 from ...bench.weights import Weights, gathered, handed_out
 from ..layout import Layout
 from ..mesh import Mesh
@@ -52,6 +53,7 @@ class MegatronEngine:
 
     def __init__(self, shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device) -> None:
         self.shape, self.recipe, self.layout, self.mesh, self.device = shape, recipe, layout, mesh, device
+        self.waits_on_host = device.type != "cuda"  # all of Megatron-Core's waits are in Python
         self.distributed_optimizer = layout.dp_shard > 1
         if device.type != "cuda":
             cpu.install()
@@ -98,10 +100,22 @@ class MegatronEngine:
             chosen, self.chunks, use_gloo_process_groups=False, pg_collection=groups
         )
         (self.inner,) = self.optimizer.chained_optimizers
+        if layout.pp > 1:
+            self._count_norm_as_bubble()
         for group in self.optimizer.param_groups:  # what Megatron's scheduler does; norms have wd_mult 0
             group["weight_decay"] = recipe.weight_decay * group["wd_mult"]
         self.forward_backward = get_forward_backward_func(layout.pp, config.virtual_pipeline_model_parallel_size)
         self.between = P2PCommunicator(pp_group=groups.pp, config=config)
+
+    def _count_norm_as_bubble(self) -> None:
+        """The gradient norm is the first sum over all stages: the early ones wait for the first stage there."""
+        norm = self.optimizer.get_grad_norm
+
+        def counted():
+            with counted_as("bubble"):
+                return norm()
+
+        self.optimizer.get_grad_norm = counted
 
     # A parameter's fp32 values are the parameter itself, an fp32 copy of it, or this rank's flat part of either.
 
