@@ -16,6 +16,9 @@ Ours leaves out their two dropout masks (2 of the 34 bytes) and their scores (5 
 materialised by SDPA), and counts grouped-query attention (kv = kv_heads head_dim) and the MLP as they are: GELU keeps
 2 ffn, SwiGLU 4 ffn. With 2 bytes, GELU, ffn = 4 w and kv = w it is their 34 less 2. QK-norm adds its inputs, w + kv.
 Where RMSNorm is not one kernel (CPU), it also keeps its fp32 steps: 4 bytes more per element it normalises, bf16 6.
+Megatron-Core's own attention, where there is no GPU for a better one, does keep the scores: fp32 probabilities and a
+mask of a byte, heads s/t of each, in bf16 the probabilities again; not where `selective` recomputes them. With that
+it keeps -5 to 17% more than is predicted here (copies that its fused matrices leave behind).
 Recompute: `full` keeps each layer's input (their 2 s b w) and one layer's activations while it is recomputed;
 `selective` keeps what matrices and attention put out and recomputes norms, rotation and the MLP's nonlinearity.
 
@@ -98,11 +101,15 @@ def _rank(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, fused
         # The layer at work and the one fetched ahead; embedding and head stay gathered.
         gathered = min(layers, 2) * layer_params + tables + last * shape.width
     copies = gathered * element if shards > 1 or element < FP32 else 0
+    weights, gradients = owned, owned
+    if shards > 1 and layout.zero_stage < 3:  # parameters stay whole: in fp32 they are the weights, else the copy
+        weights, copies = (whole, 0) if element == FP32 else (owned, whole * element)
+        gradients = whole if layout.zero_stage == 1 else owned
 
     activations, logits = _activations(shape, recipe, layout, outer, fused_norm, rank, split)
     return Memory(
-        weights=int(FP32 * owned * folded),
-        gradients=int(FP32 * owned),
+        weights=int(FP32 * weights * folded),
+        gradients=int(FP32 * gradients),
         optimizer=int(FP32 * per_owned * owned * folded),
         outer=state_bytes(outer, int(owned)),
         copies=int(copies),
@@ -134,10 +141,13 @@ def _activations(
     spread = layout.tp if layout.sp else 1
     norm_extra = 0 if fused_norm else {"fp32": FP32, "bf16": 2 * FP32 - element}[recipe.precision]
 
+    scores = FP32 + 1 + (element if element < FP32 else 0) if layout.engine == "megatron" and not fused_norm else 0
+
     def layer_bytes(recompute: str) -> float:
         common, over_tp = layer_elements(shape, recompute)
         kept = tokens * element * (common / spread + over_tp / layout.tp)
         if recompute == "none":
+            kept += tokens * scores * shape.heads * shape.seq_len / layout.tp
             heads = (shape.width + shape.kv_heads * shape.head_dim) / layout.tp if shape.qk_norm else 0
             kept += tokens * norm_extra * (2 * shape.width / spread + heads)
         return kept
