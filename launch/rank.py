@@ -17,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from .clean import Before
 from .environment import LISTEN_FD, Placement, find_placement
 from .failure import ErrorReport, error_kind, one_line, write_report
+from .pool import ARGUMENT, serve
 from .processes import die_with_supervisor
 from .progress import Reporter
 from .rendezvous import World, join, leave
@@ -34,16 +36,30 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> None:
     """Run one rank to its end. `program`: what computes; by default `execute`, imported once the world stands."""
     (file,) = sys.argv[1:] if argv is None else argv
     die_with_supervisor()
-    spec = RunSpec.from_json(Path(file).read_text())
+    if file.startswith(ARGUMENT):
+        serve(int(file.removeprefix(ARGUMENT)), lambda order: _one(order, program, warm=True))
+        os._exit(0)
+    _one(Path(file), program)
+
+
+def _one(file: Path, program: Program | None, warm: bool = False) -> bool:
+    """One run; what fails ends the process. warm: another may follow; False where this one left something behind."""
+    spec = RunSpec.from_json(file.read_text())
     scratch = Path(spec.scratch)
     place = find_placement()
     assert place is not None, "the supervisor sets RANK"
-    stacks = open(scratch / f"rank-{place.rank}.stack", "w")  # noqa: SIM115 open as long as the process
+    stacks = open(scratch / f"rank-{place.rank}.stack", "w")  # noqa: SIM115 open as long as the run
     for name in signal_names(spec.requeue_signals):
         signal.signal(signal.Signals[name], signal.SIG_IGN)  # the supervisor hears it, and asks
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     try:
-        _run(spec, place, scratch, program)
+        before = _run(spec, place, scratch, program, warm)
+        if left := before and before.put_back():
+            print(f"a fresh process has to follow: {left}", file=sys.stderr, flush=True)
+        faulthandler.unregister(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        stacks.close()
+        return not left
     except Preempted as stopped:
         print(stopped, file=sys.stderr, flush=True)
         os._exit(REQUEUE_STATUS)
@@ -58,12 +74,14 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> None:
             os._exit(1)  # torch's and MPI's farewells wait for peers that may be gone
 
 
-def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None) -> None:
+def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None, warm: bool) -> Before | None:
+    """warm: gives what to put back."""
     inherited = os.environ.pop(LISTEN_FD, None)
     # Torch brings a quarter of a million objects that stay: no collection while they come (a tenth of the import), and
     # none ever looks at them afterwards (a full one would take as long as a step).
     gc.disable()
     world = join(spec, place, None if inherited is None else int(inherited))
+    before = Before() if warm and "torch" in sys.modules else None
     gc.freeze()
     gc.enable()
     if world.rank == 0:
@@ -85,6 +103,7 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     leave()
     if world.meeting:
         world.meeting.leave()
+    return before
 
 
 def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -> None:

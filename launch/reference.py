@@ -18,7 +18,7 @@ from ..parallelism.diloco.config import ALGORITHMS, COMPRESSIONS
 from ..parallelism.layout import CP_METHODS, ENGINES, OFFLOAD, RECOMPUTE, SCHEDULES, ZERO_STAGES
 from .errors import shown
 from .resolve import SEQ_LEN
-from .schema import DEVICES, KEYS, LAUNCHERS, SECTIONS, Key
+from .schema import DEVICES, ISOLATIONS, KEYS, LAUNCHERS, SECTIONS, Key
 
 BEGIN, END = "<!-- keys: generated, see launch/reference.py -->\n", "<!-- end of keys -->\n"
 DEFAULTS = {
@@ -33,7 +33,7 @@ ALLOWED = {
     "outer.algorithm": ALGORITHMS, "outer.compression": COMPRESSIONS, "layout.engine": ENGINES,
     "layout.pp_schedule": SCHEDULES, "layout.cp_method": CP_METHODS, "layout.recompute": RECOMPUTE,
     "layout.zero_stage": tuple(map(str, ZERO_STAGES)), "layout.offload_optimizer": OFFLOAD,
-    "layout.offload_parameters": OFFLOAD, "run.launcher": LAUNCHERS, "run.device": DEVICES,
+    "layout.offload_parameters": OFFLOAD, "run.launcher": LAUNCHERS, "run.device": DEVICES, "run.isolation": ISOLATIONS,
 }  # fmt: skip
 ABOUT = {
     "model": "A named size, or `layers`, `heads`, `width` and `ffn`. A key given beside `size` changes that size.",

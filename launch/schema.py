@@ -25,6 +25,7 @@ from .launchers import LAUNCHERS as STARTERS
 from .stop import signal_names
 
 LAUNCHERS = ("local", *STARTERS)
+ISOLATIONS = ("fresh", "pool")
 DEVICES = ("auto", "cpu", "cuda")
 INT_LIMIT = 2**63  # what a column of the table holds
 
@@ -67,6 +68,7 @@ class Run:
     launcher: str = "local"  # local: `scalade run` starts the ranks; the others start `scalade worker`
     repeats: int = 1  # runs of each case: the unit of repetition
     seeds: tuple[int, ...] = ()  # recipe seeds, each a case of its own; else recipe.seed
+    isolation: str = "fresh"  # pool: ranks start once and run many cases, one after the other; fresh: one
     time_limit_s: float = 1800.0  # of one run, start of its processes included
     hang_limit_s: float = 600.0  # without a step; at least ten times the longest wait so far; 0: no limit
     requeue_signals: str = "USR1"  # as "USR1,TERM": checkpoint, stop, and exit with status 75 to be queued again
@@ -80,7 +82,7 @@ class Run:
     def problems(self) -> list[str]:
         found = [
             f"run.{name} = {shown(getattr(self, name))}: allowed are {', '.join(allowed)}"
-            for name, allowed in (("launcher", LAUNCHERS), ("device", DEVICES))
+            for name, allowed in (("launcher", LAUNCHERS), ("device", DEVICES), ("isolation", ISOLATIONS))
             if getattr(self, name) not in allowed
         ]
         for name, low in (("repeats", 1), ("threads_per_rank", 0), ("device_memory_gib", 0), ("max_ranks", 0)):

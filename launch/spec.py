@@ -36,6 +36,7 @@ class RunSpec:
     link: Mapping[str, Any] = field(default_factory=dict)  # columns of the shaped links that the ranks talk over
     hang_limit_s: float = 0.0  # without a step; 0: no limit
     grace_s: float = 60.0  # for a checkpoint, when the job's time is up
+    isolation: str = "fresh"  # or pool
     requeue_signals: str = ""  # that say so; a scheduler may send them to the ranks, too
 
     def to_json(self) -> str:
@@ -52,8 +53,8 @@ class RunSpec:
         """The columns of `runs` that say which run this is."""
         return {
             "run_id": self.run_id, "repeat": self.repeat, "attempt": self.attempt, "study": self.study,
-            "launcher": self.launcher, "world_size": self.size, "started_at": utc(self.launched_at),
-            "predicted_memory_bytes": self.predicted_memory_bytes,
+            "launcher": self.launcher, "isolation": self.isolation, "world_size": self.size,
+            "started_at": utc(self.launched_at), "predicted_memory_bytes": self.predicted_memory_bytes,
         } | self.parsed_case().columns() | self.link  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
-from ..parallelism.engines import unavailable
+from ..parallelism.engines import patches, unavailable
 from ..parallelism.memory import GIB, predict
 from . import machine
 from .case import Case
@@ -86,6 +86,8 @@ class Study:
             reason = f"needs {case.ranks} ranks, {why}"
         elif case.outer.quorum and (self.run.launcher != "local" or world_size is not None):
             reason = "outer.quorum needs run.launcher = 'local': the other launchers end a run when one rank ends"
+        elif self.run.isolation == "pool" and (what := disturbs(case)):
+            reason = f"run.isolation = 'pool': {what}; with 'fresh' it can run"
         elif memory_bytes is not None:
             reason = self._too_big(case.ranks, need, memory_bytes)
         return PlannedCase(case, reason, need)
@@ -119,6 +121,15 @@ class Study:
         if self.device == "cpu":
             return machine.host_memory_bytes()
         return int(self.run.device_memory_gib * GIB) or (machine.gpu_memory_bytes() if machine.gpus() else None)
+
+
+def disturbs(case: Case) -> str | None:
+    """What a case changes in its processes that a later one would find."""
+    if what := patches(case.layout):
+        return f"layout.engine = '{case.layout.engine}' replaces {what} for the whole process"
+    if case.layout.compile:
+        return "layout.compile keeps what it compiled in the process"
+    return "outer.quorum lets ranks die" if case.outer.quorum else None
 
 
 def load_study(path: str | Path) -> Study:

@@ -78,7 +78,7 @@ class Quorum:
 @dataclass
 class Child:
     rank: int
-    process: subprocess.Popen
+    process: subprocess.Popen  # or what looks like one (pool.py)
     ended_by_us: bool = field(default=False)
 
 
@@ -164,13 +164,15 @@ def watch(
     quorum: Quorum | None = None,
     watchdog: Watchdog | None = None,
     grace_s: float = 0.0,
+    keep: bool = False,
 ) -> Ending:
     """Wait until the ranks have ended, or end them: when one fails, the time is up, none steps any more, a signal
     came, or another asks.
     With a quorum a failed rank ends its replica only, as long as enough are left; and the run is done when replica 0
     is, some seconds later for the others to end.
 
-    On return, also by an exception, nothing that these ranks started is left.
+    On return, also by an exception, nothing that these ranks started is left; with `keep` ranks that ended their run
+    well wait for another (pool.py).
 
     deadline: on time.monotonic(); None: no limit
     asked_to_stop: a cause when the ranks have to be ended for a reason that is not seen here
@@ -231,7 +233,8 @@ def watch(
             for rank in _dump_stacks(children):
                 detail += f"; rank {rank} was stopped by a signal" * (cause == "hang")
     finally:
-        _end(children, mark)
+        if not keep or cause != "done":
+            _end(children, mark)
     exits = {child.rank: None if child.ended_by_us else child.process.returncode for child in children}
     if quorum and cause == "done":  # how the others ended is the row's `quorum_missed`
         exits = {rank: code for rank, code in exits.items() if quorum.replica(rank) == 0}
@@ -262,15 +265,16 @@ def _dump_stacks(children: Sequence[Child]) -> list[int]:
     """Ask each rank for the stack of each of its threads, into rank-N.stack (rank.py registered faulthandler).
 
     A signal's handler is C and writes also where Python is stuck in a call. A rank that was stopped is let go on for
-    it; gives which ranks were.
+    it, the others stopped meanwhile: the run is judged, and does not finish now. Gives which ranks were.
     """
     live = [child for child in children if child.process.poll() is None]
     halted = stopped(child.process.pid for child in live)
     for child in live:
         child.process.send_signal(signal.SIGUSR1)
-        if child.process.pid in halted:
-            child.process.send_signal(signal.SIGCONT)
-    if live:
+    time.sleep(STACKS_S * bool(live))
+    if halted:
+        for child in live:
+            child.process.send_signal(signal.SIGCONT if child.process.pid in halted else signal.SIGSTOP)
         time.sleep(STACKS_S)
     return [child.rank for child in live if child.process.pid in halted]
 

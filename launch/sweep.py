@@ -23,6 +23,7 @@ from .case import Case
 from .display import Display
 from .environment import LOOPBACK, Placement, link_columns, listen
 from .judge import judge
+from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
 from .spec import RunSpec, utc
@@ -127,6 +128,8 @@ def make_plan(
                 missing.append(run)
             else:
                 kept[run.run_id] = status
+    if study.run.isolation == "pool":  # a world of each size starts once
+        missing.sort(key=lambda run: run.case.ranks)
     return Plan(
         pending=tuple(missing),
         kept=kept,
@@ -159,14 +162,15 @@ class LocalExecutor:
 
     def __init__(self, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> None:
         self.signals, self.command = signals, command
-        self.mark, self.guard = new_mark(), None
+        self.mark, self.guard, self.pool = new_mark(), None, Pool()
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
         with self.listen() as listener:
             spec = replace(spec, address=self.address, port=listener.getsockname()[1], nonce=os.urandom(8).hex())
             try:
-                children = start(spec, self.places(spec.size), self.mark, listener, self.command, self.prefix)
+                begin = self.pool.start if spec.isolation == "pool" else start
+                children = begin(spec, self.places(spec.size), self.mark, listener, self.command, self.prefix)
             except BaseException:
                 end_marked(self.mark)
                 raise
@@ -180,6 +184,7 @@ class LocalExecutor:
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
             quorum=quorum, watchdog=Watchdog(scratch, spec.hang_limit_s), grace_s=0.0 if quorum else spec.grace_s,
+            keep=spec.isolation == "pool",
         )  # fmt: skip
         return judge([ending], scratch, time_limit_s)
 
@@ -195,6 +200,7 @@ class LocalExecutor:
         return ()
 
     def close(self) -> None:
+        self.pool.close()
         if self.guard:
             self.guard.close()
 
@@ -323,7 +329,7 @@ class Sweep:
             threads=self.study.run.threads_per_rank, attempt=claim.attempt,
             launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes, link=link_columns(),
             hang_limit_s=self.study.run.hang_limit_s, grace_s=self.study.run.grace_s,
-            requeue_signals=self.study.run.requeue_signals,
+            requeue_signals=self.study.run.requeue_signals, isolation=self.study.run.isolation,
         )  # fmt: skip
 
     def _row(self, spec: RunSpec, outcome: Outcome, ended_at: float) -> dict[str, object]:

@@ -25,6 +25,7 @@ from .environment import (
 )
 from .judge import judge
 from .peers import PATIENCE_S, Peers
+from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .rendezvous import Seat, agree, connect
 from .spec import RunSpec
@@ -112,6 +113,7 @@ class WorldExecutor:
     def __init__(self, peers: Peers, signals: Signals, launcher: str, command: Sequence[str] = RANK_COMMAND) -> None:
         self.peers, self.signals, self.launcher, self.command = peers, signals, launcher, command
         self.mark, self.guard, self.number, self.broken = new_mark(), None, 0, None
+        self.pool = Pool()
         hosts = [seat.host for seat in peers.seats]
         other = next((host for host in hosts if host != hosts[0]), hosts[0])
         self.address = reachable_address(hosts, other)
@@ -124,7 +126,8 @@ class WorldExecutor:
             spec = replace(spec, address=self.address, port=port, nonce=os.urandom(8).hex())
             self.peers.order(self.number, {"run": spec.to_json()})
             try:
-                children = start(spec, [self.peers.place], self.mark, listener, self.command)
+                begin = self.pool.start if spec.isolation == "pool" else start
+                children = begin(spec, [self.peers.place], self.mark, listener, self.command)
                 self.guard = self.guard or Guard(self.mark)
                 started()
             except BaseException:
@@ -133,7 +136,7 @@ class WorldExecutor:
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
             asked_to_stop=lambda: self.peers.asked_to_stop(self.number), watchdog=Watchdog(scratch, spec.hang_limit_s),
-            grace_s=spec.grace_s,
+            grace_s=spec.grace_s, keep=spec.isolation == "pool",
         )  # fmt: skip
         self.peers.publish(self.number, ending)
         outcome = judge(self.peers.gather(self.number, ending), scratch, time_limit_s)
@@ -147,13 +150,14 @@ class WorldExecutor:
         self.close()
 
     def close(self) -> None:
+        self.pool.close()
         if self.guard:
             self.guard.close()
 
 
 def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> tuple[int, str | None]:
     """What every other supervisor does: run its rank of each order until the last one. Gives exit status and why."""
-    mark, guard, number = new_mark(), None, 0
+    mark, guard, number, pool = new_mark(), None, 0, Pool()
     try:
         while True:
             number += 1
@@ -166,7 +170,8 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
             scratch = Path(spec.scratch)
             scratch.mkdir(parents=True, exist_ok=True)  # a disk of its own, where the results folder is not shared
             try:
-                children = start(spec, [peers.place], mark, None, command)
+                begin = pool.start if spec.isolation == "pool" else start
+                children = begin(spec, [peers.place], mark, None, command)
                 guard = guard or Guard(mark)
             except BaseException:
                 end_marked(mark)
@@ -174,10 +179,12 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
             ending = watch(
                 children, scratch, mark, deadline=None, signals=signals,
                 asked_to_stop=lambda number=number: peers.asked_to_stop(number),
+                keep=spec.isolation == "pool",
             )  # fmt: skip
             peers.publish(number, ending)
     finally:
         peers.leave()
+        pool.close()
         if guard:
             guard.close()
 

@@ -39,6 +39,11 @@ def unavailable(layout: Layout) -> str | None:
     return CAN[layout.engine].available()
 
 
+def patches(layout: Layout) -> str | None:
+    """What of torch this layout's engine replaces in a process, or None."""
+    return CAN[layout.engine].PATCHES
+
+
 def build_engine(
     shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, device: torch.device,
     meeting: Meeting | None = None,

@@ -7,6 +7,8 @@ from ..bench.shape import ModelShape
 from .layout import LOOPED, V_SHAPED, ZERO_BUBBLE, Layout
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
+PATCHES = None  # what it replaces for the whole process
+
 
 
 def available() -> str | None:

@@ -275,6 +275,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
     ),
     "Environment": (
         _string("launcher", "what started the ranks: `local`, `torchrun`, `mpirun`, `srun`"),
+        _string("isolation", "`fresh` processes for each run, or a `pool` of ranks that ran other cases before"),
         _count("world_size", "ranks, all replicas counted"),
         _count("nodes", "different hosts among the ranks"),
         _string("ranks_json", "list of {rank, local_rank, host, pid, device}, one per rank"),

@@ -9,6 +9,8 @@ from ..layout import Layout
 from .config import stage_of
 
 OPTIMIZERS = ("adamw", "sgd", "deepspeed-cpu-adam", "deepspeed-fused-adam")
+PATCHES = "torch.nn.functional.linear (ZeRO stage 3)"  # what it replaces for the whole process
+
 
 
 def available() -> str | None:

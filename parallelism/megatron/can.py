@@ -15,6 +15,8 @@ from ..layout import Layout
 OLDEST = (0, 16)  # the first whose process groups are all handed in (ProcessGroupCollection)
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("1F1B", "Interleaved1F1B")
+PATCHES = "functions of torch.cuda (on CPU)"  # what it replaces for the whole process
+
 
 
 def available() -> str | None:
