@@ -41,7 +41,7 @@ def test_each_link_has_its_rows_against_its_own_data_parallel(tmp_path, capsys):
     assert by_link.main([str(out), str(fast), str(slow)]) == 0
     assert out.read_text().startswith("<?xml")
     told = capsys.readouterr().out
-    assert "| 100 Mbit/s, 20 ms | diloco.M2.H4 | 200 (200 to 200) | 25.0 | 2,000 | 4.00 | 2 |" in told
+    assert "| 100 Mbit/s, 20 ms | diloco.M2.H4 | 2,000 | 160.0 | 25.0 | 200 (200 to 200) | 4.00 | 2 |" in told
 
 
 def test_nothing_to_read_is_one_line(tmp_path):

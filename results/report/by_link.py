@@ -27,7 +27,8 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
 
     `step_s`: Estimate over runs. `exposed_s`: of a step, median over runs of what inner collectives were waited for
     (median step) and outer ones (mean over the timed steps); None where it was not measured. `sent_bytes`: of one rank
-    and step. `ratio`: step time of data parallel, the layout without an outer loop, over this one's.
+    and step. `sent_s`: what these bytes take at the link's measured rate, which for two ranks is the least there is (a
+    ring moves each message once); None without a lab. `ratio`: step time of data parallel, the layout without an outer loop, over this one's.
 
     Raises
     ------
@@ -42,10 +43,11 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
         groups: dict[str, list[dict]] = defaultdict(list)
         for run in runs:
             groups[run["layout"]].append(run)
-        link = link_name(runs)
+        link, rates = link_name(runs), _told(runs, "link_rate_measured_bits_per_s")
         found = [{"link": link} | _row(name, some, outer, level) for name, some in groups.items()]
         plain = [row["step_s"].value for row in found if not row["outer"]]
         for row in found:
+            row["sent_s"] = 8 * row["sent_bytes"] / np.median(rates) if rates and row["sent_bytes"] else None
             row["ratio"] = min(plain) / row["step_s"].value if plain else None
         rows += sorted(found, key=lambda row: (row["outer"], -(row["sent_bytes"] or 0)))
     return rows
@@ -79,28 +81,32 @@ def _outer_exposed(folder: Path) -> dict[str, float]:
 
 def link_name(runs: Sequence[dict]) -> str:
     """As measured, medians over the runs: `96 Mbit/s, 0.06 ms`."""
-    rates = [run["link_rate_measured_bits_per_s"] for run in runs if run["link_rate_measured_bits_per_s"]]
-    trips = [run["link_rtt_measured_s"] for run in runs if run["link_rtt_measured_s"]]
+    rates, trips = _told(runs, "link_rate_measured_bits_per_s"), _told(runs, "link_rtt_measured_s")
     if not rates or not trips:
         return "this machine's own"
     return f"{np.median(rates) / MBIT:,.0f} Mbit/s, {np.median(trips) * 1e3:.2g} ms"
 
 
+def _told(runs: Sequence[dict], column: str) -> list[float]:
+    return [run[column] for run in runs if run[column]]
+
+
 def markdown(rows: Sequence[dict]) -> str:
     """The table."""
     lines = [
-        "| link, measured | layout | step, ms | waited, ms | sent, kB per rank and step | times DP's speed | runs |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| link, measured | layout | kB sent per rank and step | these at the link's rate, ms | waited, ms | step, ms "
+        "| times DP's speed | runs |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         step: Estimate = row["step_s"]
         low, high = (step.least, step.most) if step.low is None else (step.low, step.high)
         around = f" ({low * 1e3:.0f} to {high * 1e3:.0f})" if step.runs > 1 else ""
-        wait = "-" if row["exposed_s"] is None else f"{row['exposed_s'] * 1e3:.1f}"
+        wait, least = ("-" if row[key] is None else f"{row[key] * 1e3:.1f}" for key in ("exposed_s", "sent_s"))
         size = "-" if row["sent_bytes"] is None else f"{row['sent_bytes'] / 1e3:,.0f}"
         ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
         lines.append(
-            f"| {row['link']} | {row['layout']} | {step.value * 1e3:.0f}{around} | {wait} | {size} | {ratio} "
+            f"| {row['link']} | {row['layout']} | {size} | {least} | {wait} | {step.value * 1e3:.0f}{around} | {ratio} "
             f"| {step.runs} |"
         )
     return "\n".join(lines)
