@@ -27,8 +27,8 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
 
     `step_s`: Estimate over runs. `exposed_s`: of a step, median over runs of what inner collectives were waited for
     (median step) and outer ones (mean over the timed steps); None where it was not measured. `sent_bytes`: of one rank
-    and step. `sent_s`: what these bytes take at the link's measured rate, which for two ranks is the least there is (a
-    ring moves each message once); None without a lab. `ratio`: step time of data parallel, the layout without an outer loop, over this one's.
+    and step. `sent_s`: what these take at the link's measured rate, for two ranks the least there is (a ring moves each
+    message once); None without a lab. `ratio`: step time of the layout without an outer loop over this one's.
 
     Raises
     ------
