@@ -169,3 +169,27 @@ def test_the_switch_ends_with_the_lab_however_that_ends(take_down):
     assert not labs.marked(found.state.mark)
     scalade("lab", "down", "--name", NAME)
     assert MARK not in os.environ
+
+
+@pytest.mark.parametrize("launcher", ["local", "torchrun", "mpirun"])
+def test_kill_9_of_a_sweep_leaves_no_rank_in_the_lab(take_down, tmp_path, launcher):
+    scalade("lab", "up", "--name", NAME)
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(launcher=launcher).replace("steps = 6", "steps = 1000000"))
+    command = [sys.executable, "-m", "scalade", "run", str(study), "--lab", NAME, "--results", str(tmp_path / "r")]
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("r/runs/*/scratch/progress.json")) and time.monotonic() < deadline:
+        assert sweep.poll() is None
+        time.sleep(0.05)
+
+    def inside():
+        return next(lab["processes"] for lab in labs.status() if lab["name"] == NAME)
+
+    assert inside() >= 2
+    sweep.kill()
+    sweep.wait()
+    deadline = time.monotonic() + 20
+    while inside() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert inside() == 0
