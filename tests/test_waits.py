@@ -31,10 +31,21 @@ LATE = {
 }
 STAGES = {f"{schedule} m{m}": {"pp": 2, "pp_schedule": schedule, "microbatches": m}
           for schedule, m in (("GPipe", 4), ("1F1B", 2), ("1F1B", 8))}  # fmt: skip
-JOBS = {name: case(layout, late_s=LATE_S / layout.get("microbatches", 1)) for name, layout in LATE.items()}
+JOBS = {name: case(layout, late_s=LATE_S) for name, layout in LATE.items()}
 JOBS |= {name: case(layout, stage_s=STAGE_S) for name, layout in STAGES.items()}
 JOBS["diloco"] = case({}, late_s=LATE_S, outer={"algorithm": "diloco", "replicas": 2, "sync_every": 1})
 JOBS["hidden"] = {"hidden_s": 0.3}
+ENGINES = {
+    "megatron ddp": {"engine": "megatron", "dp_replicate": 2},
+    "megatron, distributed optimizer": {"engine": "megatron", "dp_shard": 2, "zero_stage": 1},
+    "megatron tp": {"engine": "megatron", "tp": 2},
+    "megatron pp": {"engine": "megatron", "pp": 2, "microbatches": 4},
+    "deepspeed ddp": {"engine": "deepspeed", "dp_replicate": 2},
+    "deepspeed zero1": {"engine": "deepspeed", "dp_shard": 2, "zero_stage": 1},
+    "deepspeed zero3": {"engine": "deepspeed", "dp_shard": 2},
+    "deepspeed tp": {"engine": "deepspeed", "tp": 2, "sp": False, "loss_parallel": False},
+    "deepspeed pp": {"engine": "deepspeed", "pp": 2, "microbatches": 4},
+}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +104,17 @@ def test_what_computation_hides_is_not_counted(world):
     first, second = world["hidden"]
     assert max(first["exposed"]) > 0.75 * 0.15 and min(second["exposed"]) < 0.5 * 0.15
     assert min(first["hidden"]) < 0.5 * 0.15
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_the_waits_of_other_engines_are_all_seen(engine, tmp_path):
+    """On the rank that waits, a step without its waits is none the longer for the other's being late."""
+    jobs = {name: case(layout, late_s=LATE_S) for name, layout in ENGINES.items() if layout["engine"] == engine}
+    for name, (early, _) in run_world("waits_ranks.py", 2, jobs, tmp_path, timeout_s=200).items():
+        assert max(early["waited_s"]) > 0.75 * LATE_S, name
+        assert min(early["rest_s"]) < 0.5 * LATE_S, name
 
 
 # one process

@@ -1,4 +1,4 @@
-"""One rank of test_waits.py: trains a few steps of each case with a rank that sleeps, or stages that do, and leaves the
+"""One rank of test_waits.py: trains a few steps of each case, rank 1 late or all stages slow, and leaves the
 rows and the number of waits of this rank's steps."""
 
 import json
@@ -28,39 +28,39 @@ def sleeps(seconds: float):
 
 
 def make_sleep(engine, case: dict) -> None:
-    """late_s: rank 1 before its forward passes; stage_s: every stage before a forward and, twice as long, a backward
-    pass of a microbatch."""
-    inner = getattr(engine, "engines", [engine])[0]
-    for part in inner.parts:
-        if case.get("late_s") and dist.get_rank() == 1:
-            part.register_forward_pre_hook(sleeps(case["late_s"]))
-        if case.get("stage_s"):
-            part.register_forward_pre_hook(sleeps(case["stage_s"]))
-            part.register_forward_hook(lambda _, __, out: out.register_hook(sleeps(2 * case["stage_s"])) and None)
+    """stage_s: every stage sleeps before a forward and, twice as long, before a backward pass of a microbatch."""
+    for part in engine.parts if case.get("stage_s") else ():
+        part.register_forward_pre_hook(sleeps(case["stage_s"]))
+        part.register_forward_hook(lambda _, __, out: out.register_hook(sleeps(2 * case["stage_s"])) and None)
 
 
 def rows(case: dict) -> dict:
     shape, recipe, layout = ModelShape(**case["shape"]), Recipe(**case["recipe"]), Layout(**case["layout"])
     outer, device = Outer(**case.get("outer", {})), Device("cpu")
-    assert refuse(layout, shape, recipe, outer.replicas) is None
+    assert (why := refuse(layout, shape, recipe, outer.replicas)) is None, why
     engine = build_engine(shape, recipe, layout, outer, device.torch)
     assert engine.waits_on_host
     make_sleep(engine, case)
     first, last = engine.rows()
     tokens = torch.arange(recipe.global_batch * (shape.seq_len + 1)).reshape(recipe.global_batch, -1) % shape.vocab
-    record, counts, mine = StepRecord(device), [], []
+    record, counts, mine, waited, rest = StepRecord(device), [], [], [], []
     with Waits(pipeline="pp" in engine.talks()) as waits:
         for step in range(STEPS):
             begin = device.mark()
+            if dist.get_rank() == 1:
+                time.sleep(case.get("late_s", 0.0))
             output = engine.train_step(tokens[first:last], 1e-3)
             end = device.mark()
             counts.append(len(waits.found))
             columns = waits.take(output.update_began, output.update_ended)
             mine.append(columns["comm_time_s"])
+            waited.append(columns["comm_time_s"] + columns.get("bubble_time_s", 0.0))
+            rest.append(end - begin - waited[-1])
             record.add({"step": step} | columns, (begin, begin, end), output)
     record.flush()
     engine.close()
-    return {"rows": record.rows[2:], "waits": counts[2:], "comm_s": mine[2:]}  # DDP settles its buckets in the second
+    kept = {"rows": record.rows, "waits": counts, "comm_s": mine, "waited_s": waited, "rest_s": rest}
+    return {name: values[2:] for name, values in kept.items()}  # DDP settles its buckets in the second step
 
 
 def hidden(seconds: float) -> dict:

@@ -37,6 +37,7 @@ class DeepSpeedEngine:
 
     def __init__(self, shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device) -> None:
         self.shape, self.recipe, self.layout, self.mesh, self.device = shape, recipe, layout, mesh, device
+        self.waits_on_host = device.type == "cpu"
         self.stage = stage_of(layout)
         self.reported: list[Tensor] = []
         self.norm = torch.zeros((), device=device)
