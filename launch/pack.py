@@ -23,8 +23,8 @@ from ..results.store import RunStore
 from .launchers import LAUNCHERS, Step
 from .processes import MARK, Guard, end_marked, new_mark
 from .schedulers import SCHEDULERS
-from .schedulers.base import AGAIN, STOP_FILE
 from .site import Kubernetes, Site
+from .stop import REQUEUE_STATUS, STOP_FILE
 from .study import Study, load_study
 from .submit import nodes_of
 from .sweep import UNFINISHED, PlannedRun, make_plan
@@ -86,7 +86,7 @@ class Tally:
         if self.received in signal.Signals.__members__:
             return 128 + signal.Signals[self.received]
         if self.left and (self.ended or any(piece.resumes for piece in self.left)):
-            return AGAIN
+            return REQUEUE_STATUS
         return int(bool(self.left or self.given_up or any(status != "ok" for status in self.ended.values())))
 
 

@@ -51,6 +51,8 @@ def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool 
     changed = False
     for job in submission.jobs:
         seen = told.setdefault(job.name, {})
+        if seen and not job.job_id:  # submitting was cut off before the id was heard
+            job.job_id, changed = scheduler.find(job.name) or "", True
         for number, task in seen.items():
             final = task.state not in (*ACTIVE, UNKNOWN)
             if final and job.seen.get(str(number)) != asdict(task):

@@ -15,10 +15,9 @@ from typing import ClassVar
 
 from ..launchers import LAUNCHERS, Raw, Step
 from ..site import Site, clock
+from ..stop import REQUEUE_STATUS, STOP_FILE
 from .shell import command, comment, quote
 
-AGAIN = 75  # EX_TEMPFAIL: workers and `scalade pack` end with it where another allocation can do the rest
-STOP_FILE = "SCALADE_STOP_FILE"  # names a file that, once it is there, asks a worker's ranks to stop
 PATIENCE_S = 60.0  # for a command of the scheduler
 WAITING, RUNNING, DONE, FAILED, CANCELLED, UNKNOWN = "waiting", "running", "done", "failed", "cancelled", "unknown"
 ACTIVE = (WAITING, RUNNING)
@@ -147,6 +146,10 @@ class Scheduler:
         """Inside a job: its nodes."""
         raise NotImplementedError
 
+    def find(self, name: str) -> str | None:
+        """Id of the job of this name; None: it cannot be found by that."""
+        return None
+
     def printed(self, name: str, lines: int) -> str | None:
         """The end of what a job printed, where that is in no file; None: it is in a file of the submission's folder."""
         return None
@@ -242,7 +245,7 @@ class Scheduler:
             "fi",
             "",
             "# What is left goes on in the next allocation",
-            'if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq ' + f"{AGAIN} ]; then",
+            'if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq ' + f"{REQUEUE_STATUS} ]; then",
             f'    [ "{self.restarts}" -ge {job.site.max_restarts} ] || {requeue}',
             "fi",
             'exit "$status"',

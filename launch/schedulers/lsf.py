@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..launchers import Step, mpirun_starter
+from ..stop import REQUEUE_STATUS
 from .base import (
-    AGAIN,
     DONE,
     FAILED,
     RUNNING,
@@ -38,7 +38,7 @@ class Lsf(Scheduler):
         array="job array (`-J name[1-n]`)",
         packed="sub-sets of nodes by mpirun's host list",
         signal="",
-        requeue=f"`-r` after a node failure; exit status {AGAIN} (`-Q`)",
+        requeue=f"`-r` after a node failure; exit status {REQUEUE_STATUS} (`-Q`)",
         states="bjobs",
         tried="golden scripts",
     )
@@ -55,7 +55,7 @@ class Lsf(Scheduler):
         lines += [f'-gpu "num={site.gpus_per_node}:mode=shared"'] if site.gpus_per_node else []
         lines += ["-x"] if site.exclusive else []
         lines += [f"-W {walltime(job)[:-3]}"]  # hours and minutes
-        return [*lines, f"-o {job.name}.%J{'_%I' if several else ''}.log", "-r", f'-Q "{AGAIN}"']
+        return [*lines, f"-o {job.name}.%J{'_%I' if several else ''}.log", "-r", f'-Q "{REQUEUE_STATUS}"']
 
     def starter(self, step: Step, tasks: int) -> list[str]:
         return mpirun_starter(step, tasks)

@@ -1,0 +1,270 @@
+"""Studies on a real Slurm of four nodes, without accounting (`make test-cluster`). See slurm_cluster.py."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster, missing
+
+from scalade.results.store import RunStore
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(280),
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+]
+
+SIX = """
+name = "six"
+[model]
+size = "tiny-100k"
+seq_len = 32
+[recipe]
+global_batch = 8
+lr = [1e-3, 3e-3]
+[budget]
+steps = 3
+[measure]
+warmup_steps = 1
+eval_sequences = 0
+[[layout]]
+dp_replicate = [1, 2]
+[[layout]]
+dp_shard = 4
+[run]
+time_limit_s = 100
+"""
+LONG = """
+name = "long"
+[model]
+size = "tiny-100k"
+seq_len = 32
+[recipe]
+global_batch = 8
+[budget]
+steps = {steps}
+[measure]
+eval_sequences = 0
+checkpoint_every = 20
+[layout]
+dp_replicate = 2
+[run]
+time_limit_s = 200
+"""
+SITE = """
+scheduler = "slurm"
+ranks_per_node = {per_node}
+signal_s = {signal_s}
+[environment]
+FI_TCP_IFACE = "lo"  # MPICH's; the "nodes" share one machine
+SCALADE_TEST = "{token}"
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with Cluster(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+class Desk:
+    """A user at the cluster: a folder with a study and a site profile, and the command line."""
+
+    def __init__(self, cluster, folder, study, *, per_node=2, signal_s=20):
+        self.cluster, self.folder, self.results = cluster, folder, folder / "results"
+        self.token = f"desk-{os.urandom(4).hex()}"
+        (folder / "study.toml").write_text(study)
+        (folder / "site.toml").write_text(SITE.format(per_node=per_node, signal_s=signal_s, token=self.token))
+        self.env = cluster.env | {"OMP_NUM_THREADS": "1"}
+
+    def scalade(self, *arguments, fails=False):
+        command = [sys.executable, "-m", "scalade", *arguments]
+        done = subprocess.run(command, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        assert fails or done.returncode in (0, 1), (done.stdout, done.stderr)
+        return done.stdout if not fails else done.stderr
+
+    def submit(self, *options):
+        more = ("--profile", "site.toml", "--results", str(self.results), "--json")
+        return json.loads(self.scalade("submit", "study.toml", *more, *options))
+
+    def status(self):
+        return json.loads(self.scalade("status", str(self.results), "--json"))["jobs"]
+
+    def wait(self, wanted, timeout_s, what):
+        """Until `wanted` holds for the lines of `scalade status`."""
+        deadline = time.monotonic() + timeout_s
+        while not wanted(lines := self.status()):
+            assert time.monotonic() < deadline, f"waited for {what}\n{lines}\n{self.logs()}\n{self.cluster.story()}"
+            time.sleep(1)
+        return lines
+
+    def wait_for_step(self, step, timeout_s=60):
+        """Until a run has done so many steps."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for file in self.results.glob("runs/*/scratch/step"):
+                if int(file.read_bytes() or b"0") >= step:
+                    return
+            assert time.monotonic() < deadline, f"{self.logs()}\n{self.cluster.story()}"
+            time.sleep(0.1)
+
+    def logs(self):
+        return "\n".join(f"== {file.name}\n{file.read_text()[-1500:]}"
+                         for file in self.results.glob("submissions/*/*.log"))  # fmt: skip
+
+    def rows(self):
+        """The last row of each run, and how many attempts left one."""
+        store = RunStore(self.results)
+        names = sorted(entry.name for entry in store.runs.iterdir())
+        return [store.row(name) | {"rows": len(store.attempts(name))} for name in names if store.attempts(name)]
+
+    def nothing_left(self, timeout_s=15):
+        """No process of this desk's jobs is alive on any node."""
+        deadline = time.monotonic() + timeout_s
+        while left := [pid for pid in os.listdir("/proc") if pid.isdigit() and self._mine(pid)]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.3)
+
+    def _mine(self, pid):
+        try:
+            return f"SCALADE_TEST={self.token}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+
+def ended(lines):
+    return all(line["state"] not in ("waiting", "running") for line in lines)
+
+
+@pytest.fixture
+def desk(cluster, tmp_path):
+    desks = []
+
+    def make(study, **more):
+        desks.append(Desk(cluster, tmp_path, study, **more))
+        return desks[-1]
+
+    yield make
+    for each in desks:
+        if (each.results / "submissions").is_dir():
+            each.scalade("cancel", str(each.results))
+    cluster.wait(lambda: not cluster.run("squeue", "-h").strip(), 30, "an empty queue")
+    for each in desks:
+        each.nothing_left()
+
+
+@pytest.mark.parametrize("mode", ["array", "packed"])
+@pytest.mark.parametrize("launcher", ["srun", "torchrun", "mpirun"])
+def test_six_cases_end_right(desk, launcher, mode):
+    user = desk(SIX)
+    nodes = ("--nodes", "4") if mode == "packed" else ()
+    done = user.submit("--launcher", launcher, "--mode", mode, *nodes)
+    assert done["runs"] == 6 and len(done["jobs"]) == (1 if mode == "packed" else 3)
+    again = user.submit("--launcher", launcher, "--mode", mode, *nodes)
+    assert (again["runs"], again["active_cases"], again["jobs"]) == (0, 6, [])
+    lines = user.wait(ended, 200, "the study's end")
+    assert {line["state"] for line in lines} == {"done"}, (lines, user.logs())
+    rows = user.rows()
+    assert [(row["status"], row["rows"], row["launcher"]) for row in rows] == [("ok", 1, launcher)] * 6
+    by_lr = {lr: [row["loss"] for row in rows if row["lr"] == lr] for lr in (1e-3, 3e-3)}
+    for losses in by_lr.values():  # every layout trained as the others did
+        assert len(losses) == 3 and max(losses) - min(losses) < 1e-4
+    hosts = {row["run_id"]: [rank["host"] for rank in json.loads(row["ranks_json"])] for row in rows}
+    for row in rows:
+        assert row["nodes"] == len(set(hosts[row["run_id"]])) == (2 if row["world_size"] == 4 else 1)
+        assert set(hosts[row["run_id"]]) <= {"n1", "n2", "n3", "n4"}
+    assert side_by_side(rows, hosts), "four nodes, and never two runs at once"
+    assert user.submit("--launcher", launcher, "--mode", mode, *nodes)["runs"] == 0
+
+
+def side_by_side(rows, hosts):
+    """Pairs of runs that overlapped; they shared no node."""
+    pairs = [
+        (one, two) for number, one in enumerate(rows) for two in rows[:number]
+        if one["started_at"] < two["finished_at"] and two["started_at"] < one["finished_at"]
+    ]  # fmt: skip
+    for one, two in pairs:
+        assert not set(hosts[one["run_id"]]) & set(hosts[two["run_id"]]), (one["run_id"], two["run_id"])
+    return pairs
+
+
+def test_a_node_fails_and_the_job_is_queued_again(desk, cluster):
+    user = desk(LONG.format(steps=400), per_node=1)
+    user.submit("--launcher", "srun")
+    user.wait_for_step(45)
+    (line,) = user.status()
+    assert line["state"] == "running" and line["progress"].endswith("/400")
+    lost = line["where"].replace("[", "").replace("n", "").split("-")[-1].strip("]").split(",")[-1]
+    cluster.run("scontrol", "update", f"nodename=n{lost}", "state=down", "reason=test")
+    try:
+        (line,) = user.wait(ended, 150, "the second start's end")
+    finally:
+        cluster.run("scontrol", "update", f"nodename=n{lost}", "state=resume")
+    (row,) = user.rows()
+    assert line["state"] == "done" and (row["status"], row["rows"]) == ("ok", 1), (line, row)
+    assert row["resumed_from_step"] >= 40 and f"n{lost}" not in row["ranks_json"]
+    assert "Restarts=1" in cluster.run("scontrol", "-o", "show", "job", line["job"])
+
+
+def test_the_time_limit_comes_and_the_job_goes_on_from_its_checkpoint(desk, cluster):
+    user = desk(LONG.format(steps=1500), per_node=1, signal_s=25)
+    user.submit("--launcher", "srun", "--time-limit", "00:01:00")
+    (line,) = user.wait(ended, 240, "the last start's end")
+    (row,) = user.rows()
+    assert line["state"] == "done" and (row["status"], row["rows"]) == ("ok", 1), (line, row, user.logs())
+    assert row["resumed_from_step"] >= 20
+    restarts = cluster.run("scontrol", "-o", "show", "job", line["job"]).split("Restarts=")[1].split()[0]
+    assert int(restarts) >= 1
+
+
+def test_the_controller_restarts_and_a_cancelled_job_ends(desk, cluster):
+    user = desk(LONG.format(steps=5000), per_node=1)
+    (job,) = user.submit("--launcher", "srun")["jobs"]
+    user.wait_for_step(25)
+    cluster.stop("ctld")
+    assert "squeue" in user.scalade("submit", "study.toml", "--profile", "site.toml", "--results", str(user.results),
+                                    fails=True)  # fmt: skip
+    cluster.start_controller()
+    cluster.wait(lambda: "RUNNING" in cluster.run("squeue", "-h", "-o", "%T"), 30, "the controller")
+    (line,) = user.status()
+    assert (line["state"], line["job"]) == ("running", job)
+    assert "cancelled" in user.scalade("cancel", str(user.results))
+    (line,) = user.wait(ended, 30, "the cancelled job's end")
+    assert line["state"] == "cancelled"
+    user.nothing_left()
+    assert [row["status"] for row in user.rows()] in ([], ["cancelled"])
+
+
+def test_a_submission_that_was_cut_off_is_found_by_name(desk, cluster):
+    user = desk(LONG.format(steps=5000), per_node=1)
+    cluster.run("scontrol", "update", "partitionname=debug", "state=down")  # jobs wait
+    try:
+        done = user.submit("--launcher", "srun")
+        (record,) = user.results.glob("submissions/*/submission.json")
+        content = json.loads(record.read_text())
+        content["jobs"][0]["job_id"] = ""
+        record.write_text(json.dumps(content))
+        again = user.submit("--launcher", "srun")
+        assert (again["runs"], again["active_cases"]) == (0, 1)
+        (line,) = user.status()
+        assert line["state"] == "waiting" and line["reason"] == "PartitionDown"
+        assert line["job"] == done["jobs"][0]
+        user.scalade("cancel", str(user.results))
+        assert user.wait(ended, 20, "the end")[0]["state"] == "cancelled"
+    finally:
+        cluster.run("scontrol", "update", "partitionname=debug", "state=up")
+
+
+def test_a_packed_job_goes_on_in_its_next_allocation(desk, cluster):
+    """Three runs of up to 25 s on one node at a time, 50 s of work in an allocation: what does not fit is left."""
+    study = SIX.replace("dp_replicate = [1, 2]", "dp_replicate = 1").replace("[[layout]]\ndp_shard = 4\n", "")
+    user = desk(study.replace("time_limit_s = 100", "time_limit_s = 35\nrepeats = 2"), signal_s=20)
+    user.submit("--launcher", "srun", "--mode", "packed", "--time-limit", "00:01:00")
+    (line,) = user.wait(ended, 200, "the last allocation's end")
+    rows = user.rows()
+    assert line["state"] == "done" and [(row["status"], row["rows"]) for row in rows] == [("ok", 1)] * 4, user.logs()
+    assert "left to the next allocation" in user.logs()
