@@ -14,7 +14,7 @@ from scalade.results.store import RunStore
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(360),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 
@@ -102,7 +102,7 @@ class Desk:
             time.sleep(1)
         return lines
 
-    def wait_for_step(self, step, timeout_s=60):
+    def wait_for_step(self, step, timeout_s=150):
         """Until a run has done so many steps."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -121,6 +121,10 @@ class Desk:
         store = RunStore(self.results)
         names = sorted(entry.name for entry in store.runs.iterdir())
         return [store.row(name) | {"rows": len(store.attempts(name))} for name in names if store.attempts(name)]
+
+    def table(self):
+        """What `scalade show` gives: one row for each run."""
+        return json.loads(self.scalade("show", str(self.results), "--json"))
 
     def nothing_left(self, timeout_s=15):
         """No process of this desk's jobs is alive on any node."""
@@ -193,31 +197,40 @@ def side_by_side(rows, hosts):
 
 
 def test_a_node_fails_and_the_job_is_queued_again(desk, cluster):
-    user = desk(LONG.format(steps=400), per_node=1)
-    user.submit("--launcher", "srun")
+    user = desk(LONG.format(steps=250), per_node=1)
+    (job,) = user.submit("--launcher", "srun")["jobs"]
     user.wait_for_step(45)
-    (line,) = user.status()
-    assert line["state"] == "running" and line["progress"].endswith("/400")
-    lost = line["where"].replace("[", "").replace("n", "").split("-")[-1].strip("]").split(",")[-1]
-    cluster.run("scontrol", "update", f"nodename=n{lost}", "state=down", "reason=test")
-    try:
-        (line,) = user.wait(ended, 150, "the second start's end")
-    finally:
-        cluster.run("scontrol", "update", f"nodename=n{lost}", "state=resume")
+    cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")  # it comes back by itself
+    (line,) = user.wait(ended, 250, "the second start's end")
     (row,) = user.rows()
-    assert line["state"] == "done" and (row["status"], row["rows"]) == ("ok", 1), (line, row)
-    assert row["resumed_from_step"] >= 40 and f"n{lost}" not in row["ranks_json"]
-    assert "Restarts=1" in cluster.run("scontrol", "-o", "show", "job", line["job"])
+    assert (line["state"], row["status"]) == ("done", "ok"), (line, row)
+    assert row["resumed_from_step"] >= 40 and row["nodes"] == 2
+    assert len(user.table()) == 1
+    assert "Restarts=1" in cluster.run("scontrol", "-o", "show", "job", job)
 
 
+def test_a_warned_job_writes_a_checkpoint_and_goes_on_from_it(desk, cluster):
+    """The signal as Slurm sends it before a time limit or a preemption, at a moment of ours."""
+    user = desk(LONG.format(steps=250), per_node=1)
+    (job,) = user.submit("--launcher", "srun")["jobs"]
+    user.wait_for_step(45)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    (line,) = user.wait(ended, 250, "the second start's end")
+    (row,) = user.rows()
+    assert line["state"] == "done" and (row["status"], row["rows"]) == ("ok", 1), (line, row, user.logs())
+    assert row["resumed_from_step"] > 45 and row["resumed_from_step"] % 20, "not the last periodic checkpoint"
+    assert "Restarts=1" in cluster.run("scontrol", "-o", "show", "job", job)
+
+
+@pytest.mark.skipif(os.getloadavg()[0] > 4, reason="this machine is too busy for a time limit of one minute")
 def test_the_time_limit_comes_and_the_job_goes_on_from_its_checkpoint(desk, cluster):
-    user = desk(LONG.format(steps=1500), per_node=1, signal_s=25)
-    user.submit("--launcher", "srun", "--time-limit", "00:01:00")
+    user = desk(LONG.format(steps=3000), per_node=1, signal_s=20)
+    (job,) = user.submit("--launcher", "srun", "--time-limit", "00:01:00")["jobs"]
     (line,) = user.wait(ended, 240, "the last start's end")
     (row,) = user.rows()
     assert line["state"] == "done" and (row["status"], row["rows"]) == ("ok", 1), (line, row, user.logs())
     assert row["resumed_from_step"] >= 20
-    restarts = cluster.run("scontrol", "-o", "show", "job", line["job"]).split("Restarts=")[1].split()[0]
+    restarts = cluster.run("scontrol", "-o", "show", "job", job).split("Restarts=")[1].split()[0]
     assert int(restarts) >= 1
 
 
@@ -260,11 +273,12 @@ def test_a_submission_that_was_cut_off_is_found_by_name(desk, cluster):
 
 
 def test_a_packed_job_goes_on_in_its_next_allocation(desk, cluster):
-    """Three runs of up to 25 s on one node at a time, 50 s of work in an allocation: what does not fit is left."""
+    """Two runs of at most 105 s on one node, 110 s in an allocation: when the first has ended the second is left."""
     study = SIX.replace("dp_replicate = [1, 2]", "dp_replicate = 1").replace("[[layout]]\ndp_shard = 4\n", "")
-    user = desk(study.replace("time_limit_s = 100", "time_limit_s = 35\nrepeats = 2"), signal_s=20)
-    user.submit("--launcher", "srun", "--mode", "packed", "--time-limit", "00:01:00")
-    (line,) = user.wait(ended, 200, "the last allocation's end")
+    user = desk(study.replace("time_limit_s = 100", "time_limit_s = 105"), signal_s=10)
+    user.submit("--launcher", "srun", "--mode", "packed", "--time-limit", "00:02:00")
+    (line,) = user.wait(ended, 200, "the second allocation's end")
     rows = user.rows()
-    assert line["state"] == "done" and [(row["status"], row["rows"]) for row in rows] == [("ok", 1)] * 4, user.logs()
-    assert "left to the next allocation" in user.logs()
+    assert line["state"] == "done" and [(row["status"], row["rows"]) for row in rows] == [("ok", 1)] * 2, user.logs()
+    assert user.logs().count("left to the next allocation") == 1
+    assert "Restarts=1" in cluster.run("scontrol", "-o", "show", "job", line["job"])

@@ -1,7 +1,7 @@
 """The short forms of hosts and counts that schedulers write, and where an srun's tasks meet."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalade.launch.environment import WorldError, find_placement, slurm_meeting_point
@@ -30,6 +30,7 @@ def test_what_is_no_host_list(text):
         expand_hosts(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 9)), min_size=1, max_size=6))
 def test_counts(runs):
     text = ",".join(f"{count}(x{times})" if times > 1 else str(count) for count, times in runs)
@@ -53,6 +54,7 @@ def test_a_task_of_srun_knows_its_place():
     assert find_placement(STEP | {"RANK": "0", "WORLD_SIZE": "1"}).source == "torchrun"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**7), st.integers(0, 50), st.integers(0, 5), st.integers(0, 50))
 def test_steps_of_one_job_and_of_neighbours_meet_on_ports_of_their_own(job, step, further, other_step):
     port = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})[1]

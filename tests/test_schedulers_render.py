@@ -210,6 +210,7 @@ def test_nothing_in_a_name_is_executed_and_nothing_breaks(tmp_path, names, value
     assert not any("evil" in line for line in directives)
 
 
+@settings(max_examples=30, deadline=None)
 @given(value=WORDS, name=NAMES)
 def test_a_manifest_keeps_every_word(value, name):
     yaml = pytest.importorskip("yaml", reason="no PyYAML here")

@@ -261,8 +261,8 @@ class Scheduler:
 
     # for those that are asked
 
-    def ask(self, words: Sequence[str], cwd: Path | None = None) -> str:
-        """Output of a command of the scheduler.
+    def ask(self, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+        """Output of a command of the scheduler. env: None, this process's.
 
         Raises
         ------
@@ -271,7 +271,7 @@ class Scheduler:
         try:
             done = subprocess.run(
                 words, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL, env=env,
             )  # fmt: skip
         except FileNotFoundError:
             raise SchedulerError(f"{self.name}: there is no `{words[0]}` here; is this a login node?") from None

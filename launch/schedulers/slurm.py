@@ -82,8 +82,9 @@ class Slurm(Scheduler):
 
     def submit(self, script: Path) -> str:
         # from inside another job, that job's SLURM_* and SBATCH_* would be options of this one
-        env = [f"--unset={key}" for key in os.environ if key.startswith(("SLURM_", "SBATCH_")) and key != "SLURM_CONF"]
-        told = self.ask(["env", *env, "sbatch", "--parsable", script.name], cwd=script.parent)
+        ours = ("SLURM_", "SBATCH_")
+        env = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(ours)}
+        told = self.ask(["sbatch", "--parsable", script.name], cwd=script.parent, env=env)
         return told.strip().splitlines()[-1].partition(";")[0]  # `id;cluster` where there are several
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:

@@ -1,0 +1,326 @@
+"""What is submitted, packed, remembered and shown; the scheduler is a stand-in whose answers the test sets.
+
+A real Slurm is in test_cluster_slurm.py.
+"""
+
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalade import cli
+from scalade.launch import states
+from scalade.launch.errors import StudyError
+from scalade.launch.pack import Piece, next_piece, pieces, read_job
+from scalade.launch.schedulers import SCHEDULERS
+from scalade.launch.schedulers.base import FAILED, RUNNING, WAITING, SchedulerError, Task
+from scalade.launch.schedulers.slurm import Slurm
+from scalade.launch.site import clock, load_site, parse_time
+from scalade.launch.study import load_study
+from scalade.launch.submissions import submissions
+from scalade.launch.submit import Wish, nodes_of, submit_study
+from scalade.launch.sweep import PlannedRun
+from scalade.results.store import RunStore
+
+STUDY = """
+name = "s"
+[model]
+size = "tiny-100k"
+seq_len = 64
+[recipe]
+global_batch = 24
+[budget]
+steps = 5
+[layout]
+dp_replicate = [1, 2, 5, 4]
+[run]
+repeats = 2
+time_limit_s = 100
+"""
+
+
+class Fake(Slurm):
+    """Slurm's scripts; its answers are what the test says."""
+
+    def __init__(self):
+        self.handed, self.answers, self.cancelled, self.refuses = [], {}, [], None
+
+    def submit(self, script):
+        if self.refuses and len(self.handed) >= self.refuses:
+            raise SchedulerError("slurm: `sbatch` failed: Invalid account")
+        self.handed.append(script)
+        return str(100 + len(self.handed))
+
+    def tasks(self, jobs):
+        return {name: dict(self.answers[name]) for name in jobs if name in self.answers}
+
+    def find(self, name):
+        return "777"
+
+    def cancel(self, job_ids):
+        self.cancelled += job_ids
+
+    def all(self, submission, state, reason=""):
+        for job in submission.jobs:
+            self.answers[job.name] = {number: Task(state, reason) for number in job.tasks()}
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    stand_in = Fake()
+    monkeypatch.setitem(SCHEDULERS, "slurm", stand_in)
+    return stand_in
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    return path
+
+
+SLURM = Wish(scheduler="slurm")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 16))
+def test_a_case_takes_the_fewest_nodes_that_hold_as_many_ranks_each(ranks, most):
+    nodes, per_node = nodes_of(ranks, most)
+    assert nodes * per_node == ranks and per_node <= most
+    assert all(ranks % count for count in range(per_node + 1, most + 1))
+
+
+def test_submitting_again_starts_nothing_twice(study, tmp_path, fake):
+    results = tmp_path / "r"
+    first = submit_study(study, results, SLURM)
+    assert (first.runs, first.skipped, len(fake.handed)) == (6, 1, 3)  # 5 ranks do not divide the batch
+    fake.all(first.submission, WAITING, "Priority")
+    again = submit_study(study, results, SLURM)
+    assert (again.runs, again.active, len(fake.handed)) == (0, 3, 3)
+    fake.all(first.submission, FAILED, "NODE_FAIL")  # and not queued again
+    third = submit_study(study, results, SLURM)
+    assert (third.runs, third.active, len(fake.handed)) == (6, 0, 6)
+    assert len(submissions(results)) == 2
+
+
+def test_a_dry_run_writes_nothing(study, tmp_path, fake):
+    done = submit_study(study, tmp_path / "r", SLURM, dry_run=True)
+    assert len(done.scripts) == 3 and not fake.handed and not (tmp_path / "r").exists()
+
+
+def test_a_lost_id_is_under_way_until_it_is_forgotten(study, tmp_path, fake):
+    """Killed between sbatch and the record: the job is found by its name, or taken to be there."""
+    results = tmp_path / "r"
+    first = submit_study(study, results, SLURM).submission
+    for job in first.jobs:
+        job.job_id = ""
+    first.save()
+    assert submit_study(study, results, SLURM).active == 3
+    lines, _ = states.status(results)
+    assert {line.state for line in lines} == {"unknown"} and "cut off" in lines[0].reason
+    fake.answers[first.jobs[0].name] = {0: Task(RUNNING)}
+    assert [line.job for line in states.status(results)[0]] == ["777", "?", "?"]
+    states.cancel(results)
+    assert fake.cancelled == ["777"] and submit_study(study, results, SLURM, dry_run=True).runs == 6
+
+
+def test_a_refusal_is_remembered_and_what_was_taken_stays(study, tmp_path, fake):
+    fake.refuses = 1
+    with pytest.raises(SchedulerError, match="Invalid account.*1 jobs of it had been taken"):
+        submit_study(study, tmp_path / "r", SLURM)
+    (record,) = submissions(tmp_path / "r")
+    assert [job.job_id for job in record.jobs] == ["101", "", ""]
+    assert [line.state for line in states.status(tmp_path / "r")[0]][1:] == ["failed", "failed"]
+
+
+def test_an_end_that_was_seen_is_kept_when_the_scheduler_forgets(study, tmp_path, fake):
+    first = submit_study(study, tmp_path / "r", SLURM).submission
+    fake.all(first, FAILED, "TIMEOUT: TimeLimit")
+    states.status(tmp_path / "r")
+    fake.answers.clear()
+    lines, _ = states.status(tmp_path / "r")
+    assert {(line.state, line.reason) for line in lines} == {("failed", "TIMEOUT: TimeLimit")}
+
+
+def test_a_job_that_nobody_remembers_is_judged_by_its_rows(study, tmp_path, fake):
+    results = tmp_path / "r"
+    submit_study(study, results, SLURM)
+    lines, _ = states.status(results)
+    assert {line.state for line in lines} == {"failed"} and "2 runs missing: submit again" in lines[0].reason
+    store = RunStore(results)
+    for case in load_study(study).all_cases:
+        for repeat in range(2):
+            row = case.columns() | {"run_id": f"{case.case_id}-r{repeat}", "repeat": repeat, "world_size": case.ranks}
+            store.write_run(row | {"status": "ok"})
+    lines, _ = states.status(results)
+    assert {line.state for line in lines} == {"done"} and lines[0].runs == {"ok": 2}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": 3}', '{"jobs": 3}', "\0"])
+def test_a_damaged_record_is_named(study, tmp_path, fake, text):
+    submit_study(study, tmp_path / "r", SLURM)
+    (file,) = (tmp_path / "r").glob("submissions/*/submission.json")
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"{file.parent.name}/submission.json: is no record"):
+        submit_study(study, tmp_path / "r", SLURM)
+
+
+def test_squeue_is_read_with_whatever_stands_in_a_reason(monkeypatch):
+    told = "\n".join([
+        "12_0|COMPLETED|0:05|job|n[1-2]|None", "12_3|RUNNING|1-02:03:04|job|n3|None",
+        "12_4|PENDING|0:00|job||Resources", "13|FAILED|0:01|other|n1|a|b (c)", "14|NODE_FAIL|0:01|stranger|n1|x",
+        "99_1|PENDING|0:00|job||an older job of that name", "",
+    ])  # fmt: skip
+    slurm = Slurm()
+    monkeypatch.setattr(slurm, "ask", lambda words: told if words[0] == "squeue" else "")
+    found = slurm.tasks({"job": "12", "other": "13"})
+    assert {number: task.state for number, task in found["job"].items()} == {0: "done", 3: "running", 4: "waiting"}
+    assert found["job"][3] == Task("running", "", "n3", "1-02:03:04")
+    assert found["other"] == {0: Task("failed", "FAILED: a|b (c", "n1", "0:01")}
+    assert set(found) == {"job", "other"}
+
+
+# packing
+
+def piece(nodes, bound_s=10.0, resumes=False, repeat=0):
+    return Piece(PlannedRun(None, repeat), nodes, 1, bound_s, resumes)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.floats(1, 50)), min_size=1, max_size=20), st.integers(8, 12),
+    st.floats(50, 200),
+)  # fmt: skip
+def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, nodes, seconds):
+    """The packer's rule, played through: every run takes its bound."""
+    pending = sorted((piece(count, bound) for count, bound in wanted), key=lambda each: -each.nodes)
+    order = list(pending)
+    free, now, on, started = nodes, 0.0, [], []
+    while pending or on:
+        while found := next_piece(pending, free, seconds - now, seconds):
+            pending.remove(found)
+            on.append((now + found.bound_s, found))
+            started.append((now, found))
+            free -= found.nodes
+            assert free >= 0 and now + found.bound_s <= seconds
+        if not on:
+            break
+        on.sort(key=lambda pair: pair[0])
+        now, ended = on.pop(0)
+        free += ended.nodes
+    assert free == nodes and len(started) + len(pending) == len(wanted)
+    assert started[0][1] is order[0], "the largest first"
+    assert all(each.bound_s > seconds - now for each in pending), "what is left does not fit into the time"
+
+
+def test_what_can_never_fit_starts_where_it_can_go_on():
+    assert next_piece([piece(1, 500.0)], 4, 100.0, 100.0) is None
+    assert next_piece([piece(1, 500.0, resumes=True)], 4, 100.0, 100.0) is not None
+    assert next_piece([piece(1, 500.0, resumes=True)], 4, 5.0, 100.0) is None, "too little is left to get anywhere"
+    assert next_piece([piece(1, 50.0, resumes=True)], 4, 20.0, 100.0) is None, "it fits whole into the next one"
+
+
+def test_pieces_are_the_missing_runs_largest_first(study, tmp_path, fake):
+    done = submit_study(study, tmp_path / "r", Wish(scheduler="slurm", mode="packed"))
+    (job_file,) = done.submission.folder.glob("scalade-*.json")
+    job, store = read_job(job_file), RunStore(tmp_path / "r")
+    found = pieces(load_study(job.study), store, job)
+    assert [(each.nodes, each.run.repeat) for each in found] == [(4, 0), (4, 1), (2, 0), (2, 1), (1, 0), (1, 1)]
+    assert {each.bound_s for each in found} == {100.0}
+    first = found[0].run
+    store.write_run(first.case.columns() | {
+        "run_id": first.run_id, "repeat": 0, "world_size": 4, "status": "ok", "wall_s": 4.0
+    })  # fmt: skip
+    again = pieces(load_study(job.study), store, job)
+    assert len(again) == 5 and again[0].bound_s == 36.0, "1.5 times what the first repeat took, and 30 s"
+    job_file.write_text("{}")
+    with pytest.raises(ValueError, match="is no job file"):
+        read_job(job_file)
+
+
+def test_packed_jobs_take_the_nodes_of_the_largest_case(study, tmp_path, fake):
+    wish = Wish(scheduler="slurm", mode="packed", nodes=3)
+    with pytest.raises(ValueError, match="--nodes 3: the largest case takes 4 nodes of 1 ranks"):
+        submit_study(study, tmp_path / "r", wish)
+
+
+# the site profile
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("partitoin = 'x'", "partitoin: unknown key; did you mean partition?"),
+        ("gpus_per_node = '4'", 'gpus_per_node = "4": must be an integer'),
+        ("modules = 'cuda'", 'modules = "cuda": must be a list of strings'),
+        ("account = 'a\\nb'", "must be letters, digits"),
+        ("partition = '$(x)'", 'partition = "$(x)": must be letters, digits'),
+        ("scheduler = 'slrum'", "allowed are slurm, pbs, flux, lsf, kubernetes"),
+        ("time_limit = '90'", "must be [days-]HH:MM:SS"),
+        ("gpus_per_node = 2\nranks_per_node = 4", "there are 2 GPUs on a node"),
+        ("options = [\"-x\\n#SBATCH --y\"]", "must be one printable option"),
+        ("[environment]\n'A B' = 'x'", "no name of an environment variable"),
+        ("[environment]\nA = true", "environment.A = true: must be a string"),
+        ("[environment]\nA = \"\\u0000\"", "holds a zero byte"),
+        ("mpi = 'openmpi'", "mpirun and mpi: give both or none"),
+        ("[kubernetes]\nimge = 'x'", "kubernetes.imge: unknown key; did you mean image?"),
+        ("x = [", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_profile_is_one_line(tmp_path, text, says):
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    with pytest.raises(StudyError) as caught:
+        load_site(path)
+    assert says in str(caught.value) and str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_times():
+    assert [parse_time(text) for text in ("00:10:00", "1-00:00:30", "10", "0:00:00")] == [600, 86430, None, None]
+    assert [clock(seconds) for seconds in (1, 60, 3601)] == ["00:01:00", "00:01:00", "01:01:00"]
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ([], "which scheduler? --scheduler slurm|pbs|flux|lsf|kubernetes"),
+        (["--scheduler", "slrum"], "did you mean slurm?"),
+        (["--scheduler", "slurm", "--mode", "pack"], "did you mean packed?"),
+        (["--scheduler", "slurm", "--time-limit", "90"], "--time-limit 90: must be [days-]HH:MM:SS"),
+        (["--scheduler", "slurm", "--launcher", "srum"], "did you mean srun?"),
+        (["--scheduler", "flux", "--launcher", "srun"], "flux starts ranks by torchrun, not by srun"),
+        (["--scheduler", "kubernetes"], "needs a profile with an image"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(study, tmp_path, options, says, monkeypatch, capsys):
+    code, said = scalade(monkeypatch, capsys, "submit", study, "--results", tmp_path / "r", *options)
+    assert code == 2 and says in said and len(said.splitlines()) == 1
+    assert not list(tmp_path.glob("r/submissions/*/*"))
+
+
+def test_without_the_schedulers_commands_that_is_said(study, tmp_path, monkeypatch, capsys):
+    """And nothing is started later: what cannot be asked might be running."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, said = scalade(monkeypatch, capsys, "submit", study, "--results", tmp_path / "r", "--scheduler", "slurm")
+    assert code == 2 and "slurm: there is no `sbatch` here; is this a login node? (script: " in said
+
+
+def scalade(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["scalade", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, capsys.readouterr().err
+
+
+def test_counts_of_a_study_that_changed_meanwhile(study, tmp_path, fake):
+    """Jobs that wait run the copy; a worker that is given a case its study does not have says so."""
+    done = submit_study(study, tmp_path / "r", SLURM)
+    study.write_text(STUDY.replace("steps = 5", "steps = 6"))
+    fake.all(done.submission, WAITING)
+    again = submit_study(study, tmp_path / "r", SLURM, dry_run=True)
+    assert (again.runs, again.active) == (6, 0), "other cases: they are missing"
+    assert Counter(line.state for line in states.status(tmp_path / "r")[0]) == {"waiting": 3}
+    assert "steps = 5" in (done.submission.folder / "study.toml").read_text()
