@@ -53,7 +53,7 @@ checkpoint_every = 20
 [layout]
 dp_replicate = 2
 [run]
-time_limit_s = 200
+time_limit_s = 600
 """
 SITE = """
 scheduler = "slurm"
@@ -197,7 +197,7 @@ def side_by_side(rows, hosts):
 
 
 def test_a_node_fails_and_the_job_is_queued_again(desk, cluster):
-    user = desk(LONG.format(steps=250), per_node=1)
+    user = desk(LONG.format(steps=160), per_node=1)
     (job,) = user.submit("--launcher", "srun")["jobs"]
     user.wait_for_step(45)
     cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")  # it comes back by itself
@@ -211,7 +211,7 @@ def test_a_node_fails_and_the_job_is_queued_again(desk, cluster):
 
 def test_a_warned_job_writes_a_checkpoint_and_goes_on_from_it(desk, cluster):
     """The signal as Slurm sends it before a time limit or a preemption, at a moment of ours."""
-    user = desk(LONG.format(steps=250), per_node=1)
+    user = desk(LONG.format(steps=160), per_node=1)
     (job,) = user.submit("--launcher", "srun")["jobs"]
     user.wait_for_step(45)
     cluster.run("scancel", "--batch", "--signal=USR1", job)

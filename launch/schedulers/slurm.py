@@ -71,7 +71,8 @@ class Slurm(Scheduler):
         return 'scontrol requeue "$SLURM_JOB_ID"'
 
     def starter(self, step: Step, tasks: int) -> list[str]:
-        words = ["srun", "--mpi=none", "--kill-on-bad-exit=1", f"--nodes={step.nodes}"]
+        # the supervisors end together and say why: one that srun ended for another's status could not
+        words = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--nodes={step.nodes}"]
         words += [f"--ntasks={step.nodes * tasks}", f"--ntasks-per-node={tasks}"]
         if step.cpus_per_rank:
             words.append(f"--cpus-per-task={step.cpus_per_rank * step.per_node // tasks}")
