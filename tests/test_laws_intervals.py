@@ -21,6 +21,8 @@ from scalade.results.laws import (
     rows,
     with_profiles,
 )
+from scalade.results.laws.forecast import Calibration, _scale
+from scalade.results.laws.report import Holdout
 from scalade.results.laws.resample import resample_weights, too_few
 
 TRUTH = dict(A=480.0, alpha=0.35, B=2100.0, beta=0.37, E=1.8)
@@ -157,6 +159,30 @@ def test_stacking_prefers_the_law_that_made_the_table():
     c = forecast(["chinchilla", "skaling", "overtraining"], r, N * D, draws=100)
     weight = {s.law: s.weight for s in c.scores}
     assert weight["skaling"] > 0.6 and c.scores[0].rmse > c.scores[1].rmse
+
+
+@pytest.mark.parametrize("cuts", [2, 5, 7])
+def test_the_scale_covers_the_next_cut_where_errors_of_a_cut_move_together(cuts):
+    rng = np.random.default_rng(cuts)
+    common = 3.0 * np.abs(rng.standard_normal((1500, cuts + 1)))  # of 30 rows each, all alike
+    covered = [last <= _scale([np.full(30, c) for c in before], 0.95) for *before, last in common]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+    pooled = [last <= max(before) for *before, last in common]  # what counting rows would have come to
+    assert np.mean(pooled) < 0.9
+    assert _scale([np.full(30, 0.1)] * cuts, 0.95) == pytest.approx(1.96, abs=0.001)  # never below the normal one
+
+
+def test_an_interval_that_covers_less_than_it_says_is_warned_of(tmp_path):
+    table(3, n=30).to_csv(tmp_path / "t.csv", index=False)
+    r = fit_file(tmp_path / "t.csv", bootstrap=0, sensitivity=False)
+
+    def said(rolled, held):
+        calibration = Calibration(0.95, 7, 100, 0.3, 0.6, rolled, 2.5)
+        return replace(r, calibration=calibration, holdout=Holdout(20, 0.01, 0.01, 0.3, held, ())).to_text()
+
+    assert "WARNING" not in said(0.95, 1.0)
+    assert "WARNING: the calibrated intervals above the rolling cuts covered 68%, not 95%" in said(0.68, 1.0)
+    assert "WARNING: the calibrated intervals of the held-out rows covered 25%, not 95%" in said(0.96, 0.25)
 
 
 def test_a_table_too_small_to_calibrate_says_so():

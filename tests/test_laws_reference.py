@@ -290,6 +290,8 @@ def sweeps():
     frame = pd.read_csv(DATA / "porian_isoflop_points.csv")
     for _, f in frame[(frame["file"] == "summary_df_owt2") & (frame.warmup == "short")].groupby("decay"):
         yield rows(law, f, own, "loss")
+    long = (frame["file"] == "summary_df_owt2") & (frame.warmup == "long") & (frame.param_count == "standard")
+    yield rows(law, frame[long], own, "loss")  # the cuts below do not foresee the error above
 
 
 @pytest.mark.slow
@@ -299,7 +301,7 @@ def test_calibrated_intervals_hold_above_the_fitted_compute_where_plain_ones_do_
         compute = 6 * r.columns["params"] * r.columns["tokens"]
         top = compute > np.quantile(compute, 0.8)
         train, test = r.take(~top), r.take(top)
-        c = forecast(["chinchilla", "skaling", "kaplan", "overtraining"], train, compute[~top], draws=300)
+        c = forecast(["chinchilla", "skaling", "kaplan", "overtraining"], train, compute[~top], draws=150)
         _, low, high = c.predict(test.columns)
         calibrated.append(np.mean((low <= test.y) & (test.y <= high)))
         d = c.fits[0].log_predict(test.columns, c.fits[0].draws)

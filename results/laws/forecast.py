@@ -5,8 +5,7 @@ nominal 95% it covers far less of the runs above the fitted compute. Here, insid
   1. cut the rows at several budgets; fit every law below the cut, predict above it;
   2. stack: weights on the simplex that minimise the squared log error above the cuts (Yao et al. 2018);
   3. variance = resampling + spread between the laws + noise of a run;
-  4. scale it so that the errors above the cuts are covered (split conformal over cuts: the larger of the
-     pooled quantile and the mean of the cuts' own, for errors within a cut move together).
+  4. scale it by what the errors above the cuts were in units of it, a cut counting once (`_scale`).
 The coverage that is printed is rolling too: at each cut the scale is what the earlier cuts gave.
 """
 
@@ -129,11 +128,13 @@ def _weights(errors: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _scale(scores: list[np.ndarray], level: float) -> float:
-    """Factor on the sd that covers `level` of the errors above the cuts; never below the normal one."""
-    pooled = np.concatenate(scores)
-    rank = min(1.0, np.ceil((len(pooled) + 1) * level) / len(pooled))
-    each = np.mean([np.quantile(s, level) for s in scores])
-    return max(float(np.quantile(pooled, rank)), float(each), _z(level))
+    """Factor on the sd for `level` above the next cut; never below the normal one.
+
+    The errors above one cut move together, so a cut is one draw and not as many as it has rows: the cuts' own
+    `level` quantiles are read as |N(0, tau)|, and the next one lies within t_k tau of zero, k cuts.
+    """
+    each = np.array([np.quantile(s, level) for s in scores])
+    return max(float(stats.t.ppf(0.5 + level / 2, len(each)) * np.sqrt(np.mean(each**2))), _z(level))
 
 
 def forecast(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,6 +168,12 @@ def _range(pair) -> str:
     return f"[{'open' if low is None else number(low)}, {'open' if high is None else number(high)}]"
 
 
+def _below(what: str, reached: float | None, level: float) -> Iterator[str]:
+    """The warning where an interval covers less than it says."""
+    if reached is not None and reached < level:
+        yield f"  WARNING: {what} covered {reached:.0%}, not {level:.0%}: believe no interval here beyond that"
+
+
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
     width = [max(len(r[i]) for r in [head] + body) for i in range(len(head))]
     return [
@@ -264,6 +271,7 @@ def _text(r: FitReport):
             f"plain bootstrap {k.plain:.0%}, "
             f"stacked {k.stacked:.0%}, calibrated {k.calibrated:.0%} (intervals scaled by {k.scale:.2f} sd)"
         )
+        yield from _below("the calibrated intervals above the rolling cuts", k.calibrated, k.level)
     if r.holdout:
         h = r.holdout
         yield (
@@ -273,6 +281,7 @@ def _text(r: FitReport):
             yield f"  covered by the plain bootstrap: {h.plain_coverage:.0%}"
         if h.calibrated_coverage is not None:
             yield f"  covered by the calibrated {pct} interval: {h.calibrated_coverage:.0%}"
+            yield from _below("the calibrated intervals of the held-out rows", h.calibrated_coverage, r.level)
     if r.next_runs:
         yield "\nrun to add next"
         yield from _table(
