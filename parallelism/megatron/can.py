@@ -58,8 +58,6 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
          "drive: use cp with torch"),
         (layout.pp == 1 or layout.pp_schedule in SCHEDULES,
          f"{layout.pp_schedule} is not megatron's, which has {', '.join(SCHEDULES)}"),
-        (shape.layers % layout.stages == 0,
-         f"layers {shape.layers} is not a multiple of the {layout.stages} pipeline stages (pp x virtual_stages)"),
         (layout.pp == 1 or not looped or layout.microbatches % layout.pp == 0,
          f"{layout.pp_schedule} wants microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}"),
     ]  # fmt: skip

@@ -62,7 +62,7 @@ class MegatronEngine:
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         self.groups = build_groups(mesh, shape.tied)
-        announce(self.groups)
+        announce(self.groups, layout.virtual_stages)
         self.tp_rank = self.groups.tp.rank()
         model_parallel_cuda_manual_seed(recipe.seed, tp_rank=self.tp_rank, ep_rank=0, etp_rank=self.tp_rank)
         self._build()

@@ -22,6 +22,7 @@ GLOBALS = {
     "_EXPERT_MODEL_PARALLEL_GROUP": "ep", "_EXPERT_TENSOR_PARALLEL_GROUP": "expt_tp",
     "_EXPERT_DATA_PARALLEL_GROUP": "expt_dp",
 }  # fmt: skip
+VIRTUAL = "_VIRTUAL_PIPELINE_MODEL_PARALLEL_WORLD_SIZE"
 
 
 def build_groups(mesh: Mesh, tied: bool) -> ProcessGroupCollection:
@@ -59,18 +60,19 @@ def _ends(mesh: Mesh) -> dist.ProcessGroup | None:
     return mine
 
 
-def announce(groups: ProcessGroupCollection) -> None:
+def announce(groups: ProcessGroupCollection, virtual_stages: int) -> None:
     """Set the globals of parallel_state.
 
     Raises
     ------
     RuntimeError: this Megatron-Core lacks one of them
     """
-    for name in (*GLOBALS, "_GLOBAL_MEMORY_BUFFER"):
+    for name in (*GLOBALS, VIRTUAL, "_GLOBAL_MEMORY_BUFFER"):
         if not hasattr(parallel_state, name):
             raise RuntimeError(f"megatron.core.parallel_state.{name} is gone: this Megatron-Core is not supported")
     for name, group in GLOBALS.items():
         setattr(parallel_state, name, getattr(groups, group))
+    setattr(parallel_state, VIRTUAL, virtual_stages if virtual_stages > 1 else None)
     if parallel_state._GLOBAL_MEMORY_BUFFER is None:
         parallel_state._set_global_memory_buffer()
 

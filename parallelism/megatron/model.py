@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from ...bench.model import COMPUTE_DTYPES
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
-from ..layout import Layout
+from ..layout import Layout, stage_layers
 
 
 class Norm(torch.nn.RMSNorm):
@@ -44,6 +44,11 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: tor
         "none": {}, "selective": {"recompute_granularity": "selective"},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
     }[layout.recompute]  # fmt: skip
+    parts, last = stage_layers(shape.layers, layout.stages), layout.stages - 1
+    # Needed for uneven stages only: what each holds, the vocabulary's two ends included.
+    uneven = [
+        ["embedding"] * (i == 0) + ["decoder"] * len(part) + ["loss"] * (i == last) for i, part in enumerate(parts)
+    ] if shape.layers % layout.stages else None  # fmt: skip
     return TransformerConfig(
         num_layers=shape.layers, hidden_size=shape.width, num_attention_heads=shape.heads,
         num_query_groups=shape.kv_heads, kv_channels=shape.head_dim, ffn_hidden_size=shape.ffn,
@@ -54,7 +59,7 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: tor
         bf16=recipe.precision == "bf16", params_dtype=dtype, pipeline_dtype=dtype,
         perform_initialization=False, use_cpu_initialization=not cuda,  # the engine fills in the start values
         tensor_model_parallel_size=layout.tp, sequence_parallel=layout.sp and layout.tp > 1,
-        pipeline_model_parallel_size=layout.pp,
+        pipeline_model_parallel_size=layout.pp, pipeline_model_parallel_layout=uneven,
         virtual_pipeline_model_parallel_size=layout.virtual_stages if layout.virtual_stages > 1 else None,
         # Virtual stages without overlap compute another loss, silently: 15% off in ten steps (megatron-core 0.16).
         overlap_p2p_comm=layout.virtual_stages > 1, batch_p2p_comm=layout.virtual_stages == 1,
@@ -66,7 +71,8 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: tor
     )  # fmt: skip
 
 
-def layer_spec(shape: ModelShape, layout: Layout, device: torch.device) -> ModuleSpec | TransformerBlockSubmodules:
+def layer_spec(shape: ModelShape, layers: int, device: torch.device) -> ModuleSpec | TransformerBlockSubmodules:
+    """Of a stage that holds so many."""
     if transformer_engine(device):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
@@ -76,19 +82,19 @@ def layer_spec(shape: ModelShape, layout: Layout, device: torch.device) -> Modul
     if shape.qk_norm:
         attention = spec.submodules.self_attention.submodules
         attention.q_layernorm = attention.k_layernorm = Norm
-    return TransformerBlockSubmodules(layer_specs=[spec] * (shape.layers // layout.stages), layer_norm=Norm)
+    return TransformerBlockSubmodules(layer_specs=[spec] * layers, layer_norm=Norm)
 
 
 def build_chunks(
     shape: ModelShape, layout: Layout, config: TransformerConfig, groups: ProcessGroupCollection, device: torch.device
 ) -> list[GPTModel]:
     """The stages this rank holds, in the order of their layers; their parameters are not filled."""
-    rank, chunks = groups.pp.rank(), []
+    rank, parts, chunks = groups.pp.rank(), stage_layers(shape.layers, layout.stages), []
     for virtual in range(layout.virtual_stages):
         stage = virtual * layout.pp + rank
         chunk = GPTModel(
-            config, layer_spec(shape, layout, device), vocab_size=shape.vocab, max_sequence_length=shape.seq_len,
-            pre_process=stage == 0, post_process=stage == layout.stages - 1,
+            config, layer_spec(shape, len(parts[stage]), device), vocab_size=shape.vocab,
+            max_sequence_length=shape.seq_len, pre_process=stage == 0, post_process=stage == layout.stages - 1,
             share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope",
             rotary_base=shape.rope_theta, pg_collection=groups,
             vp_stage=virtual if layout.virtual_stages > 1 else None,
