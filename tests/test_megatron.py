@@ -54,6 +54,8 @@ PARITY: list[tuple[str, str, dict]] = [
     ("bf16", "", PP2),
     # four
     ("", "", {"dp_shard": 4, "zero_stage": 1}),
+    ("", "", OPT2 | {"dp_replicate": 2, "microbatches": 2}),  # two copies of the sharded optimizer
+    ("bf16", "", OPT2 | {"dp_replicate": 2}),
     ("", "", {"tp": 4}),
     ("", "", {"pp": 4, "microbatches": 4}),
     ("", "gelu", {"pp": 4, "microbatches": 4}),

@@ -21,8 +21,6 @@ REFUSED = [
      "megatron's distributed optimizer knows Adam only: with sgd use dp_replicate"),
     ({}, {"z_loss": 1e-4}, "megatron's loss has no z-loss: set recipe.z_loss = 0"),
     ({"dp_shard": 2}, {}, "zero_stage 3: megatron's distributed optimizer shards optimizer state: set zero_stage = 1"),
-    ({"dp_shard": 2, "dp_replicate": 2, "zero_stage": 1}, {},
-     "megatron's distributed optimizer is over all data parallel ranks: use dp_shard or dp_replicate, not both"),
     ({"dp_shard": 2, "zero_stage": 1, "hpz": 2}, {}, "hpz is deepspeed's"),
     ({"offload_optimizer": "cpu"}, {}, "offload_optimizer and offload_parameters are deepspeed's"),
     ({"tp": 2, "loss_parallel": False}, {},

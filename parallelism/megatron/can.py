@@ -47,8 +47,6 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
         (layout.dp_shard == 1 or layout.zero_stage == 1,
          f"zero_stage {layout.zero_stage}: megatron's distributed optimizer shards optimizer state: "
          "set zero_stage = 1"),
-        (layout.dp_shard == 1 or layout.dp_replicate == 1,
-         "megatron's distributed optimizer is over all data parallel ranks: use dp_shard or dp_replicate, not both"),
         (layout.hpz == 1, "hpz is deepspeed's"),
         (not layout.offloads, "offload_optimizer and offload_parameters are deepspeed's"),
         (layout.reshard_after_forward, "reshard_after_forward is torch's: leave it out"),

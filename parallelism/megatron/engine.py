@@ -80,6 +80,7 @@ class MegatronEngine:
         reduction = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, overlap_grad_reduce=layout.dp > 1,
             use_distributed_optimizer=self.distributed_optimizer,
+            num_distributed_optimizer_instances=layout.dp_replicate if self.distributed_optimizer else 1,
         )  # fmt: skip
         self.chunks = [
             DistributedDataParallel(config, reduction, model, disable_bucketing=number > 0, pg_collection=groups)
@@ -207,7 +208,7 @@ class MegatronEngine:
         return self._run(tokens, forward_only=True)
 
     def local_parameters(self) -> Iterator[LocalParameter]:
-        copies = 1 if self.distributed_optimizer else self.layout.dp
+        copies = self.layout.dp_replicate if self.distributed_optimizer else self.layout.dp
         for h, _, master in self._masters():
             ends = 2 if self.layout.pp > 1 and self.shape.tied and h.name == "embedding.weight" else 1
             yield LocalParameter(h.name, master, h.layer, copies * ends * (1 if h.split else self.layout.tp))
@@ -230,7 +231,7 @@ class MegatronEngine:
                 part, master = masters[h.parameter]
                 local.view(-1)[part] = master.view(-1)
             if self.distributed_optimizer:
-                dist.all_reduce(local, group=self.groups.dp)
+                dist.all_reduce(local, group=self.groups.intra_dp_cp)
             for piece in h.pieces:
                 whole = piece.take(local)
                 if h.split and self.layout.tp > 1:

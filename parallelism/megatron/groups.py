@@ -29,11 +29,15 @@ def build_groups(mesh: Mesh, tied: bool) -> ProcessGroupCollection:
     """All of them for this rank's replica. Collective over the world. tied: the head is the embedding."""
     tp, pp = _along(mesh, "tp"), _along(mesh, "pp")
     dp, mp, alone = _along(mesh, "dp_replicate", "dp_shard"), _along(mesh, "pp", "tp"), _along(mesh)
+    # An instance of the distributed optimizer: the ranks among which its state is sharded. Several are HSDP's way.
+    several = mesh.layout.dp_shard > 1 and mesh.layout.dp_replicate > 1
+    instance = _along(mesh, "dp_shard") if several else dp
     return ProcessGroupCollection(
-        tp=tp, pp=pp, mp=mp, dp=dp, dp_cp=dp, intra_dp_cp=dp, cp=alone, tp_cp=tp,
+        tp=tp, pp=pp, mp=mp, dp=dp, dp_cp=dp, intra_dp_cp=instance, cp=alone, tp_cp=tp,
         tp_dp_cp=_along(mesh, "dp_replicate", "dp_shard", "tp"), embd=_ends(mesh) if tied else None, pos_embd=None,
-        ep=alone, expt_tp=tp, tp_ep=tp, tp_ep_pp=mp, expt_dp=dp, intra_expt_dp=dp, inter_dist_opt=None,
-        intra_dist_opt=_along(mesh, *INSIDE),
+        ep=alone, expt_tp=tp, tp_ep=tp, tp_ep_pp=mp, expt_dp=dp, intra_expt_dp=instance,
+        inter_dist_opt=_along(mesh, "dp_replicate") if several else None,
+        intra_dist_opt=_along(mesh, "pp", "dp_shard", "tp") if several else _along(mesh, *INSIDE),
     )  # fmt: skip
 
 
