@@ -16,7 +16,7 @@ from scalade.parallelism.engines import refuse
 from scalade.parallelism.layout import Layout
 
 pytest.importorskip("megatron.core")
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PP2 = {"pp": 2, "microbatches": 4}
 LOOPED = PP2 | {"virtual_stages": 2, "pp_schedule": "Interleaved1F1B"}
@@ -162,7 +162,7 @@ def jobs() -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, dict]:
     """By ranks of the world and name of the job, what it gave."""
-    return run_world("megatron_ranks.py", 1, jobs(), tmp_path_factory.mktemp("megatron"))
+    return run_world("megatron_ranks.py", 1, jobs(), tmp_path_factory.mktemp("megatron"), timeout_s=900)
 
 
 @pytest.mark.parametrize(("variant", "shape", "layout"), PARITY, ids=[label(*case) for case in PARITY])
@@ -259,7 +259,7 @@ def test_every_launcher_gives_the_same_losses_and_a_clean_stdout(tmp_path):
         study, results = tmp_path / f"{launcher}.toml", tmp_path / launcher
         study.write_text(STUDY.format(launcher=launcher))
         command = [sys.executable, "-m", "scalade", "run", str(study), "--results", str(results), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done
         assert [run["status"] for run in json.loads(done.stdout)["runs"]] == ["ok"]
         (row,) = scalade.read_runs(results).to_dict("records")
