@@ -181,7 +181,8 @@ def test_layout_computes_the_single_process_run_of_torch(variant, shape, layout,
 def test_what_the_engine_forces_is_still_needed(name, found):
     """When this fails, Megatron-Core has mended it: let the user have it."""
     reference = found["1"]["reference--"]["loss"]
-    assert max(worst(found["2"][f"{name} {attempt}"]["loss"], reference) for attempt in range(3)) > 1e-4
+    off = [not worst(found["2"][f"{name} {i}"]["loss"], reference) < 1e-4 for i in range(3)]  # or not a number
+    assert any(off)
 
 
 def test_the_refused_weight_decay_of_sgd_is_another_run(found):
