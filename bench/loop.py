@@ -69,6 +69,8 @@ def _train(
     probed = first_step + measure.warmup_steps - 1 if measure.probe_comm and measure.warmup_steps > 2 else None
     timed_from = first_step + measure.warmup_steps
     metering, meet_at = False, first_step + 1
+    if measure.eval_start and measure.eval_sequences and not first_step:
+        training.evals += evaluate(engine, source, recipe, measure, device, 0, 0)
     for step in range(first_step, recipe.steps):
         # What a killed attempt used is not known, so a resumed run has no energy.
         if step >= timed_from and not metering and not first_step:

@@ -13,7 +13,9 @@ class Measure:
     eval_every: int = 0  # 0: at the end only
     eval_sequences: int = 64  # held-out sequences of one evaluation; 0: no evaluation
     log_every: int = 10  # losses are brought to the host (and checked for NaN) this often
+    eval_start: bool = False  # evaluate the start weights, too: step 0 of `evals`
     checkpoint_every: int = 0  # 0: no checkpoints, a killed run starts again from its first step
+    keep_weights: bool = False  # the trained weights stay in the run's folder, as weights.npz
     probe_comm: bool = True  # count collectives and bytes on the last warm-up step, from the third on
     peak_matmul: bool = False  # measure the device's peak by matrix products, where no datasheet is known
 

@@ -35,6 +35,7 @@ class Recipe:
     precision: str = "fp32"  # bf16: master weights, reductions and loss stay fp32
     init_std: float = 0.02  # residual outputs: divided by sqrt(2 layers), GPT-2
     seed: int = 0  # of the weights and of the order of the data
+    start_weights: str = ""  # a weights.npz (measure.keep_weights) of any engine to start from; empty: init_std, seed
 
     def __post_init__(self) -> None:
         for name, allowed in (

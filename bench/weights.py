@@ -1,12 +1,16 @@
 """Canonical weights: full fp32 tensors under the single-process model's names, whatever engine and layout hold them.
 
-They go between engines through the first rank of a replica: each engine knows which part of which tensor it holds.
+They go between engines through the first rank of a replica: each engine knows which part of which tensor it holds. As
+a file they are numpy's .npz, which holds arrays and no code.
 """
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .shape import ModelShape
@@ -77,3 +81,40 @@ def handed_out(
         if group is not None:
             dist.broadcast(whole, group=group, group_src=0)
         yield name, whole
+
+
+def write(file: Path, weights: Weights) -> None:
+    """Write them whole or not at all, on the disk when this returns."""
+    import numpy as np
+
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(aside, "wb") as out:
+            np.savez(out, **{name: tensor.numpy() for name, tensor in weights.items()})
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read(file: Path) -> Weights:
+    """Inverse of `write`.
+
+    Raises
+    ------
+    ValueError: it is no such file, or damaged
+    """
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            weights = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} holds no weights: {said}") from None
+    wrong = [name for name, array in weights.items() if array.dtype != np.float32]
+    if wrong:
+        raise ValueError(f"{file} holds no weights: {wrong[0]} is {weights[wrong[0]].dtype}, wanted float32")
+    return {name: torch.from_numpy(array) for name, array in weights.items()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import torch
 
+from ..bench import weights
 from ..bench.data import open_source
 from ..bench.device import Device
 from ..bench.energy import EnergyMeter
@@ -28,7 +30,7 @@ from .row import (
     share_present,
     speed_columns,
 )
-from .spec import RunResult
+from .spec import WEIGHTS, RunResult
 from .stop import Preempted, asked_to_stop
 from .taken import Keeper
 
@@ -45,7 +47,11 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     energy = EnergyMeter(device.torch.index if device.cuda else None, world.local_rank)
 
     def build() -> Engine:
-        return build_engine(case.shape, case.recipe, case.layout, case.outer, device.torch, world.meeting)
+        engine = build_engine(case.shape, case.recipe, case.layout, case.outer, device.torch, world.meeting)
+        if case.recipe.start_weights:
+            first = world.rank % case.layout.ranks == 0  # of its replica
+            engine.set_weights(weights.read(Path(case.recipe.start_weights)) if first else None)
+        return engine
 
     engine, training, first_step = resume(build, reporter.folder, StepRecord(device))
     if world.meeting:
@@ -73,6 +79,10 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     if not training.finite and world.meeting and world.meeting.replica:
         raise FloatingPointError(f"{_first_bad(training)}: replica {world.meeting.replica} leaves the run")
     shared = over_ranks(training, device, energy, world.meeting)
+    if case.measure.keep_weights and training.finite:
+        whole = engine.weights()
+        if world.rank == 0:
+            weights.write(reporter.folder / WEIGHTS, whole)
     peak, peak_source = device.peak_flops(case.recipe.precision, case.measure.peak_matmul)
     engine.close()
     if world.rank:

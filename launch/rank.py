@@ -24,7 +24,7 @@ from .pool import ARGUMENT, serve
 from .processes import die_with_supervisor
 from .progress import Reporter
 from .rendezvous import World, join, leave
-from .spec import RunResult, RunSpec, utc, write_atomically
+from .spec import WEIGHTS, RunResult, RunSpec, utc, write_atomically
 from .starts import goodput_columns, read_starts
 from .stop import REQUEUE_STATUS, Preempted, signal_names
 
@@ -116,6 +116,9 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
         "ranks_json": world.ranks_json(), "nodes": len({seat.host for seat in world.seats}), "backend": world.backend,
         "threads_per_rank": world.threads,
     } | result.row  # fmt: skip
+    trained = Path(spec.scratch) / WEIGHTS
+    if result.status == "ok" and trained.exists():  # before the row: who finds the row finds them
+        os.replace(trained, store.run_folder(spec.run_id) / WEIGHTS)
     store.write_run(row, result.steps, result.evals, result.comm)
 
 

@@ -58,6 +58,9 @@ class RunSpec:
         } | self.parsed_case().columns() | self.link  # fmt: skip
 
 
+WEIGHTS = "weights.npz"  # in the run's folder, where measure.keep_weights asks for it
+
+
 @dataclass(frozen=True)
 class RunResult:
     """What rank 0's program hands back. Other ranks' results are ignored (None will do)."""

@@ -82,6 +82,8 @@ class Study:
             reason = f"vocab {case.shape.vocab} is smaller than the {vocab} of data.source {case.data.source}"
         elif reason := unavailable(case.layout):
             pass
+        elif case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():
+            reason = f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
         elif limit is not None and case.ranks > limit:
             reason = f"needs {case.ranks} ranks, {why}"
         elif case.outer.quorum and (self.run.launcher != "local" or world_size is not None):

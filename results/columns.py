@@ -135,6 +135,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _string("precision", "`fp32`, or `bf16` compute over fp32 master weights and reductions"),
         _float("init_std", "standard deviation of the initial weights"),
         _count("seed", "of the weights and of the order of the data"),
+        _string("start_weights", "file of the weights it started from; empty: drawn by init_std and seed"),
     ),
     "Layout": (
         _string("layout", "short name of the layout, as `fsdp2.tp2` or `diloco.M2.H30.fsdp2`"),
@@ -193,6 +194,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         _count("measure_eval_every", "steps between evaluations; 0: at the end only"),
         _count("measure_eval_sequences", "held-out sequences of one evaluation; 0: none", "sequences"),
         _count("measure_log_every", "steps between two readings of the loss"),
+        _bool("measure_eval_start", "the start weights were evaluated, too: step 0 of `evals`"),
+        _bool("measure_keep_weights", "the trained weights are in the run's folder, as weights.npz"),
         _count("measure_checkpoint_every", "steps between checkpoints; 0: none"),
         _bool("measure_probe_comm", "collectives and bytes are counted on one warm-up step"),
         _bool("measure_peak_matmul", "the device's peak was measured by matrix products"),

@@ -1,14 +1,18 @@
 """The deepspeed engine: every layout computes the single-process fp32 run of torch. One launch for all of it."""
 
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 from worlds import run_world
 
+import scalade
 from scalade.parallelism.layout import Layout
 
 pytest.importorskip("deepspeed")
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PP2 = {"pp": 2, "microbatches": 4}
 TP2 = {"tp": 2, "sp": False, "loss_parallel": False}
@@ -144,7 +148,6 @@ def worst(found: list[float], reference: list[float]) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(found, reference, strict=True))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("variant", "shape", "layout"), [pytest.param(*c, id=label(*c)) for c in PARITY])
 def test_layout_computes_the_single_process_run(variant, shape, layout, found):
     run = found[str(Layout(**layout).ranks)][label(variant, shape, layout)]
@@ -202,3 +205,51 @@ def test_an_engine_leaves_the_process_as_it_was(found):
 
 def test_nothing_reaches_standard_output(found):
     assert [world["printed"] for world in found.values()] == [[""], [""] * 2, [""] * 4]
+
+
+STUDY = """
+name = "s"
+[model]
+size = "tiny-100k"
+seq_len = 64
+[recipe]
+global_batch = 8
+{start}
+[budget]
+steps = 4
+[measure]
+warmup_steps = 3
+eval_sequences = 8
+eval_start = {evaluates}
+keep_weights = true
+[layout]
+{layout}
+[run]
+max_ranks = 2
+launcher = "{launcher}"
+"""
+
+
+def run(folder, launcher: str, layout: str, start: str = ""):
+    """Rows of `runs`, `steps` and `evals` of a study of one run in its own processes, and its folder."""
+    folder.mkdir()
+    text = STUDY.format(launcher=launcher, layout=layout, start=start, evaluates="true" if start else "false")
+    (folder / "s.toml").write_text(text)
+    command = [sys.executable, "-m", "scalade", "run", "s.toml", "--results", "r", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, cwd=folder)
+    assert done.returncode == 0, done
+    assert [run["status"] for run in json.loads(done.stdout)["runs"]] == ["ok"]  # and nothing else on stdout
+    (row,) = scalade.read_runs(folder / "r").to_dict("records")
+    return row, scalade.read_steps(folder / "r"), folder / "r" / "runs" / row["run_id"]
+
+
+@pytest.mark.mpi
+def test_every_launcher_gives_the_same_losses_and_torch_reads_the_weights(tmp_path):
+    layout = "engine = 'deepspeed'\ndp_shard = 2\nzero_stage = 2"
+    runs = {name: run(tmp_path / name, name, layout) for name in ("local", "torchrun", "mpirun")}
+    losses = [steps["loss"].tolist() for _, steps, _ in runs.values()]
+    assert losses[0] == losses[1] == losses[2] and len(losses[0]) == 4
+    first, _, folder = runs["mpirun"]
+    start = f"lr = 0.0\nstart_weights = {str(folder / 'weights.npz')!r}"
+    second, _, _ = run(tmp_path / "torch", "local", "tp = 2", start)
+    assert second["engine"] == "torch" and second["val_loss"] == pytest.approx(first["val_loss"], rel=1e-6)

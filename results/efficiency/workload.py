@@ -30,7 +30,7 @@ DATA = tuple(
     name for name in _names("Data")
     if name.startswith("data_") and name not in ("data_path", "data_val_path", "data_tokens", "data_entropy_nats")
 )  # fmt: skip
-RECIPE = _names("Recipe", but=("seed", BATCH))
+RECIPE = _names("Recipe", but=("seed", BATCH, "start_weights"))
 OUTER = tuple(name for name in _OUTER[: _OUTER.index("outer_steps")] if name not in _NOT_SETTINGS)
 CONDITIONS = ("recompute", "compile", "device_type", "device_name", "threads_per_rank")
 MUST_MATCH = MODEL + DATA + RECIPE + OUTER + CONDITIONS
