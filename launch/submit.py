@@ -117,7 +117,7 @@ def _submit(
     *, dry_run: bool,
 ) -> Submitted:  # fmt: skip
     plan = make_plan(study, store, retry_failed=wish.retry_failed, cases=study.cases_elsewhere())
-    active = _active_cases(results)
+    active = _active_cases(results, remember=not dry_run)
     pending = [run for run in plan.pending if run.case.case_id not in active]
     done = Submitted(
         results, {}, None, runs=len(pending), kept=len(plan.kept), skipped=plan.skipped,
@@ -165,7 +165,7 @@ def _hand_over(scheduler: Scheduler, submission: Submission) -> None:
         submission.save()
 
 
-def _active_cases(results: Path) -> set[str]:
+def _active_cases(results: Path, remember: bool) -> set[str]:
     """Cases that an earlier submission's job waits for or runs.
 
     Raises
@@ -174,10 +174,11 @@ def _active_cases(results: Path) -> set[str]:
     """
     active: set[str] = set()
     for submission in submissions(results):
+        told = task_states(SCHEDULERS[submission.scheduler], submission, remember=remember)
         for record in submission.jobs:
             if record.closed:
                 continue
-            states = task_states(SCHEDULERS[submission.scheduler], submission).get(record.name, {})
+            states = told.get(record.name, {})
             for number, cases in record.tasks().items():
                 # a job whose id was not heard, and that cannot be found by name, may be there all the same
                 lost = not record.job_id and not states

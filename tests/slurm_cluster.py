@@ -20,7 +20,27 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3", "n4")
+DATABASE = ("slurmdbd", "sacctmgr", "mariadbd", "mariadb", "mariadb-install-db")
 NEEDED = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "unshare")
+ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}"""
+DBD_CONFIG = """
+AuthType=auth/none
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database_port}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=accounting
+PidFile={folder}/run/dbd.pid
+LogFile={folder}/log/dbd.log
+"""
+USER = "create user slurm@'%' identified by 'slurm'; grant all on accounting.* to slurm@'%';"
 CONFIG = """
 ClusterName=loop
 SlurmctldHost=ctl(127.0.0.1)
@@ -41,7 +61,7 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
-AccountingStorageType=accounting_storage/none
+{accounting}
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobcomp.txt
 SelectType=select/cons_tres
@@ -59,11 +79,12 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> str | None:
+def missing(accounting: bool = False) -> str | None:
     """Why no Slurm can be started here, in words; None: it can."""
-    absent = [name for name in NEEDED if shutil.which(name) is None]
+    absent = [name for name in (*NEEDED, *(DATABASE if accounting else ())) if shutil.which(name) is None]
     if absent:
-        return f"no {', '.join(absent)} here (apt-get install slurmctld slurmd slurm-client)"
+        packages = "slurmctld slurmd slurm-client" + " slurmdbd mariadb-server" * accounting
+        return f"no {', '.join(absent)} here (apt-get install {packages})"
     if os.geteuid() != 0:
         return "starting Slurm needs root"
     tried = subprocess.run(["unshare", "--uts", "--mount", "hostname", "n1"], capture_output=True, text=True)
@@ -71,23 +92,31 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """Started by `with`; `env` is what its clients need."""
+    """Started by `with`; `env` is what its clients need.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    accounting: with slurmdbd and a MariaDB of its own, so that sacct has something to say
+    """
+
+    def __init__(self, folder: Path, accounting: bool = False) -> None:
+        self.folder, self.accounting = folder, accounting
         for name in ("state", "spool", "tmp", "run", "log"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for node in NODES:
             (folder / "tmp" / node).mkdir(exist_ok=True)
             (folder / "spool" / node).mkdir(exist_ok=True)
         (folder / "hosts").write_text("\n".join(f"127.0.0.1 {name}" for name in ("localhost", "ctl", *NODES)) + "\n")
-        port = _free_ports(1 + len(NODES))
-        config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES))
+        port = self.port = _free_ports(3 + len(NODES))
+        (folder / "slurmdbd.conf").write_text(DBD_CONFIG.format(folder=folder, port=port + 5, database_port=port + 6))
+        (folder / "slurmdbd.conf").chmod(0o600)
+        kind = ACCOUNTING.format(port=port + 5) if accounting else "AccountingStorageType=accounting_storage/none"
+        config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES), accounting=kind)
         (folder / "slurm.conf").write_text(config.lstrip())
         self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> Cluster:
         try:
+            if self.accounting:
+                self._start_accounting()
             self.start_controller("-c")
             for node in NODES:
                 self._start(node, ["slurmd", "-N", node])
@@ -102,8 +131,25 @@ class Cluster:
             with suppress(subprocess.SubprocessError):
                 self.run("scancel", "--user", "root", timeout=10)
                 self.wait(lambda: not self.run("squeue", "-h").strip(), 10, "an empty queue")
-        for name in [*(f"slurmd.{node}" for node in NODES), "ctld"]:
+        for name in [*(f"slurmd.{node}" for node in NODES), "ctld", "dbd", "db"]:
             self.stop(name)
+
+    def _start_accounting(self) -> None:
+        data, socket_file = self.folder / "db", self.folder / "run" / "db.sock"
+        own = ["--no-defaults", f"--datadir={data}", "--user=root"]
+        made = ["mariadb-install-db", *own, "--skip-test-db", "--auth-root-authentication-method=normal"]
+        subprocess.run(made, check=True, capture_output=True, timeout=120)
+        with open(self.folder / "log" / "db.log", "w") as log:
+            subprocess.Popen(
+                ["mariadbd", *own, f"--socket={socket_file}", f"--port={self.port + 6}", "--bind-address=127.0.0.1",
+                 f"--pid-file={self.folder}/run/db.pid", "--innodb-log-file-size=16M"],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        ask = ["mariadb", "--no-defaults", f"--socket={socket_file}", "-e"]
+        self.wait(lambda: self.run(*ask, "select 1"), 60, "the database")
+        self.run(*ask, USER)
+        subprocess.run(["slurmdbd"], env=self.env, check=True, timeout=30)
+        self.wait(lambda: self.run("sacctmgr", "-i", "add", "cluster", "loop"), 60, "slurmdbd")
 
     def start_controller(self, *options: str) -> None:
         self._start("ctl", ["slurmctld", *options])

@@ -282,3 +282,21 @@ def test_a_packed_job_goes_on_in_its_next_allocation(desk, cluster):
     assert line["state"] == "done" and [(row["status"], row["rows"]) for row in rows] == [("ok", 1)] * 2, user.logs()
     assert user.logs().count("left to the next allocation") == 1
     assert "Restarts=1" in cluster.run("scontrol", "-o", "show", "job", line["job"])
+
+
+@pytest.mark.skipif(missing(accounting=True) is not None, reason=str(missing(accounting=True)))
+def test_with_accounting_an_end_is_known_after_the_controller_has_forgotten_it(tmp_path):
+    """sacct of a real slurmdbd: nobody looked at the job before the controller lost all that it knew."""
+    with Cluster(tmp_path / "slurm", accounting=True) as cluster:
+        user = Desk(cluster, tmp_path, LONG.format(steps=1))
+        profile = user.folder / "site.toml"
+        profile.write_text('python = "/bin/false"\n' + profile.read_text())
+        (job,) = user.submit("--launcher", "srun")["jobs"]
+        cluster.wait(lambda: "FAILED" in cluster.run("sacct", "-nX", "-j", job, "-oState"), 60, "the job's end")
+        cluster.stop("ctld")
+        cluster.start_controller("-c")
+        cluster.wait(lambda: cluster.run("scontrol", "ping").count("UP"), 30, "the controller")
+        assert not cluster.run("squeue", "-h", "--states=all").strip()
+        (line,) = user.status()
+        assert (line["state"], line["reason"], line["where"]) == ("failed", "FAILED: exit status 1", "n1")
+        assert user.submit("--launcher", "srun")["runs"] == 1

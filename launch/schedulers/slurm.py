@@ -108,12 +108,15 @@ class Slurm(Scheduler):
     def _from_accounting(self, names: Mapping[str, str], found: dict[str, dict[int, Task]]) -> None:
         told = self.ask(
             ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(names)}",
-             "--format=JobID,State,Elapsed,NodeList,Reason"]
+             "--format=JobID,State,Elapsed,NodeList,ExitCode,Reason"]
         )  # fmt: skip
         for line in told.splitlines():
-            job_id, state, elapsed, nodes, reason = (line.split("|", 4) + [""] * 4)[:5]
+            job_id, state, elapsed, nodes, status, reason = (line.split("|", 5) + [""] * 5)[:6]
             name, state = names.get(job_id.partition("_")[0]), state.split(" ")[0]  # `CANCELLED by 0`
             if name:
+                code = status.partition(":")[0]
+                if reason in ("None", "") and code not in ("0", ""):
+                    reason = f"exit status {code}"
                 task = Task(STATES.get(state, FAILED), _reason(state, reason), nodes, elapsed)
                 found.setdefault(name, {})[_number(job_id)] = task
 
