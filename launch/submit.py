@@ -155,7 +155,7 @@ def _submit(
 def _hand_over(scheduler: Scheduler, submission: Submission) -> None:
     for number, record in enumerate(submission.jobs):
         try:
-            record.job_id = scheduler.submit(submission.folder / record.script)
+            record.job_id = scheduler.submit(submission.folder / record.script, len(record.tasks()))
         except SchedulerError as error:
             for each in submission.jobs[number:]:
                 each.closed = f"refused: {error}"

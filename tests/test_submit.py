@@ -47,7 +47,7 @@ class Fake(Slurm):
     def __init__(self):
         self.handed, self.answers, self.cancelled, self.refuses = [], {}, [], None
 
-    def submit(self, script):
+    def submit(self, script, tasks):
         if self.refuses and len(self.handed) >= self.refuses:
             raise SchedulerError("slurm: `sbatch` failed: Invalid account")
         self.handed.append(script)

@@ -127,8 +127,8 @@ class Scheduler:
         """A shell command that puts the running job back into the queue; empty: there is none."""
         return ""
 
-    def submit(self, script: Path) -> str:
-        """Hand the script over, in its folder. Gives the job's id."""
+    def submit(self, script: Path, tasks: int) -> str:
+        """Hand the script over, in its folder. Gives the job's id. tasks: of an array; else 1."""
         raise NotImplementedError
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:

@@ -16,12 +16,12 @@ STATES = {"DEPEND": WAITING, "PRIORITY": WAITING, "SCHED": WAITING, "RUN": RUNNI
 class Flux(Scheduler):
     name = "flux"
     directive = "#flux:"
-    by_hand = "flux batch"
+    by_hand = "flux batch --env=SCALADE_TASK=0"
     task_id = "SCALADE_TASK"
     head = ("head=$(flux hostlist --limit=1 local)", "number=$(flux job id --to=dec \"$(flux getattr jobid)\")")
     can = Capabilities(
         launchers=("torchrun",),
-        array="one `flux batch --cc` for each",
+        array="one `flux batch` for each",
         packed="sub-sets of nodes by `flux run --requires=hosts:`",
         signal="",
         requeue="no; submit again",
@@ -31,7 +31,6 @@ class Flux(Scheduler):
 
     def directives(self, job: Job) -> list[str]:
         site = job.site
-        several = job.array and len(job.parts) > 1
         lines = [f"--job-name={job.name}", f"--nodes={job.nodes}", f"--nslots={job.nodes * job.per_node}"]
         lines += [f"--cores-per-slot={site.cpus_per_rank}"] if site.cpus_per_rank else []
         lines += [f"--gpus-per-slot={max(1, site.gpus_per_node // job.per_node)}"] if site.gpus_per_node else []
@@ -39,16 +38,18 @@ class Flux(Scheduler):
         lines += [f"--queue={site.partition}"] if site.partition else []
         lines += [f"--setattr=system.bank={site.account}"] if site.account else []
         lines += [f"--time-limit={-(-job.seconds // 60)}m"]
-        lines += [f"--cc=0-{len(job.parts) - 1}", "--env=SCALADE_TASK={cc}"] if several else []
-        return [*lines, f"--output={job.name}{'.{cc}' if several else ''}.log"]
+        return [*lines, f"--output={job.name}.{{{{id}}}}.log"]
 
     def starter(self, step: Step, tasks: int) -> list[str]:
         words = ["flux", "run", f"--nodes={step.nodes}", f"--ntasks={step.nodes * tasks}", "--exclusive"]
         words += [f"--requires=hosts:{','.join(step.hosts)}"] if step.hosts else []
         return [*words, *step.options]
 
-    def submit(self, script: Path) -> str:
-        return ",".join(self.ask(["flux", "batch", script.name], cwd=script.parent).split())  # one id for each --cc
+    def submit(self, script: Path, tasks: int) -> str:
+        """One job for each task: an id that is several, with commas."""
+        words = ["flux", "batch"]
+        told = [self.ask([*words, f"--env=SCALADE_TASK={n}", script.name], cwd=script.parent) for n in range(tasks)]
+        return ",".join(each.strip() for each in told)
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         ids = {job_id: (name, number) for name, told in jobs.items()

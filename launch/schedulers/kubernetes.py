@@ -124,7 +124,7 @@ class KubernetesJobs(Scheduler):
             "template": {"metadata": {"labels": labels}, "spec": pod},
         }  # fmt: skip
 
-    def submit(self, script: Path) -> str:
+    def submit(self, script: Path, tasks: int) -> str:
         self.ask(["kubectl", "create", "-f", script.name], cwd=script.parent)
         return _dns(script.stem)
 

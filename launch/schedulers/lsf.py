@@ -60,7 +60,7 @@ class Lsf(Scheduler):
     def starter(self, step: Step, tasks: int) -> list[str]:
         return mpirun_starter(step, tasks)
 
-    def submit(self, script: Path) -> str:
+    def submit(self, script: Path, tasks: int) -> str:
         # bsub reads the script from standard input; a shell with the name as its argument does that
         told = self.ask(["sh", "-c", 'exec bsub < "$1"', "sh", script.name], cwd=script.parent)
         found = re.search(r"Job <(\d+)>", told)

@@ -60,7 +60,7 @@ class Pbs(Scheduler):
     def starter(self, step: Step, tasks: int) -> list[str]:
         return mpirun_starter(step, tasks)
 
-    def submit(self, script: Path) -> str:
+    def submit(self, script: Path, tasks: int) -> str:
         return self.ask(["qsub", script.name], cwd=script.parent).strip()
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:

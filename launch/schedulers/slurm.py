@@ -81,7 +81,7 @@ class Slurm(Scheduler):
         words += [f"--nodelist={','.join(step.hosts)}"] if step.hosts else []
         return [*words, *step.options]
 
-    def submit(self, script: Path) -> str:
+    def submit(self, script: Path, tasks: int) -> str:
         # from inside another job, that job's SLURM_* and SBATCH_* would be options of this one
         ours = ("SLURM_", "SBATCH_")
         env = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(ours)}

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Scalade: study demo, 2 cases on 2 nodes with 4 ranks each
-# By hand: from the folder of this file, flux batch scalade-demo-c0ffee-0.sh
+# By hand: from the folder of this file, flux batch --env=SCALADE_TASK=0 scalade-demo-c0ffee-0.sh
 #flux: --job-name=scalade-demo-c0ffee-0
 #flux: --nodes=2
 #flux: --nslots=8
@@ -10,9 +10,7 @@
 #flux: --queue=gpu
 #flux: --setattr=system.bank=proj42
 #flux: --time-limit=90m
-#flux: --cc=0-1
-#flux: --env=SCALADE_TASK={cc}
-#flux: --output=scalade-demo-c0ffee-0.{cc}.log
+#flux: --output=scalade-demo-c0ffee-0.{{id}}.log
 
 set -euo pipefail
 
