@@ -42,7 +42,10 @@ class DeepSpeedEngine:
         self.reported: list[Tensor] = []
         self.norm = torch.zeros((), device=device)
         deepspeed = package.load(device)
-        self.swapped = tempfile.mkdtemp(prefix="scalade-nvme-") if "nvme" in self._offloads() else None
+        self.swapped = None
+        if "nvme" in (layout.offload_optimizer, layout.offload_parameters):
+            package.require_nvme()
+            self.swapped = tempfile.mkdtemp(prefix="scalade-nvme-")
         config = configuration(shape, recipe, layout, self.swapped, pin=device.type == "cuda")
         replicas = ReplicaGroups(mesh.groups["inside"]) if mesh.sizes["replicas"] > 1 else None
         with package.quiet():
@@ -79,9 +82,6 @@ class DeepSpeedEngine:
         self.micro_rows = (last - first) // layout.microbatches
         # Every rank that reads these tokens reports an equal share, so that a plain sum over ranks is the mean.
         self.share = 1.0 / (layout.dp * layout.tp)
-
-    def _offloads(self) -> tuple[str, str]:
-        return self.layout.offload_optimizer, self.layout.offload_parameters
 
     def _replicated(self, name: str) -> int:
         """Ranks of the replica that hold the same piece of a parameter."""

@@ -28,6 +28,20 @@ def load(device: torch.device) -> ModuleType:
     return deepspeed
 
 
+def require_nvme() -> None:
+    """
+    Raises
+    ------
+    ValueError: the operator that reads and writes disks cannot be compiled here
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with quiet():
+        possible = AsyncIOBuilder().is_compatible(verbose=False)
+    if not possible:
+        raise ValueError("offloading to nvme: DeepSpeed has to compile its disk operator, which needs libaio-dev")
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """What is printed goes to standard error, which the launcher keeps in the run's folder."""

@@ -1,0 +1,22 @@
+"""docs/engines.md says of each engine what the engine says of itself."""
+
+from pathlib import Path
+
+from scalade.parallelism.abilities import ASKED, ability, renewed
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "engines.md"
+
+
+def test_the_table_of_abilities_is_fresh():
+    text = DOCUMENT.read_text()
+    assert renewed(text) == text, "stale: run `python -m scalade.parallelism.abilities docs/engines.md`"
+
+
+def test_torch_can_all_but_what_is_another_engines():
+    found = {name: ability("torch", wanted, ways) for name, wanted, ways in ASKED}
+    missing = {name for name, said in found.items() if said == "-"}
+    assert missing == {
+        "optimizer state sharded", "gradients sharded, too", "second copy of parameters", "optimizer on the host",
+        "parameters on the host", "both on disks",
+    }  # fmt: skip
+    assert all(any(ability(e, wanted, ways) != "-" for e in ("torch", "deepspeed")) for _, wanted, ways in ASKED)
