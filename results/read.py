@@ -99,9 +99,10 @@ def rows_table(
     stored = pa.schema([field for field in schema if field.name not in IN_FOLDER])
     parts, owners = [], []
     for folder, row in _attempts(Path(path), all_attempts):
-        count = row[rows_column(name)]
-        if (wanted is None or row["run_id"] in wanted) and count:
-            part = _stored_rows(folder / f"{name}.arrow", stored, count)
+        count, file = row[rows_column(name)], folder / f"{name}.arrow"
+        there = file.exists() if count is None else count > 0  # null: written before there was such a column
+        if (wanted is None or row["run_id"] in wanted) and there:
+            part = _stored_rows(file, stored, count)
             if part is not None:
                 parts.append(part)
                 owners.append(row)
