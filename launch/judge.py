@@ -49,7 +49,9 @@ def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None)
         return Outcome(status, line)
     for rank, code in sorted(exits.items()):
         if code is not None and code < 0:
-            return Outcome("failed", f"rank {rank} was killed by {_signal_name(-code)} {_where(scratch)}")
+            how = f"rank {rank} was killed by {_signal_name(-code)} {_where(scratch)}"
+            last = last_line(scratch, rank) if -code == signal.SIGABRT else ""  # C++ says why it aborts
+            return Outcome("failed", f"{how}: {last}" if last else how)
     gone = [ending.detail for ending in endings if ending.cause == "stopped" and ending.detail not in ("", "peer")]
     if gone:
         return Outcome("failed", gone[0])

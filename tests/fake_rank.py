@@ -57,6 +57,7 @@ def misbehave(action, reporter):
     elif action == "cut":  # the link goes down: every connection of this rank ends
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+                connection.getpeername()  # refused by one that only listens
                 connection.shutdown(socket.SHUT_RDWR)
     elif action.startswith("die-writing-"):  # in the middle of the store's N-th system call for the row
         die_writing(int(action.removeprefix("die-writing-")))

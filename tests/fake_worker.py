@@ -7,6 +7,7 @@ from pathlib import Path
 from scalade.launch.display import Lines
 from scalade.launch.environment import WorldError
 from scalade.launch.run import as_text
+from scalade.launch.stop import signal_names
 from scalade.launch.study import load_study
 from scalade.launch.supervise import Signals
 from scalade.launch.worker import follow, join_supervisors, work
@@ -20,7 +21,8 @@ def main(study, results):
         peers = join_supervisors(dict(os.environ), **patience)
     except WorldError as error:
         sys.exit(f"scalade: {error}")
-    with Signals() as signals:
+    warnings = signal_names(load_study(study).run.requeue_signals)
+    with Signals(warnings, heeds=peers.place.rank == 0) as signals:
         if peers.place.rank:
             code, why = follow(peers, signals, COMMAND)
             print(f"rank {peers.place.rank}: {why}", file=sys.stderr)

@@ -36,6 +36,7 @@ max_ranks = 4
 repeats = {repeats}
 time_limit_s = 60
 hang_limit_s = {hang_limit_s}
+isolation = "{isolation}"
 """
 SWEEP = """
 import sys
@@ -54,8 +55,9 @@ class Lab:
 
     def __init__(self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, results=None, **env):
         self.study, self.results = folder / "study.toml", results or folder / "r"
+        self.isolation = "fresh"
         self._write = lambda limit: self.study.write_text(
-            STUDY.format(steps=steps, ranks=ranks, repeats=repeats, hang_limit_s=limit)
+            STUDY.format(steps=steps, ranks=ranks, repeats=repeats, hang_limit_s=limit, isolation=self.isolation)
         )
         self._write(hang_limit_s)
         self.steps, self.rng, self.token = steps, random.Random(seed), uuid.uuid4().hex

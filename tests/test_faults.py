@@ -131,6 +131,7 @@ def test_the_disk_is_full(lab, tmp_path, times, seed):
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("times, seed", [pytest.param(2, 5, marks=pytest.mark.slow, id="twice"), SEEDS[1]])
 def test_the_link_goes_down(lab, times, seed):
     """Real gloo ranks, whose connections end in the middle of a step."""
@@ -138,8 +139,9 @@ def test_the_link_goes_down(lab, times, seed):
     hurt = ",".join(f"{rng.randrange(2)}/r{repeat}:cut@{rng.randrange(1, 18)}" for repeat in range(times))
     lab = lab(seed, repeats=times, FAKE_TORCH="1", FAKE_SYNC="0")
     process = lab.sweep(FAKE_RANK=hurt)
-    process.communicate(timeout=280)
+    process.communicate(timeout=500)
     assert process.returncode == 1
+    lab.isolation = "pool"  # the good runs need one start
     attempts = lab.finish()
     failed = attempts[attempts["status"] == "failed"]
     assert len(failed) == times and failed["reason"].str.match(r"rank [01]: ").all(), list(failed["reason"])
@@ -160,3 +162,19 @@ def test_two_sweeps_at_once_one_of_which_is_killed(lab, times, seed):
         assert process.returncode == 0, err
     attempts = lab.finish()
     assert set(attempts["attempt"]) == {1}
+
+
+@pytest.mark.filterwarnings("ignore::scalade.results.read.DamagedFile")
+def test_unreadable_files_cost_their_own_run(lab):
+    """A row cut off, a foreign file in the place of another: the one runs again, nothing else changes."""
+    lab = lab(17, repeats=3, steps=3)
+    lab.sweep().communicate(timeout=60)
+    rows = lab.rows()
+    cut, foreign, _ = sorted(rows)
+    (lab.results / cut / "run.json").write_bytes(rows[cut][: len(rows[cut]) // 2])
+    (lab.results / foreign / "steps.arrow").write_bytes(b"PAR1" + bytes(64) + b"PAR1")
+    (lab.results / foreign).with_name("starts.jsonl").write_bytes(os.urandom(99))
+    out, err = (process := lab.sweep()).communicate(timeout=60)
+    assert process.returncode == 0 and "1 ok; 2 had been done before" in out, (out, err)
+    attempts = lab.check()
+    assert sorted(attempts["attempt"]) == [1, 1, 2]

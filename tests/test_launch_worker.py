@@ -33,12 +33,13 @@ dp_replicate = {ranks}
 repeats = {repeats}
 launcher = "{launcher}"
 time_limit_s = 60
+{more}
 """
 
 
-def write_study(folder, ranks="[2]", steps=5, repeats=1, launcher="torchrun"):
+def write_study(folder, ranks="[2]", steps=5, repeats=1, launcher="torchrun", more=""):
     path = folder / "study.toml"
-    path.write_text(STUDY.format(ranks=ranks, steps=steps, repeats=repeats, launcher=launcher))
+    path.write_text(STUDY.format(ranks=ranks, steps=steps, repeats=repeats, launcher=launcher, more=more))
     return path
 
 
@@ -167,6 +168,72 @@ def test_another_jobs_port(tmp_path):
     codes, said = finish(one + two)
     assert codes == [1, 1]
     assert all("different jobs met on one port" in each and "two.0" in each for each in said), said
+
+
+@pytest.mark.slow
+def test_two_whole_jobs_on_one_port(tmp_path):
+    """Each has all of its ranks. One at most runs, with its own ranks only; the other says what it met."""
+    port, results = free_port(), [tmp_path / "one", tmp_path / "two"]
+    jobs = []
+    for folder in results:
+        folder.mkdir()
+        job = {"TORCHELASTIC_RUN_ID": folder.name, "TORCHELASTIC_RESTART_COUNT": "0", "FAKE_JOIN_S": "4"}
+        jobs.append(by_hand(write_study(folder), folder, [0, 1], 2, port, **job))
+    codes, said = finish([process for job in jobs for process in job])
+    finished = [folder for folder in results if (folder / "runs").is_dir() and rows(folder)]
+    assert len(finished) <= 1 and codes.count(0) == 2 * len(finished), said
+    for folder in finished:
+        (row,) = rows(folder)
+        mine = {process.pid for process in jobs[results.index(folder)]}
+        assert row["status"] == "ok" and [each["rank"] for each in json.loads(row["ranks_json"])] == [0, 1] and mine
+    told = (
+        "different jobs met on one port", "could not serve the rendezvous", "came more than once", "already whole",
+        "went away while supervisors came together", "could not reach rank 0", "has left without a word",
+    )  # fmt: skip
+    wrong = [text for code, text in zip(codes, said, strict=True) if code]
+    assert len(wrong) >= 2 and all(any(words in text for words in told) for text in wrong), said
+    assert not any("Traceback" in text for text in wrong)
+
+
+@pytest.mark.slow
+def test_supervisors_stop_together_when_the_job_is_warned(tmp_path):
+    """By a signal to all, as srun hands it on, and by the file; the run then goes on from its checkpoint."""
+    results, study = tmp_path / "r", write_study(tmp_path, steps=1000)
+    for number in range(2):
+        env = {"FAKE_STEP_S": "0.1", "SCALADE_STOP_FILE": str(tmp_path / f"stop-{number}")}
+        workers = by_hand(study, results, [0, 1], 2, free_port(), **env)
+        deadline = time.monotonic() + 120
+        while not [
+            file for file in results.glob("runs/*/scratch/step")
+            if file.read_bytes() and (file.parents[1] / "starts.jsonl").read_text().count('"start"') == number + 1
+        ]:  # fmt: skip
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for worker in workers if number == 0 else ():
+            worker.send_signal(signal.SIGUSR1)
+        if number:
+            (tmp_path / "stop-1").touch()
+        codes, said = finish(workers)
+        assert codes == [75, 75] and "with a checkpoint at step" in said[0], said
+        assert not list(results.glob("runs/*/a1"))
+    codes, said = finish(by_hand(study, results, [0, 1], 2, free_port(), FAKE_STEP_S="0"))
+    assert codes == [0, 0], said
+    (row,) = rows(results)
+    assert (row["status"], row["attempt"], row["restarts"], row["lost_steps"]) == ("ok", 1, 2, 0)
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_supervisors_keep_warm_ranks(tmp_path):
+    results = tmp_path / "r"
+    study = write_study(tmp_path, repeats=4, more="isolation = 'pool'")
+    codes, said = finish(by_hand(study, results, [0, 1], 2, free_port(), FAKE_RANK="1/r1:raise@2", FAKE_TORCH="1"))
+    assert codes == [1, 1], said
+    found = rows(results)
+    assert [row["status"] for row in found] == ["ok", "failed", "ok", "ok"]
+    worlds = [tuple(rank["pid"] for rank in json.loads(row["ranks_json"])) for row in found]
+    assert worlds[0] == worlds[1] and worlds[2] == worlds[3] and not set(worlds[0]) & set(worlds[2])
+    assert nothing_left(tmp_path)
 
 
 @pytest.mark.slow

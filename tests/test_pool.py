@@ -73,7 +73,8 @@ def test_ranks_stay_until_a_run_fails(tmp_path, monkeypatch, hurt, status):
 
 def test_sigkill_of_the_supervisor_ends_warm_ranks(tmp_path):
     lab = Lab(tmp_path, 3, repeats=3)
-    lab.study.write_text(lab.study.read_text() + 'isolation = "pool"\n')
+    lab.isolation = "pool"
+    lab._write(60)
     try:
         process = lab.sweep()
         while not list(lab.results.glob("runs/*/a1")):
