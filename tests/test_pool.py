@@ -71,6 +71,7 @@ def test_ranks_stay_until_a_run_fails(tmp_path, monkeypatch, hurt, status):
     assert not [pid for pid in worlds if Path(f"/proc/{pid}/cmdline").exists()]
 
 
+@pytest.mark.slow
 def test_sigkill_of_the_supervisor_ends_warm_ranks(tmp_path):
     lab = Lab(tmp_path, 3, repeats=3)
     lab.isolation = "pool"

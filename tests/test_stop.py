@@ -105,6 +105,7 @@ def test_a_file_stops_it_where_no_signal_gets_through(tmp_path):
     assert "stop now, with a checkpoint at step" in out
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_stop_are_ended_after_the_grace(tmp_path):
     path, results = write_study(tmp_path, grace_s=0.5, requeue_signals="usr1,TERM"), tmp_path / "r"
     process = start_sweep(path, results, *FAKE, FAKE_RANK="0:hang@3,1:hang@3")
