@@ -18,7 +18,7 @@ materialised by SDPA), and counts grouped-query attention (kv = kv_heads head_di
 Where RMSNorm is not one kernel (CPU), it also keeps its fp32 steps: 4 bytes more per element it normalises, bf16 6.
 Megatron-Core's own attention, where there is no GPU for a better one, does keep the scores: fp32 probabilities and a
 mask of a byte, heads s/t of each, in bf16 the probabilities again; not where `selective` recomputes them. With that
-it keeps -5 to 17% more than is predicted here (copies that its fused matrices leave behind).
+it keeps from 10% less to 17% more than is predicted here (copies that its fused matrices leave behind).
 Recompute: `full` keeps each layer's input (their 2 s b w) and one layer's activations while it is recomputed;
 `selective` keeps what matrices and attention put out and recomputes norms, rotation and the MLP's nonlinearity.
 

@@ -2,10 +2,13 @@
 
 import engine_ranks
 import parity_ranks
+import torch
 import torch.distributed as dist
 from engine_ranks import CPU, Run
 
+from scalade.parallelism.layout import Layout
 from scalade.parallelism.megatron import engine as megatron
+from scalade.parallelism.memory import predict
 
 
 def forced(case: dict) -> dict:
@@ -36,8 +39,30 @@ def leaves_nothing(case: dict) -> dict:
     return {"groups": named, "world_as_before": dist.is_initialized() == had_world}
 
 
+def kept(case: dict) -> dict:
+    """Bytes that autograd saves in a forward pass, parameters left out, and what is predicted of them."""
+    run, storages = Run(case), {}
+    own = {h.parameter.untyped_storage().data_ptr() for h in run.engine.held}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    tokens = torch.from_numpy(run.source.train_rows(*run.engine.rows()))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run.engine.chunks[0](tokens[:, :-1].contiguous(), None, None, labels=tokens[:, 1:].contiguous())
+    run.engine.close()
+    memory = predict(run.shape, run.recipe, Layout(**case["layout"]), fused_norm=False)
+    # What the loss's backward pass adds is not yet there.
+    element = 4 if run.recipe.precision == "fp32" else 8
+    predicted = memory.activations + memory.logits - element * tokens[:, 1:].numel() * run.shape.vocab
+    return {"bytes": sum(size for size, _ in storages.values()), "predicted": predicted}
+
+
 if __name__ == "__main__":
     engine_ranks.RECIPE["z_loss"] = 0.0  # megatron's loss has none
     engine_ranks.GROUP_OF_ONE = False  # the engine then makes and takes back its own
-    engine_ranks.KINDS |= {"forced": forced, "leaves_nothing": leaves_nothing}
+    engine_ranks.KINDS |= {"forced": forced, "kept": kept, "leaves_nothing": leaves_nothing}
     engine_ranks.main()

@@ -115,6 +115,10 @@ COUNTS: dict[str, tuple[dict, dict[str, tuple[int, int]]]] = {
         "all_reduce/tp": (3 * PER_TOKEN + 4 * NORMS + 4, 5),
     }),
 }  # fmt: skip
+KEPT = {
+    f"{precision} {seq_len}": {"recipe": {"precision": precision}, "shape": {"seq_len": seq_len}}
+    for precision in ("fp32", "bf16") for seq_len in (64, 256)
+}  # fmt: skip
 
 
 def megatron(layout: dict) -> dict:
@@ -154,6 +158,8 @@ def jobs() -> dict[str, dict]:
         worlds[str(ranks)][f"resume {name}"] = {"kind": "resume", "case": case}
     for name, (layout, _) in COUNTS.items():
         worlds["2"][f"counts {name}"] = {"kind": "counts", "case": {"layout": megatron(layout)}}
+    for name, case in KEPT.items():
+        worlds["1"][f"kept {name}"] = {"kind": "kept", "case": {"layout": megatron({})} | case}
     for ranks, layout in (("1", {}), ("4", OPT2 | PP2)):
         worlds[ranks]["leaves nothing"] = {"kind": "leaves_nothing", "case": {"layout": megatron(layout)}}
     return worlds
@@ -217,6 +223,12 @@ def test_a_loaded_run_goes_on_bitwise(name, found):
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_a_step_communicates(name, found):
     assert found["2"][f"counts {name}"] == {key: list(value) for key, value in COUNTS[name][1].items()}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_for_the_backward_pass_is_about_what_is_predicted(name, found):
+    kept = found["1"][f"kept {name}"]
+    assert 0.8 < kept["predicted"] / kept["bytes"] < 1.2
 
 
 @pytest.mark.parametrize("ranks", ["1", "4"])
