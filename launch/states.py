@@ -46,7 +46,8 @@ def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool 
     ------
     SchedulerError: the scheduler cannot be asked about jobs whose end has not been seen
     """
-    open_ = {job.name: job.job_id for job in submission.jobs if not job.closed and set(job.tasks()) - _seen(job)}
+    open_ = {job.name: job.job_id for job in submission.jobs
+             if job.closed in ("", CANCELLED) and set(job.tasks()) - _seen(job)}  # fmt: skip
     told = scheduler.tasks(open_) if open_ else {}
     changed = False
     for job in submission.jobs:
@@ -67,8 +68,8 @@ def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool 
 
 
 def _seen(job: JobRecord) -> set[int]:
-    """Tasks that cannot change any more. A failed one may have been put back into the queue: it is asked about."""
-    return {int(number) for number, kept in job.seen.items() if kept["state"] == DONE}
+    """Tasks that cannot change any more. One that failed may have been put back into the queue: it is asked about."""
+    return {int(number) for number, kept in job.seen.items() if job.closed or kept["state"] == DONE}
 
 
 def status(results: Path, job: str = "") -> tuple[list[Line], list[str]]:
@@ -145,7 +146,7 @@ def _line(
 def _judge(record: JobRecord, task: Task | None, counts: Counter[str]) -> tuple[str, str]:
     """State and reason of one task."""
     if record.closed == CANCELLED and (task is None or task.state in ACTIVE):
-        return CANCELLED, "by `scalade cancel`"
+        return (task.state, "is being cancelled") if task else (CANCELLED, "by `scalade cancel`")
     if record.closed and record.closed != CANCELLED:
         return FAILED, record.closed
     if task is not None:

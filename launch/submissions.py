@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .schedulers import SCHEDULERS
+
 FOLDER = "submissions"
 RECORD = "submission.json"
 
@@ -91,6 +93,11 @@ def submissions(results: Path) -> list[Submission]:
 def _read(file: Path) -> Submission:
     content: dict[str, Any] = json.loads(file.read_text())
     jobs = [JobRecord(**job) for job in content.pop("jobs")]
+    for word in [content["study"], *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
+        if "/" in word or not word.isprintable() or word.startswith("-"):  # they name files, and stand in commands
+            raise ValueError(f"{word!r} cannot be")
+    if content["scheduler"] not in SCHEDULERS or any(len(job.cases) != len(job.labels) for job in jobs):
+        raise ValueError("what it holds does not fit together")
     return Submission(**content, jobs=jobs, folder=file.parent)
 
 

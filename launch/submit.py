@@ -20,7 +20,7 @@ from ..results.store import RunStore
 from .errors import unknown
 from .launchers import LAUNCHERS
 from .schedulers import SCHEDULERS
-from .schedulers.base import ACTIVE, Job, Part, Scheduler, SchedulerError, exports
+from .schedulers.base import ACTIVE, CANCELLED, Job, Part, Scheduler, SchedulerError, exports
 from .site import Site, load_site
 from .spec import utc
 from .states import task_states
@@ -176,12 +176,12 @@ def _active_cases(results: Path, remember: bool) -> set[str]:
     for submission in submissions(results):
         told = task_states(SCHEDULERS[submission.scheduler], submission, remember=remember)
         for record in submission.jobs:
-            if record.closed:
+            if record.closed not in ("", CANCELLED):
                 continue
             states = told.get(record.name, {})
             for number, cases in record.tasks().items():
                 # a job whose id was not heard, and that cannot be found by name, may be there all the same
-                lost = not record.job_id and not states
+                lost = not record.job_id and not states and not record.closed
                 if lost or (number in states and states[number].state in ACTIVE):
                     active |= {record.cases[index] for index in cases}
     return active
