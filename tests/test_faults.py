@@ -55,7 +55,7 @@ def test_sigkill_of_the_supervisor(lab, times, seed):
         if times == 1:
             while not lab.step():
                 time.sleep(0.005)
-        time.sleep(lab.rng.uniform(0, 1.5))
+        time.sleep(lab.rng.uniform(0, 1.5 if times > 1 else 0.3))
         process.kill()
         killed += process.wait() == -signal.SIGKILL
         after = lab.rows()
@@ -147,6 +147,7 @@ def test_the_link_goes_down(lab, times, seed):
     assert len(failed) == times and failed["reason"].str.match(r"rank [01]: ").all(), list(failed["reason"])
 
 
+@pytest.mark.slow
 @injected
 def test_two_sweeps_at_once_one_of_which_is_killed(lab, times, seed):
     lab = lab(seed, repeats=6 if times > 1 else 2, ranks="[1, 2]", steps=40)

@@ -87,6 +87,7 @@ def test_sigkill_of_the_supervisor_ends_warm_ranks(tmp_path):
         lab.close()
 
 
+@pytest.mark.slow
 def test_what_a_case_left_behind_is_put_back_or_found():
     import torch
 
