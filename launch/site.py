@@ -33,12 +33,12 @@ class Kubernetes:
     """The table [kubernetes]."""
 
     image: str = ""  # container image with scalade in it
-    namespace: str = "default"
+    namespace: str = "default"  # where the objects are made
     volume_claim: str = ""  # persistent volume claim that all pods share; the results folder lies on it
     mount_path: str = "/data"  # where it is mounted
     jobset: bool = False  # one JobSet for all cases, in place of an Indexed Job and a Service for each
-    service_account: str = ""
-    gpu_resource: str = "nvidia.com/gpu"
+    service_account: str = ""  # of the pods; empty: the namespace's
+    gpu_resource: str = "nvidia.com/gpu"  # what gpus_per_node asks for
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Site:
     launcher: str = ""  # srun, torchrun or mpirun; empty: the study's, else the scheduler's usual one
     account: str = ""  # whom the time is charged to
     partition: str = ""  # partition or queue
-    qos: str = ""  # quality of service
+    qos: str = ""  # Slurm's quality of service
     time_limit: str = ""  # of one job, as [days-]HH:MM:SS; empty: what its runs may take at most
     gpus_per_node: int = 0  # asked for on every node; 0: none
     ranks_per_node: int = 0  # 0: gpus_per_node, else 1

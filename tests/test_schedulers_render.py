@@ -230,6 +230,7 @@ def test_a_manifest_keeps_every_word(value, name):
     [
         ("slurm", {"launcher": "local"}, "slurm starts ranks by srun or torchrun or mpirun, not by local"),
         ("pbs", {"launcher": "srun"}, "pbs starts ranks by mpirun or torchrun, not by srun"),
+        ("pbs", {"site": replace(SITE, qos="high")}, "qos = high: pbs has none; use `options`"),
         ("kubernetes", {"mode": "packed"}, "kubernetes has no packed jobs here: --mode array"),
         ("kubernetes", {"study": Path("/home/me/s.toml")}, "/home/me/s.toml does not lie on the volume"),
         ("kubernetes", {"site": replace(CLOUD, kubernetes=Kubernetes())}, "needs a profile with an image"),

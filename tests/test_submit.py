@@ -5,6 +5,8 @@ A real Slurm is in test_cluster_slurm.py.
 
 import sys
 from collections import Counter
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from scalade.launch.pack import Piece, next_piece, pieces, read_job
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.base import FAILED, RUNNING, WAITING, SchedulerError, Task
 from scalade.launch.schedulers.slurm import Slurm
-from scalade.launch.site import clock, load_site, parse_time
+from scalade.launch.site import Kubernetes, Site, clock, load_site, parse_time
 from scalade.launch.study import load_study
 from scalade.launch.submissions import submissions
 from scalade.launch.submit import Wish, nodes_of, submit_study
@@ -327,3 +329,10 @@ def test_counts_of_a_study_that_changed_meanwhile(study, tmp_path, fake):
     assert (again.runs, again.active) == (6, 0), "other cases: they are missing"
     assert Counter(line.state for line in states.status(tmp_path / "r")[0]) == {"waiting": 3}
     assert "steps = 5" in (done.submission.folder / "study.toml").read_text()
+
+
+def test_the_docs_name_every_key_of_a_profile():
+    page = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text()
+    names = [each.name for each in fields(Site) if each.name not in ("environment", "fabric", "kubernetes")]
+    names += [f"kubernetes.{each.name}" for each in fields(Kubernetes)] + ["[environment]", "[fabric]"]
+    assert [name for name in names if f"`{name}`" not in page] == []

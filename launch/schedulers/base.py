@@ -160,6 +160,8 @@ class Scheduler:
         """Raises ValueError: this scheduler cannot do that job."""
         if job.launcher not in self.can.launchers:
             raise ValueError(f"{self.name} starts ranks by {' or '.join(self.can.launchers)}, not by {job.launcher}")
+        if job.site.qos and self.name != "slurm":
+            raise ValueError(f"qos = {job.site.qos}: {self.name} has none; use `options`")
         if not job.array and not self.can.packed:
             raise ValueError(f"{self.name} has no packed jobs here: --mode array")
 
