@@ -206,7 +206,7 @@ MISTAKES = {
         BASE + '[run]\nlauncher = "lsf"\ndevice = "gpu"\nrepeats = 0\nresults = "a\\u0000"\n',
         (
             "\n"
-            '  run.launcher = "lsf": allowed are local, torchrun, mpirun\n'
+            '  run.launcher = "lsf": allowed are local, torchrun, mpirun, srun\n'
             '  run.device = "gpu": allowed are auto, cpu, cuda\n'
             "  run.repeats = 0: must be at least 1\n"
             '  run.results = "a\\u0000": must be a printable path'
