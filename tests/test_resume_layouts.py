@@ -50,6 +50,7 @@ COMPILED = [{}, {"recompute": "full"}, {"dp_shard": 2}, {"dp_replicate": 2}, {"c
 
 
 @pytest.mark.slow
+@pytest.mark.engines
 @pytest.mark.parametrize("layout", COMPILED, ids=[Layout(**layout).name() for layout in COMPILED])
 def test_compiled_follows_eager(layout, tmp_path):
     jobs = {"eager": job(layout, (0, 3)), "compiled": job(layout | {"compile": True}, (0, 3))}
