@@ -124,8 +124,12 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
         pa.string(): pd.StringDtype("pyarrow"), pa.int64(): pd.Int64Dtype(),
         pa.float64(): pd.Float64Dtype(), pa.bool_(): pd.BooleanDtype(),
     }  # fmt: skip
-    # One chunk: pandas converts chunk by chunk, and there is one chunk per run.
-    return table.combine_chunks().to_pandas(types_mapper=dtypes.get)
+    # In one chunk, since pandas converts chunk by chunk, and there is one chunk per run; and column by column, so that
+    # no more than one is in memory a third time.
+    series = {
+        name: table.column(name).combine_chunks().to_pandas(types_mapper=dtypes.get) for name in table.column_names
+    }
+    return pd.DataFrame(series, copy=False)
 
 
 def _attempts(path: Path, all_attempts: bool) -> Iterator[tuple[Path, dict]]:
