@@ -29,8 +29,8 @@ test-engines: $(VENV)/.installed-engines
 # A Slurm where root can install one; elsewhere its tests are skipped and say so.
 test-cluster: $(VENV)/.installed-test
 	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
-	    { apt-get update -q; apt-get install -y -q --no-install-recommends slurmctld slurmd slurm-client \
-	    slurmdbd mariadb-server; } || \
+	    { apt-get update -q; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	    slurmctld slurmd slurm-client slurmdbd mariadb-server iproute2 shellcheck; } || \
 	    echo "no Slurm could be installed: its tests are skipped"
 	$(BIN)/python -m pytest -q --durations=15 -m cluster
 
