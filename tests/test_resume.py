@@ -45,8 +45,8 @@ def case(layout=None, recipe=None, measure=None, outer=None) -> dict:
 
 def killed_at_random(seed: int, kills: int) -> list[dict]:
     rng = random.Random(seed)
-    latest = STEPS - 6  # a fast machine takes the rest in the delay and would be killed when it has ended
-    at = sorted(rng.randint(2, latest) for _ in range(kills - 1)) + [latest]
+    # The first one early: a fast machine may end a run in the delay of a late one, and would have resumed from nothing.
+    at = [6] + sorted(rng.randint(2, STEPS - 1) for _ in range(kills - 1)) + [STEPS - 2]
     return [{"kill_at": step, "delay_s": rng.uniform(0, 0.02)} for step in at] + [{}]
 
 
