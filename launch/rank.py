@@ -6,6 +6,7 @@ row; a rank that fails leaves a small report in the scratch folder, says why, an
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import gc
 import os
@@ -16,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from .clean import Before
 from .environment import LISTEN_FD, Placement, find_placement
@@ -32,14 +34,20 @@ WORLD = "world.json"
 Program = Callable[..., "RunResult | None"]
 
 
-def main(argv: list[str] | None = None, program: Program | None = None) -> None:
+def main(argv: list[str] | None = None, program: Program | None = None) -> NoReturn:
     """Run one rank to its end. `program`: what computes; by default `execute`, imported once the world stands."""
     (file,) = sys.argv[1:] if argv is None else argv
     die_with_supervisor()
     if file.startswith(ARGUMENT):
         serve(int(file.removeprefix(ARGUMENT)), lambda order: _one(order, program, warm=True))
-        os._exit(0)
-    _one(Path(file), program)
+    else:
+        _one(Path(file), program)
+    # Without the interpreter's farewell, in which a thread of gloo that lets go of its last work aborts the process
+    # (https://github.com/pytorch/pytorch/pull/179291): a run that is over would end as a failed one.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _one(file: Path, program: Program | None, warm: bool = False) -> bool:

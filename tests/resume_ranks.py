@@ -27,7 +27,7 @@ from scalade.launch.resume import CHECKPOINT
 RESULT = "result.json"
 
 
-def rank_main(case: Case, folder: Path, attempt: int, rank: int) -> None:
+def rank_main(case: Case, folder: Path, attempt: int, rank: int, killed: bool) -> None:
     log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -40,6 +40,8 @@ def rank_main(case: Case, folder: Path, attempt: int, rank: int) -> None:
             dist.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
         world = World(rank, case.ranks, rank, case.ranks, "cpu", "gloo", 1, ())
         result = execute(case, world, Reporter(folder, case.recipe.steps, active=rank == 0))
+        if killed:  # a fast machine is through before the kill
+            signal.pause()
         if rank == 0:
             content = {"status": result.status, "row": result.row, "steps": result.steps, "evals": result.evals}
             (folder / RESULT).write_text(json.dumps(content))
@@ -63,7 +65,7 @@ def attempt_run(case: Case, folder: Path, number: int, kill_at: int | None, dela
     for rank in range(case.ranks):
         child = os.fork()
         if child == 0:
-            rank_main(case, folder, number, rank)
+            rank_main(case, folder, number, rank, killed=kill_at is not None)
         children.append(child)
     if kill_at is not None:
         deadline = time.monotonic() + 60

@@ -111,7 +111,8 @@ def test_what_a_case_left_behind_is_put_back_or_found():
 
 @pytest.mark.parametrize(
     "layout, why",
-    [("[layout]\nengine = 'deepspeed'\ndp_shard = 2", "replaces torch.nn.functional.linear"),
+    [pytest.param("[layout]\nengine = 'deepspeed'\ndp_shard = 2", "replaces torch.nn.functional.linear",
+                  marks=pytest.mark.engines),
      ("[layout]\ncompile = true", "keeps what it compiled")],
 )  # fmt: skip
 def test_what_changes_its_process_is_refused(tmp_path, layout, why):

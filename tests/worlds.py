@@ -1,7 +1,13 @@
-"""Starts a program of the tests as the ranks of one world, and reads what rank 0 left."""
+"""Starts a program of the tests as the ranks of one world, and reads what rank 0 left.
+
+Itself the start of each rank: `python worlds.py PROGRAM JOBS.json OUT.json`. It ends without the interpreter's
+farewell, in which a thread of gloo that lets go of its last work aborts the process, one time in five
+(https://github.com/pytorch/pytorch/pull/179291).
+"""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +26,7 @@ def run_world(program: str, size: int, jobs: object, folder: Path, timeout_s: in
         # Of its own: a run killed while it compiled leaves a shared cache with half a library, which fails all later.
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }  # fmt: skip
-    command = [sys.executable, str(Path(__file__).with_name(program)), "jobs.json", "out.json"]
+    command = [sys.executable, __file__, str(Path(__file__).with_name(program)), "jobs.json", "out.json"]
     logs = [open(folder / f"rank-{rank}.log", "w+") for rank in range(size)]  # noqa: SIM115
     ranks = [
         subprocess.Popen(command, cwd=folder, env=env | {"RANK": str(rank)}, stdout=log, stderr=log)
@@ -34,3 +40,11 @@ def run_world(program: str, size: int, jobs: object, folder: Path, timeout_s: in
             rank.wait()
     assert not any(codes), "\n".join(Path(log.name).read_text()[-2000:] for log in logs)
     return json.loads((folder / "out.json").read_text())
+
+
+if __name__ == "__main__":
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
