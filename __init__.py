@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_READERS = ("read_runs", "read_steps", "read_evals", "read_comm")
+_READERS = ("read_runs", "read_steps", "read_evals", "read_comm", "read_ops")
 __all__ = [*_READERS, "record", "__version__"]
 
 

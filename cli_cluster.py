@@ -29,6 +29,7 @@ def submit(
     mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array",
     nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0,
     jobs: Annotated[int, typer.Option(help="Packed: so many jobs, which share the cases.")] = 1,
+    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Packed: no run beside another.")] = False,
     throttle: Annotated[int, typer.Option(help="Array: so many tasks at once; 0: no limit.")] = 0,
     time_limit: Annotated[str, typer.Option(help="Of a job, as HH:MM:SS; default: the profile's.",
                                             show_default=False)] = "",
@@ -40,7 +41,7 @@ def submit(
     """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice."""
     from .launch.submit import Wish, submit_study
 
-    wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, throttle, time_limit, retry_failed)
+    wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed)
     done = submit_study(study, results, wish, dry_run=dry_run)
     ids = [job.job_id for job in done.submission.jobs] if done.submission else []
     if as_json:

@@ -1,4 +1,4 @@
-"""The commands that read a table: show, export, efficiency, check, fit, compare, history, report."""
+"""The commands that read a table: show, export, efficiency, ops, check, fit, compare, history, report."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="OUT")],
     format: Annotated[str | None, typer.Option(
         help="csv, parquet or pytest-benchmark (JSON); default: by OUT's suffix.")] = None,
-    table: Annotated[str, typer.Option(help="runs, steps, evals or comm.")] = "runs",
+    table: Annotated[str, typer.Option(help="runs, steps, evals, comm or ops.")] = "runs",
     where: Filter = None,
     everything: Everything = False,
     as_json: Json = False,
@@ -96,6 +96,26 @@ def efficiency(
     )  # fmt: skip
     say(report.to_dict() if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)
+
+
+@app.command(epilog="Example: scalade ops engines --filter 'layout == megatron.tp2' --against 'layout == tp2'")
+def ops(
+    results: FoundResults = None,
+    where: Filter = None,
+    against: Annotated[str | None, typer.Option(help="The case to hold it against.", metavar="CLAUSES")] = None,
+    rows: Annotated[int, typer.Option(help="Operations to show, those that differ most.", min=1)] = 12,
+    as_json: Json = False,
+) -> None:
+    """What a step's time went into, operation by operation, where measure.profile_steps asked for it."""
+    from .results import ops as told
+
+    path = _located(results)
+    cases = told.case_ops(path, where)
+    if against is None:
+        say(told.as_dict(cases) if as_json else told.as_text(cases))
+    else:
+        case, base = told.one_case(cases, "--filter"), told.one_case(told.case_ops(path, against), "--against")
+        say(told.against_dict(case, base) if as_json else told.against_text(case, base, rows))
 
 
 @app.command(epilog="Example: scalade check quickstart")

@@ -82,7 +82,7 @@ def _train(
             waits.found.clear()  # those of evaluations and checkpoints
         begin = device.mark()
         position = step * recipe.global_batch
-        tokens = _to_device(source.train_rows(position + begin_row, position + end_row), device)
+        tokens = to_device(source.train_rows(position + begin_row, position + end_row), device)
         loaded = device.mark()
         if step == probed:
             with CommProbe(engine.talks()) as training.probe:
@@ -130,7 +130,7 @@ def evaluate(
     if batches == 0:
         return []  # fewer held-out sequences than one global batch
     positions = [batch * recipe.global_batch for batch in range(batches)]
-    rows = [_to_device(source.val_rows(p + begin_row, p + end_row), device) for p in positions]
+    rows = [to_device(source.val_rows(p + begin_row, p + end_row), device) for p in positions]
     kinds = engine.evaluations()
     total = torch.stack([torch.stack([evaluation(each) for each in rows]).mean() for evaluation in kinds.values()])
     if dist.is_initialized():
@@ -139,6 +139,7 @@ def evaluate(
     return [common | {"kind": kind, "val_loss": value} for kind, value in zip(kinds, total.tolist(), strict=True)]
 
 
-def _to_device(rows, device: Device) -> torch.Tensor:
+def to_device(rows, device: Device) -> torch.Tensor:
+    """Rows of a source, (rows, seq_len + 1) int64."""
     tokens = torch.from_numpy(rows)
     return tokens.pin_memory().to(device.torch, non_blocking=True) if device.cuda else tokens

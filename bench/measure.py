@@ -17,6 +17,7 @@ class Measure:
     checkpoint_every: int = 0  # 0: no checkpoints, a killed run starts again from its first step
     keep_weights: bool = False  # the trained weights stay in the run's folder, as weights.npz
     probe_comm: bool = True  # count collectives and bytes on the last warm-up step, from the third on
+    profile_steps: int = 0  # so many steps after the last one, not trained on, under torch's profiler: the table `ops`
     peak_matmul: bool = False  # measure the device's peak by matrix products, where no datasheet is known
 
     def __post_init__(self) -> None:

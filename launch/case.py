@@ -16,6 +16,10 @@ from ..parallelism.layout import Layout
 
 PARTS = {"shape": ModelShape, "data": DataSpec, "recipe": Recipe, "layout": Layout, "outer": Outer, "measure": Measure}
 
+# Fields that came when ids were stored already: not in the id while they have their default, so that what a new
+# version runs still has the name that an old one gave it.
+LATER = {"measure": ("profile_steps",)}
+
 
 def content_id(content: dict) -> str:
     """16 hexadecimal digits that name a content of scalars in nested tables, whatever the order of its keys."""
@@ -35,7 +39,7 @@ class Case:
 
     @property
     def case_id(self) -> str:
-        return content_id({part: _plain(getattr(self, part)) for part in PARTS})
+        return content_id({part: _plain(getattr(self, part), LATER.get(part, ())) for part in PARTS})
 
     @property
     def ranks(self) -> int:
@@ -51,6 +55,8 @@ class Case:
         """Why this case cannot run, or None; whatever is installed here."""
         if self.outer.quorum and self.measure.checkpoint_every:
             return "outer.quorum: replicas at different steps write no checkpoint; set measure.checkpoint_every = 0"
+        if self.outer.quorum and self.measure.profile_steps:
+            return "outer.quorum: replicas that may be gone are not profiled together; set measure.profile_steps = 0"
         return refuse(self.layout, self.shape, self.recipe, self.outer.replicas)
 
     def to_json(self) -> str:
@@ -91,10 +97,12 @@ class Case:
         return row
 
 
-def _plain(part: object) -> dict[str, object]:
-    """Fields by name; a number field is a float also where it was given as an integer, and -0.0 is 0.0."""
+def _plain(part: object, later: tuple[str, ...]) -> dict[str, object]:
+    """Fields by name, those of `later` only where they say something; a number field is a float also where it was
+    given as an integer, and -0.0 is 0.0."""
     numbers = {field.name for field in fields(part) if "float" in str(field.type)}
     return {
         name: float(value) + 0.0 if name in numbers and value is not None else value
         for name, value in asdict(part).items()
+        if name not in later or value != getattr(type(part), name)
     }

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..results.store import RunStore
 from .comm_case import CommCase
 from .comm_rank import dimensions, measure, result
 from .environment import WorldError
@@ -27,7 +28,7 @@ from .processes import MARK, Guard, end_marked, new_mark
 from .progress import Reporter
 from .rank import WORLD, write_row
 from .rendezvous import Seat, World, wrong_world
-from .spec import RunSpec, write_atomically
+from .spec import RunSpec, utc, write_atomically
 from .supervise import Child, Outcome, Signals, watch
 
 
@@ -141,7 +142,7 @@ class MpirunExecutor:
 class MpiWorldExecutor:
     """Rank 0's, where mpirun started this very process: the ranks are those that are there.
 
-    An error of rank 0 is a row; one of another rank ends the world (MPI_Abort), and its run is run again next time.
+    An error of any rank is a row and ends the world (MPI_Abort).
     """
 
     launcher = "mpirun"
@@ -177,9 +178,15 @@ def follow_over_mpi() -> None:
         Path(spec.scratch).mkdir(parents=True, exist_ok=True)
         try:
             measure_over_mpi(spec)
-        except BaseException:
+        except BaseException as error:
             traceback.print_exc()
-            MPI.COMM_WORLD.Abort(1)
+            row = {"status": "failed", "reason": f"rank {MPI.COMM_WORLD.rank}: {one_line(error)}"}
+            now = time.time()
+            row |= {"finished_at": utc(now), "wall_s": now - spec.launched_at}
+            try:  # rank 0 waits in a collective for this rank, and would wait for ever
+                RunStore(Path(spec.results)).write_run(spec.identity() | row)
+            finally:
+                MPI.COMM_WORLD.Abort(1)
 
 
 def main() -> None:

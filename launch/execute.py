@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from ..bench import weights
-from ..bench.data import open_source
+from ..bench.data import Source, open_source
 from ..bench.device import Device
 from ..bench.energy import EnergyMeter
 from ..bench.engine import Engine
 from ..bench.environment import environment_columns
-from ..bench.loop import Training, train
+from ..bench.loop import Training, to_device, train
+from ..bench.ops import profile
 from ..bench.record import StepRecord
 from ..parallelism.engines import build_engine
 from .case import Case
@@ -83,6 +84,9 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         whole = engine.weights()
         if world.rank == 0:
             weights.write(reporter.folder / WEIGHTS, whole)
+    ops = {}
+    if case.measure.profile_steps and training.finite:
+        ops = _profiled(engine, source, case, device)
     peak, peak_source = device.peak_flops(case.recipe.precision, case.measure.peak_matmul)
     engine.close()
     if world.rank:
@@ -95,8 +99,19 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     row |= environment_columns(device)
     evals = {name: [each[name] for each in training.evals] for name in (training.evals or [{}])[0]}
     if training.finite:
-        return RunResult("ok", row, steps, evals)
+        return RunResult("ok", row, steps, evals, ops=ops)
     return RunResult("diverged", row, steps, evals, reason=_first_bad(training))
+
+
+def _profiled(engine: Engine, source: Source, case: Case, device: Device) -> dict:
+    """Columns of `ops`: what the last step would do, done again under the profiler. Collective."""
+    recipe, (begin, end) = case.recipe, engine.rows()
+    last = (recipe.steps - 1) * recipe.global_batch
+    tokens, lr = to_device(source.train_rows(last + begin, last + end), device), recipe.lr_at(recipe.steps - 1)
+    return profile(
+        lambda: engine.train_step(tokens, lr), case.measure.profile_steps, "pp" in engine.talks(),
+        getattr(engine, "waits_on_host", False), device,
+    )  # fmt: skip
 
 
 def _first_bad(training: Training) -> str:

@@ -2,8 +2,8 @@
 
 Runs are started in order, the largest first, each on nodes of its own; a run starts as soon as enough nodes are free.
 What started before a run takes at least as many nodes, so the first of it to end makes room: no run waits for ever.
-Two timed runs never share a node. A run starts only if it can end within the allocation; the others are left to the
-next one (exit status 75).
+Two timed runs never share a node; with `--one-at-a-time` nor the network. A run starts only if it can end within the
+allocation; the others are left to the next one (exit status 75).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class PackedJob:
     cases: tuple[str, ...]
     exports: tuple[str, ...]  # names of variables that the ranks need
     site: Site
+    alone: bool = False  # one run at a time
 
 
 @dataclass
@@ -158,7 +159,9 @@ class Packer:
         try:
             while (pending or self.on) and not self.received:
                 left_s = self.deadline - time.monotonic()
-                while piece := next_piece(pending, len(self.free), left_s, self.whole_s):
+                while not (self.job.alone and self.on) and (
+                    piece := next_piece(pending, len(self.free), left_s, self.whole_s)
+                ):
                     pending.remove(piece)
                     self._start(piece)
                 if not self.on:

@@ -127,7 +127,7 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
     trained = Path(spec.scratch) / WEIGHTS
     if result.status == "ok" and trained.exists():  # before the row: who finds the row finds them
         os.replace(trained, store.run_folder(spec.run_id) / WEIGHTS)
-    store.write_run(row, result.steps, result.evals, result.comm)
+    store.write_run(row, result.steps, result.evals, result.comm, result.ops)
 
 
 def _goodput(run_folder: Path, result: RunResult, reporter: Reporter, now: float) -> dict[str, object]:

@@ -70,6 +70,7 @@ class RunResult:
     steps: Mapping[str, Any] = field(default_factory=dict)  # columns of `steps`, equally long
     evals: Mapping[str, Any] = field(default_factory=dict)
     comm: Mapping[str, Any] = field(default_factory=dict)
+    ops: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
 
 

@@ -44,6 +44,7 @@ class Wish:
     mode: str = "array"
     nodes: int = 0  # packed: of one job; 0: as many as the largest case takes
     jobs: int = 1  # packed: so many of them, which share the cases
+    alone: bool = False  # packed: no run beside another, where nodes share what they talk over
     throttle: int = 0  # array: tasks that run at once; 0: no limit
     time_limit: str = ""
     retry_failed: bool = False
@@ -97,6 +98,8 @@ def _choose(study: Study, site: Site, wish: Wish) -> tuple[Scheduler, Site, str]
         raise ValueError(f"--scheduler {name}: {unknown(name, SCHEDULERS, 'scheduler')}")
     if wish.mode not in MODES:
         raise ValueError(f"--mode {wish.mode}: {unknown(wish.mode, MODES, 'mode')}")
+    if wish.alone and wish.mode != "packed":
+        raise ValueError("--one-at-a-time: wants --mode packed; an array has --throttle 1")
     scheduler = SCHEDULERS[name]
     of_study = study.run.launcher if study.run.launcher in scheduler.can.launchers else ""
     launcher = wish.launcher or site.launcher or of_study or scheduler.can.launchers[0]
@@ -218,7 +221,8 @@ def _jobs(
             raise ValueError(f"--nodes {wish.nodes}: the largest case takes {nodes} nodes of {site.per_node} ranks")
         nodes, per_node = max(nodes, wish.nodes), max(nodes_of(ranks, site.per_node)[1] for ranks in sizes)
         parts = tuple(_part(runs[0]) for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
-        work_s = sum(nodes_of(run.case.ranks, site.per_node)[0] for run in pending) * limit_s
+        taking = (nodes if wish.alone else nodes_of(run.case.ranks, site.per_node)[0] for run in pending)
+        work_s = sum(taking) * limit_s
         seconds = site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / wish.jobs)) + SPARE_S
         title = f"study {study.name}, {_some(len(parts), 'case')} on {_some(nodes, 'node')}"
         return [
@@ -251,7 +255,7 @@ def job_json(job: Job, scheduler: str, wish: Wish) -> str:
     content = {
         "scheduler": scheduler, "launcher": job.launcher, "study": str(job.study), "results": str(job.results),
         "workdir": str(job.workdir), "seconds": job.seconds, "retry_failed": wish.retry_failed,
-        "cases": [part.case_id for part in job.parts], "exports": exports(job.site), "site": site,
+        "alone": wish.alone, "cases": [part.case_id for part in job.parts], "exports": exports(job.site), "site": site,
     }  # fmt: skip
     return json.dumps(content, indent=1) + "\n"
 

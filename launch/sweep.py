@@ -26,6 +26,7 @@ from .judge import judge
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
+from .same_link import refuse_another_link
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, read_starts
 from .stop import REQUEUE_STATUS
@@ -104,7 +105,7 @@ def make_plan(
 
     Raises
     ------
-    ValueError: `only` names what the study does not have
+    ValueError: `only` names what the study does not have; or runs were made over another link
     """
     cases = study.cases(size) if cases is None else cases
     if only:
@@ -128,6 +129,7 @@ def make_plan(
                 missing.append(run)
             else:
                 kept[run.run_id] = status
+    refuse_another_link(store, kept)
     if study.run.isolation == "pool":  # a world of each size starts once
         missing.sort(key=lambda run: run.case.ranks)
     return Plan(

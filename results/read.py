@@ -76,6 +76,13 @@ def read_comm(
     return to_pandas(rows_table(path, "comm", runs, all_attempts))
 
 
+def read_ops(
+    path: str | Path, runs: Iterable[str] | pd.DataFrame | None = None, all_attempts: bool = False
+) -> pd.DataFrame:
+    """The table `ops`: one row per rank and operation of the profiled steps. As read_steps."""
+    return to_pandas(rows_table(path, "ops", runs, all_attempts))
+
+
 def runs_table(path: str | Path, all_attempts: bool = False, where: str | None = None) -> pa.Table:
     """read_runs as a pyarrow Table."""
     if Path(path).is_file():
@@ -89,7 +96,7 @@ def runs_table(path: str | Path, all_attempts: bool = False, where: str | None =
 def rows_table(
     path: str | Path, name: str, runs: Iterable[str] | pd.DataFrame | None = None, all_attempts: bool = False
 ) -> pa.Table:
-    """read_steps, read_evals or read_comm (by the table's name) as a pyarrow Table."""
+    """read_steps, read_evals, read_comm or read_ops (by the table's name) as a pyarrow Table."""
     runs = [runs] if isinstance(runs, str) else runs["run_id"] if hasattr(runs, "columns") else runs
     wanted = None if runs is None else set(runs)
     if Path(path).is_file():

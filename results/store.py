@@ -4,6 +4,7 @@
                                        steps.arrow   the rows of `steps` (Arrow IPC file), where there are any
                                        evals.arrow   the rows of `evals`
                                        comm.arrow    the rows of `comm`
+                                       ops.arrow     the rows of `ops`
                             /lock                    held (flock) by the process that runs this run
                             /scratch/                what the running attempt keeps for itself
                             /reserve                 room on the disk for its row
@@ -148,13 +149,14 @@ class RunStore:
         steps: Mapping[str, object] | pa.Table | None = None,
         evals: Mapping[str, object] | pa.Table | None = None,
         comm: Mapping[str, object] | pa.Table | None = None,
+        ops: Mapping[str, object] | pa.Table | None = None,
     ) -> Path:
         """Write one attempt of one run. Returns its folder, which is complete and on the disk.
 
         row: columns of `runs`; schema_version and the counts of rows are filled in, attempt where it is missing (one
             past the last). A number that is not finite becomes null (an `ok` run's loss must not be).
-        steps, evals, comm: equally long sequences by column; columns not given are null, run_id and attempt are the
-            row's.
+        steps, evals, comm, ops: equally long sequences by column; columns not given are null, run_id and attempt are
+            the row's.
 
         Raises
         ------
@@ -165,7 +167,8 @@ class RunStore:
         run_id = str(row["run_id"])
         folder = self.run_folder(run_id)
         attempt = row.get("attempt") or max(self.attempts(run_id), default=0) + 1
-        tables = {"steps": _rows("steps", steps), "evals": _rows("evals", evals), "comm": _rows("comm", comm)}
+        given = {"steps": steps, "evals": evals, "comm": comm, "ops": ops}
+        tables = {name: _rows(name, rows) for name, rows in given.items()}
         full = checked_row("runs", {
             **row, "attempt": attempt, "schema_version": SCHEMA_VERSION,
             **{rows_column(name): len(table) for name, table in tables.items()},

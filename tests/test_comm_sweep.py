@@ -280,6 +280,24 @@ def test_two_mpi_ranks(tmp_path, outside):
 
 
 @pytest.mark.slow
+@pytest.mark.mpi
+def test_an_error_of_another_mpi_rank_is_a_row(tmp_path):
+    pytest.importorskip("mpi4py")
+    program = tmp_path / "broken.py"
+    program.write_text(
+        "import sys\nfrom mpi4py import MPI\nfrom scalade import cli\nfrom scalade.launch import comm_mpi\n"
+        "def broken(spec):\n    raise RuntimeError('rank 1 is broken')\n"
+        "if MPI.COMM_WORLD.rank == 1:\n    comm_mpi.measure_over_mpi = broken\ncli.main()\n"
+    )
+    command = ["comm", "--backend", "mpi", "--results", str(tmp_path / "r"), *SMALL]
+    start = LAUNCHERS["mpirun"].command(2, [str(program), *command])
+    done = subprocess.run(start, capture_output=True, timeout=250, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    (row,) = read_runs(tmp_path / "r").to_dict("records")
+    assert (row["status"], row["reason"]) == ("failed", "rank 1: RuntimeError: rank 1 is broken")
+
+
+@pytest.mark.slow
 def test_four_gloo_ranks_in_two_groups_each_way_and_a_failure_is_a_row(tmp_path):
     command = ["comm", "--backend", "gloo", "--results", str(tmp_path / "r"), "--collective", "all_reduce", *SMALL]
     done = scalade(*command, "--layout", "pp=2,tp=2")

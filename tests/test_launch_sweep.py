@@ -1,5 +1,6 @@
 """What a sweep runs, keeps, skips and shares; and what the commands say. Real processes, no torch."""
 
+import json
 import os
 import pty
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scalade.launch.environment import LINK
 from scalade.launch.run import run_study
 from scalade.launch.study import load_study
 from scalade.launch.sweep import make_plan, wanted
@@ -116,6 +118,21 @@ def test_two_sweeps_share_the_work(tmp_path):
     assert len(runs) == 8
     assert all(store.attempts(run_id) == [1] and store.finished(run_id) == "ok" for run_id in runs)
     assert not list(store.runs.glob("*/scratch"))
+
+
+def test_runs_over_another_link_are_not_taken_for_these(tmp_path, monkeypatch):
+    path, results = write_study(tmp_path), tmp_path / "r"
+    link = {"lab": "a", "link_rate_asked_bits_per_s": 1e9, "link_rtt_asked_s": 0.02, "link_rtt_measured_s": 0.0201}
+    monkeypatch.setenv(LINK, json.dumps(link))
+    run(path, results)
+    monkeypatch.setenv(LINK, json.dumps(link | {"lab": "b", "link_rtt_measured_s": 0.0203}))  # such a link again
+    assert not make_plan(load_study(path), RunStore(results)).pending
+    monkeypatch.setenv(LINK, json.dumps(link | {"link_rtt_asked_s": None}))
+    with pytest.raises(ValueError, match="over a lab's link of 1gbit,20ms, this would be over a lab's link of 1gbit:"):
+        make_plan(load_study(path), RunStore(results))
+    monkeypatch.delenv(LINK)
+    with pytest.raises(ValueError, match="over the machine's own link: give each link its own --results"):
+        make_plan(load_study(path), RunStore(results))
 
 
 def test_a_claimed_run_is_passed_over_and_reported(tmp_path):

@@ -3,7 +3,9 @@
 A real Slurm is in test_cluster_slurm.py.
 """
 
+import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from scalade import cli
 from scalade.launch import states
 from scalade.launch.errors import StudyError
-from scalade.launch.pack import Piece, next_piece, pieces, read_job
+from scalade.launch.pack import TRIES, Packer, Piece, Started, next_piece, pieces, read_job
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.base import FAILED, RUNNING, WAITING, SchedulerError, Task
 from scalade.launch.schedulers.slurm import Slurm
@@ -243,6 +245,27 @@ def test_pieces_are_the_missing_runs_largest_first(study, tmp_path, fake):
     job_file.write_text("{}")
     with pytest.raises(ValueError, match="is no job file"):
         read_job(job_file)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_runs_side_by_side_or_one_at_a_time(study, tmp_path, fake, monkeypatch, alone):
+    done = submit_study(study, tmp_path / "r", Wish(scheduler="slurm", mode="packed", nodes=8, alone=alone))
+    (job_file,) = done.submission.folder.glob("scalade-*.json")
+    job, store = read_job(job_file), RunStore(tmp_path / "r")
+    beside = []
+
+    class Sleeping(Packer):
+        def _start(self, piece):
+            hosts, self.free = self.free[: piece.nodes], self.free[piece.nodes :]
+            piece.tries = TRIES
+            self.on.append(Started(piece, hosts, subprocess.Popen(["sleep", "0.3"])))
+            beside.append(len(self.on))
+
+    tally = Sleeping(job, store, [f"n{number}" for number in range(8)], job_file, time.monotonic()).run(
+        pieces(load_study(job.study), store, job)
+    )
+    assert len(beside) == len(tally.given_up) == 6
+    assert max(beside) == 1 if alone else max(beside) > 1
 
 
 def test_packed_jobs_take_the_nodes_of_the_largest_case(study, tmp_path, fake):
