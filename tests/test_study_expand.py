@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalade.bench.flops import flops_per_token
-from scalade.launch.case import PARTS, Case, content_id
+from scalade.launch.case import LATER, PARTS, Case, content_id
 from scalade.launch.expand import too_many
 from scalade.launch.study import load_study
 
@@ -203,12 +203,11 @@ def test_golden_id():
 def test_every_field_counts_for_the_id_and_the_size_s_name_does_not(tmp_path):
     (case,) = load(tmp_path, BASE).all_cases
     content = json.loads(case.to_json())
-    assert case.case_id == content_id({name: value for name, value in content.items() if name != "model_name"})
-    for name in PARTS:
-        for key in content[name]:
-            other = {**content, name: {**content[name], key: "other"}}
-            other.pop("model_name")
-            assert content_id(other) != case.case_id
+    content.pop("model_name")
+    later = {(name, key): content[name].pop(key) for name, keys in LATER.items() for key in keys}
+    assert later and case.case_id == content_id(content)  # at their defaults
+    for name, key in [*((name, key) for name in PARTS for key in content[name]), *later]:
+        assert content_id({**content, name: {**content[name], key: "other"}}) != case.case_id
 
 
 @settings(max_examples=15, deadline=None)
