@@ -206,7 +206,8 @@ def test_every_field_counts_for_the_id_and_the_size_s_name_does_not(tmp_path):
     content.pop("model_name")
     later = {(name, key): content[name].pop(key) for name, keys in LATER.items() for key in keys}
     assert later and case.case_id == content_id(content)  # at their defaults
-    for part, key in [*((part, key) for part in PARTS for key in content[part]), *later]:
+    every = [(part, key) for part in PARTS for key in content[part]]
+    for part, key in [*every, *later]:
         assert content_id({**content, part: {**content[part], key: "other"}}) != case.case_id
 
 
