@@ -12,7 +12,7 @@ from scalade import cli, read_runs, read_steps
 from scalade.results.store import RunStore
 
 COMMANDS = (
-    "run worker verify doctor comm lab show export efficiency check fit compare report history "
+    "run worker verify doctor comm lab show export efficiency ops check fit compare report history "
     "submit status cancel logs"
 ).split()
 HOSTILE = "dp2[red]\x1b[31m"  # markup and an escape sequence
