@@ -228,3 +228,19 @@ def test_a_watchdog_waits_for_what_is_slow_and_barks_at_what_stopped(tmp_path, m
     reporter.phase("writing")
     assert after(1) is None
     assert watchdog.Watchdog(tmp_path, 0.0).hung_s() is None
+
+
+def test_a_rank_that_is_done_ends_well_whatever_the_interpreter_s_farewell_would_do():
+    """Gloo's threads abort in it; what was registered for the end is done all the same."""
+    code = (
+        "import atexit, os, sys\nfrom scalade.launch import rank\n"
+        "class Last:\n    def __del__(self, abort=os.abort):\n        abort()\n"
+        "rank._one, sys.last = lambda *arguments: None, Last()\n"
+        "atexit.register(print, 'registered', end='')\n"
+    )
+    plain, ours = (
+        subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, timeout=60)
+        for end in ("", "rank.main(['spec.json'])\n")
+    )
+    assert plain.returncode == -signal.SIGABRT
+    assert (ours.returncode, ours.stdout) == (0, "registered"), ours.stderr
