@@ -1,5 +1,5 @@
 # make run    the first study, in an environment of its own
-# make test   the whole test suite        make fast   the part of it that ends within three minutes
+# make test   the whole test suite        make fast   the part of it that takes some three minutes
 # make bench  the speed figures           make lint
 # Each set-up step leaves a stamp: the second time nothing is installed again.
 
