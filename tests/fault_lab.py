@@ -55,11 +55,11 @@ class Lab:
 
     def __init__(self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, results=None, **env):
         self.study, self.results = folder / "study.toml", results or folder / "r"
-        self.isolation = "fresh"
-        self._write = lambda limit: self.study.write_text(
-            STUDY.format(steps=steps, ranks=ranks, repeats=repeats, hang_limit_s=limit, isolation=self.isolation)
+        self.isolation, self.repeats = "fresh", repeats
+        self._write = lambda limit=hang_limit_s: self.study.write_text(
+            STUDY.format(steps=steps, ranks=ranks, repeats=self.repeats, hang_limit_s=limit, isolation=self.isolation)
         )
-        self._write(hang_limit_s)
+        self._write()
         self.steps, self.rng, self.token = steps, random.Random(seed), uuid.uuid4().hex
         fake = {"FAKE_SYNC": "1", "FAKE_STEP_S": "0.005", "FAKE_CHECKPOINT": "4"}
         self.env = os.environ | {TOKEN: self.token, "OMP_NUM_THREADS": "1"} | fake | env
@@ -71,6 +71,11 @@ class Lab:
             command, env=self.env | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
+
+    def one_more(self):
+        """A run more of each case: work for a sweep that would have none."""
+        self.repeats += 1
+        self._write()
 
     def processes(self):
         """{pid: environment} of the live processes of this study."""
