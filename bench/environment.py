@@ -79,4 +79,4 @@ def _driver() -> str | None:
 def _mpi_version() -> str | None:
     """Of the MPI that started this process, where its bindings are already loaded."""
     mpi = sys.modules.get("mpi4py.MPI")
-    return mpi.Get_library_version().strip().splitlines()[0] if mpi else None
+    return mpi.Get_library_version().strip(" \t\n\0").splitlines()[0].strip() if mpi else None

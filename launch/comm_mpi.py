@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results.store import RunStore
+from . import mpi
 from .comm_case import CommCase
 from .comm_rank import dimensions, measure, result
 from .environment import WorldError
@@ -58,17 +59,11 @@ def measure_over_mpi(spec: RunSpec) -> None:
     ------
     WorldError: the world is not the one that is wanted
     """
-    from mpi4py import MPI
-
     from ..bench.transports import MpiTransport
 
-    comm = MPI.COMM_WORLD
+    comm = mpi.load().COMM_WORLD
     if comm.size != spec.size:
-        library = MPI.Get_library_version().splitlines()[0].strip()
-        raise WorldError(
-            f"{spec.size} ranks were started and mpi4py's library ({library}) sees {comm.size}: this mpirun belongs to "
-            "another MPI; use the one installed with mpi4py's library"
-        )
+        raise mpi.another(f"{spec.size} ranks were started", f"{comm.size}")
     hosts = comm.allgather(socket.gethostname())
     neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]
     local = neighbours.index(comm.rank)
@@ -148,9 +143,7 @@ class MpiWorldExecutor:
     launcher = "mpirun"
 
     def __init__(self, signals: Signals) -> None:
-        from mpi4py import MPI
-
-        self.comm, self.broken, self.mark = MPI.COMM_WORLD, None, new_mark()
+        self.comm, self.broken, self.mark = mpi.load().COMM_WORLD, None, new_mark()
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
         started()
@@ -171,36 +164,36 @@ class MpiWorldExecutor:
 
 def follow_over_mpi() -> None:
     """What every other rank does: its part of each run until rank 0 says that there are no more."""
-    from mpi4py import MPI
-
-    while (order := MPI.COMM_WORLD.bcast(None)) is not None:
+    world = mpi.load().COMM_WORLD
+    while (order := world.bcast(None)) is not None:
         spec = RunSpec.from_json(order)
         Path(spec.scratch).mkdir(parents=True, exist_ok=True)
         try:
             measure_over_mpi(spec)
         except BaseException as error:
             traceback.print_exc()
-            row = {"status": "failed", "reason": f"rank {MPI.COMM_WORLD.rank}: {one_line(error)}"}
+            row = {"status": "failed", "reason": f"rank {world.rank}: {one_line(error)}"}
             now = time.time()
             row |= {"finished_at": utc(now), "wall_s": now - spec.launched_at}
             try:  # rank 0 waits in a collective for this rank, and would wait for ever
                 RunStore(Path(spec.results)).write_run(spec.identity() | row)
             finally:
-                MPI.COMM_WORLD.Abort(1)
+                world.Abort(1)
 
 
 def main() -> None:
-    spec = RunSpec.from_json(Path(sys.argv[1]).read_text())
+    spec, world = RunSpec.from_json(Path(sys.argv[1]).read_text()), None
     try:
+        world = mpi.load().COMM_WORLD
         measure_over_mpi(spec)
     except BaseException as error:
         trace = traceback.format_exc()
         print(trace, file=sys.stderr, flush=True)
-        from mpi4py import MPI
-
-        rank = MPI.COMM_WORLD.rank
+        rank = world.rank if world else 0  # without MPI all say the same
         write_report(Path(spec.scratch), ErrorReport(rank, error_kind(error), one_line(error), trace, time.time()))
-        MPI.COMM_WORLD.Abort(1)
+        if not world:
+            sys.exit(1)
+        world.Abort(1)
 
 
 if __name__ == "__main__":

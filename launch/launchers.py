@@ -86,7 +86,7 @@ class Mpirun:
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
         mpirun, open_mpi = find_mpirun()
-        return [mpirun, *_unbound(open_mpi), "-n", str(ranks), sys.executable, *program]
+        return [mpirun, *unbound(open_mpi), "-n", str(ranks), sys.executable, *program]
 
     def step(self, step: Step, starter: Starter, program: Sequence[str]) -> list[str]:
         return [*mpirun_starter(step, step.per_node), *step.container, step.python, *program]
@@ -123,7 +123,8 @@ def find_mpirun(env: Mapping[str, str] = os.environ) -> tuple[str, bool]:
     return mpirun, "Open MPI" in told or "OpenRTE" in told
 
 
-def _unbound(open_mpi: bool) -> list[str]:
+def unbound(open_mpi: bool) -> list[str]:
+    """mpirun's options by which ranks go where their threads are put, also where there are more of them than cores."""
     # ours to choose: threads are set by scalade, and a bound rank would have them all on one core
     if not open_mpi:
         return []
@@ -137,7 +138,7 @@ def mpirun_starter(step: Step, tasks: int) -> list[str]:
     if open_mpi:
         hosts = ["--host", ",".join(f"{host}:{tasks}" for host in step.hosts)] if step.hosts else []
         known = [word for name in step.exports for word in ("-x", name)]
-        return [mpirun, *_unbound(True), *count, "--map-by", f"ppr:{tasks}:node", *hosts, *known, *step.options]
+        return [mpirun, *unbound(True), *count, "--map-by", f"ppr:{tasks}:node", *hosts, *known, *step.options]
     hosts = ["-hosts", ",".join(step.hosts)] if step.hosts else []
     return [mpirun, *count, "-ppn", str(tasks), *hosts, *step.options]
 

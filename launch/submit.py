@@ -255,7 +255,8 @@ def job_json(job: Job, scheduler: str, wish: Wish) -> str:
     content = {
         "scheduler": scheduler, "launcher": job.launcher, "study": str(job.study), "results": str(job.results),
         "workdir": str(job.workdir), "seconds": job.seconds, "retry_failed": wish.retry_failed,
-        "alone": wish.alone, "cases": [part.case_id for part in job.parts], "exports": exports(job.site), "site": site,
+        "alone": wish.alone, "cases": [part.case_id for part in job.parts], "site": site,
+        "exports": exports(job.site, warned=True),
     }  # fmt: skip
     return json.dumps(content, indent=1) + "\n"
 

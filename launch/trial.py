@@ -107,7 +107,8 @@ def _torch_facts() -> dict[str, Any]:
 
 MPI_PROGRAM = (
     "from mpi4py import MPI; w = MPI.COMM_WORLD; "
-    "print(f'scalade {w.size} {w.allreduce(w.rank + 1)}', *MPI.Get_library_version().splitlines()[0].split())"
+    "library = MPI.Get_library_version().replace(chr(0), '').splitlines()[0]; "  # Open MPI's ends with a NUL
+    "print(f'scalade {w.size} {w.allreduce(w.rank + 1)}', *library.split())"
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results.store import RunStore
+from . import mpi
 from .display import Display
 from .environment import (
     Placement,
@@ -83,18 +84,9 @@ _MASTER = {"MASTER_ADDR": "an address of rank 0's host that every node can reach
 
 
 def _through_mpi(place: Placement) -> tuple[Placement, str, int, str, socket.socket | None]:
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        how = "pip install 'scalade[mpi]'"
-        raise WorldError(f"started by mpirun, but mpi4py cannot be imported ({error}): {how}") from None
-    comm = MPI.COMM_WORLD
+    comm = mpi.load().COMM_WORLD
     if (comm.rank, comm.size) != (place.rank, place.size):
-        library = MPI.Get_library_version().splitlines()[0].strip()
-        raise WorldError(
-            f"mpirun says rank {place.rank} of {place.size}, mpi4py's library ({library}) says rank {comm.rank} of "
-            f"{comm.size}: this mpirun belongs to another MPI; use the one installed with mpi4py's library"
-        )
+        raise mpi.another(f"mpirun says rank {place.rank} of {place.size}", f"rank {comm.rank} of {comm.size}")
     hosts = comm.allgather(socket.gethostname())
     neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[place.rank]]
     place = replace(place, local_rank=neighbours.index(place.rank), local_size=len(neighbours))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from xml.etree import ElementTree
 
+from .aligned import aligned
 from .compare import JSON_KIND, Comparison, Finding
 from .convergence import LossFinding
 from .gate_rule import METRICS, NEW, NOISY, SKIPPED
@@ -39,9 +40,7 @@ def as_text(comparison: Comparison) -> list[str]:
         grids.append([LOSS_HEADER, *map(loss_cells, comparison.losses)])
     lines = []
     for grid in grids:
-        grid = [[printable(cell) for cell in row] for row in grid]
-        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in grid] + [""]
+        lines += [*aligned([[printable(cell) for cell in row] for row in grid], left=range(len(grid[0]))), ""]
     lines += [f"{printable(label)}: {printable(reason)}" for label, reason in _reasons(comparison)]
     lines += [f"note: {printable(note)}" for note in comparison.notes]
     return [*lines, summary(comparison)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .aligned import aligned
 from .read import rows_table, runs_table
 
 WAIT, REST = "waiting", "in no op"
@@ -133,7 +134,7 @@ def as_text(cases: Sequence[CaseOps]) -> Iterator[str]:
         [case.name, str(case.runs), _ms(case.timed_s), _ms(case.step_s), *(_ms(case.groups[name]) for name in COLUMNS)]
         for case in cases
     ]
-    yield from _table(header, body)
+    yield from aligned([header, *body])
     yield "ms of a step: mean over the ranks, median over the runs"
 
 
@@ -146,7 +147,7 @@ def against_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
     yield f"{case.name} (runs: {case.runs}) against {base.name} (runs: {base.runs}), ms of a step"
     body = [_compared("timed steps", case.timed_s, base.timed_s), _compared("profiled steps", case.step_s, base.step_s)]
     body += [_compared(f"  {name}", case.groups[name], base.groups[name]) for name in COLUMNS]
-    yield from _table(["", "", "against", "difference", "ratio"], body)
+    yield from aligned([["", "", "against", "difference", "ratio"], *body])
     yield ""
     none = (0.0, 0.0)
     pairs = {name: (case.ops.get(name, none), base.ops.get(name, none)) for name in {*case.ops, *base.ops}}
@@ -156,7 +157,7 @@ def against_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
         [name, f"{here[0]:,.0f}", f"{there[0]:,.0f}", *_compared("", here[1], there[1])[1:]]
         for name, (here, there) in ((name, pairs[name]) for name in first)
     ]
-    yield from _table(["operation", "calls", "against", "ms", "against", "difference", "ratio"], body)
+    yield from aligned([["operation", "calls", "against", "ms", "against", "difference", "ratio"], *body])
 
 
 def _compared(name: str, here: float | None, there: float | None) -> list[str]:
@@ -168,10 +169,3 @@ def _compared(name: str, here: float | None, there: float | None) -> list[str]:
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:,.1f}"
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-    for row in [header, *body]:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  ".join(cells).rstrip()

@@ -4,7 +4,7 @@ Started by path, as `python fake_rank.py SPEC.json`. FAKE_RANK in the environmen
 `RANK:ACTION@STEP` (`RANK/rN:...`: in the N-th repeat only), several separated by commas. FAKE_TORCH=1 takes the real
 rendezvous and all-reduces every step, else the ranks do not meet and torch is not imported. FAKE_STEP_S is the time of
 a step. Rank 0 keeps a checkpoint every FAKE_CHECKPOINT steps, and when it is asked to stop. FAKE_SYNC=1: no rank begins
-a step before all have ended the last, as if they had all-reduced.
+a step before all have ended the last, as if they had all-reduced. FAKE_LINGER_S is a pause before the last step.
 """
 
 import os
@@ -148,6 +148,8 @@ def program(case, world, reporter):
             assert total.item() == world.size
         if os.environ.get("FAKE_SYNC") == "1":
             wait_for_others(world, reporter.folder, step)
+        if step == case.recipe.steps - 1:
+            time.sleep(float(os.environ.get("FAKE_LINGER_S", "0")))
         time.sleep(float(os.environ.get("FAKE_STEP_S", "0.001")))
         training.steps.rows.append({"step": step, "warmup": step < 1, "loss": 1.0 / (step + 1)})
         keeper.keep(training)

@@ -107,9 +107,9 @@ class Lab:
             return scratch.parent.name, int(scratch.joinpath("step").read_bytes())
         return None
 
-    def hurt_each_run(self, process, hurt):
-        """`hurt(run_id)` once in every run, when it has reached a random step; to the end of the sweep."""
-        target, hurt_runs = {}, []
+    def hurt_each_run(self, hurt):
+        """A sweep, and `hurt(run_id)` once in every run, when it has reached a random step; to its end."""
+        process, target, hurt_runs = self.sweep(FAKE_LINGER_S="0.5"), {}, []  # none ends before it was looked at
         deadline = time.monotonic() + 200
         while process.poll() is None:
             assert time.monotonic() < deadline, "the sweep does not end"
@@ -121,7 +121,7 @@ class Lab:
                     hurt(run_id)
                     hurt_runs.append(run_id)
             time.sleep(0.002)
-        return hurt_runs
+        return hurt_runs, process
 
     def rows(self):
         """{run folder / attempt: the row's bytes}"""

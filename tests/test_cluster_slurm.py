@@ -163,7 +163,7 @@ def desk(cluster, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["array", "packed"])
-@pytest.mark.parametrize("launcher", ["srun", "torchrun", "mpirun"])
+@pytest.mark.parametrize("launcher", ["srun", "torchrun", pytest.param("mpirun", marks=pytest.mark.mpi)])
 def test_six_cases_end_right(desk, launcher, mode):
     user = desk(SIX)
     nodes = ("--nodes", "4") if mode == "packed" else ()

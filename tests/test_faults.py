@@ -34,8 +34,7 @@ def lab(tmp_path):
 @injected
 def test_sigkill_of_any_rank(lab, times, seed):
     lab = lab(seed, repeats=times)
-    process = lab.sweep()
-    hurt = lab.hurt_each_run(process, lambda run_id: os.kill(lab.rank(lab.rng.randrange(2)), signal.SIGKILL))
+    hurt, process = lab.hurt_each_run(lambda run_id: os.kill(lab.rank(lab.rng.randrange(2)), signal.SIGKILL))
     assert len(hurt) == times and process.returncode == 1
     attempts = lab.finish()
     failed = attempts[attempts["status"] == "failed"]
@@ -70,8 +69,7 @@ def test_sigkill_of_the_supervisor(lab, times, seed):
 @injected
 def test_a_rank_that_is_stopped_hangs_all(lab, times, seed):
     lab = lab(seed, repeats=times, hang_limit_s=1.0)
-    process = lab.sweep()
-    hurt = lab.hurt_each_run(process, lambda run_id: os.kill(lab.rank(lab.rng.randrange(2)), signal.SIGSTOP))
+    hurt, process = lab.hurt_each_run(lambda run_id: os.kill(lab.rank(lab.rng.randrange(2)), signal.SIGSTOP))
     assert len(hurt) == times and process.returncode == 1
     hung = lab.finish()
     hung = hung[hung["status"] == "timeout"]

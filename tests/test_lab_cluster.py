@@ -18,6 +18,7 @@ from scalade.results.read import read_comm, read_runs, read_steps
 NAME = f"t{os.getpid() % 100_000}"
 WHY = network.missing() or network.no_switch()
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
+MPIRUN = pytest.param("mpirun", marks=pytest.mark.mpi)
 STUDY = """
 name = "two"
 [model]
@@ -102,6 +103,7 @@ def test_links_are_what_was_asked_for(take_down, link, rate, trip):
     assert gone.returncode == 2 and f"no lab {NAME!r} is up" in gone.stderr
 
 
+@pytest.mark.mpi
 @pytest.mark.timeout(600)
 def test_a_study_gives_the_same_losses_by_every_launcher(take_down, tmp_path):
     scalade("lab", "up", "--name", NAME, "--link", "100mbit,10ms")
@@ -122,8 +124,15 @@ def test_a_study_gives_the_same_losses_by_every_launcher(take_down, tmp_path):
     assert plain["nodes"] == 1 and read_runs(tmp_path / "plain")["lab"].isna().all()
     for launcher, found in losses.items():
         assert found == list(read_steps(tmp_path / "plain")["loss"]), launcher
-    scalade("comm", "--lab", NAME, "--backend", "gloo", "--collective", "send_recv", "--min-bytes", "1M", "--max-bytes",
-            "1M", "--iterations", "3", "--results", tmp_path / "comm")  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("backend", ["gloo", "mpi"])
+def test_what_comm_sends_goes_over_the_link(take_down, tmp_path, backend):
+    """UCX and the like find memory that both nodes share, if they are let."""
+    scalade("lab", "up", "--name", NAME, "--link", "100mbit,10ms")
+    scalade("comm", "--lab", NAME, "--backend", backend, "--collective", "send_recv", "--min-bytes", "1M",
+            "--max-bytes", "1M", "--iterations", "3", "--results", tmp_path / "comm")  # fmt: skip
     (one,) = read_comm(tmp_path / "comm").to_dict("records")
     assert one["busbw_bytes_per_s"] < 1.15e8 / 8 and one["time_s"] > 2**20 * 8 / 1.15e8
 
@@ -171,7 +180,7 @@ def test_the_switch_ends_with_the_lab_however_that_ends(take_down):
     assert MARK not in os.environ
 
 
-@pytest.mark.parametrize("launcher", ["local", "torchrun", "mpirun"])
+@pytest.mark.parametrize("launcher", ["local", "torchrun", MPIRUN])
 def test_kill_9_of_a_sweep_leaves_no_rank_in_the_lab(take_down, tmp_path, launcher):
     scalade("lab", "up", "--name", NAME)
     study = tmp_path / "study.toml"

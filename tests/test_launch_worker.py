@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from scalade.launch.launchers import LAUNCHERS
 from scalade.results.store import RunStore
 
 FAKE = Path(__file__).with_name("fake_worker.py")
-MPIRUN = Path(sys.executable).with_name("mpirun")
 STUDY = """
 name = "s"
 [model]
@@ -252,7 +252,7 @@ def test_a_port_on_which_something_else_listens(tmp_path):
 def test_mpirun_starts_workers(tmp_path):
     results = tmp_path / "r"
     study = write_study(tmp_path, repeats=2, steps=40, launcher="mpirun")
-    command = [str(MPIRUN), "-n", "2", sys.executable, str(FAKE), str(study), str(results)]
+    command = LAUNCHERS["mpirun"].command(2, [str(FAKE), str(study), str(results)])
     env = os.environ | {"FAKE_RANK": f"1:kill-once-{tmp_path / 'killed'}@3", "FAKE_STEP_S": "0.05"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert [(row["status"], row["launcher"]) for row in rows(results)] == [("failed", "mpirun"), ("ok", "mpirun")], done
@@ -270,6 +270,15 @@ def test_an_mpirun_of_another_mpi_is_found(tmp_path):
     assert done.returncode == 2
     assert "mpirun says rank 0 of 2" in done.stderr and "says rank 0 of 1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.mpi
+def test_no_mpi_library_is_one_line(tmp_path):
+    env = os.environ | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "MPI4PY_LIBMPI": "/nowhere/libmpi.so"}
+    command = [sys.executable, "-m", "scalade", "worker", str(write_study(tmp_path, launcher="mpirun"))]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "mpi4py cannot be imported (cannot load MPI library" in done.stderr and "pip install" in done.stderr
 
 
 @pytest.mark.slow

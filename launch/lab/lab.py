@@ -62,7 +62,8 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """For what runs on its nodes: the device to talk over, and what the link is."""
-        return {LINK: json.dumps(self.columns())} | dict.fromkeys(
+        # MPICH's UCX knows one machine for what it is, and would send through its memory.
+        return {LINK: json.dumps(self.columns()), "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": DEVICE} | dict.fromkeys(
             ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "FI_TCP_IFACE"), DEVICE
         )
 

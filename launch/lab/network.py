@@ -134,8 +134,9 @@ def enter(state: State, node: int, command: Sequence[str]) -> list[str]:
 
 def write_files(state: State) -> None:
     """hosts and rsh."""
-    lines = ["127.0.0.1 localhost", *(f"{node['address']} {node['name']}" for node in state.nodes)]
-    (state.folder / "hosts").write_text("\n".join(lines) + "\n")
+    names = {"127.0.0.1": "localhost", "::1": "localhost"} | {node["address"]: node["name"] for node in state.nodes}
+    names |= {f"::ffff:{address}": name for address, name in names.items() if ":" not in address}  # as torch looks up
+    (state.folder / "hosts").write_text("".join(f"{address} {name}\n" for address, name in names.items()))
     cases = "|".join(node["name"] for node in state.nodes)
     prefix = state.nodes[0]["namespace"].removesuffix("n0")
     rsh = state.folder / "rsh"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..environment import Placement
-from ..launchers import find_mpirun
+from ..launchers import find_mpirun, unbound
 from ..machine import cores
 from ..processes import MARK, Guard, end_marked, new_mark
 from ..supervise import RANK_COMMAND, Signals
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
     from ..spec import RunSpec
     from .lab import Lab
+
+OPEN_MPI = {
+    "PRTE_MCA_plm": "ssh", "PRTE_MCA_plm_ssh_agent": "RSH", "PRTE_MCA_prte_if_include": DEVICE,  # from 5 on
+    "OMPI_MCA_plm": "rsh", "OMPI_MCA_plm_rsh_agent": "RSH", "OMPI_MCA_oob_tcp_if_include": DEVICE,  # before
+    "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl_tcp_if_include": DEVICE,
+}  # fmt: skip
+"""Starts by the lab's rsh, talks over its links. By variables: the options have other names in other versions."""
 
 
 def places(ranks: int, nodes: int) -> list[tuple[int, Placement]]:
@@ -82,15 +89,18 @@ class InLab:
 
     def _mpirun(self, ranks: int, program: Sequence[str]) -> list[str]:
         mpirun, open_mpi = find_mpirun()
-        if open_mpi:
-            raise ValueError("run.launcher = 'mpirun' in a lab wants MPICH's mpirun: `pip install mpich`")
         hosts = ",".join(
             f"{self.lab.state.nodes[node]['name']}:{place.local_size}"
             for node, place in places(ranks, self.lab.size)
             if place.local_rank == 0
         )
-        onto = ["-hosts", hosts, "-launcher", "ssh", "-launcher-exec", str(self.lab.state.folder / "rsh")]
-        return self.lab.enter(0, [mpirun, *onto, "-iface", DEVICE, "-n", str(ranks), sys.executable, *program])
+        rsh = str(self.lab.state.folder / "rsh")
+        if open_mpi:
+            told = [f"{name}={rsh if value == 'RSH' else value}" for name, value in OPEN_MPI.items()]
+            start = ["env", *told, mpirun, *unbound(True), "--host", hosts]
+        else:
+            start = [mpirun, "-hosts", hosts, "-launcher", "ssh", "-launcher-exec", rsh, "-iface", DEVICE]
+        return self.lab.enter(0, [*start, "-n", str(ranks), sys.executable, *program])
 
 
 def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, only: int | None = None) -> int:

@@ -67,14 +67,13 @@ class Job:
         site = self.site
         return Step(
             nodes=self.nodes, per_node=self.per_node, cpus_per_rank=site.cpus_per_rank, python=site.python,
-            container=site.container, options=site.launcher_options, mpirun=site.mpirun, mpi=site.mpi,
-            exports=exports(site), **more,
+            container=site.container, options=site.launcher_options, mpirun=site.mpirun, mpi=site.mpi, **more,
         )  # fmt: skip
 
 
-def exports(site: Site) -> tuple[str, ...]:
-    """Variables that the ranks need, for a launcher that hands on none by itself."""
-    return tuple(dict.fromkeys(["OMP_NUM_THREADS", STOP_FILE, *site.environment, *site.fabric]))
+def exports(site: Site, warned: bool) -> tuple[str, ...]:
+    """Variables that the ranks need, for a launcher that hands on none by itself. warned: see `Scheduler.warns`."""
+    return tuple(dict.fromkeys(["OMP_NUM_THREADS", *[STOP_FILE] * warned, *site.environment, *site.fabric]))
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,8 @@ class Scheduler:
             lines += ["", "# Where torchrun's agents meet: the first node, and a port of this job's own", *self.head]
             lines += ["port=$((10000 + number % 20000))"]
             more = {"head": Raw('"$head"'), "port": Raw('"$port"'), "name": Raw('"scalade-$number"')}
-        words = LAUNCHERS[job.launcher].step(job.step(**more), self.starter, job.program(Raw('"$case"')))
+        step = job.step(exports=exports(job.site, warned=self.warns(job)), **more)
+        words = LAUNCHERS[job.launcher].step(step, self.starter, job.program(Raw('"$case"')))
         return [*lines, "", *self._supervised(job, words)]
 
     def _packed(self, job: Job) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median as middle
 
+from ..aligned import aligned
 from ..published import Against, against
 from ..rank_intervals import Estimate
 from ..system_laws import Fitted, LawFit
@@ -102,7 +103,7 @@ def _series_lines(series: Series, options: Options) -> list[str]:
         else:
             rows.append((*cells, f"{point.speedup.value:.2f}", f"{point.efficiency.value:.3f}",
                          _interval(point.efficiency, digits=3)))  # fmt: skip
-    lines += _grid(rows, left=(1,))
+    lines += aligned(rows, left=(1,), indent="  ")
     few = [point.group.where for point in series.points if point.tokens_per_s.note]
     lines += [f"  too few runs (under 6) for an interval: {', '.join(few)}"] if few else []
     for point in series.points:
@@ -134,7 +135,7 @@ def _part_lines(series: Series) -> list[str]:
     bubble = "  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"
     return [
         "  where the step went, % (-: not measured, left in compute or residual; in brackets: the least of any rank)",
-        *_grid(rows, left=(1,)), *([bubble] if pipelined else []), *flag,
+        *aligned(rows, left=(1,), indent="  "), *([bubble] if pipelined else []), *flag,
     ]  # fmt: skip
 
 
@@ -217,13 +218,3 @@ def _number(value: float) -> str:
 
 def _runs(run_ids: Sequence[str]) -> str:
     return ", ".join(run_ids[:3]) + (f" and {len(run_ids) - 3} more" if len(run_ids) > 3 else "")
-
-
-def _grid(rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        return ("  " + "  ".join(padded)).rstrip()
-
-    return [line(row) for row in rows]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..aligned import aligned
 from .fit import Convergence, Fit, Sensitivity
 from .forecast import Calibration, LawScore
 from .isoflop import Frontier
@@ -175,14 +176,7 @@ def _below(what: str, reached: float | None, level: float) -> Iterator[str]:
 
 
 def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    width = [max(len(r[i]) for r in [head] + body) for i in range(len(head))]
-    return [
-        "  "
-        + "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width, strict=True))
-        ).rstrip()
-        for r in [head] + body
-    ]
+    return aligned([head, *body], indent="  ")
 
 
 def _text(r: FitReport):
