@@ -34,6 +34,7 @@ class RunSpec:
     predicted_memory_bytes: int | None = None
     join_timeout_s: float = 120.0  # for all ranks to come together
     link: Mapping[str, Any] = field(default_factory=dict)  # columns of the shaped links that the ranks talk over
+    job: Mapping[str, Any] = field(default_factory=dict)  # columns of the scheduler's job that this is part of
     hang_limit_s: float = 0.0  # without a step; 0: no limit
     grace_s: float = 60.0  # for a checkpoint, when the job's time is up
     isolation: str = "fresh"  # or pool
@@ -55,7 +56,7 @@ class RunSpec:
             "run_id": self.run_id, "repeat": self.repeat, "attempt": self.attempt, "study": self.study,
             "launcher": self.launcher, "isolation": self.isolation, "world_size": self.size,
             "started_at": utc(self.launched_at), "predicted_memory_bytes": self.predicted_memory_bytes,
-        } | self.parsed_case().columns() | self.link  # fmt: skip
+        } | self.parsed_case().columns() | self.link | self.job  # fmt: skip
 
 
 WEIGHTS = "weights.npz"  # in the run's folder, where measure.keep_weights asks for it

@@ -27,6 +27,7 @@ from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .rank import WORLD
 from .same_link import refuse_another_link
+from .schedulers import job_columns
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, read_starts
 from .stop import REQUEUE_STATUS
@@ -329,9 +330,10 @@ class Sweep:
             launcher=self.executor.launcher, results=str(self.store.folder.absolute()), scratch=scratch,
             size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
             threads=self.study.run.threads_per_rank, attempt=claim.attempt,
-            launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes, link=link_columns(),
-            hang_limit_s=self.study.run.hang_limit_s, grace_s=self.study.run.grace_s,
-            requeue_signals=self.study.run.requeue_signals, isolation=self.study.run.isolation,
+            launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes,
+            link=link_columns(), job=job_columns(), hang_limit_s=self.study.run.hang_limit_s,
+            grace_s=self.study.run.grace_s, requeue_signals=self.study.run.requeue_signals,
+            isolation=self.study.run.isolation,
         )  # fmt: skip
 
     def _row(self, spec: RunSpec, outcome: Outcome, ended_at: float) -> dict[str, object]:

@@ -227,6 +227,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
     ),
     "Environment": (
         string("launcher", "what started the ranks: `local`, `torchrun`, `mpirun`, `srun`"),
+        string("scheduler", "of the job it was part of: `slurm`, `pbs`, `flux`, `lsf`, `kubernetes`; null: of none"),
+        string("job_id", "that scheduler's, with the task's number where it is one of an array"),
         string("isolation", "`fresh` processes for each run, or a `pool` of ranks that ran other cases before"),
         count("world_size", "ranks, all replicas counted"),
         count("nodes", "different hosts among the ranks"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -164,9 +165,12 @@ def desk(cluster, tmp_path):
 
 @pytest.mark.parametrize("mode", ["array", "packed"])
 @pytest.mark.parametrize("launcher", ["srun", "torchrun", pytest.param("mpirun", marks=pytest.mark.mpi)])
-def test_six_cases_end_right(desk, launcher, mode):
+def test_six_cases_end_right(desk, cluster, launcher, mode):
     user = desk(SIX)
-    nodes = ("--nodes", "4") if mode == "packed" else ()
+    nodes, others = ("--nodes", "4") if mode == "packed" else (), []
+    if mode == "array":  # on the ports that the next jobs would take, somebody listens
+        next_id = int(re.search(r"NEXT_JOB_ID\s*=\s*(\d+)", cluster.run("scontrol", "show", "config"))[1])
+        others = [socket.create_server(("", 10_000 + job_id % 20_000)) for job_id in range(next_id, next_id + 8)]
     done = user.submit("--launcher", launcher, "--mode", mode, *nodes)
     assert done["runs"] == 6 and len(done["jobs"]) == (1 if mode == "packed" else 3)
     again = user.submit("--launcher", launcher, "--mode", mode, *nodes)
@@ -175,6 +179,7 @@ def test_six_cases_end_right(desk, launcher, mode):
     assert {line["state"] for line in lines} == {"done"}, (lines, user.logs())
     rows = user.rows()
     assert [(row["status"], row["rows"], row["launcher"]) for row in rows] == [("ok", 1, launcher)] * 6
+    assert {(row["scheduler"], row["job_id"]) for row in rows} == {("slurm", line["job"]) for line in lines}
     by_lr = {lr: [row["loss"] for row in rows if row["lr"] == lr] for lr in (1e-3, 3e-3)}
     for losses in by_lr.values():  # every layout trained as the others did
         assert len(losses) == 3 and max(losses) - min(losses) < 1e-4
@@ -184,6 +189,8 @@ def test_six_cases_end_right(desk, launcher, mode):
         assert set(hosts[row["run_id"]]) <= {"n1", "n2", "n3", "n4"}
     assert side_by_side(rows, hosts), "four nodes, and never two runs at once"
     assert user.submit("--launcher", launcher, "--mode", mode, *nodes)["runs"] == 0
+    for other in others:
+        other.close()
 
 
 def side_by_side(rows, hosts):

@@ -6,6 +6,7 @@ GOLDEN_WRITE=1 writes them anew.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import types
 from dataclasses import replace
@@ -15,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scalade.launch.schedulers import SCHEDULERS, capability_table, renewed
-from scalade.launch.schedulers.base import Job, Part
+from scalade.launch.schedulers import SCHEDULERS, capability_table, job_columns, renewed
+from scalade.launch.schedulers.base import TAKEN, Job, Part
 from scalade.launch.schedulers.shell import quote
 from scalade.launch.site import Kubernetes, Site
 
@@ -240,3 +241,29 @@ def test_what_a_scheduler_cannot_do_is_refused(name, more, says):
     job = make_job(name, SCHEDULERS[name].can.launchers[0], "array")
     with pytest.raises(ValueError, match=says):
         SCHEDULERS[name].render(replace(job, **more))
+
+
+@pytest.mark.parametrize(
+    "env, found",
+    [
+        ({}, {}),
+        ({"SLURM_JOB_ID": "8"}, {"scheduler": "slurm", "job_id": "8"}),
+        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
+         {"scheduler": "slurm", "job_id": "7_2"}),
+        ({"PBS_JOBID": "12[3].server"}, {"scheduler": "pbs", "job_id": "12[3].server"}),
+        ({"LSB_JOBID": "5", "LSB_JOBINDEX": "0"}, {"scheduler": "lsf", "job_id": "5"}),
+        ({"LSB_JOBID": "5", "LSB_JOBINDEX": "4"}, {"scheduler": "lsf", "job_id": "5[4]"}),
+        ({"FLUX_ENCLOSING_ID": "f2", "FLUX_JOB_ID": "f9", "SLURM_JOB_ID": "8"}, {"scheduler": "flux", "job_id": "f2"}),
+        ({"SCALADE_JOB": "scalade-six-0-1"}, {"scheduler": "kubernetes", "job_id": "scalade-six-0-1"}),
+    ],
+)  # fmt: skip
+def test_a_run_knows_whose_job_it_is_part_of(env, found):
+    assert job_columns(env) == found
+
+
+def test_a_port_on_which_somebody_listens_is_not_taken():
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        script = f'set -euo pipefail; head=localhost; port={port}\n{TAKEN}\necho "$port"'
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > port and not done.stderr

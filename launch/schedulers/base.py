@@ -103,6 +103,9 @@ class SchedulerError(ValueError):
     """A command of the scheduler failed; one line that says which and what it said."""
 
 
+TAKEN = 'while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((port + 1)); done  # somebody listens there'
+
+
 class Scheduler:
     """The part that is the same for all that take a shell script."""
 
@@ -143,6 +146,10 @@ class Scheduler:
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         """Inside a job: its nodes."""
+        raise NotImplementedError
+
+    def own_id(self, env: Mapping[str, str]) -> str | None:
+        """Inside a job: its id, with the task's number where it is one of an array. None: this is no job of it."""
         raise NotImplementedError
 
     def find(self, name: str) -> str | None:
@@ -213,7 +220,7 @@ class Scheduler:
         more = {}
         if job.launcher == "torchrun":
             lines += ["", "# Where torchrun's agents meet: the first node, and a port of this job's own", *self.head]
-            lines += ["port=$((10000 + number % 20000))"]
+            lines += ["port=$((10000 + number % 20000))", TAKEN]
             more = {"head": Raw('"$head"'), "port": Raw('"$port"'), "name": Raw('"scalade-$number"')}
         step = job.step(exports=exports(job.site, warned=self.warns(job)), **more)
         words = LAUNCHERS[job.launcher].step(step, self.starter, job.program(Raw('"$case"')))

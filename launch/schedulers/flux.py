@@ -74,3 +74,6 @@ class Flux(Scheduler):
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         return expand_hosts(self.ask(["flux", "getattr", "hostlist"]).strip())
+
+    def own_id(self, env: Mapping[str, str]) -> str | None:
+        return env.get("FLUX_ENCLOSING_ID") or env.get("FLUX_JOB_ID")  # the batch job's, not that of its `flux run`

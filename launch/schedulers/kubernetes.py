@@ -17,6 +17,7 @@ from .shell import comment
 
 PORT = "29400"
 LABEL = "scalade.dev"
+JOB = "SCALADE_JOB"  # the pods' variable with their job's name
 
 
 class KubernetesJobs(Scheduler):
@@ -98,6 +99,7 @@ class KubernetesJobs(Scheduler):
         step = job.step(head=head, port=PORT, name=f"{_dns(job.name)}-{part.case_id}")
         words = LAUNCHERS[job.launcher].step(step, self.starter, job.program(part.case_id))
         variables = {"OMP_NUM_THREADS": "1", **site.environment, **site.fabric}
+        variables[JOB] = f"{labels[f'{LABEL}/job']}-{labels[f'{LABEL}/task']}"
         resources = {"cpu": str(site.cpus_per_rank * job.per_node)} if site.cpus_per_rank else {}
         resources |= {kubernetes.gpu_resource: str(site.gpus_per_node)} if site.gpus_per_node else {}
         container: dict[str, Any] = {
@@ -123,6 +125,9 @@ class KubernetesJobs(Scheduler):
             "backoffLimit": site.max_restarts, "activeDeadlineSeconds": job.seconds,
             "template": {"metadata": {"labels": labels}, "spec": pod},
         }  # fmt: skip
+
+    def own_id(self, env: Mapping[str, str]) -> str | None:
+        return env.get(JOB)
 
     def submit(self, script: Path, tasks: int) -> str:
         self.ask(["kubectl", "create", "-f", script.name], cwd=script.parent)

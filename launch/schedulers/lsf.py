@@ -95,3 +95,7 @@ class Lsf(Scheduler):
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         words = env["LSB_MCPU_HOSTS"].split()  # host count host count; a batch host of its own has count 1
         return words[::2]
+
+    def own_id(self, env: Mapping[str, str]) -> str | None:
+        index = env.get("LSB_JOBINDEX", "0")  # 0: it is no array
+        return env["LSB_JOBID"] + (f"[{index}]" if index != "0" else "") if "LSB_JOBID" in env else None

@@ -86,6 +86,9 @@ class Pbs(Scheduler):
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         return list(dict.fromkeys(Path(env["PBS_NODEFILE"]).read_text().split()))
 
+    def own_id(self, env: Mapping[str, str]) -> str | None:
+        return env.get("PBS_JOBID")  # an array's has the task's number in brackets
+
 
 def _task(text: str) -> tuple[int, Task] | None:
     """(number, task) of one job of `qstat -f`; None: it is the array itself, whose tasks follow."""

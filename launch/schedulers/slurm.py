@@ -131,6 +131,11 @@ class Slurm(Scheduler):
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         return expand_hosts(env["SLURM_JOB_NODELIST"])
 
+    def own_id(self, env: Mapping[str, str]) -> str | None:
+        if "SLURM_ARRAY_JOB_ID" in env:
+            return f"{env['SLURM_ARRAY_JOB_ID']}_{env.get(self.task_id, '')}"
+        return env.get("SLURM_JOB_ID")
+
 
 def _number(job_id: str) -> int:
     """17 of `123_17`; 0 of `123`, and of `123_[0-4]` where a squeue does not take it apart."""
