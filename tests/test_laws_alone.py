@@ -1,4 +1,4 @@
-"""The laws stand alone: no torch, nothing of ours but the filters and the alignment of text, and no file read but the user's."""
+"""The laws stand alone: no torch, of ours the filters and the columns of text only, and no file read but the user's."""
 
 import subprocess
 import sys

@@ -103,7 +103,7 @@ class SchedulerError(ValueError):
     """A command of the scheduler failed; one line that says which and what it said."""
 
 
-TAKEN = 'while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((port + 1)); done  # somebody listens there'
+TAKEN = 'while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken'
 
 
 class Scheduler:

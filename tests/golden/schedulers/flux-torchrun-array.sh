@@ -47,7 +47,7 @@ case=${cases[SCALADE_TASK]}
 head=$(flux hostlist --limit=1 local)
 number=$(flux job id --to=dec "$(flux getattr jobid)")
 port=$((10000 + number % 20000))
-while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((port + 1)); done  # somebody listens there
+while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken
 
 flux run --nodes=2 --ntasks=2 --exclusive --verbose apptainer exec --nv '/images/scalade 1.sif' \
     /opt/venv/bin/python -m torch.distributed.run --max-restarts 0 --nnodes 2 --nproc-per-node 4 \

@@ -51,7 +51,7 @@ case=${cases[SLURM_ARRAY_TASK_ID]}
 read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 number=$SLURM_JOB_ID
 port=$((10000 + number % 20000))
-while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((port + 1)); done  # somebody listens there
+while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken
 
 # 60 s before the time limit: the ranks are asked to write a checkpoint and to stop
 export SCALADE_STOP_FILE=/data/results/submissions/c0ffee/scalade-demo-c0ffee-0.$SLURM_JOB_ID.stop
