@@ -9,13 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from .progress import read_progress
+from .quorum import Quorum
 from .supervise import LINGER_S, Ending, Outcome
 
 TAIL_LINES = 12
 
 
-def judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None) -> Outcome:
+def judge(
+    endings: Sequence[Ending], scratch: Path, time_limit_s: float | None, quorum: Quorum | None = None
+) -> Outcome:
     """What became of the run, given how each supervisor's ranks ended. Peers' connection errors take no blame."""
+    if quorum and quorum.first_is_done({rank: code for ending in endings for rank, code in ending.exits.items()}):
+        return Outcome("ok")  # how the others ended is the row's `quorum_missed`
     outcome = _judge(endings, scratch, time_limit_s)
     more = [ending.detail for ending in endings if ending.cause == "failed" and ending.detail]
     return replace(outcome, reason=f"{outcome.reason}; {more[0]}") if more and outcome.bad else outcome

@@ -1,7 +1,8 @@
 """How supervisors on several hosts keep together: orders, endings and heartbeats through one store.
 
 Rank 0's supervisor orders, all obey. Keys: order/K (the K-th run), stop/K (a failure, seen by all), ended/K/R (how
-rank R's process came to its end), beat/R (rank R's supervisor is alive; `left` once it has gone on purpose).
+rank R's process came to its end), lost/K/M (with a quorum: replica M is gone, the others go on), beat/R (rank R's
+supervisor is alive; `left` once it has gone on purpose).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 from .environment import Placement
 from .failure import ErrorReport
+from .quorum import Quorum
 from .rendezvous import Seat, Store
 from .stop import REQUEUE_STATUS
-from .supervise import Ending
+from .supervise import PARTING_S, Ending
 
 BEAT_S = 0.5
 CHECK_S = 0.2
@@ -30,6 +32,7 @@ class Peers:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
         self.gone: str | None = None  # who, in words
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
+        self._lost, self._last_lost = set[int](), 0.0
         watched = [seat.rank for seat in seats if seat.rank != place.rank] if place.rank == 0 else [0]
         self._heard: dict[int, tuple[bytes, float]] = {rank: (b"", time.monotonic()) for rank in watched}
 
@@ -66,18 +69,32 @@ class Peers:
             return f"stopped:{why.decode() if why is not None else self.gone}"
         return None if self.all_alive() else f"stopped:{self.gone}"
 
-    def publish(self, number: int, ending: Ending) -> None:
-        """Tell how run `number` ended here; anything but well ends it everywhere."""
+    def lost(self, number: int, quorum: Quorum) -> set[int]:
+        """For `watch`: the replicas that run `number` goes on without."""
+        if time.monotonic() - self._last_lost >= CHECK_S:
+            self._last_lost = time.monotonic()
+            self._lost = {m for m in range(quorum.replicas) if self._there(f"lost/{number}/{m}")}
+        return self._lost
+
+    def publish(self, number: int, ending: Ending, quorum: Quorum | None = None) -> None:
+        """Tell how run `number` ended here; anything but well ends it everywhere, or with a quorum its replica."""
+        if quorum and ending.cause == "lost":
+            self._ask(self.store.set, f"lost/{number}/{quorum.replica(self.place.rank)}", "")
         stopped = ending.cause == "preempted" and all(code == REQUEUE_STATUS for code in ending.exits.values())
-        if ending.cause != "done" and not stopped and not self._there(f"stop/{number}"):
+        if ending.cause not in ("done", "lost") and not stopped and not self._there(f"stop/{number}"):
             why = self.gone or (ending.cause if ending.cause in ("timeout", "hang") else "peer")
             self._ask(self.store.set, f"stop/{number}", why)
         self._ask(self.store.set, f"ended/{number}/{self.place.rank}", json.dumps(asdict(ending)))
 
-    def gather(self, number: int, mine: Ending) -> list[Ending]:
-        """The endings of all supervisors that lived to tell; only rank 0 gathers."""
-        endings, missing = [mine], {seat.rank for seat in self.seats} - {self.place.rank}
+    def gather(self, number: int, mine: Ending, quorum: Quorum | None = None) -> list[Ending]:
+        """The endings of all supervisors that lived to tell; only rank 0 gathers. With a quorum the other replicas are
+        ended some seconds after replica 0."""
+        endings, missing, done_at = [mine], {seat.rank for seat in self.seats} - {self.place.rank}, None
         while missing:
+            if quorum and quorum.first_is_done({r: code for ending in endings for r, code in ending.exits.items()}):
+                done_at = done_at or time.monotonic()
+                if time.monotonic() - done_at > PARTING_S:
+                    self._ask(self.store.set, f"stop/{number}", "parted")
             alive = self.all_alive()  # before looking: who leaves has told how it ended
             for rank in [rank for rank in missing if self._there(f"ended/{number}/{rank}")]:
                 if (told := self._ask(self.store.get, f"ended/{number}/{rank}")) is not None:

@@ -63,16 +63,14 @@ class Study:
         """
         limit, why = self._rank_limit(world_size)
         memory_bytes = self._memory_bytes()
-        return [self._plan(case, limit, why, memory_bytes, world_size) for case in self.all_cases]
+        return [self._plan(case, limit, why, memory_bytes) for case in self.all_cases]
 
     def cases_elsewhere(self) -> list[PlannedCase]:
         """Every case, and for those that can run nowhere the reason: of this machine nothing is asked."""
         limit = self.run.max_ranks or None
-        return [self._plan(case, limit, f"run.max_ranks is {limit}", None, case.ranks) for case in self.all_cases]
+        return [self._plan(case, limit, f"run.max_ranks is {limit}", None) for case in self.all_cases]
 
-    def _plan(
-        self, case: Case, limit: int | None, why: str, memory_bytes: int | None, world_size: int | None
-    ) -> PlannedCase:
+    def _plan(self, case: Case, limit: int | None, why: str, memory_bytes: int | None) -> PlannedCase:
         reason = case.refusal()
         if reason is not None:
             return PlannedCase(case, reason, None)
@@ -86,8 +84,6 @@ class Study:
             reason = f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
         elif limit is not None and case.ranks > limit:
             reason = f"needs {case.ranks} ranks, {why}"
-        elif case.outer.quorum and (self.run.launcher != "local" or world_size is not None):
-            reason = "outer.quorum needs run.launcher = 'local': the other launchers end a run when one rank ends"
         elif self.run.isolation == "pool" and (what := disturbs(case)):
             reason = f"run.isolation = 'pool': {what}; with 'fresh' it can run"
         elif memory_bytes is not None:

@@ -20,6 +20,7 @@ from .environment import LISTEN_FD, Placement, child_environment, oom_kills
 from .failure import ErrorReport, read_report, report_file
 from .processes import MARK, end_marked
 from .progress import mark_lost
+from .quorum import Quorum
 from .spec import RunSpec, write_atomically
 from .stop import REQUEUE_STATUS, STOP_FILE, ask_to_stop
 from .watchdog import Watchdog, stopped
@@ -49,30 +50,12 @@ class Outcome:
 class Ending:
     """How one supervisor's ranks came to their end."""
 
-    cause: str  # done, failed, timeout, hang, cancelled, preempted, stopped (another supervisor asked), lingered
+    cause: str  # done, failed, timeout, hang, cancelled, preempted, stopped (another supervisor asked), lingered,
+    # lost (with a quorum: the run goes on without the replicas that were here)
     exits: Mapping[int, int | None]  # by rank: exit status, -signal; None: it was ended by us
     reports: tuple[ErrorReport, ...] = ()
     oom_kills: int = 0
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class Quorum:
-    """How many of its replicas a run goes on with. Replica m has the ranks m n to m n + n - 1; it needs replica 0."""
-
-    needed: int
-    replicas: int
-    ranks: int  # n
-
-    def replica(self, rank: int) -> int:
-        return rank // self.ranks
-
-    def lost(self, codes: Mapping[int, int | None]) -> set[int]:
-        """Replicas of which a rank failed."""
-        return {self.replica(rank) for rank, code in codes.items() if code}
-
-    def stands(self, lost: set[int]) -> bool:
-        return 0 not in lost and self.replicas - len(lost) >= self.needed
 
 
 @dataclass
@@ -162,6 +145,7 @@ def watch(
     asked_to_stop: Callable[[], str | None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
     quorum: Quorum | None = None,
+    lost_elsewhere: Callable[[], set[int]] = set,
     watchdog: Watchdog | None = None,
     grace_s: float = 0.0,
     keep: bool = False,
@@ -169,13 +153,14 @@ def watch(
     """Wait until the ranks have ended, or end them: when one fails, the time is up, none steps any more, a signal
     came, or another asks.
     With a quorum a failed rank ends its replica only, as long as enough are left; and the run is done when replica 0
-    is, some seconds later for the others to end.
+    is, some seconds later for the others to end (in a world of several supervisors, rank 0's tells the others).
 
     On return, also by an exception, nothing that these ranks started is left; with `keep` ranks that ended their run
     well wait for another (pool.py).
 
     deadline: on time.monotonic(); None: no limit
     asked_to_stop: a cause when the ranks have to be ended for a reason that is not seen here
+    lost_elsewhere: with a quorum, replicas that other supervisors have lost
     grace_s: on a warning, for the ranks to write a checkpoint and stop
     """
     kills_before = oom_kills()
@@ -189,18 +174,17 @@ def watch(
             lost: set[int] = set()
             if quorum:
                 exits = {child.rank: code for child, code in zip(children, codes, strict=True)}
-                lost = quorum.lost(exits)
+                lost = quorum.lost(exits) | lost_elsewhere()
                 if lost and quorum.stands(lost):
                     _end_replicas(children, quorum, lost, scratch)
                     failed_at = None
                     codes = [code for rank, code in exits.items() if quorum.replica(rank) not in lost]
-                firsts = [code for rank, code in exits.items() if quorum.replica(rank) == 0]
-                if all(code == 0 for code in firsts):
+                if quorum.first_is_done(exits):
                     done_at = done_at or now
                     if now - done_at > PARTING_S:
-                        codes = firsts
+                        codes = [0]
             if all(code == 0 for code in codes):
-                cause = "done"
+                cause = "done" if codes else "lost"
             elif signals.received:  # before any failure: the signal may have reached the ranks, too
                 cause, detail = "cancelled", signals.received
             elif all(code == REQUEUE_STATUS for code in codes):
@@ -213,10 +197,9 @@ def watch(
                 failed_at = failed_at or now
                 reports = _reports(children, scratch)
                 if None not in codes or now - failed_at > GRACE_S or _blame_is_clear(codes, reports):
-                    cause = "failed"
-                    if quorum and 0 not in lost:
-                        left = quorum.replicas - len(lost)
-                        detail = f"{left} of {quorum.replicas} replicas left, the quorum is {quorum.needed}"
+                    cause, detail = "failed", quorum.too_few(lost) if quorum else ""
+            elif quorum and not quorum.stands(lost):
+                cause, detail = "failed", quorum.too_few(lost)
             elif why := asked_to_stop():
                 cause, _, detail = why.partition(":")
             elif deadline is not None and now > deadline:
@@ -236,8 +219,6 @@ def watch(
         if not keep or cause != "done":
             _end(children, mark)
     exits = {child.rank: None if child.ended_by_us else child.process.returncode for child in children}
-    if quorum and cause == "done":  # how the others ended is the row's `quorum_missed`
-        exits = {rank: code for rank, code in exits.items() if quorum.replica(rank) == 0}
     return Ending(cause, exits, tuple(_reports(children, scratch)), oom_kills() - kills_before, detail)
 
 

@@ -25,13 +25,14 @@ from .environment import LOOPBACK, Placement, link_columns, listen
 from .judge import judge
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
+from .quorum import Quorum
 from .rank import WORLD
 from .same_link import refuse_another_link
 from .schedulers import job_columns
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, read_starts
 from .stop import REQUEUE_STATUS
-from .supervise import RANK_COMMAND, Outcome, Quorum, Signals, start, watch
+from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .taken import taken
 from .watchdog import Watchdog, keep_stacks
 
@@ -183,13 +184,13 @@ class LocalExecutor:
         except BaseException:
             end_marked(self.mark)
             raise
-        quorum = _quorum(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
+        quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
             quorum=quorum, watchdog=Watchdog(scratch, spec.hang_limit_s), grace_s=0.0 if quorum else spec.grace_s,
             keep=spec.isolation == "pool",
         )  # fmt: skip
-        return judge([ending], scratch, time_limit_s)
+        return judge([ending], scratch, time_limit_s, quorum)
 
     def listen(self) -> socket.socket:
         """What rank 0 serves on, at `address`."""
@@ -206,11 +207,6 @@ class LocalExecutor:
         self.pool.close()
         if self.guard:
             self.guard.close()
-
-
-def _quorum(case: Case) -> Quorum | None:
-    outer = case.outer
-    return Quorum(outer.quorum, outer.replicas, case.layout.ranks) if outer.quorum else None
 
 
 class Sweep:

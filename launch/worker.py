@@ -28,6 +28,7 @@ from .judge import judge
 from .peers import PATIENCE_S, Peers
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
+from .quorum import Quorum
 from .rendezvous import Seat, agree, connect
 from .spec import RunSpec
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
@@ -125,13 +126,15 @@ class WorldExecutor:
             except BaseException:
                 end_marked(self.mark)
                 raise
+        quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
             asked_to_stop=lambda: self.peers.asked_to_stop(self.number), watchdog=Watchdog(scratch, spec.hang_limit_s),
-            grace_s=spec.grace_s, keep=spec.isolation == "pool",
+            quorum=quorum, lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
+            grace_s=0.0 if quorum else spec.grace_s, keep=spec.isolation == "pool",
         )  # fmt: skip
-        self.peers.publish(self.number, ending)
-        outcome = judge(self.peers.gather(self.number, ending), scratch, time_limit_s)
+        self.peers.publish(self.number, ending, quorum)
+        outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
         self.broken = self.peers.gone
         return outcome
 
@@ -168,12 +171,14 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
             except BaseException:
                 end_marked(mark)
                 raise
+            quorum = Quorum.of(spec.parsed_case())
             ending = watch(
                 children, scratch, mark, deadline=None, signals=signals,
                 asked_to_stop=lambda number=number: peers.asked_to_stop(number),
+                quorum=quorum, lost_elsewhere=lambda number=number, quorum=quorum: peers.lost(number, quorum),
                 keep=spec.isolation == "pool",
             )  # fmt: skip
-            peers.publish(number, ending)
+            peers.publish(number, ending, quorum)
     finally:
         peers.leave()
         pool.close()

@@ -1,4 +1,5 @@
-"""A supervisor for the worker tests: `python fake_worker.py STUDY RESULTS`, with fake ranks and short patience."""
+"""A supervisor for the worker tests: `python fake_worker.py STUDY RESULTS`, with short patience. Its ranks are those of
+the program that FAKE_PROGRAM names; by default fake_rank.py."""
 
 import os
 import sys
@@ -12,7 +13,7 @@ from scalade.launch.study import load_study
 from scalade.launch.supervise import Signals
 from scalade.launch.worker import follow, join_supervisors, work
 
-COMMAND = [sys.executable, str(Path(__file__).with_name("fake_rank.py"))]
+COMMAND = [sys.executable, str(Path(__file__).with_name(os.environ.get("FAKE_PROGRAM", "fake_rank.py")))]
 
 
 def main(study, results):

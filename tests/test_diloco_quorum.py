@@ -1,17 +1,20 @@
 """Replicas that die or lag: with a quorum the others go on, and the loss is that of a plain loop which leaves out the
 same replicas; without, or below it, the run ends with a clear row. Real processes throughout."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from scalade.bench.data import open_source
+from scalade.launch.launchers import LAUNCHERS
+from scalade.launch.quorum import Quorum
 from scalade.launch.run import run_study
 from scalade.launch.study import load_study
-from scalade.launch.supervise import Quorum
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.diloco.plan import bytes_per_sync
 from scalade.parallelism.diloco.quorum import CHUNK_BYTES, Meeting
@@ -21,6 +24,11 @@ from scalade.results.read import read_steps
 from scalade.results.store import RunStore
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("quorum_rank.py"))]
+WORKER = Path(__file__).with_name("fake_worker.py")
+ELSEWHERE = [
+    pytest.param("torchrun", marks=pytest.mark.slow),
+    pytest.param("mpirun", marks=[pytest.mark.slow, pytest.mark.mpi]),
+]
 H, STEPS = 3, 12
 STUDY = """
 name = "q"
@@ -49,24 +57,31 @@ dp_replicate = {dp}
 [run]
 time_limit_s = 100
 max_ranks = 8
+launcher = "{launcher}"
 """
 ADAMW = dict(optimizer="adamw", beta1=0.9, lr=0.01)
 TWO = "quorum = 2\nquorum_timeout_s = 300.0"
 SGD = dict(optimizer="sgd", beta1=0.0, lr=0.5)  # no state: a replica that comes back is as if it had never left
 
 
-def run(tmp_path, monkeypatch, fault, *, quorum="", replicas=3, dp=1, recipe=ADAMW):
-    """Outcome, row, replicas present by outer step, case."""
+def run(tmp_path, monkeypatch, fault, *, quorum="", replicas=3, dp=1, recipe=ADAMW, launcher="local"):
+    """Row, replicas present by outer step, case."""
     monkeypatch.setenv("FAULT", fault)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    path = tmp_path / "study.toml"
-    path.write_text(STUDY.format(quorum=quorum, replicas=replicas, dp=dp, **recipe))
-    summary, folder = run_study(path, tmp_path / "r", quiet=True, command=COMMAND)
-    ((run_id, outcome),) = summary.outcomes.items()
-    store = RunStore(folder)
-    present = read_steps(folder)["replicas_present"].dropna().astype(int).tolist() if outcome.status == "ok" else []
+    path, store = tmp_path / "study.toml", RunStore(tmp_path / "r")
+    path.write_text(STUDY.format(quorum=quorum, replicas=replicas, dp=dp, launcher=launcher, **recipe))
+    if launcher == "local":
+        run_study(path, store.folder, quiet=True, command=COMMAND)
+    else:
+        monkeypatch.setenv("FAKE_PROGRAM", Path(COMMAND[-1]).name)
+        start = LAUNCHERS[launcher].command(replicas * dp, [str(WORKER), str(path), str(store.folder)])
+        subprocess.run(start, timeout=150, check=False)
+    (run_id,) = (entry.name for entry in store.runs.iterdir())
+    row = store.row(run_id)
+    assert row["launcher"] == launcher
+    present = read_steps(store.folder)["replicas_present"] if row["status"] == "ok" else pd.Series(dtype=float)
     nothing_left(str(store.scratch(run_id)))
-    return outcome, store.row(run_id), present, load_study(path).all_cases[0]
+    return row, present.dropna().astype(int).tolist(), load_study(path).all_cases[0]
 
 
 def nothing_left(text):
@@ -106,9 +121,10 @@ def plain(case, members):
     return float(models[0].eval_loss(rows))
 
 
-def test_killed_in_an_outer_step(tmp_path, monkeypatch):
-    outcome, row, present, case = run(tmp_path, monkeypatch, "2:kill@round2", quorum=TWO)
-    assert outcome.status == "ok" and row["reason"] is None and present == [3, 2, 2, 2]
+@pytest.mark.parametrize("launcher", ["local", *ELSEWHERE])
+def test_killed_in_an_outer_step(tmp_path, monkeypatch, launcher):
+    row, present, case = run(tmp_path, monkeypatch, "2:kill@round2", quorum=TWO, launcher=launcher)
+    assert row["status"] == "ok" and row["reason"] is None and present == [3, 2, 2, 2]
     assert row["quorum_missed"] == 3 and row["outer_steps"] == 4
     everybody = {0, 1, 2}
     assert row["val_loss"] == pytest.approx(plain(case, [everybody, {0, 1}, {0, 1}, {0, 1}]), rel=1e-5)
@@ -119,9 +135,10 @@ def test_killed_in_an_outer_step(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_between_outer_steps_and_one_more(tmp_path, monkeypatch):
-    outcome, row, _, _ = run(tmp_path, monkeypatch, "2:kill@step4,1:kill@step7", quorum=TWO)
-    assert outcome.status == row["status"] == "failed"
+@pytest.mark.parametrize("launcher", ["local", *ELSEWHERE])
+def test_killed_between_outer_steps_and_one_more(tmp_path, monkeypatch, launcher):
+    row, _, _ = run(tmp_path, monkeypatch, "2:kill@step4,1:kill@step7", quorum=TWO, launcher=launcher)
+    assert row["status"] == "failed"
     assert "rank 1 was killed by SIGKILL at step" in row["reason"] or "rank 2" in row["reason"]
     assert "1 of 3 replicas left, the quorum is 2" in row["reason"] and row["wall_s"] < 60
 
@@ -134,7 +151,7 @@ def test_killed_between_outer_steps_and_one_more(tmp_path, monkeypatch):
     ],
 )
 def test_without_a_quorum_or_without_replica_0(tmp_path, monkeypatch, quorum, victim):
-    outcome, row, _, _ = run(tmp_path, monkeypatch, f"{victim}:kill@round2", quorum=quorum)
+    row, _, _ = run(tmp_path, monkeypatch, f"{victim}:kill@round2", quorum=quorum)
     assert row["status"] == "failed" and row["reason"].startswith(f"rank {victim} was killed by SIGKILL at step")
     assert row["wall_s"] < 60
 
@@ -142,11 +159,11 @@ def test_without_a_quorum_or_without_replica_0(tmp_path, monkeypatch, quorum, vi
 @pytest.mark.slow
 def test_one_that_lags_is_left_out_and_comes_back(tmp_path, monkeypatch):
     """Replica 1 stops in round 2; round 3 does not wait for it; replica 0 then sleeps until after it is back."""
-    outcome, row, present, case = run(
+    row, present, case = run(
         tmp_path, monkeypatch, "1:stop4@round2,0:sleep6@step10", quorum="quorum = 1\nquorum_timeout_s = 2.0",
         replicas=2, recipe=SGD,
     )  # fmt: skip
-    assert outcome.status == "ok" and present == [2, 1, 1, 2]
+    assert row["status"] == "ok" and present == [2, 1, 1, 2]
     assert row["quorum_missed"] == 2 and row["outer_steps"] == 4
     assert row["val_loss"] == pytest.approx(plain(case, [{0, 1}, {0}, {0}, {0, 1}]), rel=1e-5)
     never_back = plain(case, [{0, 1}, {0}, {0}, {0}])
@@ -154,10 +171,11 @@ def test_one_that_lags_is_left_out_and_comes_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_that_never_comes_back_holds_nobody_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("launcher", ["local", *ELSEWHERE])
+def test_one_that_never_comes_back_holds_nobody_up(tmp_path, monkeypatch, launcher):
     quorum = "quorum = 1\nquorum_timeout_s = 2.0"
-    outcome, row, present, _ = run(tmp_path, monkeypatch, "1:stop600@round2", quorum=quorum, replicas=2)
-    assert outcome.status == "ok" and present == [2, 1, 1, 1] and row["wall_s"] < 60
+    row, present, _ = run(tmp_path, monkeypatch, "1:stop600@round2", quorum=quorum, replicas=2, launcher=launcher)
+    assert row["status"] == "ok" and present == [2, 1, 1, 1] and row["wall_s"] < 60
 
 
 @pytest.mark.slow
@@ -165,16 +183,20 @@ def test_killed_while_others_lag(tmp_path, monkeypatch):
     """Replica 3 is killed, 2 stops at the same time and is back by the last round, with one killed in it."""
     faults = "3:kill@round2,2:stop4@round2,0:sleep6@step10,1:kill@round4"
     quorum = "quorum = 2\nquorum_timeout_s = 2.0"
-    outcome, row, present, case = run(tmp_path, monkeypatch, faults, quorum=quorum, replicas=4, recipe=SGD)
-    assert outcome.status == "ok" and present == [4, 2, 2, 2], (row["reason"], present)
+    row, present, case = run(tmp_path, monkeypatch, faults, quorum=quorum, replicas=4, recipe=SGD)
+    assert row["status"] == "ok" and present == [4, 2, 2, 2], (row["reason"], present)
     assert row["val_loss"] == pytest.approx(plain(case, [{0, 1, 2, 3}, {0, 1}, {0, 1}, {0, 2}]), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_replicas_of_several_ranks(tmp_path, monkeypatch):
+@pytest.mark.parametrize("launcher", ["local", *ELSEWHERE])
+def test_replicas_of_several_ranks(tmp_path, monkeypatch, launcher):
     """One rank of a replica takes the other with it."""
-    outcome, row, present, case = run(tmp_path, monkeypatch, "3:kill@round2", quorum="quorum = 1", replicas=2, dp=2)
-    assert outcome.status == "ok" and present == [2, 1, 1, 1]
+    quorum = "quorum = 1"
+    row, present, case = run(
+        tmp_path, monkeypatch, "3:kill@round2", quorum=quorum, replicas=2, dp=2, launcher=launcher
+    )
+    assert row["status"] == "ok" and present == [2, 1, 1, 1]
     assert row["val_loss"] == pytest.approx(plain(case, [{0, 1}, {0}, {0}, {0}]), rel=1e-5)
 
 
@@ -184,7 +206,7 @@ def test_nobody_missing_is_the_run_without_a_quorum(tmp_path, monkeypatch, compr
     losses = []
     for quorum in ("quorum = 2", ""):
         (tmp_path / (quorum or "none")).mkdir()
-        _, row, _, _ = run(
+        row, _, _ = run(
             tmp_path / (quorum or "none"), monkeypatch, "", quorum=f'{quorum}\ncompression = "{compression}"'
         )
         losses.append(row["val_loss"])
@@ -264,18 +286,11 @@ def test_below_the_quorum_an_outer_step_waits_and_the_dead_are_not_waited_for():
     assert first.decide(1) and first.members == {0} and time.monotonic() - begun < 5
 
 
-@pytest.mark.parametrize(
-    "more, said",
-    [
-        (("[run]", '[run]\nlauncher = "torchrun"'), "needs run.launcher = 'local'"),
-        (("[measure]", "[measure]\ncheckpoint_every = 2"), "set measure.checkpoint_every = 0"),
-    ],
-)
-def test_cases_that_are_skipped(tmp_path, more, said):
-    path = tmp_path / "study.toml"
-    path.write_text(STUDY.format(quorum="quorum = 1", replicas=2, dp=1, **ADAMW).replace(*more))
-    (planned,) = load_study(path).cases()
-    assert said in planned.skip_reason
+def test_a_quorum_writes_no_checkpoints(tmp_path):
+    study = STUDY.format(quorum="quorum = 1", replicas=2, dp=1, launcher="local", **ADAMW)
+    (tmp_path / "study.toml").write_text(study.replace("[measure]", "[measure]\ncheckpoint_every = 2"))
+    (planned,) = load_study(tmp_path / "study.toml").cases()
+    assert "set measure.checkpoint_every = 0" in planned.skip_reason
 
 
 def test_which_losses_a_run_survives():
