@@ -33,6 +33,7 @@ class Peers:
         self.gone: str | None = None  # who, in words
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
         self._lost, self._last_lost = set[int](), 0.0
+        self._asked_at: float | None = None  # what the store has not answered yet
         watched = [seat.rank for seat in seats if seat.rank != place.rank] if place.rank == 0 else [0]
         self._heard: dict[int, tuple[bytes, float]] = {rank: (b"", time.monotonic()) for rank in watched}
 
@@ -57,6 +58,11 @@ class Peers:
             elif heard != last:
                 self._heard[rank] = (heard, now)
         return self.gone is None
+
+    def silence_s(self) -> float:
+        """For how long the store has not answered a question. For another thread: who asked is waiting for it."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
 
     def asked_to_stop(self, number: int) -> str | None:
         """For `watch`: `stopped:<why>` when run `number` has to end for what happened elsewhere."""
@@ -129,12 +135,15 @@ class Peers:
     def _ask(self, method: Any, *arguments: Any) -> Any:
         if self.gone and "store" in self.gone:
             return None
+        self._asked_at = time.monotonic()
         try:
             return method(*arguments)
         except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.gone = f"the store that the supervisors share is gone ({first})"
             return None
+        finally:
+            self._asked_at = None
 
 
 def _ending(told: dict[str, Any]) -> Ending:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -25,7 +27,7 @@ from .environment import (
     slurm_meeting_point,
 )
 from .judge import judge
-from .peers import PATIENCE_S, Peers
+from .peers import BEAT_S, PATIENCE_S, Peers
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
@@ -153,6 +155,7 @@ class WorldExecutor:
 def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> tuple[int, str | None]:
     """What every other supervisor does: run its rank of each order until the last one. Gives exit status and why."""
     mark, guard, number, pool = new_mark(), None, 0, Pool()
+    threading.Thread(target=_end_when_cut_off, args=(peers, mark), daemon=True).start()
     try:
         while True:
             number += 1
@@ -184,6 +187,16 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
         pool.close()
         if guard:
             guard.close()
+
+
+def _end_when_cut_off(peers: Peers, mark: str) -> None:
+    """A host that lost its link: TCP would keep a question to the store, and the ranks, for a quarter of an hour."""
+    while peers.silence_s() < peers.patience_s:
+        time.sleep(BEAT_S)
+    end_marked(mark)
+    who, what = peers.seats[peers.place.rank].who(), "the store that the supervisors share"
+    print(f"scalade: {who}: {what} has not answered for {peers.patience_s:g} s", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _await_order(peers: Peers, signals: Signals, number: int) -> dict[str, Any] | None:

@@ -125,6 +125,23 @@ def test_when_a_supervisor_is_killed_the_others_end_and_say_so(tmp_path, victim)
 
 
 @pytest.mark.slow
+def test_a_supervisor_that_is_cut_off_ends_its_ranks_and_itself(tmp_path):
+    """Its question to the store is never answered: the process that serves it is stopped."""
+    results = tmp_path / "r"
+    first, second = by_hand(write_study(tmp_path, steps=10_000), results, [0, 1], 2, free_port(), FAKE_STEP_S="0.05")
+    while not list(results.glob("runs/*/scratch/progress.json")):
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGSTOP)
+    out, err = second.communicate(timeout=30)
+    assert second.returncode == 1 and "the store that the supervisors share has not answered for 4 s" in err
+    os.kill(first.pid, signal.SIGCONT)
+    codes, said = finish([first])
+    assert codes == [1] and "the supervisor of rank 1" in said[0]
+    (row,) = rows(results)
+    assert row["status"] == "failed" and nothing_left(tmp_path)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_signal_to_one_supervisor_cancels_on_all(tmp_path, victim):
     results = tmp_path / "r"
