@@ -202,3 +202,25 @@ def test_kill_9_of_a_sweep_leaves_no_rank_in_the_lab(take_down, tmp_path, launch
     while inside() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert inside() == 0
+
+
+def test_a_replica_whose_link_goes_down_is_left_out(take_down, tmp_path):
+    """No connection ends: nothing comes any more. With a quorum the others train on."""
+    scalade("lab", "up", "--name", NAME, "--nodes", "3", "--link", "100mbit,2ms")
+    outer = '[outer]\nalgorithm = "diloco"\nreplicas = 3\nsync_every = 10\nquorum = 2\nquorum_timeout_s = 3'
+    text = STUDY.format(launcher="local").replace("dp_replicate = 2", "dp_replicate = 1")
+    text = text.replace("steps = 6", "steps = 400").replace("global_batch = 4", "global_batch = 6")
+    text = text.replace("max_ranks = 2", "max_ranks = 3")
+    (tmp_path / "study.toml").write_text(text + outer)
+    command = [sys.executable, "-m", "scalade", "run", str(tmp_path / "study.toml"), "--lab", NAME]
+    sweep = subprocess.Popen([*command, "--results", str(tmp_path / "r")], stdout=subprocess.DEVNULL)
+    while not any(int(file.read_bytes() or 0) >= 15 for file in tmp_path.glob("r/runs/*/scratch/step")):
+        assert sweep.poll() is None
+        time.sleep(0.02)
+    last = labs.find(NAME).state.nodes[2]["namespace"]
+    subprocess.run(["ip", "netns", "exec", last, "ip", "link", "set", "eth0", "down"], check=True)
+    assert sweep.wait(timeout=150) == 0
+    (row,) = read_runs(tmp_path / "r").to_dict("records")
+    present = read_steps(tmp_path / "r")["replicas_present"].dropna()
+    assert row["status"] == "ok" and present.iloc[0] == 3 and set(present.iloc[10:]) == {2}
+    assert row["quorum_missed"] == (present == 2).sum() >= 30
