@@ -32,7 +32,7 @@ class Peers:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
         self.gone: str | None = None  # who, in words
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
-        self._lost, self._last_lost = set[int](), 0.0
+        self._lost, self._lost_at = set[int](), (0, 0.0)  # as of (run, time)
         self._asked_at: float | None = None  # what the store has not answered yet
         watched = [seat.rank for seat in seats if seat.rank != place.rank] if place.rank == 0 else [0]
         self._heard: dict[int, tuple[bytes, float]] = {rank: (b"", time.monotonic()) for rank in watched}
@@ -77,8 +77,9 @@ class Peers:
 
     def lost(self, number: int, quorum: Quorum) -> set[int]:
         """For `watch`: the replicas that run `number` goes on without."""
-        if time.monotonic() - self._last_lost >= CHECK_S:
-            self._last_lost = time.monotonic()
+        run, since = self._lost_at
+        if run != number or time.monotonic() - since >= CHECK_S:
+            self._lost_at = number, time.monotonic()
             self._lost = {m for m in range(quorum.replicas) if self._there(f"lost/{number}/{m}")}
         return self._lost
 

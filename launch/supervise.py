@@ -182,7 +182,7 @@ def watch(
                 if quorum.first_is_done(exits):
                     done_at = done_at or now
                     if now - done_at > PARTING_S:
-                        codes = [0]
+                        codes = [0]  # the others are ended
             if all(code == 0 for code in codes):
                 cause = "done" if codes else "lost"
             elif signals.received:  # before any failure: the signal may have reached the ranks, too

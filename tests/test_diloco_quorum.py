@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from scalade.bench.data import open_source
+from scalade.launch.environment import Placement
 from scalade.launch.launchers import LAUNCHERS
+from scalade.launch.peers import Peers
 from scalade.launch.quorum import Quorum
+from scalade.launch.rendezvous import Seat
 from scalade.launch.run import run_study
 from scalade.launch.study import load_study
+from scalade.launch.supervise import Ending
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.diloco.plan import bytes_per_sync
 from scalade.parallelism.diloco.quorum import CHUNK_BYTES, Meeting
@@ -297,3 +301,14 @@ def test_which_losses_a_run_survives():
     quorum = Quorum(needed=2, replicas=3, ranks=2)
     assert quorum.lost({0: None, 1: 0, 2: -9, 3: None, 4: None, 5: 1}) == {1, 2}
     assert quorum.stands(set()) and quorum.stands({1}) and not quorum.stands({1, 2}) and not quorum.stands({0})
+
+
+def test_a_replica_that_one_run_lost_is_back_in_the_next():
+    store = torch.distributed.HashStore()
+    place, quorum = Placement("torchrun", 2, 3, 0, 1), Quorum(needed=2, replicas=3, ranks=1)
+    seats = tuple(Seat(rank, 0, 3, "n", "here", rank, "cpu") for rank in range(3))
+    last, first = Peers(store, place, seats), Peers(store, replace(place, rank=0), seats)
+    assert first.lost(1, quorum) == set()
+    last.publish(1, Ending("lost", {2: -9}), quorum)
+    assert last.lost(1, quorum) == {2} and last.lost(2, quorum) == set()
+    assert first.asked_to_stop(1) is None, "the others go on"
