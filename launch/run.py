@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .study import Study
 
 FAREWELL_S = 10.0  # for workers that were asked to end to write their row
+LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
+ENDED_FILE = "SCALADE_ENDED_FILE"  # by which rank 0's supervisor says so
 
 
 def run_study(
@@ -84,26 +86,37 @@ def _run_through(
     attempts = {run.run_id: store.attempts(run.run_id) for run in plan.pending}
     mark, guard = new_mark(), None
     stop_file = Path(os.environ.get(STOP_FILE, store.folder.absolute() / f".stop-{mark.rsplit('/', 1)[-1]}"))
-    env = os.environ | {MARK: mark, STOP_FILE: str(stop_file)}
+    ended_file = store.folder.absolute() / f".ended-{mark.rsplit('/', 1)[-1]}"
+    env = os.environ | {MARK: mark, STOP_FILE: str(stop_file), ENDED_FILE: str(ended_file)}
     env.setdefault("OMP_NUM_THREADS", "1")  # of the supervisors; torchrun talks where it is not set
     try:
         for size in sorted({run.case.ranks for run in plan.pending}):
             if summary.interrupted:
                 break
+            ended_file.unlink(missing_ok=True)
             program = ["-m", "scalade", "worker", str(study.path.absolute()), *options]
             process = subprocess.Popen(
                 launcher.command(size, program), env=env, start_new_session=True, stdin=subprocess.DEVNULL
             )
-            guard = guard or Guard(mark)
+            guard, ended_at = guard or Guard(mark), None
             while process.poll() is None and not signals.received:
                 if signals.warned:  # a launcher may not hand a signal on: the worker looks for the file
                     stop_file.touch()
+                if ended_at is None and ended_file.exists():
+                    ended_at = time.monotonic()
+                if ended_at and time.monotonic() - ended_at > LEAVE_S:
+                    break
                 time.sleep(0.05)
-            if signals.received:
+            late = process.poll() is None
+            if late:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(FAREWELL_S)
+            if signals.received:
                 summary.interrupted = signals.received
+            elif late:
+                how = f"{LEAVE_S:g} s after rank 0's supervisor"
+                summary.interrupted = f"{launcher.name} with {size} ranks had not ended {how}"
             elif signals.warned:
                 summary.interrupted, summary.requeue = f"stopped by {signals.warned}", True
             elif process.returncode:
@@ -111,6 +124,7 @@ def _run_through(
             end_marked(mark)
     finally:
         end_marked(mark)
+        ended_file.unlink(missing_ok=True)
         if STOP_FILE not in os.environ:
             stop_file.unlink(missing_ok=True)
         if guard:
@@ -152,9 +166,15 @@ def work_here(
         if peers.place.rank != 0:
             return None, None, *follow(peers, signals, command)
         folder = results or study.results
-        summary = work(
-            study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, only=only, command=command
-        )
+        try:
+            summary = work(
+                study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, only=only,
+                command=command,
+            )  # fmt: skip
+        finally:
+            if ENDED_FILE in os.environ:
+                with suppress(OSError):
+                    Path(os.environ[ENDED_FILE]).touch()
         return summary, folder, summary.exit_code, summary.interrupted
 
 

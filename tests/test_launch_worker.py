@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scalade.launch.launchers import LAUNCHERS
+from scalade.launch import run
+from scalade.launch.launchers import LAUNCHERS, Torchrun
 from scalade.results.store import RunStore
 
 FAKE = Path(__file__).with_name("fake_worker.py")
@@ -327,6 +328,20 @@ def test_nothing_is_left_when_run_ends_early(tmp_path, launcher, number):
     out, err = process.communicate(timeout=30)
     assert process.returncode == (128 + number if number == signal.SIGINT else -number), err
     assert nothing_left(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_stays_behind_is_ended(tmp_path, monkeypatch):
+    class Staying(Torchrun):
+        def command(self, ranks, program):
+            return ["sh", "-c", '"$@"; sleep 600', "sh", *super().command(ranks, program)]
+
+    monkeypatch.setitem(LAUNCHERS, "torchrun", Staying())
+    monkeypatch.setattr(run, "LEAVE_S", 1.0)
+    summary, _ = run.run_study(write_study(tmp_path, ranks="[1]"), tmp_path / "r", quiet=True)
+    assert summary.interrupted == "torchrun with 1 ranks had not ended 1 s after rank 0's supervisor"
+    assert [row["status"] for row in rows(tmp_path / "r")] == ["ok"] == list(summary.counts)
+    assert nothing_left(tmp_path) and os.listdir(tmp_path / "r") == ["runs"]
 
 
 @pytest.mark.slow
