@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .progress import read_progress
 from .quorum import Quorum
-from .supervise import LINGER_S, Ending, Outcome
+from .supervise import LINGER_S, Ending, Outcome, all_exits
 
 TAIL_LINES = 12
 
@@ -19,7 +19,7 @@ def judge(
     endings: Sequence[Ending], scratch: Path, time_limit_s: float | None, quorum: Quorum | None = None
 ) -> Outcome:
     """What became of the run, given how each supervisor's ranks ended. Peers' connection errors take no blame."""
-    if quorum and quorum.first_is_done({rank: code for ending in endings for rank, code in ending.exits.items()}):
+    if quorum and quorum.first_is_done(all_exits(endings)):
         return Outcome("ok")  # how the others ended is the row's `quorum_missed`
     outcome = _judge(endings, scratch, time_limit_s)
     more = [ending.detail for ending in endings if ending.cause == "failed" and ending.detail]
@@ -28,7 +28,7 @@ def judge(
 
 def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None) -> Outcome:
     causes = {ending.cause: ending for ending in endings}
-    exits = {rank: code for ending in endings for rank, code in ending.exits.items()}
+    exits = all_exits(endings)
     reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
     if "cancelled" in causes:
         return Outcome("cancelled", f"cancelled by {causes['cancelled'].detail or 'a signal'}")

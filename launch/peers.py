@@ -17,7 +17,7 @@ from .failure import ErrorReport
 from .quorum import Quorum
 from .rendezvous import Seat, Store
 from .stop import REQUEUE_STATUS
-from .supervise import PARTING_S, Ending
+from .supervise import PARTING_S, Ending, all_exits
 
 BEAT_S = 0.5
 CHECK_S = 0.2
@@ -98,7 +98,7 @@ class Peers:
         ended some seconds after replica 0."""
         endings, missing, done_at = [mine], {seat.rank for seat in self.seats} - {self.place.rank}, None
         while missing:
-            if quorum and quorum.first_is_done({r: code for ending in endings for r, code in ending.exits.items()}):
+            if quorum and quorum.first_is_done(all_exits(endings)):
                 done_at = done_at or time.monotonic()
                 if time.monotonic() - done_at > PARTING_S:
                     self._ask(self.store.set, f"stop/{number}", "parted")

@@ -115,8 +115,8 @@ def _run_through(
             if signals.received:
                 summary.interrupted = signals.received
             elif late:
-                how = f"{LEAVE_S:g} s after rank 0's supervisor"
-                summary.interrupted = f"{launcher.name} with {size} ranks had not ended {how}"
+                said = f"{launcher.name} with {size} ranks had not ended"
+                summary.interrupted = f"{said} {LEAVE_S:g} s after rank 0's supervisor"
             elif signals.warned:
                 summary.interrupted, summary.requeue = f"stopped by {signals.warned}", True
             elif process.returncode:

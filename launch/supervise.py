@@ -58,6 +58,11 @@ class Ending:
     detail: str = ""
 
 
+def all_exits(endings: Sequence[Ending]) -> dict[int, int | None]:
+    """How every rank ended, of those whose supervisors lived to tell."""
+    return {rank: code for ending in endings for rank, code in ending.exits.items()}
+
+
 @dataclass
 class Child:
     rank: int

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -58,6 +59,16 @@ dp_replicate = 2
 [run]
 time_limit_s = 600
 """
+REPLICAS = LONG.replace("global_batch = 8", "global_batch = 12").replace("checkpoint_every = 20\n", "").replace(
+    "dp_replicate = 2",
+    """dp_replicate = 1
+[outer]
+algorithm = "diloco"
+replicas = 3
+sync_every = 10
+quorum = 2
+quorum_timeout_s = 60""",
+)
 SITE = """
 scheduler = "slurm"
 ranks_per_node = {per_node}
@@ -253,6 +264,19 @@ def test_the_time_limit_comes_and_the_job_goes_on_from_its_checkpoint(desk, clus
             break
         assert time.monotonic() < deadline, (stopped, found, user.logs())
         time.sleep(0.2)
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun", pytest.param("mpirun", marks=pytest.mark.mpi)])
+def test_a_replica_that_is_killed_ends_no_run_that_has_a_quorum(desk, launcher):
+    user = desk(REPLICAS.format(steps=400), per_node=1)
+    user.submit("--launcher", launcher)
+    user.wait_for_step(25)
+    (world,) = user.results.glob("runs/*/scratch/world.json")
+    os.kill(json.loads(world.read_text())[2]["pid"], signal.SIGKILL)
+    (line,) = user.wait(ended, 150, "the run's end")
+    (row,) = user.rows()
+    assert (line["state"], row["status"], row["nodes"]) == ("done", "ok", 3), (line, row, user.logs())
+    assert row["launcher"] == launcher and 0 < row["quorum_missed"] < row["outer_steps"] == 40
 
 
 def test_the_controller_restarts_and_a_cancelled_job_ends(desk, cluster):

@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from ..spec import RunSpec
     from .lab import Lab
 
-OPEN_MPI = {
-    "PRTE_MCA_plm": "ssh", "PRTE_MCA_plm_ssh_agent": "RSH", "PRTE_MCA_prte_if_include": DEVICE,  # from 5 on
-    "OMPI_MCA_plm": "rsh", "OMPI_MCA_plm_rsh_agent": "RSH", "OMPI_MCA_oob_tcp_if_include": DEVICE,  # before
-    "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl_tcp_if_include": DEVICE,
-}  # fmt: skip
-"""Starts by the lab's rsh, talks over its links. By variables: the options have other names in other versions."""
-
 
 def places(ranks: int, nodes: int) -> list[tuple[int, Placement]]:
     """(node, placement) of each rank: as even as can be, one to a node while there are nodes."""
@@ -96,11 +89,19 @@ class InLab:
         )
         rsh = str(self.lab.state.folder / "rsh")
         if open_mpi:
-            told = [f"{name}={rsh if value == 'RSH' else value}" for name, value in OPEN_MPI.items()]
-            start = ["env", *told, mpirun, *unbound(True), "--host", hosts]
+            start = ["env", *_open_mpi(rsh), mpirun, *unbound(True), "--host", hosts]
         else:
             start = [mpirun, "-hosts", hosts, "-launcher", "ssh", "-launcher-exec", rsh, "-iface", DEVICE]
         return self.lab.enter(0, [*start, "-n", str(ranks), sys.executable, *program])
+
+
+def _open_mpi(rsh: str) -> list[str]:
+    """Starts by the lab's rsh, talks over its links. By variables: the options have other names in other versions."""
+    return [
+        "PRTE_MCA_plm=ssh", f"PRTE_MCA_plm_ssh_agent={rsh}", f"PRTE_MCA_prte_if_include={DEVICE}",  # from 5 on
+        "OMPI_MCA_plm=rsh", f"OMPI_MCA_plm_rsh_agent={rsh}", f"OMPI_MCA_oob_tcp_if_include={DEVICE}",  # before
+        "OMPI_MCA_pml=ob1", f"OMPI_MCA_btl_tcp_if_include={DEVICE}",
+    ]  # fmt: skip
 
 
 def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, only: int | None = None) -> int:
