@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+MOST = 1_000_000  # of one range: no machine has more
+
 
 def expand_hosts(text: str) -> list[str]:
     """Every host of a Slurm or Flux host list, in its order.
 
     Raises
     ------
-    ValueError: brackets do not match, or a range is none
+    ValueError: brackets do not match, a range is none or runs backwards, or a name holds a space
     """
     hosts: list[str] = []
     for part in _split(text):
@@ -28,16 +30,23 @@ def _split(text: str) -> list[str]:
     """At the commas outside of brackets."""
     if text.count("[") != text.count("]") or re.search(r"\][^\[]*\]|\[[^\]]*\[", text):
         raise ValueError(f"not a host list: {text!r}")
-    return [part for part in re.split(r",(?![^\[]*\])", text.strip()) if part]
+    parts = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
+    if any(re.search(r"\s", re.sub(r"\[.*?\]", "", part)) for part in parts):
+        raise ValueError(f"not a host list: {text!r}: a name holds no space")
+    return [part for part in parts if part]
 
 
 def _numbers(ranges: str, text: str) -> list[str]:
     found = []
     for piece in ranges.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece.strip())
         if match is None:
             raise ValueError(f"not a host list: {text!r}")
         first, last = match[1], match[2] or match[1]
+        if int(last) < int(first):
+            raise ValueError(f"not a host list: {text!r}: {piece.strip()} runs backwards")
+        if int(last) - int(first) >= MOST:
+            raise ValueError(f"not a host list: {text!r}: {piece.strip()} is more than {MOST:,} hosts")
         found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return found
 

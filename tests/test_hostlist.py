@@ -1,5 +1,7 @@
 """The short forms of hosts and counts that schedulers write, and where an srun's tasks meet."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,16 +20,25 @@ from scalade.launch.hostlist import expand_counts, expand_hosts
         ("r[1-2]c[0-1]", ["r1c0", "r1c1", "r2c0", "r2c1"]),
         ("r[1-2]c[0,2]-ib", ["r1c0-ib", "r1c2-ib", "r2c0-ib", "r2c2-ib"]),
         ("gpu-a.site.org", ["gpu-a.site.org"]),
+        ("lux[1-2]-ib, x9 ,\tx10", ["lux1-ib", "lux2-ib", "x9", "x10"]),
+        (" n[1, 3-3]\n", ["n1", "n3"]),
     ],
 )
 def test_host_lists(text, hosts):
     assert expand_hosts(text) == hosts
 
 
-@pytest.mark.parametrize("text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]"])
+@pytest.mark.parametrize("text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]", "n[3-1]", "n[1,10-9]", "n1 n2", "n[0-99999999]"])
 def test_what_is_no_host_list(text):
     with pytest.raises(ValueError, match="not a host list"):
         expand_hosts(text)
+
+
+def test_a_range_that_runs_backwards_is_said_to():
+    with pytest.raises(ValueError, match=re.escape("not a host list: 'n[3-1]': 3-1 runs backwards")):
+        expand_hosts("n[3-1]")
+    with pytest.raises(WorldError, match="SLURM_STEP_NODELIST.* 3-1 runs backwards.*MASTER_ADDR"):
+        slurm_meeting_point(STEP | {"SLURM_STEP_NODELIST": "n[3-1]"})
 
 
 @settings(deadline=None)

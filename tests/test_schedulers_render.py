@@ -151,12 +151,33 @@ pwd > "$RECORD.pwd"
 """
 
 
+def canaries(*folders):
+    """Files that a trap made: in folders with all below them, and where the tests run."""
+    return [file for folder in folders for file in folder.rglob("canary")] + list(Path.cwd().glob("canary"))
+
+
+@pytest.fixture(autouse=True)
+def no_canary():
+    assert not canaries(), "left by an earlier run: remove it"
+    yield
+    assert not canaries(), "something executed a name"
+
+
+def test_a_trap_that_springs_where_the_tests_run_is_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["bash", "-c", 'printf "$(touch canary)"'], check=True)
+    assert canaries() == [tmp_path / "canary"]
+    monkeypatch.undo()
+    assert canaries(tmp_path) == [tmp_path / "canary"]
+
+
 @settings(max_examples=40, deadline=None)
 @given(WORDS)
 def test_a_quoted_word_is_one_line_and_one_word(text):
     assert "\n" not in quote(text)
     told = subprocess.run(["bash", "-c", f"printf '%s\\0' {quote(text)}"], capture_output=True, check=True).stdout
     assert told == text.encode() + b"\0"
+    assert not canaries()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -206,7 +227,7 @@ def test_nothing_in_a_name_is_executed_and_nothing_breaks(tmp_path, names, value
     environment = (ground / "record.env").read_bytes().decode().split("\0")
     assert f"VALUE={value}" in environment
     assert (ground / "record.pwd").read_bytes().decode() == f"{workdir}\n"
-    assert not list(tmp_path.rglob("canary"))
+    assert not canaries(tmp_path)
     directives = [line for line in script.splitlines() if line.startswith(SCHEDULERS[scheduler].directive)]
     assert not any("evil" in line for line in directives)
 
