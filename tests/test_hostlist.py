@@ -28,7 +28,9 @@ def test_host_lists(text, hosts):
     assert expand_hosts(text) == hosts
 
 
-@pytest.mark.parametrize("text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]", "n[3-1]", "n[1,10-9]", "n1 n2", "n[0-99999999]"])
+@pytest.mark.parametrize(
+    "text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]", "n[3-1]", "n[1,10-9]", "n1 n2", "n[0-99999999]"]
+)
 def test_what_is_no_host_list(text):
     with pytest.raises(ValueError, match="not a host list"):
         expand_hosts(text)
