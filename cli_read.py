@@ -130,8 +130,10 @@ def check(results: FoundResults = None, where: Filter = None, as_json: Json = Fa
 
 @app.command(epilog="Example: scalade fit runs.csv --params n_params --tokens n_tokens --where 'outlier == False'")
 def fit(
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet, or a results folder or study name.", metavar="TABLE")],
-    law: Annotated[str, typer.Option(help="A wrong name lists them all.", metavar="NAME")] = "chinchilla",
+    table: Annotated[Path | None, typer.Argument(help="CSV or Parquet, or a results folder or study name.",
+                                                 metavar="TABLE", show_default=False)] = None,
+    law: Annotated[str, typer.Option(help="One of --laws.", metavar="NAME")] = "chinchilla",
+    laws: Annotated[bool, typer.Option("--laws", help="List every law: equation, columns, source.")] = False,
     params: Annotated[str | None, typer.Option(help="Column of N; a study: params_total.", metavar="COLUMN")] = None,
     tokens: Annotated[str | None, typer.Option(help="Column of D; a study: tokens_seen.", metavar="COLUMN")] = None,
     loss: Annotated[str | None, typer.Option(help="Column of the loss; a study: val_loss.", metavar="COLUMN")] = None,
@@ -160,8 +162,13 @@ def fit(
 ) -> None:  # fmt: skip
     """Fit a scaling law, with intervals, proof of convergence and what the table cannot tell."""
     from .launch.locate import locate
-    from .results.laws import fit_file, get_law
+    from .results.laws import catalogue, fit_file, get_law
 
+    if laws:
+        say({"laws": catalogue.as_dicts()} if as_json else catalogue.as_text())
+        return
+    if table is None:
+        raise typer.BadParameter("name a TABLE to fit, or --laws to list the laws")
     given: Any = locate(table)
     if given.is_dir():
         from .results.read import read_runs

@@ -32,6 +32,15 @@ TRUTH = {
     "critical_batch": dict(S_min=4000.0, B_crit=2e6),
     "step_law_lr": dict(c=1.79, p=-0.713, q=0.307),
     "step_law_batch": dict(c=0.58, r=0.571),
+    "routed_saturating": dict(a=-0.082, b=-0.108, c=0.009, d=1.104, E_start=1.847, E_max=314.478),
+    "lr_horizon": dict(c=40.0, beta=0.32),
+    "lr_horizon_joint": dict(c=390.0, alpha=0.23, beta=0.32),
+    "loss_to_loss": dict(K=1.1, kappa=0.9, E_source=1.7, E=1.4),
+    "downstream": dict(epsilon=0.857, k=2.21, gamma=0.715),
+    "vocabulary": dict(A1=880.0, alpha1=0.447, A2=2100.0, alpha2=0.671, B=22000.0, beta=0.447, E=5.533),
+    "sparsity": {"a": 16612.5, "alpha": 0.5962, "b": 5455.67, "beta": 0.3954, "c": 0.4598, "lambda": -0.1666,
+                 "d": 17.26, "delta": 0.1603, "gamma": 0.1595, "e": 0.94},
+    "device_hours": dict(A=480.0, alpha=0.35, B=1e-3, eta=0.33, beta=0.37, E=1.8),
     "annealing": dict(L0=2.6, A=0.55, alpha=0.5, C=0.7, horizon=600.0),
     "multipower": dict(L0=2.6, A=0.6, alpha=0.45, B=440.0, C=2.1, beta=0.6, gamma=0.65),
 }
@@ -65,6 +74,13 @@ def design(name: str, rng: np.random.Generator, n: int = 60) -> dict[str, np.nda
         "weight_bits": (2, 16),
         "activation_bits": (2, 16),
         "kv_bits": (2, 16),
+        "params_nonvocab": (3e7, 3e9),
+        "params_vocab": (2e6, 4e8),
+        "unigram_loss": (7, 9),
+        "sparsity": (0.01, 0.98),
+        "device_hours": (1, 1e5),
+        "source_loss": (1.9, 5),
+        "loss": (2.2, 5),
     }
     out = {r: np.exp(rng.uniform(*np.log(ranges[r]), size=n)) for r in law.roles}
     if name == "farseer":  # its range in the paper

@@ -8,15 +8,20 @@ from . import (  # noqa: F401  each registers its laws
     batch,
     chinchilla,
     data_constrained,
+    device_hours,
     diloco,
+    downstream,
     farseer,
     kaplan,
+    loss_to_loss,
     multipower,
     overtraining,
     power,
     precision,
     routed,
     skaling,
+    sparsity,
+    vocabulary,
 )
 from .base import Law, Parameter, get_law, law_names
 from .batch import NoiseScale, noise_scale

@@ -3,6 +3,8 @@
 critical_batch: (S/S_min - 1)(E/E_min - 1) = 1 with examples E = B S, that is S = S_min (1 + B_crit / B) and
 B_crit = E_min / S_min; steps S to a target loss at batch B (McCandlish et al. 2018, arXiv 1812.06162).
 step_law_lr: eta = c N^p D^q and step_law_batch: B = c D^r (Li et al. 2025, arXiv 2503.04715);
+lr_horizon: eta = c D^-beta of one model size over token horizons, and lr_horizon_joint: eta = c N^-alpha D^-beta
+(Bjorck et al. 2024, arXiv 2409.19913);
 Power Lines' B_opt ~ D^.38, B_crit ~ D^.47 and timescale B/(eta lambda D) are `power` fits of those columns.
 """
 
@@ -52,6 +54,31 @@ class StepLawBatch(SumOfPowers):
     response = "batch"
     parameters = (Parameter("c", "scale", log=True), Parameter("r", "exponent of D"))
     terms = ({"c": 1.0, "r": log_of("tokens")},)
+
+
+@register
+class LrHorizon(SumOfPowers):
+    name = "lr_horizon"
+    equation = "eta = c D^-beta"
+    source = "Bjorck et al. 2024, arXiv 2409.19913 (beta = 0.32 from 760M on)"
+    roles = ("tokens",)
+    response = "lr"
+    parameters = (Parameter("c", "scale", log=True), Parameter("beta", "how fast the best rate falls with D"))
+    terms = ({"c": 1.0, "beta": log_of("tokens", -1)},)
+
+
+@register
+class LrHorizonJoint(SumOfPowers):
+    name = "lr_horizon_joint"
+    equation = "eta = c N^-alpha D^-beta"
+    source = "Bjorck et al. 2024, arXiv 2409.19913 (alpha = 0.23, beta = 0.32)"
+    response = "lr"
+    parameters = (
+        Parameter("c", "scale", log=True),
+        Parameter("alpha", "how fast the best rate falls with N"),
+        Parameter("beta", "how fast the best rate falls with D"),
+    )
+    terms = ({"c": 1.0, "alpha": log_of("params", -1), "beta": log_of("tokens", -1)},)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,9 @@ def fit_file(
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be 0 or more resamples, got {bootstrap}")
     names = dict(columns or {}) | {r: c for r, c in (("params", params), ("tokens", tokens)) if c}
+    if loss and "loss" in the_law.roles:  # the law reads the loss and predicts something else
+        names.setdefault("loss", loss)
+        loss = None
     response = names.pop(the_law.response, None) or names.pop("y", None) or loss or the_law.response
     keep = pd.Series(True, index=frame.index) if where is None else where_rows(frame, where)
     held = pd.Series(False, index=frame.index) if holdout is None else where_rows(frame, holdout)
