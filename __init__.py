@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _READERS = ("read_runs", "read_steps", "read_evals", "read_comm", "read_ops")
-__all__ = [*_READERS, "record", "__version__"]
+__all__ = [*_READERS, "record", "val_hash", "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -16,6 +16,10 @@ def __getattr__(name: str) -> object:
         from .results.record import record
 
         return record
+    if name == "val_hash":
+        from .results.held_out import val_hash
+
+        return val_hash
     if name == "__version__":
         from importlib.metadata import version
 

@@ -36,6 +36,12 @@ class LocalParameter:
     replicated: int = 1  # ranks of this replica that hold this same part (1: nobody else)
 
 
+Evaluation = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""(tokens, counted) -> loss. tokens: this rank's rows of one batch, (rows, seq_len + 1) int64; counted: (rows,) bool,
+false for the rows that only fill the batch up. loss: 0-dim fp32, this rank's share; the sum over all ranks is the sum
+over the counted rows of each row's mean over its tokens, in nats, without z-loss. Collective."""
+
+
 class Engine(Protocol):
     """What all engines have. One whose waits are all seen by bench.waits says so: waits_on_host = True."""
 
@@ -45,11 +51,10 @@ class Engine(Protocol):
     def train_step(self, tokens: torch.Tensor, lr: float) -> StepOutput:
         """Forward, backward, clip and update on this rank's rows. tokens: (rows, seq_len + 1) int64 on the device."""
 
-    def evaluations(self) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    def evaluations(self) -> dict[str, Evaluation]:
         """Named ways to evaluate (`model`; with replicas `outer`, `inner`), the one that counts first.
 
-        Each gives this rank's share of the mean loss of a global batch (as StepOutput.loss, without z-loss). Its rows
-        are those of `rows`, or of `eval_rows` where an engine has that.
+        The rows they are given are those of `rows`, or of `eval_rows` where an engine has that.
         """
 
     def local_parameters(self) -> Iterator[LocalParameter]:

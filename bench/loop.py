@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -122,21 +123,38 @@ def _train(
 def evaluate(
     engine: Engine, source: Source, recipe: Recipe, measure: Measure, device: Device, step: int, tokens_seen: int
 ) -> list[dict]:
-    """Mean loss over held-out sequences, in whole global batches (at least one): rows of `evals`. Collective."""
+    """Mean loss over the first measure.eval_sequences held-out sequences, whatever the batch: rows of `evals`.
+    Collective."""
+    asked, batch = measure.eval_sequences, recipe.global_batch
     begin_row, end_row = getattr(engine, "eval_rows", engine.rows)()
-    batches = -(-measure.eval_sequences // recipe.global_batch)
-    if source.val_windows is not None:
-        batches = min(batches, source.val_windows // recipe.global_batch)
-    if batches == 0:
-        return []  # fewer held-out sequences than one global batch
-    positions = [batch * recipe.global_batch for batch in range(batches)]
-    rows = [to_device(source.val_rows(p + begin_row, p + end_row), device) for p in positions]
+    batches = [
+        filled_up(source, start, min(batch, asked - start), batch, begin_row, end_row)
+        for start in range(0, asked, batch)
+    ]
+    batches = [(to_device(rows, device), torch.from_numpy(counted).to(device.torch)) for rows, counted in batches]
     kinds = engine.evaluations()
-    total = torch.stack([torch.stack([evaluation(each) for each in rows]).mean() for evaluation in kinds.values()])
+    total = torch.stack([torch.stack([loss(*each) for each in batches]).sum() for loss in kinds.values()]) / asked
     if dist.is_initialized():
         dist.all_reduce(total)
-    common = {"step": step, "tokens_seen": tokens_seen, "val_sequences": batches * recipe.global_batch}
+    common = {"step": step, "tokens_seen": tokens_seen, "val_sequences": asked}
     return [common | {"kind": kind, "val_loss": value} for kind, value in zip(kinds, total.tolist(), strict=True)]
+
+
+def filled_up(
+    source: Source, start: int, real: int, batch: int, begin_row: int, end_row: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows begin_row..end_row-1 of a batch that holds `real` held-out sequences from `start` on and is filled up with
+    rows that do not count: (tokens (rows, seq_len + 1) int64, counted (rows,) bool).
+
+    Row r counts where floor((r + 1) real / batch) > floor(r real / batch): evenly over the batch, so that every rank
+    and every replica evaluates its part.
+    """
+    before = np.arange(begin_row, end_row + 1) * real // batch  # sequences in front of each row
+    counted = np.diff(before) > 0
+    sequences = source.val_rows(start + int(before[0]), start + int(before[-1]))
+    rows = np.zeros((end_row - begin_row, sequences.shape[1]), np.int64)  # token 0 is in every vocabulary
+    rows[counted] = sequences
+    return rows, counted
 
 
 def to_device(rows, device: Device) -> torch.Tensor:

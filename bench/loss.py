@@ -17,3 +17,14 @@ def cross_entropy(logits_bsv: Tensor, targets_bs: Tensor, z_loss: float = 0.0) -
     if not z_loss:
         return loss, loss.detach()
     return loss + z_loss * torch.logsumexp(logits, dim=-1).square().mean(), loss.detach()
+
+
+def token_losses(logits_bsv: Tensor, targets_bs: Tensor) -> Tensor:
+    """Cross-entropy of each token in nats, (b, s) fp32."""
+    losses = F.cross_entropy(logits_bsv.flatten(0, 1).float(), targets_bs.flatten(), reduction="none")
+    return losses.view(targets_bs.shape)
+
+
+def counted_sum(losses_bs: Tensor, counted_b: Tensor) -> Tensor:
+    """Sum over the rows that count of each row's mean. What stands in the other rows is never seen, not even NaN."""
+    return losses_bs.mean(dim=1).where(counted_b, 0.0).sum()

@@ -24,6 +24,7 @@ from .rendezvous import World
 from .resume import resume, save
 from .row import (
     case_columns,
+    held_out_hash,
     loss_columns,
     outer_columns,
     over_ranks,
@@ -45,6 +46,8 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     source = open_source(case.data, case.shape.seq_len, case.recipe.seed)
     if source.vocab > case.shape.vocab:
         raise ValueError(f"model.vocab = {case.shape.vocab}: the data has tokens up to {source.vocab - 1}")
+    asked = case.measure.eval_sequences
+    source.val_rows(asked, asked)  # where there are fewer, that is said before the training and not after it
     energy = EnergyMeter(device.torch.index if device.cuda else None, world.local_rank)
 
     def build() -> Engine:
@@ -97,7 +100,9 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     row |= {"startup_s": startup_s, "resumed_from_step": first_step or None}
     row |= speed_columns(case, steps, world.size, peak) | {"peak_flops": peak, "peak_flops_source": peak_source}
     row |= environment_columns(device)
+    row["val_hash"] = held_out_hash(case, source, training)
     evals = {name: [each[name] for each in training.evals] for name in (training.evals or [{}])[0]}
+    evals |= {"val_hash": [row["val_hash"]] * len(training.evals)} if evals else {}
     if training.finite:
         return RunResult("ok", row, steps, evals, ops=ops)
     return RunResult("diverged", row, steps, evals, reason=_first_bad(training))

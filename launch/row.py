@@ -17,8 +17,10 @@ from ..bench.flops import CONVENTIONS, flops_per_token
 from ..bench.loop import Training
 from ..parallelism.diloco.quorum import Meeting
 from ..results.columns import COLLECTIVES, MESH_DIMS
+from ..results.held_out import val_hash
 from .case import Case
 
+HASHED = 256  # sequences in memory at once
 TIMES = {name: name for name in ("data_time_s", "compute_time_s", "optimizer_time_s", "bubble_time_s",
                                  "optimizer_wait_s")}  # fmt: skip
 TIMES |= {"exposed_comm_time_s": "comm_time_s", "exposed_comm_time_min_s": "comm_time_min_s"}  # by column of `steps`
@@ -108,6 +110,14 @@ def case_columns(case: Case, source: Source, steps: int, share: float = 1.0) -> 
     }  # fmt: skip
 
 
+def held_out_hash(case: Case, source: Source, training: Training) -> str | None:
+    """val_hash of what was evaluated; read once more, piece by piece. None: nothing was."""
+    asked = case.measure.eval_sequences
+    if not training.evals:
+        return None
+    return val_hash(source.val_rows(at, min(at + HASHED, asked)) for at in range(0, asked, HASHED))
+
+
 def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict[str, object]:
     losses = steps["loss"]
     last = losses[-max(1, len(losses) // 10) :]
@@ -116,7 +126,7 @@ def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict
     bytes_per_token = 1 if case.data.source in BYTES else None
     return {
         "train_loss_first": losses[0], "train_loss_last": losses[-1], "loss": statistics.fmean(last),
-        "val_loss": val_loss,
+        "val_loss": val_loss, "val_sequences": held_out[0]["val_sequences"] if held_out else None,
         "val_bits_per_byte": val_loss / log(2) / bytes_per_token if val_loss and bytes_per_token else None,
     }  # fmt: skip
 

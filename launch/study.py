@@ -68,9 +68,11 @@ class Study:
     def cases_elsewhere(self) -> list[PlannedCase]:
         """Every case, and for those that can run nowhere the reason: of this machine nothing is asked."""
         limit = self.run.max_ranks or None
-        return [self._plan(case, limit, f"run.max_ranks is {limit}", None) for case in self.all_cases]
+        return [self._plan(case, limit, f"run.max_ranks is {limit}", None, here=False) for case in self.all_cases]
 
-    def _plan(self, case: Case, limit: int | None, why: str, memory_bytes: int | None) -> PlannedCase:
+    def _plan(
+        self, case: Case, limit: int | None, why: str, memory_bytes: int | None, here: bool = True
+    ) -> PlannedCase:
         reason = case.refusal()
         if reason is not None:
             return PlannedCase(case, reason, None)
@@ -82,6 +84,8 @@ class Study:
             pass
         elif case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():
             reason = f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
+        elif here and (what := _unusable(case.data, case.shape.seq_len, case.measure.eval_sequences)):
+            reason = what
         elif limit is not None and case.ranks > limit:
             reason = f"needs {case.ranks} ranks, {why}"
         elif self.run.isolation == "pool" and (what := disturbs(case)):
@@ -279,6 +283,13 @@ def _numbered(line: str, point: Point) -> str:
         if number is not None and line.startswith(f"{section}."):
             return f"{section}[{number}]{line[len(section):]}"
     return line
+
+
+@lru_cache(maxsize=256)
+def _unusable(data: object, seq_len: int, eval_sequences: int) -> str | None:
+    from ..bench.data import unusable
+
+    return unusable(data, seq_len, eval_sequences)
 
 
 @lru_cache(maxsize=64)

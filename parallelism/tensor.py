@@ -123,14 +123,21 @@ class TensorParallel:
 
     def cross_entropy(self, logits_bsv: Tensor, targets_bs: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
         """As bench.loss.cross_entropy, of logits (b, s, vocab/tp)."""
-        logits, targets = logits_bsv.flatten(0, 1).float(), targets_bs.flatten()
-        if self.loss_parallel:
-            losses, lse = _VocabParallelCrossEntropy.apply(logits, targets, self.group)
-        else:
-            whole = _Conjugate.apply(logits.T, _gather_rows, _own_rows, self.group).T
-            losses, lse = F.cross_entropy(whole, targets, reduction="none"), torch.logsumexp(whole, dim=1)
+        losses, lse = self._losses(logits_bsv, targets_bs)
         loss = losses.mean()
         return loss + z_loss * lse.square().mean() if z_loss else loss, loss.detach()
+
+    def token_losses(self, logits_bsv: Tensor, targets_bs: Tensor) -> Tensor:
+        """As bench.loss.token_losses, of logits (b, s, vocab/tp)."""
+        return self._losses(logits_bsv, targets_bs)[0].view(targets_bs.shape)
+
+    def _losses(self, logits_bsv: Tensor, targets_bs: Tensor) -> tuple[Tensor, Tensor]:
+        """(cross-entropy, logsumexp) of each token, both (b s,)."""
+        logits, targets = logits_bsv.flatten(0, 1).float(), targets_bs.flatten()
+        if self.loss_parallel:
+            return _VocabParallelCrossEntropy.apply(logits, targets, self.group)
+        whole = _Conjugate.apply(logits.T, _gather_rows, _own_rows, self.group).T
+        return F.cross_entropy(whole, targets, reduction="none"), torch.logsumexp(whole, dim=1)
 
     def distribute(self, model: Decoder, mesh: object) -> None:
         """Replace the model's (meta) parameters by DTensors on the one-dimensional `mesh`."""

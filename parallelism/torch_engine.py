@@ -6,7 +6,7 @@ canonical start values, wrap in DDP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..bench.device import mark
-from ..bench.engine import LocalParameter, StepOutput
+from ..bench.engine import Evaluation, LocalParameter, StepOutput
 from ..bench.init import fill
-from ..bench.loss import cross_entropy
+from ..bench.loss import counted_sum, cross_entropy, token_losses
 from ..bench.model import Decoder, Seams
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
@@ -130,18 +130,21 @@ class TorchEngine:
         update_began = mark(self.device)
         return StepOutput(self._share(), self.optimizer.step(lr), update_began=update_began)
 
-    def evaluations(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def evaluations(self) -> dict[str, Evaluation]:
         return {"model": self.eval_loss}
 
     @torch.no_grad()
-    def eval_loss(self, tokens: Tensor) -> Tensor:
-        inputs, targets = self._inputs_targets(tokens)
-        for x, y in zip(inputs.split(self.micro_rows), targets.split(self.micro_rows), strict=True):
+    def eval_loss(self, tokens: Tensor, counted: Tensor) -> Tensor:
+        pieces = [each.split(self.micro_rows) for each in (*self._inputs_targets(tokens), counted)]
+        losses_of = self.tensor.token_losses if self.tensor else token_losses
+        total = torch.zeros((), device=self.device)
+        for x, y, counts in zip(*pieces, strict=True):
             logits = self.pipeline.forward(x) if self.pipeline else _module(self.parts[0])(x)
             if logits is not None:
-                self._loss(logits, y)
+                total += counted_sum(losses_of(logits, y), counts)
         self.parameters_written()
-        return self._share()
+        # Context-parallel ranks hold equal parts of each row, tensor-parallel ranks all of it.
+        return total / (self.layout.cp * self.layout.tp)
 
     def local_parameters(self) -> Iterator[LocalParameter]:
         return (part for _, part in self.optimizer.parts)

@@ -156,6 +156,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         real("train_loss_last", "training loss of the last step", "nats/token"),
         real("loss", "mean training loss of the last tenth of the steps, at least one step", "nats/token"),
         real("val_loss", "held-out loss at the end of the run", "nats/token"),
+        count("val_sequences", "held-out sequences val_loss is the mean over: those asked for", "sequences"),
+        string("val_hash", "hash of their tokens: losses compare where it agrees; null: not known"),
         real("val_bits_per_byte", "val_loss per byte of text; null where a token has no known bytes", "bits/byte"),
     ),
     "Time": (

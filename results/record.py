@@ -78,7 +78,7 @@ class Recorder:
         self._step += 1
 
     def evaluate(self, **told: object) -> None:
-        """One evaluation of the weights as they are: columns of `evals` (val_loss, val_sequences)."""
+        """One evaluation of the weights as they are: columns of `evals` (val_loss, val_sequences, val_hash)."""
         self._say({"eval": {"step": self._step} | _checked("evals", told, OF_EVAL)})
 
     def note(self, **told: object) -> None:

@@ -144,7 +144,7 @@ def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
         row[f"train_flops_{name}"] = flops * seen if flops and seen else None
         row[f"mfu_{name}"] = flops * rate / row["peak_flops"] if flops and rate and row.get("peak_flops") else None
     last = [one for one in written.evals if one["step"] == len(steps)]
-    row["val_loss"] = last[-1]["val_loss"] if last else None
+    row |= {name: last[-1].get(name) if last else None for name in ("val_loss", "val_sequences", "val_hash")}
     if status == "ok":
         status, reason = _judged(row, steps)
     row |= {"status": status, "reason": reason}

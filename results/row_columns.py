@@ -48,6 +48,7 @@ EVALS: dict[str, tuple[Column, ...]] = {
         string("kind", "weights evaluated: `model`; under DiLoCo also `outer` and `inner`", required=True),
         real("val_loss", "mean over val_sequences; NaN as measured", "nats/token", keeps_nan=True),
         count("val_sequences", "held-out sequences", "sequences"),
+        string("val_hash", "hash of their tokens, as in `runs`"),
     ),
 }
 

@@ -90,9 +90,9 @@ class TinyEngine:
         norm = torch.stack([p.grad.norm() for p in whole.values()]).norm()
         return StepOutput(loss.detach(), norm)
 
-    def eval_loss(self, tokens):
+    def eval_loss(self, tokens, counted):
         with torch.no_grad():
-            return loss_of(self._whole(), tokens) / self.ways
+            return loss_of(self._whole(), tokens[counted]) * counted.sum()
 
     def parameters_written(self):
         pass
@@ -159,7 +159,9 @@ def run(engine, recipe, first=0, last=None, save_at=None, folder=None):
         if step + 1 == save_at:
             engine.save(Path(folder))
     start, end = engine.rows()
-    evals = {kind: float(evaluation(batch(10_000)[start:end])) for kind, evaluation in engine.evaluations().items()}
+    rows = batch(10_000)[start:end]
+    counted = torch.ones(len(rows), dtype=torch.bool)
+    evals = {kind: float(loss(rows, counted)) / BATCH for kind, loss in engine.evaluations().items()}
     return {"losses": losses, "extras": extras, "evals": evals}
 
 

@@ -48,8 +48,9 @@ def train(outer: dict, layout: dict, first=0, save_at=None, save=None, load=None
         result["losses"].append(everyone(output.loss))
         result["extras"].append({name: float(value) for name, value in output.extra.items()})
         if step % 2:  # between steps, also in the middle of H: it must leave no trace
+            rows, counted = tokens_of(1000)[start:end], torch.ones(end - start, dtype=torch.bool)
             kinds = engine.evaluations()
-            result["evals"].append({kind: everyone(run(tokens_of(1000)[start:end])) for kind, run in kinds.items()})
+            result["evals"].append({kind: everyone(loss(rows, counted)) / BATCH for kind, loss in kinds.items()})
         if step + 1 == save_at:
             Path(save).mkdir(parents=True, exist_ok=True)
             engine.save(Path(save))

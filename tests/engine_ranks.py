@@ -19,6 +19,9 @@ import torch.distributed as dist
 
 from scalade.bench.comm import CommProbe
 from scalade.bench.data import DataSpec, open_source
+from scalade.bench.device import Device
+from scalade.bench.loop import evaluate
+from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.parallelism.diloco.config import Outer
@@ -58,8 +61,11 @@ class Run:
         return done
 
     def held_out(self) -> dict[str, float]:
-        rows = torch.from_numpy(self.source.val_rows(*self.engine.rows()))
-        return {name: total(evaluation(rows)) for name, evaluation in self.engine.evaluations().items()}
+        measure = Measure(eval_sequences=parity_ranks.HELD_OUT)
+        return {
+            row["kind"]: row["val_loss"]
+            for row in evaluate(self.engine, self.source, self.recipe, measure, Device("cpu"), 0, 0)
+        }
 
 
 def total(share: torch.Tensor) -> float:

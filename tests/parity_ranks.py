@@ -13,7 +13,10 @@ import torch
 import torch.distributed as dist
 
 from scalade.bench.data import DataSpec, open_source
+from scalade.bench.device import Device
 from scalade.bench.init import fill
+from scalade.bench.loop import evaluate
+from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.bench.weights import shapes_of
@@ -21,7 +24,7 @@ from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.engines import build_engine, refuse
 from scalade.parallelism.layout import Layout
 
-STEPS, BATCH = 10, 16
+STEPS, BATCH, HELD_OUT = 10, 16, 21  # the second batch of an evaluation is filled up
 SHAPE = {"layers": 4, "heads": 8, "kv_heads": 4, "width": 64, "ffn": 96, "vocab": 256, "seq_len": 32, "qk_norm": True}
 RECIPE = {"global_batch": BATCH, "steps": STEPS, "lr": 3e-3, "warmup_steps": 3, "clip_norm": 0.5, "z_loss": 1e-3}
 
@@ -64,13 +67,14 @@ def train(case: dict, device: torch.device) -> dict:
         rows = source.train_rows(step * BATCH + first, step * BATCH + last)
         output = engine.train_step(torch.from_numpy(rows).to(device), recipe.lr_at(step))
         steps.append(torch.stack((output.loss, output.grad_norm)))
-    held_out = engine.eval_loss(torch.from_numpy(source.val_rows(first, last)).to(device))
-    measured = torch.stack([*steps, torch.stack((held_out, steps[-1][1]))])
+    clock = Device("cuda" if device.type == "cuda" else "cpu")
+    (held_out,) = evaluate(engine, source, recipe, Measure(eval_sequences=HELD_OUT), clock, STEPS, 0)
+    measured = torch.stack(steps)
     losses, norms = measured[:, 0].contiguous(), measured[:, 1]
     if dist.is_initialized():
         dist.all_reduce(losses)
     engine.close()
-    return {"loss": losses[:-1].tolist(), "grad_norm": norms[:-1].tolist(), "held_out": losses[-1].item(),
+    return {"loss": losses.tolist(), "grad_norm": norms.tolist(), "held_out": held_out["val_loss"],
             "weights_exact": exact}  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from scalade.launch.row import case_columns, outer_columns, speed_columns
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.layout import Layout
 from scalade.results.columns import EVALS, RUNS, STEPS
+from scalade.results.held_out import val_hash
 
 SHAPE = ModelShape(layers=2, heads=2, kv_heads=2, width=16, ffn=32, vocab=256, seq_len=8)
 NAMES = {
@@ -62,9 +64,10 @@ class Scripted:
         return StepOutput(torch.tensor(loss), torch.tensor(1.0))
 
     def evaluations(self):
-        def model(tokens):
-            self.evaluated.append(tokens)
-            return tokens.float().mean()
+        def model(tokens, counted):
+            assert len(tokens) == len(counted) == 4
+            self.evaluated.append(tokens[counted])
+            return tokens[counted].float().mean(1).sum()
 
         return {"model": model}
 
@@ -182,26 +185,24 @@ def test_the_last_step_is_always_read():
     assert not training.finite and len(training.steps.rows) == 7
 
 
-def test_evaluations_use_whole_batches_and_never_wrap():
-    training, engine = run([1.0] * 4, eval_sequences=64, eval_every=2)
+@pytest.mark.parametrize("asked", [1, 3, 4, 5, 8, 10])
+def test_an_evaluation_is_over_the_sequences_asked_for_whatever_the_batch(asked):
+    training, engine = run([1.0] * 4, eval_sequences=asked, eval_every=2)
     assert [row["step"] for row in training.evals] == [2, 4]
     assert all(set(row) <= NAMES["evals"] for row in training.evals)
     assert training.evals[0] == {
-        "kind": "model", "step": 2, "tokens_seen": 64, "val_sequences": 8, "val_loss": statistics.fmean(range(8)),
+        "kind": "model", "step": 2, "tokens_seen": 64, "val_sequences": asked,
+        "val_loss": pytest.approx(statistics.fmean(range(asked)), rel=1e-6),
     }  # fmt: skip
-    assert len(engine.evaluated) == 4  # two batches of four out of ten sequences, twice
+    seen = torch.cat(engine.evaluated)[:, 0].tolist()
+    assert seen == [*range(asked)] * 2  # each once, in both evaluations
     assert not run([1.0] * 4, eval_sequences=0, eval_every=2)[0].evals
-    assert run([1.0] * 4, eval_sequences=5)[0].evals[0]["val_sequences"] == 8  # at least those asked for
 
 
-def test_fewer_held_out_sequences_than_a_batch_is_no_evaluation():
-    clock = Clock()
-    source = SlowSource(clock)
-    source.val_windows = 3
-    assert run([1.0] * 4, eval_sequences=64, source=source)[0].evals == []
-    source.val_windows = None  # unlimited
-    source.val_rows = source.train_rows
-    assert run([1.0] * 4, eval_sequences=64, source=source)[0].evals[0]["val_sequences"] == 64
+def test_more_held_out_sequences_than_there_are_is_an_error_before_the_first_step(tmp_path):
+    measure = Measure(warmup_steps=3, eval_sequences=10**6)
+    with pytest.raises(ValueError, match=r"1000000 held-out sequences are asked for, there are \d+ of 8 tokens"):
+        executed(tmp_path, replace(case(), measure=measure))
 
 
 def test_energy_is_that_of_the_timed_steps_alone():
@@ -282,6 +283,9 @@ def test_a_run_fills_columns_that_exist(tmp_path):
     assert row["tokens_seen"] == 8 * 4 * 8 == steps["tokens_seen"][-1]
     assert row["train_loss_first"] == steps["loss"][0] and row["train_loss_last"] == row["loss"] == steps["loss"][-1]
     assert row["val_loss"] == result.evals["val_loss"][-1] and result.evals["step"] == [3, 6, 8]
+    assert row["val_sequences"] == 8 and result.evals["val_sequences"] == [8] * 3
+    held_out = open_source(DataSpec(), SHAPE.seq_len, 0).val_rows(0, 8)
+    assert row["val_hash"] == val_hash(held_out) and result.evals["val_hash"] == [row["val_hash"]] * 3
     assert row["val_bits_per_byte"] == pytest.approx(row["val_loss"] / math.log(2))
     assert row["step_time_s"] == pytest.approx(statistics.median(steps["step_time_s"][3:]))
     assert all(0 < data < step for data, step in zip(steps["data_time_s"], steps["step_time_s"], strict=True))

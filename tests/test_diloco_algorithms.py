@@ -210,7 +210,7 @@ def test_evaluation_is_on_the_outer_parameters_and_leaves_the_inner_ones():
     }
     assert result["evals"]["outer"] == pytest.approx(float(loss_of(outer, batch(10_000))), rel=1e-6)
     assert result["evals"]["inner"] != pytest.approx(result["evals"]["outer"], rel=1e-4)
-    engine.evaluations()["outer"](batch(10_000))
+    engine.evaluations()["outer"](batch(10_000), torch.ones(BATCH, dtype=torch.bool))
     assert all(torch.equal(a, p.data) for a, p in zip(before, engine.local_parameters(), strict=True))
 
 

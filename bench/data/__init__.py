@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from .spec import SOURCES, DataSpec, vocab_of
+from .spec import SOURCES, UNLIMITED, DataSpec, vocab_of
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["SOURCES", "DataSpec", "Source", "open_source", "vocab_of"]
+__all__ = ["SOURCES", "DataSpec", "Source", "open_source", "unusable", "vocab_of"]
 
 
 class Source(Protocol):
@@ -32,7 +32,8 @@ class Source(Protocol):
         """
 
     def val_rows(self, start: int, stop: int) -> np.ndarray:
-        """Held-out sequences in an order that is the same for every seed. Never wraps.
+        """Held-out sequences in an order that is the same for every seed. Never wraps. Rows n..n-1 ask whether there
+        are n.
 
         Raises
         ------
@@ -55,3 +56,15 @@ def open_source(spec: DataSpec, seq_len: int, seed: int) -> Source:
     ValueError: the data is missing, of another format, damaged, or too short for one sequence
     """
     return spec.module().open_source(spec, seq_len, seed)
+
+
+def unusable(spec: DataSpec, seq_len: int, eval_sequences: int) -> str | None:
+    """Why no run can train on this data here and be evaluated on as many held-out sequences; None: one can. Opens the
+    data, but not one of unlimited sequences; imports no torch."""
+    if spec.source in UNLIMITED:
+        return None
+    try:
+        open_source(spec, seq_len, 0).val_rows(eval_sequences, eval_sequences)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -17,6 +17,7 @@ beside this file (`-` is `_`), which has `open_source(spec, seq_len, seed)` and,
 the tokens are no bytes, `vocab(spec)`."""
 
 BYTES = ("stdlib",)  # sources whose tokens are bytes
+UNLIMITED = ("zipf-markov",)  # sources that never run out of sequences
 DTYPES = ("auto", "uint16", "uint32")
 RANGES = {"vocab": (1, 2**31), "zipf_exponent": (0, 100), "zipf_levels": (1, 4096), "chain_seed": (0, 2**63 - 1)}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...bench.device import mark
-from ...bench.engine import LocalParameter, StepOutput
+from ...bench.engine import Evaluation, LocalParameter, StepOutput
 from ...bench.init import fill
-from ...bench.loss import cross_entropy
+from ...bench.loss import counted_sum, cross_entropy, token_losses
 from ...bench.model import Decoder
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
@@ -106,18 +106,22 @@ class DeepSpeedEngine:
         order = [p for group in self.masters.optimizer.param_groups for p in group["params"]]
         return torch.tensor([1.0 / ranks[p] for p in order], device=gradients[0].device)
 
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of one microbatch; DeepSpeed divides it by their number."""
+    def _loss(self, logits: Tensor, targets: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """Loss of one microbatch, which DeepSpeed divides by their number; in an evaluation, whose targets come with
+        the rows that count, the sum over these."""
+        if isinstance(targets, tuple):
+            self.reported.append(counted_sum(token_losses(logits, targets[0]), targets[1]))
+            return self.reported[-1]
         optimised, reported = cross_entropy(logits, targets, self.recipe.z_loss)
         self.reported.append(reported)
         return optimised
 
-    def _share(self) -> Tensor:
-        """This rank's share of the mean of what `_loss` was given since the last call."""
+    def _reported(self) -> Tensor:
+        """What `_loss` was given since the last call, (microbatches,)."""
         losses, self.reported = self.reported, []
         if not losses:  # a pipeline rank without the last stage
-            return torch.zeros((), device=self.device)
-        return torch.stack(losses).mean() * self.share
+            return torch.zeros(1, device=self.device)
+        return torch.stack(losses)
 
     def _pieces(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -139,19 +143,21 @@ class DeepSpeedEngine:
                 self.engine.step()
         norm = self.norm if self.stage == 0 else self.engine.get_global_grad_norm()
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self.device)
-        return StepOutput(self._share(), norm, update_began=update_began)
+        return StepOutput(self._reported().mean() * self.share, norm, update_began=update_began)
 
-    def evaluations(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def evaluations(self) -> dict[str, Evaluation]:
         return {"model": self.eval_loss}
 
     @torch.no_grad()
-    def eval_loss(self, tokens: Tensor) -> Tensor:
+    def eval_loss(self, tokens: Tensor, counted: Tensor) -> Tensor:
+        counts = counted.split(self.micro_rows)
+        pieces = ((x, (y, c)) for (x, y), c in zip(self._pieces(tokens), counts, strict=True))
         if self.layout.pp > 1:
-            self.engine.eval_batch(self._pieces(tokens), reduce_output=None, bcast_loss=False)
+            self.engine.eval_batch(pieces, reduce_output=None, bcast_loss=False)
         else:
-            for x, y in self._pieces(tokens):
+            for x, y in pieces:
                 self._loss(self.engine.module(x), y)
-        return self._share()
+        return self._reported().sum() / self.layout.tp
 
     def local_parameters(self) -> Iterator[LocalParameter]:
         replicated = dict(zip(self.masters.parameters, self.replicated, strict=True))

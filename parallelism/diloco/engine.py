@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...bench.device import mark
-from ...bench.engine import Engine, LocalParameter, StepOutput
+from ...bench.engine import Engine, Evaluation, LocalParameter, StepOutput
 from ...bench.recipe import Recipe
 from ...bench.weights import Weights
 from .algorithm import Algorithm, Exchange
@@ -108,14 +108,14 @@ class OuterEngine:
         first, last = self.engines[0].rows()
         return first * self.outer.replicas, last * self.outer.replicas
 
-    def _parts(self, tokens: Tensor) -> Iterator[tuple[int, Engine, Tensor]]:
+    def _parts(self, *rows: Tensor) -> Iterator[tuple[int, Engine, tuple[Tensor, ...]]]:
         if len(self.engines) == 1:
-            yield 0, self.engines[0], tokens
+            yield 0, self.engines[0], rows
             return
         for r, engine in enumerate(self.engines):
             first, last = engine.rows()
             start = r * self.replica_batch
-            yield r, engine, tokens[start + first : start + last]
+            yield r, engine, tuple(each[start + first : start + last] for each in rows)
 
     def train_step(self, tokens: Tensor, lr: float) -> StepOutput:
         if self.steps_done < self.skip_until:  # the others have done this one without us
@@ -123,7 +123,7 @@ class OuterEngine:
             nothing = torch.zeros((), device=self.device)
             return StepOutput(nothing, nothing, {"outer_step": 0.0, "outer_bytes": 0.0, "outer_exposed_s": 0.0})
         outputs = []
-        for r, engine, part in self._parts(tokens):
+        for r, engine, (part,) in self._parts(tokens):
             with self._on_device(r):
                 outputs.append(engine.train_step(part, lr))
         self.steps_done += 1
@@ -173,17 +173,18 @@ class OuterEngine:
 
     # Evaluation is on the outer parameters first: they are the model that is trained.
 
-    def evaluations(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def evaluations(self) -> dict[str, Evaluation]:
         """`outer`, and `inner`: each replica with its own parameters on its own rows."""
         return {"outer": self._eval_outer, "inner": self._eval_inner}
 
-    def _eval_outer(self, tokens: Tensor) -> Tensor:
+    def _eval_outer(self, tokens: Tensor, counted: Tensor) -> Tensor:
         with self._outer_weights():
-            return self._eval_inner(tokens)
+            return self._eval_inner(tokens, counted)
 
-    def _eval_inner(self, tokens: Tensor) -> Tensor:
-        losses = [next(iter(engine.evaluations().values()))(part) for _, engine, part in self._parts(tokens)]
-        return sum(losses) / self.averaged
+    def _eval_inner(self, tokens: Tensor, counted: Tensor) -> Tensor:
+        return sum(
+            next(iter(engine.evaluations().values()))(*part) for _, engine, part in self._parts(tokens, counted)
+        )
 
     @contextmanager
     def _outer_weights(self) -> Iterator[None]:

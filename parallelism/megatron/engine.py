@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...bench.device import mark
-from ...bench.engine import LocalParameter, StepOutput
+from ...bench.engine import Evaluation, LocalParameter, StepOutput
 from ...bench.init import fill
+from ...bench.loss import counted_sum
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
 from ...bench.waits import counted_as
@@ -165,34 +166,38 @@ class MegatronEngine:
     def rows(self) -> tuple[int, int]:
         return self.mesh.rows(self.recipe.global_batch)
 
-    def _loss(self, losses_bs: Tensor) -> tuple[Tensor, Tensor]:
-        """(what is optimised, which the schedule divides by the microbatches in place; what is reported)."""
-        loss = losses_bs.float().mean()
-        return loss, loss.detach().clone()
+    def _forward(self, batches: Iterator[tuple[Tensor, ...]], chunk: DistributedDataParallel):
+        """Losses of a microbatch, (b, s), and what makes of them (what is optimised, which the schedule divides by the
+        microbatches in place; what is reported): the mean, in an evaluation the sum over the rows that count."""
+        inputs, targets, *counted = next(batches)
 
-    def _forward(self, batches: Iterator[tuple[Tensor, Tensor]], chunk: DistributedDataParallel):
-        inputs, targets = next(batches)
-        return chunk(inputs, None, None, labels=targets), self._loss
+        def loss(losses_bs: Tensor) -> tuple[Tensor, Tensor]:
+            losses = losses_bs.float()
+            one = counted_sum(losses, *counted) if counted else losses.mean()
+            return one, one.detach().clone()
 
-    def _run(self, tokens: Tensor, forward_only: bool) -> Tensor:
-        """All microbatches through all stages; this rank's share of the mean loss."""
+        return chunk(inputs, None, None, labels=targets), loss
+
+    def _run(self, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
+        """All microbatches through all stages; what each reports, (microbatches,). With `counted`: forward only."""
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        pieces = list(zip(inputs.split(self.micro_rows), targets.split(self.micro_rows), strict=True))
+        given = (inputs, targets) if counted is None else (inputs, targets, counted)
+        pieces = list(zip(*(each.split(self.micro_rows) for each in given), strict=True))
         losses = self.forward_backward(
             forward_step_func=self._forward, data_iterator=[iter(pieces) for _ in self.chunks], model=self.chunks,
             num_microbatches=self.layout.microbatches, seq_length=self.shape.seq_len,
-            micro_batch_size=self.micro_rows, forward_only=forward_only, p2p_communicator=self.between,
+            micro_batch_size=self.micro_rows, forward_only=counted is not None, p2p_communicator=self.between,
             pg_collection=self.groups,
         )  # fmt: skip
         if not losses:  # no last stage here
-            return torch.zeros((), device=self.device)
-        return torch.stack(losses).mean() * self.share
+            return torch.zeros(1, device=self.device)
+        return torch.stack(losses)
 
     def train_step(self, tokens: Tensor, lr: float) -> StepOutput:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = self._run(tokens, forward_only=False)
+        loss = self._run(tokens).mean() * self.share
         update_began = mark(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -200,12 +205,12 @@ class MegatronEngine:
         norm = torch.as_tensor(grad_norm, dtype=torch.float32, device=self.device)
         return StepOutput(loss, norm, update_began=update_began)
 
-    def evaluations(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def evaluations(self) -> dict[str, Evaluation]:
         return {"model": self.eval_loss}
 
     @torch.no_grad()
-    def eval_loss(self, tokens: Tensor) -> Tensor:
-        return self._run(tokens, forward_only=True)
+    def eval_loss(self, tokens: Tensor, counted: Tensor) -> Tensor:
+        return self._run(tokens, counted).sum() / self.layout.tp
 
     def local_parameters(self) -> Iterator[LocalParameter]:
         copies = self.layout.dp_replicate if self.distributed_optimizer else self.layout.dp
