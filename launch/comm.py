@@ -45,6 +45,9 @@ class CommStudy:
     def device(self) -> str:
         return "cuda" if self.case.backend == "nccl" else "cpu"
 
+    def threads_per_rank(self, one_host: bool = True) -> int:
+        return self.run.threads_per_rank
+
     def cases(self, world_size: int | None = None) -> list[Planned]:
         return [Planned(self.case)]
 

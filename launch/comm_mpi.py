@@ -21,7 +21,7 @@ from ..results.store import RunStore
 from . import mpi
 from .comm_case import CommCase
 from .comm_rank import dimensions, measure, result
-from .environment import WorldError
+from .environment import WAIT_POLICY, WorldError
 from .failure import ErrorReport, error_kind, one_line, read_report, write_report
 from .judge import judge
 from .launchers import LAUNCHERS
@@ -59,6 +59,7 @@ def measure_over_mpi(spec: RunSpec) -> None:
     ------
     WorldError: the world is not the one that is wanted
     """
+    os.environ.setdefault(WAIT_POLICY, "PASSIVE")  # before torch is there to read it
     from ..bench.transports import MpiTransport
 
     comm = mpi.load().COMM_WORLD
@@ -93,7 +94,8 @@ def _set_threads(local_size: int) -> int:
 
     from .machine import cores
 
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores() // local_size)
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the first level's of "4,2"
+    threads = (int(asked) if asked.isdigit() else 0) or max(1, cores() // local_size)
     torch.set_num_threads(threads)
     return threads
 
@@ -101,7 +103,7 @@ def _set_threads(local_size: int) -> int:
 class MpirunExecutor:
     """Launcher `mpirun` for a sweep over MPI: one child, mpirun itself."""
 
-    launcher, broken = "mpirun", None
+    launcher, broken, one_host = "mpirun", None, False
 
     def __init__(self, signals: Signals, start: Callable[..., list[str]] | None = None) -> None:
         self.signals, self.mark, self.guard = signals, new_mark(), None
@@ -112,7 +114,7 @@ class MpirunExecutor:
         spec = replace(spec, nonce=os.urandom(8).hex())
         write_atomically(scratch / "spec.json", spec.to_json())
         command = self.start(spec.size, ["-m", f"{__package__}.comm_mpi", str(scratch / "spec.json")])
-        env = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": str(spec.threads or 1)}
+        env = {WAIT_POLICY: "PASSIVE"} | os.environ | {MARK: self.mark, "OMP_NUM_THREADS": str(spec.threads or 1)}
         with open(scratch / "rank-0.log", "wb") as log:
             process = subprocess.Popen(
                 command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -140,7 +142,7 @@ class MpiWorldExecutor:
     An error of any rank is a row and ends the world (MPI_Abort).
     """
 
-    launcher = "mpirun"
+    launcher, one_host = "mpirun", False
 
     def __init__(self, signals: Signals) -> None:
         self.comm, self.broken, self.mark = mpi.load().COMM_WORLD, None, new_mark()

@@ -83,7 +83,7 @@ def machine_itself(place: Place) -> Iterator[Finding]:
     yield Finding("cores", f"{cores} of {os.cpu_count()} usable, {host.cpu_model()}")
     threads = os.environ.get("OMP_NUM_THREADS")
     told = f"OMP_NUM_THREADS={threads} here, " if threads else ""
-    yield Finding("threads", f"{told}each rank gets cores // ranks or run.threads_per_rank")
+    yield Finding("threads", f"{told}each rank gets cores // ranks of the largest case, or run.threads_per_rank")
     load = os.getloadavg()[0]
     busy = load > max(0.5, 0.25 * cores)
     advice = "something else is computing: timings will be noisy" if busy else ""

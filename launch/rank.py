@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .clean import Before
-from .environment import LISTEN_FD, Placement, find_placement
+from .environment import LISTEN_FD, Placement, find_placement, wait_policy
 from .failure import ErrorReport, error_kind, one_line, write_report
 from .pool import ARGUMENT, serve
 from .processes import die_with_supervisor
@@ -122,7 +122,7 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
     row |= spec.identity() | {
         "status": result.status, "reason": result.reason, "finished_at": utc(now), "wall_s": now - spec.launched_at,
         "ranks_json": world.ranks_json(), "nodes": len({seat.host for seat in world.seats}), "backend": world.backend,
-        "threads_per_rank": world.threads,
+        "threads_per_rank": world.threads, "omp_wait_policy": wait_policy(world.threads),
     } | result.row  # fmt: skip
     trained = Path(spec.scratch) / WEIGHTS
     if result.status == "ok" and trained.exists():  # before the row: who finds the row finds them

@@ -73,7 +73,7 @@ class Run:
     hang_limit_s: float = 600.0  # without a step; at least ten times the longest wait so far; 0: no limit
     requeue_signals: str = "USR1"  # as "USR1,TERM": checkpoint, stop, and exit with status 75 to be queued again
     grace_s: float = 60.0  # for that checkpoint
-    threads_per_rank: int = 0  # 0: cores // ranks, at least 1
+    threads_per_rank: int = 0  # 0: cores // ranks of the largest case, in every case
     device: str = "auto"  # auto: cuda where the NVIDIA driver shows a device
     device_memory_gib: float = 0.0  # of one GPU, to skip what cannot fit; 0: ask the driver
     max_ranks: int = 0  # cases of more ranks are skipped; 0: as many as GPUs, or as cores on CPU

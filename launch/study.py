@@ -52,9 +52,23 @@ class Study:
         """cpu or cuda; `auto` as this machine has it."""
         return self.run.device if self.run.device != "auto" else "cuda" if machine.gpus() else "cpu"
 
-    def threads_per_rank(self, ranks: int) -> int:
-        """CPU threads of each of `ranks` ranks on this machine."""
-        return self.run.threads_per_rank or max(1, machine.cores() // ranks)
+    def threads_per_rank(self, one_host: bool = True) -> int:
+        """CPU threads of each rank: the same in all cases, whose speeds could not be compared otherwise.
+
+        one_host: all ranks of every case are started on this machine. Where they are not, 0 is given unless the study
+        says more: each host shares its cores among its ranks.
+        """
+        if self.run.threads_per_rank or not one_host:
+            return self.run.threads_per_rank
+        most = machine.gpus() if self.device == "cuda" else self._most_ranks()
+        return max(1, machine.cores() // max(1, most))
+
+    def _most_ranks(self) -> int:
+        """Of a case that this machine could run, whatever memory and packages there are today."""
+        limit, _ = self._rank_limit(None)
+        ranked = sorted(self.all_cases, key=lambda case: -case.ranks)
+        able = (case.ranks for case in ranked if (limit is None or case.ranks <= limit) and case.refusal() is None)
+        return next(able, 1)
 
     def cases(self, world_size: int | None = None) -> list[PlannedCase]:
         """Every case, and for those that cannot run here the reason.

@@ -154,6 +154,7 @@ class Executor(Protocol):
     launcher: str  # as the table names it
     mark: str  # that every process it starts carries
     broken: str | None  # why no further run can be started
+    one_host: bool  # it starts all ranks of every run here
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         """spec: address, port and nonce are filled in here. started: called once, when the ranks have been started."""
@@ -162,7 +163,7 @@ class Executor(Protocol):
 class LocalExecutor:
     """Launcher `local`: this process starts all ranks of a run on this host."""
 
-    launcher, broken, address = "local", None, LOOPBACK
+    launcher, broken, address, one_host = "local", None, LOOPBACK, True
 
     def __init__(self, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> None:
         self.signals, self.command = signals, command
@@ -325,7 +326,7 @@ class Sweep:
             run_id=run.run_id, case=run.case.to_json(), repeat=run.repeat, study=self.study.name,
             launcher=self.executor.launcher, results=str(self.store.folder.absolute()), scratch=scratch,
             size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
-            threads=self.study.run.threads_per_rank, attempt=claim.attempt,
+            threads=self.study.threads_per_rank(self.executor.one_host), attempt=claim.attempt,
             launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes,
             link=link_columns(), job=job_columns(), hang_limit_s=self.study.run.hang_limit_s,
             grace_s=self.study.run.grace_s, requeue_signals=self.study.run.requeue_signals,

@@ -22,6 +22,7 @@ from .environment import (
     Placement,
     WorldError,
     find_placement,
+    link_columns,
     listen,
     reachable_address,
     slurm_meeting_point,
@@ -32,6 +33,7 @@ from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
 from .rendezvous import Seat, agree, connect
+from .schedulers import job_columns
 from .spec import RunSpec
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .sweep import Callback, Summary, Sweep, make_plan
@@ -110,6 +112,8 @@ class WorldExecutor:
         self.mark, self.guard, self.number, self.broken = new_mark(), None, 0, None
         self.pool = Pool()
         hosts = [seat.host for seat in peers.seats]
+        # A lab's nodes share one machine; another world of a scheduler's job may have more hosts than this one.
+        self.one_host = bool(link_columns()) or (len(set(hosts)) == 1 and not job_columns())
         other = next((host for host in hosts if host != hosts[0]), hosts[0])
         self.address = reachable_address(hosts, other)
 

@@ -243,6 +243,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("cpu_model", "of rank 0's host"),
         count("cpu_count", "cores rank 0 may run on"),
         count("threads_per_rank", "torch intra-op threads"),
+        string("omp_wait_policy", "how OpenMP's threads wait: `passive` (asleep), `active`; null at one thread"),
         nbytes("host_memory_bytes", "of rank 0's host"),
         string("os", "operating system and release"),
         string("kernel", "kernel release"),

@@ -106,6 +106,18 @@ def test_more_threads_on_one_process_are_another_device():
     rows = [run(1, 1.0, device_type="cpu", threads_per_rank=2), run(2, 0.6, device_type="cpu")]
     _, (refusal,) = read(rows)
     assert refusal.columns == ("threads_per_rank",)
+    assert refusal.why.startswith("differs from single on 1 rank in threads_per_rank (1, there 2): set "
+                                  "run.threads_per_rank = 1 in the study and run it again")  # fmt: skip
+    assert not read(rows, allow=("threads_per_rank",))[1]
+
+
+def test_threads_that_wait_otherwise_are_another_device_only_where_they_compute():
+    """A table written before the column was, beside runs of today: one thread waits for none, two do."""
+    for device, there in (("cpu", True), ("cuda", False)):
+        rows = [run(1, 1.0, device_type=device), run(2, 0.6, device_type=device, omp_wait_policy="passive")]
+        refused = read(rows)[1]
+        assert [one.columns for one in refused] == ([("omp_wait_policy",)] if there else [])
+        assert all("(passive, there not told): run both again" in one.why for one in refused)
 
 
 @pytest.mark.parametrize("device, columns_named", [("cpu", ("cpu_model",)), ("cuda", None)])

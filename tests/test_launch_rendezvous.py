@@ -130,9 +130,11 @@ def test_no_launcher_and_contradicting_launchers():
 
 
 def test_a_child_hears_of_no_launcher_but_ours():
-    env = child_environment(MPICH | OPENMPI | {"HOME": "/h"}, Placement("mpi", 2, 3, 0, 1), "127.0.0.1", 5, threads=3)
+    place = Placement("mpi", 2, 3, 0, 1)
+    env = child_environment(MPICH | OPENMPI | {"HOME": "/h"}, place, "127.0.0.1", 5, threads=3)
     assert env["RANK"] == "2" and env["WORLD_SIZE"] == "3" and env["MASTER_PORT"] == "5" and env["HOME"] == "/h"
-    assert env["OMP_NUM_THREADS"] == "3"
+    assert env["OMP_NUM_THREADS"] == "3" and env["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert child_environment({"OMP_WAIT_POLICY": "active"}, place, "h", 5, threads=1)["OMP_WAIT_POLICY"] == "active"
     assert find_placement(env) == Placement("torchrun", 2, 3, 0, 1)
     assert not [key for key in env if key.startswith(("OMPI_", "PMI_", "PMIX_", "MPI_"))]
 

@@ -199,14 +199,36 @@ def test_a_case_that_no_layout_can_compute_has_no_prediction(tmp_path):
     assert planned.skip_reason == "layers 2 are fewer than the 999999999 pipeline stages (pp x virtual_stages)"
 
 
-def test_threads_are_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 6)
+@pytest.mark.parametrize(
+    "cores, more, threads",
+    [(2, "", 1), (3, "", 1), (8, "", 2), (13, "", 3), (64, "", 4),  # the largest that can run: 2, 2, 4, 4, 16 ranks
+     (8, "max_ranks = 2\n", 4), (8, "max_ranks = 1\n", 8), (2, "max_ranks = 16\n", 1),
+     (8, "threads_per_rank = 5\n", 5), (8, 'launcher = "torchrun"\n', 1)],
+)  # fmt: skip
+def test_every_case_gets_the_same_threads(tmp_path, monkeypatch, cores, more, threads):
+    """Cores over the ranks of the largest case that can run here; else no two layouts could be compared."""
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    text = STUDY.replace("global_batch = 8", "global_batch = 16")  # 3 ranks never divide it, 16 do
+    (tmp_path / "t.toml").write_text(text + more)
+    study = load_study(tmp_path / "t.toml")
+    assert study.threads_per_rank() == threads
+    asked = 5 if "threads_per_rank" in more else 0  # 0: each of several hosts shares its own cores
+    assert study.threads_per_rank(one_host=False) == asked
+    assert study.name == "t" and study.results == Path("scalade-results/t")
+
+
+def test_threads_follow_neither_memory_nor_the_number_of_gpus_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "host_memory_bytes", lambda: 0)
     (tmp_path / "t.toml").write_text(STUDY)
     study = load_study(tmp_path / "t.toml")
-    assert [study.threads_per_rank(n) for n in (1, 2, 4, 7)] == [6, 3, 1, 1]
-    (tmp_path / "t.toml").write_text(STUDY + "threads_per_rank = 5\n")
-    assert load_study(tmp_path / "t.toml").threads_per_rank(4) == 5
-    assert study.name == "t" and study.results == Path("scalade-results/t")
+    assert all(planned.skip_reason for planned in study.cases()) and study.threads_per_rank() == 2
+    ids = [case.case_id for case in study.all_cases]
+    (tmp_path / "t.toml").write_text(STUDY + "threads_per_rank = 2\n")
+    assert [case.case_id for case in load_study(tmp_path / "t.toml").all_cases] == ids
+    monkeypatch.setattr(machine, "gpus", lambda: 8)
+    (tmp_path / "t.toml").write_text(STUDY.replace('"cpu"', '"cuda"').replace("[1, 2, 3, 4, 16]", "[1, 2]"))
+    assert load_study(tmp_path / "t.toml").threads_per_rank() == 1  # as in a study that uses all eight
 
 
 def test_machine_tells_the_truth(monkeypatch):

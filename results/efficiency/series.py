@@ -15,7 +15,7 @@ from ..rank_intervals import Estimate
 from ..system_laws import LAWS, LawFit, fit_law
 from .breakdown import Breakdown, breakdown
 from .loss import time_to_loss_s
-from .workload import Bases, Group, differing
+from .workload import Bases, Group, differing, remedy
 
 FORMS = ("throughput", "step_time", "loss")
 
@@ -145,7 +145,7 @@ def read_series(
         if base is not None and not names:
             members.setdefault((position[id(base)], group.family, group["engine"] or ""), []).append(group)
         elif base is not None:
-            why = f"differs from {base.where} in {', '.join(names)}"
+            why = f"differs from {base.where} in {', '.join(names)}{remedy(group, base, names)}"
             runs = tuple(row["run_id"] for row in group.rows)
             refused.append(Refusal(group.where, runs, why, base.where, tuple(names)))
     said = {id(usable[i]) for i, *_ in members} | {id(group) for rest in members.values() for group in rest}

@@ -34,7 +34,8 @@ RECIPE = _names("Recipe", but=("seed", BATCH, "start_weights"))
 OUTER = tuple(name for name in _OUTER[: _OUTER.index("outer_steps")] if name not in _NOT_SETTINGS)
 CONDITIONS = ("recompute", "compile", "device_type", "device_name", "threads_per_rank")
 MUST_MATCH = MODEL + DATA + RECIPE + OUTER + CONDITIONS
-_MATCHED = (*MUST_MATCH, "cpu_model")  # of Group.match_key
+ON_CPU = ("cpu_model", "omp_wait_policy")  # must match where the CPU computes
+_MATCHED = (*MUST_MATCH, *ON_CPU)  # of Group.match_key
 NEAR = 32  # groups that one without a comparable base is set beside, to say what is in the way
 
 DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "ep": "ep", "pp": "pp"}
@@ -66,7 +67,8 @@ class Group:
     @cached_property
     def match_key(self) -> tuple:
         """Every column that must agree, but for the batch."""
-        return tuple(self[name] for name in MUST_MATCH) + (self["cpu_model"] if self["device_type"] == "cpu" else None,)
+        computes = self["device_type"] == "cpu"
+        return tuple(self[name] for name in MUST_MATCH) + tuple(self[name] if computes else None for name in ON_CPU)
 
     @cached_property
     def family(self) -> str:
@@ -143,6 +145,21 @@ def differing(group: Group, base: Group, mode: str, allow: Sequence[str] = ()) -
     return [name for name in names if name not in allow]
 
 
+def remedy(group: Group, base: Group, names: Sequence[str]) -> str:
+    """What to change in a study whose runs differ in these columns, where that is a matter of how it is run; or ""."""
+    counts = [group["threads_per_rank"], base["threads_per_rank"]]
+    if "threads_per_rank" in names and all(counts):
+        here, there = counts
+        return (
+            f" ({here}, there {there}): set run.threads_per_rank = {min(counts)} in the study and run it again with "
+            "a --results of its own"
+        )
+    if "omp_wait_policy" in names:
+        here, there = (group["omp_wait_policy"] or "not told", base["omp_wait_policy"] or "not told")
+        return f" ({here}, there {there}): run both again by one version, with a --results of its own"
+    return ""
+
+
 def allowed(names: Sequence[str]) -> tuple[str, ...]:
     """The columns a user lets differ; `outer` is all settings of the outer algorithm.
 
@@ -150,7 +167,7 @@ def allowed(names: Sequence[str]) -> tuple[str, ...]:
     ------
     ValueError: a column that nothing is compared by; names the nearest
     """
-    known = (*MUST_MATCH, BATCH, "cpu_model")
+    known = (*MUST_MATCH, BATCH, *ON_CPU)
     found: list[str] = []
     for name in names:
         if name != "outer" and name not in known:
