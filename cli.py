@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -139,9 +140,17 @@ def _mistake(line: str) -> SystemExit:
     return SystemExit(2)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *rest: object) -> None:
+    """Ours is one line for people; another library's says where it comes from."""
+    ours = category.__module__.startswith(f"{__package__}.")
+    said = f"warning: {message}" if ours else warnings.formatwarning(message, category, file, line).rstrip()
+    print(said, file=sys.stderr)
+
+
 def main() -> None:
     from .launch.environment import WorldError
 
+    warnings.showwarning = _show_warning
     try:
         raise SystemExit(app(prog_name="scalade", standalone_mode=False))
     except UserError as error:

@@ -128,6 +128,18 @@ def check(results: FoundResults = None, where: Filter = None, as_json: Json = Fa
     raise typer.Exit(report.exit_code)
 
 
+def _frame_of_ours(given: Path) -> tuple[Any, str] | None:
+    """Frame and name of the table at a results folder or in a file that `export` wrote; None: read it as any table."""
+    if not given.is_dir() and not (given.is_file() and given.suffix.lower() in (".csv", ".parquet")):
+        return None
+    from .results.read import read_exported, read_runs
+
+    found = (read_runs(given, where="status == ok"), "runs") if given.is_dir() else read_exported(given)
+    if found:
+        found[0].attrs["table"] = given.name
+    return found
+
+
 @app.command(epilog="Example: scalade fit runs.csv --params n_params --tokens n_tokens --where 'outlier == False'")
 def fit(
     table: Annotated[Path | None, typer.Argument(help="CSV or Parquet, or a results folder or study name.",
@@ -170,10 +182,9 @@ def fit(
     if table is None:
         raise typer.BadParameter("name a TABLE to fit, or --laws to list the laws")
     given: Any = locate(table)
-    if given.is_dir():
-        from .results.read import read_runs
-
-        given, roles = read_runs(given, where="status == ok"), get_law(law).roles
+    given, name = _frame_of_ours(given) or (given, "")
+    if name == "runs":
+        roles = get_law(law).roles
         params = params or ("params_total" if "params" in roles else None)
         tokens = tokens or ("tokens_seen" if "tokens" in roles else None)
         loss, flops = loss or "val_loss", flops or "train_flops_6n"

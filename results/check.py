@@ -8,7 +8,6 @@ cannot say whether a paper then reports it.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +16,7 @@ from pathlib import Path
 from .efficiency.command import MODES
 from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, Group, groups, work_key
 from .rank_intervals import MIN_RUNS
-from .read import DamagedFile, runs_table
+from .read import noted, runs_table
 
 PASS, FAIL, SKIP = "pass", "fail", "does not apply"
 TAIL = 1.5  # 95th percentile over median beyond which a median alone misleads
@@ -88,12 +87,11 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
     ------
     ValueError: nothing at the path, no run, or not a filter
     """
-    with warnings.catch_warnings(record=True) as damaged:
-        warnings.simplefilter("always", DamagedFile)
+    with noted() as told:
         rows = runs_table(path, where=where).to_pylist()
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
-    notes = [f"warning: {damage.message}" for damage in damaged if issubclass(damage.category, DamagedFile)]
+    notes = [f"warning: {line}" for line in told]
     return CheckReport(str(path), len(rows), tuple(findings(rows)), tuple(notes))
 
 

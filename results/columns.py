@@ -30,6 +30,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         count("comm_rows", "rows of this run in `comm`: a sweep over collectives has some, training none"),
         count("op_rows", "rows of this run in `ops`: where measure.profile_steps asked for them"),
         count("schema_version", "version of this table's schema that wrote the row", required=True),
+        string("superseded_columns", "columns that an older version wrote wrong, with commas: null when read"),
+        string("superseded_reason", "why they are; null where nothing was taken out"),
     ),
     "Model": (
         string("model", "name of the size, for people"),

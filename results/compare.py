@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .convergence import LossFinding, compare_losses
+from .errata import why_missing
 from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
-from .read import DamagedFile, printable, runs_table
+from .read import noted, printable, runs_table
 from .verdict import Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
 
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
@@ -104,8 +104,7 @@ def compare(
     ValueError: nothing at a path, no runs in BASE, not a filter, or `confirm` is no comparison of other runs
     """
     rule = rule or Rule()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", DamagedFile)
+    with noted() as told:
         tables = [runs_table(path, where=where).to_pylist() for path in (base, head)]
     if not tables[0]:
         raise ValueError(f"no runs in BASE {str(base)!r}" + (f" where {where}" if where else ""))
@@ -117,8 +116,7 @@ def compare(
         base=str(base), head=str(head), rule=rule,
         findings=tuple(sorted(findings, key=lambda one: not one.fails)),
         losses=tuple(compare_losses(*tables, alpha=rule.alpha, declared=rule.loss_tolerance)),
-        notes=tuple(str(one.message) for one in told if issubclass(one.category, DamagedFile))
-        + tuple(_notes(*tables, findings)),
+        notes=(*told, *_notes(*tables, findings)),
         evidence=evidence,
     )  # fmt: skip
 
@@ -178,9 +176,10 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
         return unmeasured(MISSING, f"no run of BASE is ok: {base[0]['status']}: {base[0]['reason']}")
     measured = [[value for value in side if value is not None] for side in values]
     if not measured[0]:
-        return unmeasured(MISSING if metric.always else NEW, f"BASE has no {metric.column}")
+        return unmeasured(MISSING if metric.always else NEW, f"BASE has no {metric.column}{_because(ok[0], metric)}")
     if len(measured[1]) < len(values[1]):
-        return unmeasured(MISSING, f"{values[1].count(None)} of {len(values[1])} runs of HEAD have no {metric.column}")
+        return unmeasured(MISSING, f"{values[1].count(None)} of {len(values[1])} runs of HEAD have no {metric.column}"
+                                   f"{_because(ok[1], metric)}")
     failed = len(base) - len(measured[0])
     draft = Finding(
         case_id, name, metric.column, SAME, len(measured[0]), len(measured[1]),
@@ -188,6 +187,12 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
         base=statistics.median(measured[0]), head=statistics.median(measured[1]), interleaved=_interleaved(*ok),
     )  # fmt: skip
     return _Pair(draft, tuple(measured[0]), tuple(measured[1]))
+
+
+def _because(rows: list[dict], metric: Metric) -> str:
+    """What reading has said of a column that is null."""
+    told = dict.fromkeys(filter(None, (why_missing(row, metric.column) for row in rows)))
+    return f": {'; '.join(told)}" if told else ""
 
 
 def _interleaved(base: list[dict], head: list[dict]) -> bool | None:

@@ -1,7 +1,8 @@
 """Reading the tables back, from a results folder, one run's folder, or an exported Parquet file, into pandas.
 
 A damaged file costs its own row and a warning that names it (DamagedFile); all others are read. Rows of an older
-schema read with null in the columns they did not have.
+schema read with null in the columns they did not have, and in those that it wrote wrong (errata.py), with a warning
+(OldRows).
 
 Runs are stored as Arrow IPC and exported as Parquet: 2,000 files of 500 rows and 16 columns read in 0.15 s as the
 former and in 2.1 s as the latter (pyarrow 26, one core). tests/benchmarks/test_bench_table.py measures the whole.
@@ -13,12 +14,14 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import errata
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, columns
 from .store import IN_FOLDER, attempts_in, rows_column
 from .where import mask
@@ -30,8 +33,26 @@ EXPORT_KEY = b"scalade"  # metadata of an exported Parquet file: {"table": ..., 
 DAMAGE = (OSError, ValueError, TypeError, LookupError, MemoryError, RecursionError, SchemaError, pa.ArrowException)
 
 
-class DamagedFile(UserWarning):
+class TableWarning(UserWarning):
+    """Something of the table that reading leaves out."""
+
+
+class DamagedFile(TableWarning):
     """A file in the results folder that cannot be read: named, left out, never fatal."""
+
+
+class OldRows(TableWarning):
+    """Columns that an older version of the schema wrote wrong: null when read."""
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Collects what reading the table warns of, as lines, each once; they are there when the block has ended."""
+    lines: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TableWarning)
+        yield lines
+    lines += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, TableWarning))
 
 
 def read_runs(path: str | Path, all_attempts: bool = False, where: str | None = None) -> pd.DataFrame:
@@ -83,6 +104,31 @@ def read_ops(
     return to_pandas(rows_table(path, "ops", runs, all_attempts))
 
 
+def read_exported(file: Path) -> tuple[pd.DataFrame, str] | None:
+    """A file that `export` wrote, with the name of its table, for readers of any CSV or Parquet; None: another's.
+
+    A CSV is known by its columns run_id and schema_version, keeps those it has beside ours, and is always of `runs`.
+    """
+    if file.suffix.lower() == ".csv":
+        import pandas as pd
+
+        with open(file, errors="replace") as lines:
+            names = lines.readline().replace('"', "").strip().split(",")
+        if not {"run_id", "schema_version"} <= set(names):
+            return None
+        frame, taken = errata.of_frame(pd.read_csv(file))
+        _say_old(errata.lines(taken))
+        return frame, "runs"
+    import pyarrow.parquet as pq
+
+    try:
+        about = json.loads((pq.read_schema(file).metadata or {}).get(EXPORT_KEY, b"{}"))
+    except DAMAGE:
+        return None
+    name = about.get("table")
+    return None if name is None else (to_pandas(runs_table(file) if name == "runs" else rows_table(file, name)), name)
+
+
 def runs_table(path: str | Path, all_attempts: bool = False, where: str | None = None) -> pa.Table:
     """read_runs as a pyarrow Table."""
     if Path(path).is_file():
@@ -90,7 +136,10 @@ def runs_table(path: str | Path, all_attempts: bool = False, where: str | None =
     else:
         rows = [row for _, row in _attempts(Path(path), all_attempts)]
         table = pa.Table.from_pylist(rows, arrow_schema("runs"))
-    return table.filter(mask(table, "runs", where)) if where else table
+    table, taken = errata.of_runs(table)
+    kept = mask(table, "runs", where) if where else None
+    _say_old(errata.lines(taken, kept and kept.to_numpy(zero_copy_only=False), where))
+    return table if kept is None else table.filter(kept)
 
 
 def rows_table(
@@ -101,7 +150,9 @@ def rows_table(
     wanted = None if runs is None else set(runs)
     if Path(path).is_file():
         table = _exported(Path(path), name)
-        return table if wanted is None else table.filter(pc.is_in(table["run_id"], pa.array(wanted, pa.string())))
+        if wanted is not None:
+            table = table.filter(pc.is_in(table["run_id"], pa.array(wanted, pa.string())))
+        return table
     schema = arrow_schema(name)
     stored = pa.schema([field for field in schema if field.name not in IN_FOLDER])
     parts, owners = [], []
@@ -120,7 +171,9 @@ def rows_table(
     for position, column in enumerate(IN_FOLDER):
         values = pa.array([owner[column] for owner in owners], schema.field(column).type)
         table = table.add_column(position, schema.field(column), values.take(_repeated(lengths)))
-    return table.select(schema.names)
+    table, taken = errata.of_rows(name, table.select(schema.names), owners, lengths)
+    _say_old(errata.lines(taken))
+    return table
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -214,7 +267,11 @@ def _exported(file: Path, name: str) -> pa.Table:
         raise ValueError(f"{printable(file)} holds {what}, not {name}")
     if about["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"{printable(file)} has schema version {about['schema_version']}: upgrade scalade")
-    return _under(arrow_schema(name), table)
+    table = _under(arrow_schema(name), table)
+    if name != "runs":  # of runs, each row says by which version it was written
+        table, taken = errata.of_exported(name, table, about["schema_version"])
+        _say_old(errata.lines(taken))
+    return table
 
 
 def _under(schema: pa.Schema, table: pa.Table) -> pa.Table:
@@ -255,3 +312,8 @@ def _line(error: object) -> str:
 
 def _warn(file: Path, error: object) -> None:
     warnings.warn(f"{printable(file)} left out: {_line(error)}", DamagedFile, stacklevel=2)
+
+
+def _say_old(lines: Iterable[str]) -> None:
+    for line in lines:
+        warnings.warn(line, OldRows, stacklevel=3)

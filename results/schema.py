@@ -2,8 +2,9 @@
 
 The version is raised when a reader of the old rows would be misled: a column is renamed, removed, or changes its
 type, its unit or its meaning. A new column does not raise it: older rows read as null there. Whoever raises it keeps
-the older rows reading (read.py). `python -m scalade.results.schema` writes schema.json and the columns of
-docs/table.md, and refuses a change of name, type or unit under the same version.
+the older rows reading (read.py), and says in errata.py which of their columns are wrong. `python -m
+scalade.results.schema` writes schema.json and the columns of docs/table.md, and refuses a change of name, type or unit
+under the same version.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from .columns import TABLES, Column
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 DOC_FILE = Path(__file__).parents[1] / "docs" / "table.md"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .read import EXPORT_KEY, DamagedFile, printable, rows_table, runs_table
+from .read import EXPORT_KEY, noted, printable, rows_table, runs_table
 from .schema import SCHEMA_VERSION, columns, known_column
 from .where import mask
 
@@ -84,19 +83,17 @@ def show(
         console = Console(highlight=False)
         if not console.is_terminal:
             console.width = 10_000  # a pipe or a file has no edge: nothing is cut
-    with warnings.catch_warnings(record=True) as damaged:
-        warnings.simplefilter("always", DamagedFile)
-        table = _sorted(runs_table(path, all_attempts), sort)
-    total = len(table)
-    table = table.filter(mask(table, "runs", where)) if where else table
+    with noted() as told:
+        table = _sorted(runs_table(path, all_attempts, where), sort)
+        total = len(table) or (len(runs_table(path, all_attempts)) if where else 0)
     picked = _picked(columns)
     if as_json:
         names = [c.column for c in picked] if columns else table.column_names
         console.file.write(json.dumps(table.select(list(dict.fromkeys(names))).to_pylist(), indent=1) + "\n")
     else:
         _print(console, path, table, picked, total, where)
-    for damage in (one for one in damaged if issubclass(one.category, DamagedFile)):
-        _say(Console(stderr=True) if as_json else console, f"warning: {damage.message}", style="yellow")
+    for line in told:
+        _say(Console(stderr=True) if as_json else console, f"warning: {line}", style="yellow")
     return len(table)
 
 

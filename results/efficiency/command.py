@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..read import DamagedFile, rows_table, runs_table
+from ..errata import why_missing
+from ..read import noted, rows_table, runs_table
 from .loss import WINDOW
 from .report import EfficiencyReport, compared
 from .series import FORMS, Options, Refusal, read_series
@@ -45,8 +45,7 @@ def efficiency(
     if not 0 < level < 1 or draws < 0 or loss_window < 1:
         raise ValueError(f"level {level:g}, draws {draws}, loss_window {loss_window}: level must lie between 0 and 1, "
                          "draws be at least 0, loss_window at least 1")  # fmt: skip
-    with warnings.catch_warnings(record=True) as damaged:
-        warnings.simplefilter("always", DamagedFile)
+    with noted() as told:
         rows = runs_table(path, where=where).to_pylist()
         bases = {row["run_id"] for row in runs_table(path, where=base).to_pylist()} if base else None
     found, lost = groups(rows)
@@ -61,9 +60,9 @@ def efficiency(
     options = Options(mode or guess_mode(found), form, target_loss, loss_window, allowed(allow), level, draws, seed)
     series, refused = read_series(found, _steps(path, found), options, declared)
     for row in lost:
-        why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else "no timed step"
+        why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else _untimed(row)
         refused.append(Refusal(f"{row['layout'] or '?'} on {row['world_size'] or '?'} ranks", (row["run_id"],), why))
-    notes = [f"warning: {damage.message}" for damage in damaged if issubclass(damage.category, DamagedFile)]
+    notes = [f"warning: {line}" for line in told]
     return EfficiencyReport(
         str(path), options, tuple(series), tuple(refused), tuple(notes + _mixed(found)),
         compared(found, published) if published else (),
@@ -75,13 +74,17 @@ def _steps(path: str | Path, found) -> dict[str, list[dict]]:
     if Path(path).is_file():
         return {}
     by_run: dict[str, list[dict]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DamagedFile)  # said when the runs were read, or the run has no steps
+    with noted():  # said when the runs were read, or the run has no steps
         table = rows_table(path, "steps", [row["run_id"] for group in found for row in group.rows])
     names = ["run_id", "step", "warmup", "loss", "outer_exposed_s"]
     for row in table.select(names).to_pylist():
         by_run.setdefault(row["run_id"], []).append(row)
     return by_run
+
+
+def _untimed(row: Mapping) -> str:
+    why = why_missing(row, "step_time_s")
+    return "no timed step" if why is None else f"no step time: {why}"
 
 
 def _mixed(found) -> list[str]:

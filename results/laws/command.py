@@ -129,7 +129,7 @@ def fit_file(
         law=the_law.name,
         equation=the_law.equation,
         source=the_law.source,
-        table="frame" if given_frame else Path(path).name,
+        table=path.attrs.get("table", "frame") if given_frame else Path(path).name,
         rows=len(given.y),
         runs=given.clusters,
         left_out={"where": int((~keep).sum()), "held out": int((keep & held).sum()), "null": given.missing},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..efficiency.workload import (
     allowed,
     groups,
 )  # fmt: skip
-from ..read import DamagedFile, printable, rows_table, runs_table
+from ..read import noted, printable, rows_table, runs_table
 
 MODES = ("strong", "weak")
 WORK = (*MODEL, *DATA, *RECIPE, BATCH)  # runs that agree in these train the same model the same way
@@ -78,8 +77,7 @@ def read_source(
     ------
     ValueError: nothing at the path, no run that `where` keeps, or a mistake in `where`, `base` or `allow`
     """
-    with warnings.catch_warnings(record=True) as damaged:
-        warnings.simplefilter("always", DamagedFile)
+    with noted() as notes:
         rows = runs_table(path, where=where).to_pylist()
         bases = {row["run_id"] for row in runs_table(path, where=base).to_pylist()} if base else None
         steps = {} if Path(path).is_file() else _steps(path, rows)
@@ -102,7 +100,6 @@ def read_source(
     for one in (one for mode in modes for one in refusals[mode] if not compared & set(one.run_ids)):
         if one.run_ids not in told or len(one.columns) < len(told[one.run_ids].columns):
             told[one.run_ids] = one
-    notes = [str(one.message) for one in damaged if issubclass(one.category, DamagedFile)]
     notes += unchecked(rows)
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")

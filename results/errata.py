@@ -1,0 +1,184 @@
+"""What older versions of the schema wrote wrong: on reading it is null, and the row says which columns and why.
+
+To add an entry, where a change makes a column of the rows that stand wrong, or changes what it means:
+
+1. Append an Erratum to ERRATA: the version since which the column is right (SCHEMA_VERSION of results/schema.py; raise
+   it where that version was released), which rows held it wrong (a filter on `runs`, as `--filter` takes it, as narrow
+   as the old columns allow: null matches nothing), the columns by table, one line why.
+2. Say it in "Versions of the schema" of docs/table.md: what was wrong, since which version it is right.
+3. A test: an old row of the kind and one that was right all along, through `scalade.read_runs`
+   (tests/test_errata.py has them in a list).
+
+The stored files stay as they are. A column of another table is taken out of all rows of the runs that match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .schema import arrow_schema
+from .where import mask
+from .where import where as frame_mask
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+NAMES, WHY = "superseded_columns", "superseded_reason"  # columns of `runs` that only reading fills
+LISTED = 4
+
+
+@dataclass(frozen=True)
+class Erratum:
+    """Columns that some rows written below schema version `before` hold wrong."""
+
+    before: int
+    where: str  # filter on `runs`: the rows concerned
+    columns: Mapping[str, tuple[str, ...]]  # by table
+    why: str  # one line, for people
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one erratum took out of a table: for the note that readers print."""
+
+    erratum: Erratum
+    name: str  # of the table
+    rows: np.ndarray  # bool (rows,)
+    everywhere: bool = False  # a file that holds no runs: which rows are concerned is not known
+
+    def line(self, count: int) -> str:
+        """The note, of `count` rows."""
+        columns = self.erratum.columns[self.name]
+        more = f" and {len(columns) - LISTED} more" if len(columns) > LISTED else ""
+        rows = f"{count} rows of {self.name} are" if count > 1 else f"1 row of {self.name} is"
+        known = " (the file does not say of which runs this holds: all are read so)" if self.everywhere else ""
+        return (
+            f"{rows} read without {', '.join(columns[:LISTED])}{more}, written before schema version "
+            f"{self.erratum.before}: {self.erratum.why}{known}"
+        )
+
+
+ERRATA: tuple[Erratum, ...] = ()
+
+
+def of_runs(table: pa.Table) -> tuple[pa.Table, list[Taken]]:
+    """`runs` with the wrong columns of old rows null and superseded_columns, superseded_reason filled."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = [Taken(one, "runs", rows) for one, rows in _concerned(table, "runs")]
+    if not found:
+        return table, []
+    names = [text.split(", ") if text else [] for text in table[NAMES].to_pylist()]
+    reasons = [[text] if text else [] for text in table[WHY].to_pylist()]
+    wrong: dict[str, np.ndarray] = {}
+    for taken in found:
+        for column in taken.erratum.columns["runs"]:
+            wrong[column] = wrong[column] | taken.rows if column in wrong else taken.rows
+        for row in taken.rows.nonzero()[0]:
+            names[row] += taken.erratum.columns["runs"]
+            if taken.erratum.why not in "; ".join(reasons[row]):  # an export of such rows has said it
+                reasons[row].append(taken.erratum.why)
+    for column, rows in wrong.items():
+        kept = pc.if_else(pa.array(rows), pa.scalar(None, table.schema.field(column).type), table[column])
+        table = _replaced(table, column, kept)
+    for column, texts, between in ((NAMES, names, ", "), (WHY, reasons, "; ")):
+        joined = [between.join(dict.fromkeys(some)) or None for some in texts]
+        table = _replaced(table, column, pa.array(joined, pa.string()))
+    return table, found
+
+
+def of_rows(name: str, table: pa.Table, owners: list[dict], lengths: list[int]) -> tuple[pa.Table, list[Taken]]:
+    """Another table with the wrong columns of old runs null. owners: rows of `runs`; lengths: rows that each has."""
+    import numpy as np
+    import pyarrow as pa
+
+    below = max((one.before for one in ERRATA if name in one.columns), default=0)
+    if all(owner["schema_version"] >= below for owner in owners):
+        return table, []
+    runs = pa.Table.from_pylist(owners, arrow_schema("runs"))
+    found = [Taken(one, name, np.repeat(rows, lengths)) for one, rows in _concerned(runs, name)]
+    return _without(table, found), [taken for taken in found if taken.rows.any()]
+
+
+def of_exported(name: str, table: pa.Table, version: int) -> tuple[pa.Table, list[Taken]]:
+    """An exported table other than `runs`, written under schema version `version`: which runs match is not known."""
+    import numpy as np
+
+    every = np.ones(len(table), bool)
+    found = [Taken(one, name, every, everywhere=True) for one in ERRATA if version < one.before and name in one.columns]
+    return _without(table, found), found if len(table) else []
+
+
+def of_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Taken]]:
+    """A frame of `runs` read from elsewhere, as an exported CSV; frames without schema_version are not ours."""
+    found = []
+    if {"run_id", "schema_version"} <= set(frame.columns):
+        for one in ERRATA:
+            names = [name for name in one.columns.get("runs", ()) if name in frame.columns]
+            old = frame["schema_version"].lt(one.before).fillna(False).to_numpy(bool)
+            if not names or not old.any():
+                continue
+            try:
+                old = old & frame_mask(frame, one.where).to_numpy()
+            except ValueError:
+                pass  # the columns that would tell are not there: all old rows
+            if old.any():
+                frame = frame.copy()
+                frame.loc[old, names] = None
+                found.append(Taken(one, "runs", old))
+    return frame, found
+
+
+def lines(found: list[Taken], kept: np.ndarray | None = None, where: str | None = None) -> list[str]:
+    """One note for each erratum that took something out of rows that a reader sees, or that `where` would have kept.
+
+    kept: rows that `where` keeps. One that reads a column which was taken out drops such rows: they count, too.
+    """
+    named = set(re.findall(r"[^\W\d]\w*", where or ""))
+    said = []
+    for taken in found:
+        rows = taken.rows
+        if kept is not None and not named & set(taken.erratum.columns[taken.name]):
+            rows = rows & kept
+        if rows.any():
+            said.append(taken.line(int(rows.sum())))
+    return said
+
+
+def why_missing(row: Mapping, column: str) -> str | None:
+    """Why reading took that column out of a row of `runs`; None: it did not."""
+    return row.get(WHY) if column in (row.get(NAMES) or "").split(", ") else None
+
+
+def _concerned(runs: pa.Table, name: str) -> list[tuple[Erratum, np.ndarray]]:
+    """The errata of table `name` and which rows of `runs` each is about, bool (rows,); those about none left out."""
+    import pyarrow.compute as pc
+
+    found = []
+    for one in ERRATA:
+        old = pc.less(runs["schema_version"], one.before).to_numpy()
+        if name in one.columns and old.any():
+            rows = old & mask(runs, "runs", one.where).to_numpy(zero_copy_only=False)
+            found += [(one, rows)] if rows.any() else []
+    return found
+
+
+def _without(table: pa.Table, found: list[Taken]) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for taken in found:
+        for column in taken.erratum.columns[taken.name]:
+            nothing = pa.scalar(None, table.schema.field(column).type)
+            table = _replaced(table, column, pc.if_else(pa.array(taken.rows), nothing, table[column]))
+    return table
+
+
+def _replaced(table: pa.Table, name: str, values) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)

@@ -1,0 +1,182 @@
+"""Rows of older schema versions: the columns they hold wrong read as null everywhere, and each reader says so."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+import scalade
+from scalade.results import errata, show
+from scalade.results.check import check
+from scalade.results.compare import compare
+from scalade.results.efficiency.command import efficiency
+from scalade.results.errata import Erratum
+from scalade.results.read import OldRows, noted, read_exported, runs_table
+from scalade.results.report.source import read_source
+from scalade.results.schema import SCHEMA_VERSION, known_column
+from scalade.results.store import RunStore
+from scalade.results.where import mask
+
+SHIPPED = errata.ERRATA
+WHY = "the clock ran backwards"
+MADE_UP = Erratum(
+    before=SCHEMA_VERSION,
+    where="layout == dp2",
+    columns={"runs": ("step_time_s", "tokens_per_s", "val_loss"), "steps": ("step_time_s",), "evals": ("val_loss",)},
+    why=WHY,
+)
+ROW = {"repeat": 0, "status": "ok", "world_size": 2, "global_batch": 8, "tokens_per_step": 1024, "step_time_s": 0.5,
+       "tokens_per_s": 2048.0, "loss": 2.0, "val_loss": 2.5, "params_total": 1000, "tokens_seen": 4096}  # fmt: skip
+
+
+def add(folder, name, version=SCHEMA_VERSION, **row):
+    """A run with one step and one evaluation, as that version of the schema wrote it."""
+    identity = {"run_id": f"{name}-r0", "case_id": name, "started_at": f"2026-01-01T00:00:{len(name):02}Z"}
+    rows = {"step": [0], "step_time_s": [0.5], "loss": [2.0]}, {"step": [1], "val_loss": [2.5]}
+    file = RunStore(folder).write_run(ROW | identity | row, *rows) / "run.json"
+    content = json.loads(file.read_text()) | {"schema_version": version}
+    file.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """One row that the erratum is about, one of the same version that it is not, one of today."""
+    monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
+    folder = tmp_path / "results"
+    add(folder, "wrong", SCHEMA_VERSION - 1, layout="dp2")
+    add(folder, "right", SCHEMA_VERSION - 1, layout="single", world_size=1)
+    add(folder, "today", layout="dp2")
+    return folder
+
+
+def by_run(frame):
+    return frame.set_index("run_id")
+
+
+def test_the_wrong_columns_of_old_rows_are_null_and_the_row_says_why(results):
+    with pytest.warns(OldRows, match=f"1 row of runs is read without step_time_s, tokens_per_s, val_loss.*{WHY}"):
+        runs = by_run(scalade.read_runs(results))
+    assert runs["step_time_s"].isna().to_dict() == {"right-r0": False, "today-r0": False, "wrong-r0": True}
+    assert runs["val_loss"].isna().to_dict() == {"right-r0": False, "today-r0": False, "wrong-r0": True}
+    assert runs["loss"].tolist() == [2.0] * 3
+    assert runs["superseded_columns"].fillna("").tolist() == ["", "", "step_time_s, tokens_per_s, val_loss"]
+    assert runs["superseded_reason"].fillna("").tolist() == ["", "", WHY]
+    for name, column in (("steps", "step_time_s"), ("evals", "val_loss")):
+        with pytest.warns(OldRows, match=f"1 row of {name} is read without {column}"):
+            rows = by_run(getattr(scalade, f"read_{name}")(results))
+        assert rows[column].isna().to_dict() == {"right-r0": False, "today-r0": False, "wrong-r0": True}
+    assert json.loads((results / "runs/wrong-r0/a1/run.json").read_text())["step_time_s"] == 0.5  # as it was written
+
+
+def test_the_folder_of_one_run_reads_so_too(results):
+    with pytest.warns(OldRows):
+        assert scalade.read_runs(results / "runs" / "wrong-r0")["val_loss"].isna().all()
+    with noted() as told:
+        scalade.read_runs(results / "runs" / "right-r0"), scalade.read_steps(results, ["right-r0"])
+    assert told == []
+
+
+def test_an_exported_file_keeps_what_was_taken_out_and_an_old_one_is_read_as_old(results, tmp_path, monkeypatch):
+    new, old = tmp_path / "new.parquet", tmp_path / "old.parquet"
+    with pytest.warns(OldRows):
+        show.export(results, new)
+    monkeypatch.setattr(errata, "ERRATA", ())
+    show.export(results, old)
+    steps = tmp_path / "steps.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(show, "SCHEMA_VERSION", SCHEMA_VERSION - 1)
+        show.export(results, steps, table="steps")
+    assert (by_run(scalade.read_runs(new)).loc["wrong-r0", ["superseded_reason"]] == WHY).all()
+    assert scalade.read_runs(old)["step_time_s"].notna().all()  # nothing is known to be wrong
+    monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
+    for file in (old, new):
+        with pytest.warns(OldRows):
+            runs = by_run(scalade.read_runs(file))
+        assert runs["step_time_s"].isna().tolist() == [False, False, True]
+        assert runs.loc["wrong-r0", "superseded_columns"] == "step_time_s, tokens_per_s, val_loss"
+        assert runs.loc["wrong-r0", "superseded_reason"] == WHY
+    with pytest.warns(OldRows, match="does not say of which runs"):
+        assert scalade.read_steps(steps)["step_time_s"].isna().all()
+
+
+def test_an_exported_csv_is_known_by_its_columns(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(errata, "ERRATA", ())
+    file = tmp_path / "runs.csv"
+    show.export(results, file)
+    frame = pd.read_csv(file).copy().assign(mine=1)
+    frame.to_csv(file, index=False)
+    frame.drop(columns="schema_version").to_csv(tmp_path / "other.csv", index=False)
+    monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
+    assert read_exported(tmp_path / "other.csv") is None
+    with pytest.warns(OldRows):
+        found, name = read_exported(file)
+    assert name == "runs" and found["mine"].tolist() == [1, 1, 1]
+    assert by_run(found)["val_loss"].isna().to_dict() == {"right-r0": False, "today-r0": False, "wrong-r0": True}
+
+
+def test_a_filter_sees_null_and_says_which_rows_that_cost(results):
+    with noted() as told:
+        kept = runs_table(results, where="step_time_s > 0")
+    assert kept["run_id"].to_pylist() == ["right-r0", "today-r0"] and WHY in told[0]
+    with noted() as told:
+        kept = runs_table(results, where="layout == single")
+    assert len(kept) == 1 and told == []
+
+
+def test_every_reader_says_what_it_leaves_out(results, tmp_path):
+    source = read_source(results, None, ("weak",), None, (), "palm", 0.95)
+    for notes in (efficiency(results, mode="weak").notes, source.notes):
+        assert sum(WHY in note and "of runs is read without step_time_s" in note for note in notes) == 1
+    assert any(WHY in one.why for one in efficiency(results, mode="weak").refused)
+    assert WHY in check(results).to_text()
+    found = compare(results, results)
+    assert any(WHY in note for note in found.notes)
+    assert [WHY in (one.reason or "") for one in found.findings if one.metric == "step_time_s"].count(True) == 1
+    text = tmp_path / "shown.txt"
+    with text.open("w") as file:
+        from rich.console import Console
+
+        show.show(results, console=Console(file=file, width=200))
+    assert WHY in text.read_text()
+
+
+@pytest.mark.parametrize("name", ["folder", "parquet", "csv"])
+def test_a_fit_never_sees_them(results, tmp_path, monkeypatch, name):
+    from scalade.cli_read import _frame_of_ours
+
+    given = results
+    if name != "folder":
+        monkeypatch.setattr(errata, "ERRATA", ())
+        given = tmp_path / f"runs.{name}"
+        show.export(results, given)
+        monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
+    with pytest.warns(OldRows):
+        frame, table = _frame_of_ours(given)
+    assert table == "runs" and by_run(frame)["val_loss"].isna().to_dict()["wrong-r0"]
+    assert frame["val_loss"].notna().sum() == 2
+
+
+def test_the_command_line_says_it_in_one_line(tmp_path):
+    code = (
+        "import sys; import scalade.results.errata as e; from scalade.cli import main; "
+        f"e.ERRATA = (e.Erratum({SCHEMA_VERSION}, 'layout == dp2', {{'runs': ('loss',)}}, '{WHY}'),); "
+        "sys.argv = ['scalade', 'export', *sys.argv[1:]]; main()"
+    )
+    add(tmp_path / "results", "wrong", SCHEMA_VERSION - 1, layout="dp2")
+    command = [sys.executable, "-c", code, str(tmp_path / "results"), str(tmp_path / "runs.csv")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        f"warning: 1 row of runs is read without loss, written before schema version {SCHEMA_VERSION}: {WHY}"
+    ]
+
+
+def test_the_registry_names_columns_that_exist_and_rows_below_todays_version(results):
+    table = runs_table(results / "runs" / "today-r0")
+    for one in SHIPPED:
+        assert 1 < one.before <= SCHEMA_VERSION and one.why and "\n" not in one.why
+        assert len(mask(table, "runs", one.where)) == 1
+        for name, names in one.columns.items():
+            assert not any(known_column(name, column).required for column in names)
