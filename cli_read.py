@@ -172,7 +172,7 @@ def fit(
     flops_per_device_hour: Annotated[float | None, typer.Option(help="Or the speed it comes from.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Fit a scaling law, with intervals, proof of convergence and what the table cannot tell."""
+    """Fit a scaling law, with intervals and what the table cannot tell. Exit status 1: it did not converge."""
     from .launch.locate import locate
     from .results.laws import catalogue, fit_file, get_law
 
@@ -198,6 +198,7 @@ def fit(
         flops_per_device_hour=flops_per_device_hour,
     )  # fmt: skip
     say(report.to_dict() if as_json else [report.to_text()])
+    raise typer.Exit(report.exit_code)
 
 
 @app.command(epilog="Example: scalade compare base-results head-results --markdown verdict.md")

@@ -53,6 +53,11 @@ class Parameter:
             )
         return math.log(abs(value))
 
+    @property
+    def vanishes(self) -> bool:
+        """A positive term whose low bound stands for 0, an irreducible loss: the law is linear in its value there."""
+        return self.log and 0 < self.low <= 1e-6
+
     def phi_bounds(self) -> tuple[float, float]:
         """Bounds in the fitted coordinate; a log parameter's bounds are on its magnitude."""
         if not self.log:
@@ -92,6 +97,11 @@ class Law:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(p.name for p in self.parameters)
+
+    @property
+    def vanishing(self) -> np.ndarray:
+        """(p,) which parameters may vanish."""
+        return np.array([p.vanishes for p in self.parameters])
 
     def prepare(self, columns: Columns, centre: dict | None = None) -> Inputs:
         """Centred logs of the role columns, each (n,); `centre` from a fit when predicting new rows."""

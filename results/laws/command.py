@@ -109,6 +109,7 @@ def fit_file(
         )
     if profile:
         f = with_profiles(f)
+        notes += f.notes
     if prior is not None and profile:
         off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
         if off:

@@ -13,25 +13,12 @@ import numpy as np
 from .base import Inputs, Law, get_law
 from .identify import Profile, asymptotic_covariance, profiles
 from .resample import Progress, bootstrap, too_few
-from .solver import LOGS, Constraint, Objective, constrain, minimise, penalise
+from .search import SAME, Convergence, Problem, at_best, joined, search, why_not
+from .solver import LOGS, Constraint, Objective, Solution, constrain, penalise
 from .table import Rows, enough
 
 if TYPE_CHECKING:
     from .prior import PriorChoice
-
-SAME = 1e-6  # two objectives this close, relatively, are the same optimum
-
-
-@dataclass(frozen=True)
-class Convergence:
-    """What shows that this is the minimum. gradient: largest component over sum |psi J|."""
-
-    starts: int
-    at_optimum: int
-    gradient: float
-    condition: float  # of J'J in the centred coordinates that are fitted
-    condition_natural: float  # of J'J by the natural parameters (A, B, E themselves)
-
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -129,58 +116,108 @@ def fit(
     inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
     constraint = constrain(law, inputs.centre, fix) if fix else None
     penalty = penalise(law, inputs.centre, law.prior(inputs, log_y), prior) if prior else None
+    problem = Problem(law, inputs, log_y, objective, constraint, penalty)
     starts = law.starts(inputs, log_y) if start is None else np.atleast_2d(start)
-    s = minimise(law, inputs, log_y, starts, objective=objective, constraint=constraint, penalty=penalty)
+    s = search(problem, starts, seed) if start is None else problem.solve(starts)
     if not np.isfinite(s.objective).any():
         raise ValueError(f"law {law.name!r} is undefined on this table from each of its {len(starts)} starts")
-    k = s.best
-    tolerance = s.objective[k] + SAME * abs(s.objective[k]) + 1e-14
     out = Fit(
         law,
         rows,
         inputs,
         objective,
-        s.theta[k],
-        float(s.objective[k]) - (0.0 if penalty is None else float(penalty.at(s.theta[k : k + 1])[0])),
-        Convergence(
-            len(starts),
-            int((s.objective <= tolerance).sum()),
-            float(s.gradient[k]),
-            *_conditions(law, inputs, s.theta[k], constraint),
-        ),
+        s.theta[s.best],
+        _value(problem, s),
+        _evidence(problem, s),
         fix,
         constraint,
         level,
         seed,
         prior_weight=prior,
     )
-    if bootstrap_draws:
-        free = len(law.parameters) if constraint is None else len(constraint.free)
-        reason = too_few(rows.clusters, free)
-        if reason:
-            return replace(out, no_draws=reason)
-        draws, converged = bootstrap(
-            law,
-            inputs,
-            log_y,
-            rows.cluster,
-            out.theta,
-            draws=bootstrap_draws,
-            objective=objective,
-            constraint=constraint,
-            penalty=penalty,
-            seed=seed,
-            progress=progress,
-        )
-        out = replace(out, draws=draws, draws_converged=converged)
-    return out
+    return with_bootstrap(out, bootstrap_draws, progress) if bootstrap_draws else out
+
+
+def _problem(f: Fit) -> Problem:
+    penalty = None
+    if f.prior_weight:
+        penalty = penalise(f.law, f.inputs.centre, f.law.prior(f.inputs, f.log_y), f.prior_weight)
+    return Problem(f.law, f.inputs, f.log_y, f.objective, f.constraint, penalty)
+
+
+def _value(problem: Problem, s: Solution) -> float:
+    """The lowest objective, without the penalty."""
+    k, penalty = s.best, problem.penalty
+    return float(s.objective[k]) - (0.0 if penalty is None else float(penalty.at(s.theta[k : k + 1])[0]))
+
+
+def _evidence(problem: Problem, s: Solution) -> Convergence:
+    there = at_best(s)
+    reason = why_not(s)
+    return Convergence(
+        len(s.objective),
+        int(there.sum()),
+        float(s.gradient[there].min()),
+        *_conditions(problem.law, problem.inputs, s.theta[s.best], problem.constraint),
+        reason,
+        not reason,
+    )
+
+
+def with_bootstrap(f: Fit, draws: int, progress: Progress | None = None) -> Fit:
+    """The fit with `draws` resamples of its runs, or the reason in `no_draws`."""
+    free = len(f.theta) if f.constraint is None else len(f.constraint.free)
+    reason = too_few(f.rows.clusters, free)
+    if reason:
+        return replace(f, no_draws=reason)
+    problem = _problem(f)
+    found, converged = bootstrap(
+        f.law,
+        f.inputs,
+        f.log_y,
+        f.rows.cluster,
+        f.theta,
+        draws=draws,
+        objective=f.objective,
+        constraint=f.constraint,
+        penalty=problem.penalty,
+        seed=f.seed,
+        progress=progress,
+    )
+    return replace(f, draws=found, draws_converged=converged)
 
 
 def with_profiles(f: Fit) -> Fit:
-    """The fit with a profile per parameter; a profile that finds a lower point is a failed search, and said so."""
-    d = f.plain or f  # what the data says: a prior would identify what it does not
-    found = profiles(d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level)
-    return replace(f, profiles=found)
+    """The fit with a profile per parameter. Where a profile finds a lower point the fit moves there, resamples and all.
+
+    The profiles are of the data without a prior, which would identify what the data does not.
+    """
+    d, moved = f.plain or f, ""
+    for _ in range(3):
+        found, low = profiles(d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level)
+        lower = None if low is None else _lower(d, low)
+        if lower is None:
+            break
+        moved = moved or f"a profile found a lower point than every start ({d.value:.8g}): the estimate is moved there"
+        d = lower
+    if not moved:
+        return replace(f, profiles=found)
+    if f.plain is not None:
+        return replace(f, plain=d, profiles=found, notes=f.notes + (moved,))
+    d = replace(d, profiles=found, notes=f.notes + (moved,), draws=None)
+    return d if f.draws is None else with_bootstrap(d, len(f.draws))
+
+
+def _lower(f: Fit, theta: np.ndarray) -> Fit | None:
+    """The fit moved to the minimum that a point (p,) leads to, or None where that is no lower."""
+    problem = replace(_problem(f), penalty=None)
+    own, other = problem.solve(f.theta), problem.solve(theta)
+    if not float(other.objective[0]) < f.value - SAME * abs(f.value) - 1e-14:
+        return None
+    more = search(problem, theta)
+    s = joined(joined(own, other), more)
+    c = _evidence(problem, s)
+    return replace(f, theta=s.theta[s.best], value=_value(problem, s), convergence=c)
 
 
 def with_sensitivity(
@@ -239,6 +276,7 @@ def _conditions(law, inputs, theta, constraint) -> tuple[float, float]:
     )
     with np.errstate(all="ignore"):
         raw = J @ np.linalg.inv(T) / slope
-    if constraint is not None:
-        J, raw = J[:, constraint.free], raw[:, constraint.free]
+    at = np.arange(len(theta)) if constraint is None else constraint.free
+    at = at[~(law.vanishing & (theta <= law.box(inputs.centre)[0]))[at]]  # a term that is 0 has no slope
+    J, raw = J[:, at], raw[:, at]
     return tuple(float(np.linalg.cond(M) ** 2) if np.isfinite(M).all() else float("inf") for M in (J, raw))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .base import Inputs, Law
+from .base import Inputs, Law, Parameter
 from .solver import Constraint, InUnits, Objective, constrain, minimise
 
 STEPS = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 12.0, 40.0])  # in standard errors, on either side
@@ -60,7 +60,9 @@ def asymptotic_covariance(
     m, J = law.log_predict(theta[None], inputs)
     J, basis = J[0].T, np.eye(len(theta)) if constraint is None else constraint.basis
     tau, slope = spread(log_y - m[0], objective, basis.shape[1])
-    inverse = np.linalg.pinv(basis.T @ J.T @ J @ basis, rcond=1e-14)
+    J = J @ basis
+    norm = np.maximum(np.sqrt((J**2).sum(0)), 1e-300)  # a term near 0 is no reason to drop its direction
+    inverse = np.linalg.pinv((J / norm).T @ (J / norm), rcond=1e-14) / norm / norm[:, None]
     return basis @ (inverse * tau / slope) @ basis.T
 
 
@@ -74,8 +76,9 @@ def profiles(
     fix: dict,
     constraint: Constraint | None,
     level: float,
-) -> tuple[Profile, ...]:
-    """A profile for every free parameter that is an affine function of theta."""
+) -> tuple[tuple[Profile, ...], np.ndarray | None]:
+    """A profile for every free parameter that is an affine function of theta, and the lowest point (p,) found on
+    the way where it lies below `best`, else None."""
     T, shift = law.coordinates(inputs.centre)
     m, _ = law.log_predict(theta[None], inputs, derivatives=False)
     free = len(theta) if constraint is None else len(constraint.free)
@@ -83,22 +86,15 @@ def profiles(
     tau, _ = spread(np.exp(log_y) - np.exp(m[0]) if raw else log_y - m[0], objective, free)
     threshold = max(0.5 * stats.chi2.ppf(level, 1) * tau, 1e-300)
     cov = asymptotic_covariance(law, inputs, log_y, theta, objective, constraint)
-    out = []
+    out, lowest = [], (best, None)
     for j, p in enumerate(law.parameters):
         if p.name in law.bent or p.name in fix:
             continue
         centre = float(T[j] @ theta + shift[j])
-        bounds = p.phi_bounds()
-        width = 60.0 if p.log else max(10.0, 10 * abs(centre))
-        se = float(np.clip(np.sqrt(max(T[j] @ cov @ T[j], 0.0)), 1e-6 * max(abs(centre), 1e-2), width / 3))
-        lo, hi = max(bounds[0], centre - width), min(bounds[1], centre + width)
-        grid = np.unique(np.clip(np.concatenate([centre - se * STEPS, centre + se * STEPS, [lo, hi]]), lo, hi))
-        grid = grid[np.abs(grid - centre) > 1e-9 * max(abs(centre), 1e-3)]
-        held = constrain(law, inputs.centre, fix | {p.name: float(p.link(np.float64(centre)))})
+        grid, lo, hi = _grid(p, centre, float(np.sqrt(max(T[j] @ cov @ T[j], 0.0))))
+        held = constrain(law, inputs.centre, fix, {p.name: centre})
         # phi_j = c is R theta = c - shift; the pivot of this row carries the whole change
-        unit = (
-            constrain(law, inputs.centre, fix | {p.name: float(p.link(np.float64(centre + 1.0)))}).offset - held.offset
-        )
+        unit = constrain(law, inputs.centre, fix, {p.name: centre + 1.0}).offset - held.offset
         offset = held.offset + (grid - centre)[:, None] * unit
         s = minimise(
             law,
@@ -108,14 +104,33 @@ def profiles(
             objective=objective,
             constraint=Constraint(held.basis, offset, held.free),
         )
-        rise = np.maximum(s.objective - best, 0.0) / threshold
+        if s.objective[s.best] < lowest[0]:
+            lowest = float(s.objective[s.best]), s.theta[s.best]
+        rise = np.maximum(s.objective - best, 0.0) / threshold  # below 0 by rounding only: the caller moves otherwise
         at = np.append(grid, centre)
         order = np.argsort(at)
         at, rise = at[order], np.append(rise, 0.0)[order]
         middle = int(np.flatnonzero(at == centre)[0])
-        low, high = _crossing(at[: middle + 1][::-1], rise[: middle + 1][::-1]), _crossing(at[middle:], rise[middle:])
+        on = np.exp(at) if p.vanishes else at  # a term that may be 0 is linear in its value
+        low, high = _crossing(on[: middle + 1][::-1], rise[: middle + 1][::-1]), _crossing(on[middle:], rise[middle:])
+        if p.vanishes:
+            low, high = (None if v is None else float(np.log(v)) for v in (low, high))
         out.append(_verdict(p, at, rise, low, high, lo, hi))
-    return tuple(out)
+    return tuple(out), lowest[1]
+
+
+def _grid(p: Parameter, centre: float, se: float) -> tuple[np.ndarray, float, float]:
+    """Where to hold a parameter (k,), in its fitted coordinate, and the ends of that grid."""
+    bounds = p.phi_bounds()
+    width = 60.0 if p.log else max(10.0, 10 * abs(centre))
+    lo, hi = max(bounds[0], centre - width), min(bounds[1], centre + width)
+    step = float(np.clip(se, 1e-6 * max(abs(centre), 1e-2), width / 3))
+    points = np.concatenate([centre - step * STEPS, centre + step * STEPS, [lo, hi]])
+    if p.vanishes:
+        value = np.exp(centre) * (1.0 + np.concatenate([-STEPS, STEPS]) * se)
+        points = np.append(np.log(np.maximum(value, p.low)), [lo, hi])
+    grid = np.unique(np.clip(points, lo, hi))
+    return grid[np.abs(grid - centre) > 1e-9 * max(abs(centre), 1e-3)], lo, hi
 
 
 def _crossing(at: np.ndarray, rise: np.ndarray) -> float | None:
@@ -142,6 +157,8 @@ def _verdict(p, at, rise, low, high, lo, hi) -> Profile:
         side = "down to" if low is None else "up to"
         edge = p.link(np.float64(lo if low is None else hi))
         reason = f"the objective stays below its 95% threshold {side} {edge:.3g}"
+        if p.vanishes and low is None and high is not None:
+            reason = f"0 is in its 95% interval, which ends at {natural(high):.3g}"
     elif p.log and high - low > DECADES * np.log(10):
         reason = f"its interval spans {(high - low) / np.log(10):.1f} decades"
     return Profile(p.name, *ends, not reason, reason, tuple(map(float, p.link(at))), tuple(map(float, rise)))

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..aligned import aligned
-from .fit import Convergence, Fit, Sensitivity
+from .fit import Fit, Sensitivity
 from .forecast import Calibration, LawScore
 from .isoflop import Frontier
 from .next_run import NextRun
 from .optimum import Optimum
 from .prior import PriorChoice
+from .search import Convergence
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class FitReport:
     prior: PriorChoice | None = None
     notes: tuple[str, ...] = ()
     fit: Fit | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def exit_code(self) -> int:
+        """1 where the fit did not converge, for its numbers are of no minimum; else 0."""
+        return 0 if self.convergence.converged else 1
 
     def to_dict(self) -> dict:
         """JSON-ready: numbers, strings, lists, None for what is missing or not finite."""
@@ -179,6 +185,14 @@ def _table(head: list[str], body: list[list[str]]) -> list[str]:
     return aligned([head, *body], indent="  ")
 
 
+def _not_converged(r: FitReport) -> Iterator[str]:
+    if not r.convergence.converged:
+        yield (
+            f"\nNOT CONVERGED: {r.convergence.why_not}; the numbers are of the lowest point found, which may not be "
+            "the minimum. Hold a parameter that is not identified (--fix), take a law with fewer, or more rows"
+        )
+
+
 def _text(r: FitReport):
     c, pct = r.convergence, f"{r.level:.0%}"
     yield f"{r.law}: {r.equation}"
@@ -189,6 +203,7 @@ def _text(r: FitReport):
     how = r.objective if r.delta is None else f"{r.objective} (delta {r.delta:g})"
     of = "residuals" if r.objective == "raw_squares" else "log residuals"
     yield f"  objective: {how} on {of} = {r.objective_value:.8g}; rms log residual {r.residual_rmse_log:.4g}"
+    yield from _not_converged(r)
     yield ""
     body = []
     for e in r.parameters:
@@ -202,8 +217,8 @@ def _text(r: FitReport):
             yield f"  {e.name}: no point estimate, {e.reason}"
     yield ""
     yield (
-        f"  converged: {c.at_optimum} of {c.starts} starts at the optimum, gradient {c.gradient:.1e}, condition "
-        f"{c.condition:.2g} (natural parameters: {c.condition_natural:.2g})"
+        f"  {'converged' if c.converged else 'NOT CONVERGED'}: {c.at_optimum} of {c.starts} starts at the optimum, "
+        f"gradient {c.gradient:.1e}, condition {c.condition:.2g} (natural parameters: {c.condition_natural:.2g})"
     )
     if r.prior:
         yield f"\nprior: strength {r.prior.strength:g}, {r.prior.how}"
@@ -298,3 +313,4 @@ def _text(r: FitReport):
         )
     for note in r.notes:
         yield f"\nnote: {note}"
+    yield from _not_converged(r)

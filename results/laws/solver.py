@@ -54,7 +54,7 @@ class InUnits:
     """A law seen in the units of the response: what `raw_squares` minimises in."""
 
     def __init__(self, law: Law):
-        self.law, self.box = law, law.box
+        self.law, self.box, self.vanishing = law, law.box, law.vanishing
 
     def log_predict(self, theta, inputs, derivatives=True):
         m, J = self.law.log_predict(theta, inputs, derivatives)
@@ -104,8 +104,11 @@ class Solution:
         return int(np.argmin(np.where(np.isfinite(self.objective), self.objective, np.inf)))
 
 
-def constrain(law: Law, centre: dict, fix: dict[str, float | str]) -> Constraint:
-    """Hold parameters at natural values, or tie one to another by name. Raises ValueError on unknown names."""
+def constrain(
+    law: Law, centre: dict, fix: dict[str, float | str], at: dict[str, float] | None = None
+) -> Constraint:
+    """Hold parameters at natural values, or tie one to another by name; `at`: hold at fitted coordinates phi, whose
+    natural value may be beyond a float's range. Raises ValueError on unknown names."""
     from .base import unknown
 
     names, (T, shift) = law.names, law.coordinates(centre)
@@ -115,10 +118,12 @@ def constrain(law: Law, centre: dict, fix: dict[str, float | str]) -> Constraint
         if name in law.bent:
             raise ValueError(f"parameter {name!r} of {law.name} cannot be held: it mixes fitted coordinates")
     rows, values, pivots = [], [], []
-    for name, value in fix.items():
+    for name, value in (fix | (at or {})).items():
         j = names.index(name)
         row, target = T[j].copy(), -shift[j]
-        if isinstance(value, str):
+        if name in (at or {}):
+            target += value
+        elif isinstance(value, str):
             k = names.index(value)
             row, target = row - T[k], target + shift[k]
         else:
@@ -193,12 +198,29 @@ def minimise(
     return Solution(*(np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
+def _reach(eta, low, high, value):
+    """The least and the largest step (B, q) that the bounds allow; `value` (q,) marks steps taken in the value."""
+    with np.errstate(over="ignore"):
+        return (np.where(value, np.expm1(edge - eta), edge - eta) for edge in (low, high))
+
+
+def _moved(eta, step, low, high, value):
+    """eta (B, q) after a step, inside the bounds.
+
+    A term that may vanish is stepped in its value exp(eta), eta + log(1 + step): the law is linear in it. A step in
+    its log has no end on the way to 0, and the damping that tames it stops all other parameters too.
+    """
+    with np.errstate(all="ignore"):
+        return np.clip(np.where(value, eta + np.log1p(step), eta + step), low, high)
+
+
 def _minimise(law, inputs, log_y, start, w, delta, con, pen, iterations):
     low, high = law.box(inputs.centre)
+    value = law.vanishing & np.isfinite(low)
     if con is None:
         expand, eta = (lambda e, rows: e), np.clip(start, low, high)
     else:
-        low, high = low[con.free], high[con.free]
+        low, high, value = low[con.free], high[con.free], value[con.free]
         offset = np.broadcast_to(con.offset, start.shape)
         expand, eta = (lambda e, rows: offset[rows] + e @ con.basis.T), np.clip(start[:, con.free], low, high)
     B, q = eta.shape
@@ -243,17 +265,17 @@ def _minimise(law, inputs, log_y, start, w, delta, con, pen, iterations):
                 M = (H[todo] + damping[rows[todo], None, None] * G[todo]) * s2[todo]
                 M += (1e-12 * (1 + damping[rows[todo], None, None]) + edge[todo, :, None]) * eye
                 z = np.linalg.solve(M, (-g[todo] * scale[todo])[:, :, None])[:, :, 0]
-                trial = eta[rows[todo]] + scale[todo] * z
-                hit = (trial < low) | (trial > high)
+                at, step = eta[rows[todo]], scale[todo] * z
+                least, most = _reach(at, low, high, value)
+                hit = (step < least) | (step > most)
                 if hit.any():  # the others' best step given that these stop at their bound
-                    z = np.where(
-                        hit, (np.clip(trial, low, high) - eta[rows[todo]]) / np.maximum(scale[todo], 1e-300), 0.0
-                    )
+                    z = np.where(hit, np.clip(step, least, most) / np.maximum(scale[todo], 1e-300), 0.0)
                     rest = -g[todo] * scale[todo] - (M @ z[:, :, None])[:, :, 0]
                     M = np.where(hit[:, :, None] | hit[:, None, :], eye, M)
                     z += np.linalg.solve(M, np.where(hit, 0.0, rest)[:, :, None])[:, :, 0]
-                    trial = np.clip(eta[rows[todo]] + scale[todo] * z, low, high)
-                gain = -((trial - eta[rows[todo]]) * g[todo]).sum(1)  # promised decrease
+                    step = np.clip(scale[todo] * z, least, most)
+                trial = _moved(at, step, low, high, value)
+                gain = -(step * g[todo]).sum(1)  # promised decrease
                 small = (gain >= 0) & (gain <= 1e-12 * np.maximum(f[todo], 1e-24))
                 mt, _ = law.log_predict(expand(trial, rows[todo]), inputs, derivatives=False)
                 ft = _rho(log_y - mt, take(w, rows)[todo] if len(w) > 1 else w, delta)
