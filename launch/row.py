@@ -155,7 +155,9 @@ def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | 
     timed = [t for t, warmup in zip(steps["step_time_s"], steps["warmup"], strict=True) if not warmup]
     row: dict[str, object] = {"timed_steps": len(timed), "first_step_s": steps["step_time_s"][0]}
     if not timed:
-        return row
+        count = len(steps["warmup"])
+        why = f"all {count} steps are warm-up: lower measure.warmup_steps, or more steps"
+        return row | {"tokens_per_s_reason": why}
     every = steps.get("outer_exposed_s", [0.0] * len(steps["warmup"]))
     waited = [t or 0.0 for t, warmup in zip(every, steps["warmup"], strict=True) if not warmup]
     median = statistics.median(t - w for t, w in zip(timed, waited, strict=True)) + statistics.fmean(waited)

@@ -14,9 +14,10 @@ from itertools import groupby
 from pathlib import Path
 
 from .efficiency.command import MODES
-from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, Group, groups, work_key
+from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, groups, work_key
 from .rank_intervals import MIN_RUNS
 from .read import noted, runs_table
+from .work import work_of
 
 PASS, FAIL, SKIP = "pass", "fail", "does not apply"
 TAIL = 1.5  # 95th percentile over median beyond which a median alone misleads
@@ -26,7 +27,8 @@ NOT_NULL = (
     "engine", "launcher", "world_size", "nodes", "ranks_json", "device_type", "threads_per_rank", "os", "kernel",
     "scalade_version", "git_commit", "python_version", "torch_version", "model_layers", "model_width", "global_batch",
 )  # fmt: skip
-FACTORS = (*MODEL, *DATA, *RECIPE, BATCH, *OUTER, "seed", "outer_replicas", "engine", "layout", "world_size", "nodes")
+FACTORS = (*MODEL, *DATA, *RECIPE, BATCH, TOKENS, *OUTER, "seed", "outer_replicas", "engine", "layout", "world_size",
+           "nodes")  # fmt: skip
 UNINTENDED = ("git_commit", "torch_version", "cuda_version", "nccl_version", "driver_version", "python_version",
               "kernel", "device_name", "cpu_model", "scalade_version")  # fmt: skip
 
@@ -155,8 +157,15 @@ def _means(table: _Table) -> Outcome:
     rated = [row for row in table.ok if row["tokens_per_s"] is not None]
     if not rated:
         return SKIP, "no rate in the table", ()
-    failed = [r for r in rated if not _close(r["tokens_per_s"], _over(r["tokens_per_step"], r["step_time_s"]))]
-    return _outcome(failed, "tokens_per_s is not tokens_per_step / step_time_s: a rate was averaged",
+
+    def rate(row: dict) -> float | None:
+        if row.get("timed_tokens") is not None:
+            return _over(row["timed_tokens"], row["timed_s"])
+        return _over(row["tokens_per_step"], row["step_time_s"])
+
+    failed = [row for row in rated if not _close(row["tokens_per_s"], rate(row))]
+    return _outcome(failed, "tokens_per_s is neither tokens_per_step / step_time_s nor timed_tokens / timed_s: a rate "
+                    "was averaged",
                     "every rate is work over the summarised time")  # fmt: skip
 
 
@@ -207,7 +216,7 @@ def _comparison(table: _Table) -> Outcome:
     """7: compare by intervals or tests."""
     by_work: dict[tuple, list[Group]] = {}
     for group in table.groups:
-        by_work.setdefault((*group.match_key, group[BATCH]), []).append(group)
+        by_work.setdefault((*group.match_key, group.level("strong")), []).append(group)
     compared = [some for some in by_work.values() if len(some) > 1]
     if not compared:
         return SKIP, "no two cases do the same work", ()
@@ -239,6 +248,7 @@ def _factors(table: _Table) -> Outcome:
     if not table.ok:
         return SKIP, "no run with status ok", ()
     lacking = {name: [row for row in table.ok if row.get(name) is None] for name in NOT_NULL}
+    lacking[TOKENS] = [row for row in lacking[TOKENS] if work_of(row) is None]  # null where steps differ
     lacking = {name: rows for name, rows in lacking.items() if rows}
     unnamed = [r for r in table.ok if r["device_name"] is None and r["cpu_model"] is None]
     dirty = [r for r in table.ok if r["git_dirty"]]

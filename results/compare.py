@@ -19,6 +19,7 @@ from .errata import why_missing
 from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
 from .read import noted, printable, runs_table
 from .verdict import Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
+from .work import levels, work_of
 
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
 SOFTWARE = (
@@ -174,12 +175,14 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
         return unmeasured(NEW, "nothing in BASE to compare with")
     if not ok[0]:
         return unmeasured(MISSING, f"no run of BASE is ok: {base[0]['status']}: {base[0]['reason']}")
+    if other := _other_work(*ok):
+        return unmeasured(MISSING, other)
     measured = [[value for value in side if value is not None] for side in values]
     if not measured[0]:
         return unmeasured(MISSING if metric.always else NEW, f"BASE has no {metric.column}{_because(ok[0], metric)}")
     if len(measured[1]) < len(values[1]):
-        return unmeasured(MISSING, f"{values[1].count(None)} of {len(values[1])} runs of HEAD have no {metric.column}"
-                                   f"{_because(ok[1], metric)}")
+        count = f"{values[1].count(None)} of {len(values[1])}"
+        return unmeasured(MISSING, f"{count} runs of HEAD have no {metric.column}{_because(ok[1], metric)}")
     failed = len(base) - len(measured[0])
     draft = Finding(
         case_id, name, metric.column, SAME, len(measured[0]), len(measured[1]),
@@ -190,9 +193,21 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
 
 
 def _because(rows: list[dict], metric: Metric) -> str:
-    """What reading has said of a column that is null."""
-    told = dict.fromkeys(filter(None, (why_missing(row, metric.column) for row in rows)))
+    """What reading, or the run itself, has said of a column that is null."""
+    told = [why_missing(row, metric.column) for row in rows]
+    told += [row["tokens_per_s_reason"] for row in rows if metric.column == "tokens_per_s"]
+    told = dict.fromkeys(filter(None, told))
     return f": {'; '.join(told)}" if told else ""
+
+
+def _other_work(base: list[dict], head: list[dict]) -> str | None:
+    """What keeps the two sides of a case from a ratio: recorded runs of one case may differ in tokens a step."""
+    told = [[work for row in rows if (work := work_of(row))] for rows in (base, head)]
+    level = levels(work for side in told for work in side)
+    if len({level[work] for side in told for work in side}) <= 1:
+        return None
+    amounts = [" and ".join(map(str, sorted(set(side), key=lambda work: work.tokens)[:3])) for side in told]
+    return f"other work: tokens per step {amounts[0]} in BASE, {amounts[1]} in HEAD"
 
 
 def _interleaved(base: list[dict], head: list[dict]) -> bool | None:
@@ -267,6 +282,10 @@ def _notes(base: list[dict], head: list[dict], findings: Sequence[Finding]) -> l
         if all(values) and values[0] != values[1]:
             what = "the machines differ: " if column in HARDWARE else ""
             notes.append(printable(f"{what}{column} {', '.join(values[0])} in BASE, {', '.join(values[1])} in HEAD"))
+    unknown = [sum(row["parity"] is not None and work_of(row) is None for row in rows) for rows in sides]
+    if any(unknown):
+        where = f"{unknown[0]} runs of BASE, {unknown[1]} of HEAD"
+        notes.append(f"tokens per step unknown in {where}: taken to be those of their case")
     if any(one.interleaved is False for one in findings):
         notes.append(
             "the runs of BASE and HEAD did not take turns: a change of the machine between them looks like a "

@@ -15,7 +15,7 @@ autocorrelated as this one: machines drift from run to run, and a test for indep
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -26,6 +26,7 @@ import numpy as np
 from .gate_rule import METRICS, Rule, name_of
 from .read import printable, runs_table
 from .verdict import holm, rank_sum_p
+from .work import levels, work_of
 
 SIDE = 4  # runs on each side of a change point, at least
 CAUTION = 1.5  # standard errors added to the autocorrelation: keeps 5% at autocorrelations up to 0.5, from 20 runs
@@ -54,7 +55,7 @@ class ChangePoint:
 
 @dataclass(frozen=True)
 class History:
-    """The series of one case, oldest run first."""
+    """The series of one case and one amount of work, oldest run first."""
 
     case_id: str
     name: str
@@ -85,16 +86,28 @@ def history(
             for row in runs_table(folder, all_attempts=True, where=where).to_pylist():
                 if row["status"] == "ok" and row["started_at"] and (row[metric] or 0) > 0:
                     rows[row["run_id"], row["attempt"], row["started_at"]] = row  # a copied run counts once
-    cases = defaultdict(list)
-    for row in sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"])):
-        cases[row["case_id"]].append(row)
-    series = {case_id: np.log([row[metric] for row in found]) for case_id, found in cases.items()}
-    long = [case_id for case_id, values in series.items() if len(values) >= 2 * SIDE]
-    first = {case_id: _cut(series[case_id]) for case_id in long}
+    cases = _by_work(sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"])))
+    series = {key: np.log([row[metric] for row in found]) for key, found in cases.items()}
+    long = [key for key, values in series.items() if len(values) >= 2 * SIDE]
+    first = {key: _cut(series[key]) for key in long}
     adjusted = dict(zip(long, holm([p for _, p in first.values()]), strict=True))
+    several = Counter(case_id for case_id, _ in cases)
     return [
-        _history(found, series[case_id], metric, alpha, adjusted.get(case_id)) for case_id, found in cases.items()
+        _history(found, series[key], metric, alpha, adjusted.get(key), several[key[0]] > 1)
+        for key, found in cases.items()
     ]
+
+
+def _by_work(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
+    """The runs by case and tokens of a step: recorded runs of one case may differ in them, and that is no change."""
+    works: dict[str, set] = defaultdict(set)
+    for row in rows:
+        works[row["case_id"]] |= {work for work in (work_of(row),) if work is not None}
+    level = {case_id: levels(some) for case_id, some in works.items()}
+    cases = defaultdict(list)
+    for row in rows:
+        cases[row["case_id"], level[row["case_id"]].get(work_of(row))].append(row)
+    return cases
 
 
 def as_dict(histories: Sequence[History]) -> dict[str, object]:
@@ -211,7 +224,10 @@ def _statistic(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return distance[np.arange(len(series)), best], best
 
 
-def _history(rows: list[dict], values: np.ndarray, metric: str, alpha: float, first_p: float | None) -> History:
+def _history(
+    rows: list[dict], values: np.ndarray, metric: str, alpha: float, first_p: float | None, several: bool
+) -> History:
+    """several: the case has series of other work beside this one, so that its name says how much."""
     found = change_points(values, alpha, first_p)
     edges = [0, *(position for position, _ in found), len(values)]
     levels = [float(np.exp(np.median(values[a:b]))) for a, b in zip(edges, edges[1:], strict=False)]
@@ -223,8 +239,9 @@ def _history(rows: list[dict], values: np.ndarray, metric: str, alpha: float, fi
         )
         for (position, p), before, after in zip(found, levels, levels[1:], strict=False)
     ]  # fmt: skip
+    work = f" {work_of(rows[-1]) or 'unknown'} tokens a step"
     return History(
-        case_id=rows[0]["case_id"], name=name_of(rows[-1]), metric=metric,
+        case_id=rows[0]["case_id"], name=name_of(rows[-1]) + (work if several else ""), metric=metric,
         values=tuple(row[metric] for row in rows), started_at=tuple(row["started_at"] for row in rows),
         changes=tuple(changes), autocorrelation=autocorrelation(values, edges[1:-1]), judged=first_p is not None,
     )  # fmt: skip

@@ -32,7 +32,7 @@ SETTINGS = tuple(
     if (group in (*COMPUTED, "Environment", "Prediction") and column.name not in _RESULTS) or column.name in _GIVEN
 )  # fmt: skip
 _BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]} - {"val_bits_per_byte"}
-_BY_US |= {"tokens_seen", "timed_steps", "first_step_s", *_TIMES}
+_BY_US |= {"tokens_seen", "timed_steps", "timed_tokens", "timed_s", "first_step_s", *_TIMES}
 FOUND = tuple(
     name for name in columns("runs")
     if name not in SETTINGS
@@ -132,9 +132,7 @@ def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
         "wall_s": written.seconds, "tokens_seen": seen or None,
     }  # fmt: skip
     row |= _losses(steps)
-    per_step = {one["tokens"] for one in steps}
-    if row.get("tokens_per_step") is None and len(per_step) == 1:
-        row["tokens_per_step"] = per_step.pop()
+    row["tokens_per_step"] = _per_step(steps, settings.get("tokens_per_step"))
     row.setdefault("steps", len(steps) or None)
     row |= _speed(steps, row)
     if row.get("params_total"):
@@ -172,21 +170,62 @@ def _losses(steps: list[dict]) -> dict[str, object]:
     }  # fmt: skip
 
 
+def _per_step(steps: list[dict], declared: int | None) -> int | None:
+    """Tokens of a step: as the steps say; null where they differ, what was declared where none of them says."""
+    told = {one["tokens"] for one in steps if one["tokens"] is not None}
+    return declared if not told else told.pop() if len(told) == 1 else None
+
+
 def _speed(steps: list[dict], row: dict) -> dict[str, object]:
     timed = [one for one in steps if not one["warmup"] and one.get("step_time_s") is not None]
     found = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
+    found |= _rate(steps, timed, row)
     if not timed:
         return found
     times = sorted(one["step_time_s"] for one in timed)
-    median = statistics.median(times)
-    rate = row["tokens_per_step"] / median if row.get("tokens_per_step") and median > 0 else None
     for name in _TIMES:
         parts = [one.get(name) for one in timed]
         found[name] = statistics.median(parts) if None not in parts else None
     return found | {
-        "step_time_s": median, "step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95),
-        "tokens_per_s": rate, "tokens_per_s_per_device": rate and rate / row["world_size"],
+        "step_time_s": statistics.median(times), "step_time_p05_s": _quantile(times, 0.05),
+        "step_time_p95_s": _quantile(times, 0.95),
     }  # fmt: skip
+
+
+def _rate(steps: list[dict], timed: list[dict], row: dict) -> dict[str, object]:
+    """tokens/s: the tokens of a step over the median step time; of steps that differ in tokens all over all.
+
+    A median step of varying work is no step that anything is known of: 90 steps of 100 tokens in 1 s and 10 of 1000
+    in 2 s make 172.7 tokens/s, and neither 100 nor 500.
+    """
+    if not timed:
+        return {"tokens_per_s_reason": _untimed(steps, row)}
+    told = [one for one in timed if one["tokens"] is not None]
+    found: dict[str, object] = {}
+    if row["tokens_per_step"] is not None:
+        tokens, seconds = row["tokens_per_step"], statistics.median(one["step_time_s"] for one in timed)
+    elif not told:
+        which = "no timed step" if any(one["tokens"] is not None for one in steps) else "no step"
+        return {"tokens_per_s_reason": f"tokens per step unknown: {which} says run.step(tokens=...)"}
+    else:
+        tokens, seconds = sum(one["tokens"] for one in told), math.fsum(one["step_time_s"] for one in told)
+        found = {"timed_tokens": tokens, "timed_s": seconds}
+    if not tokens or not 0 < seconds < math.inf:
+        what = f"{tokens} tokens in {seconds:g} s is no rate"
+        return found | {"tokens_per_s_reason": f"{what}: tokens and step_time_s must be above 0"}
+    return found | {"tokens_per_s": tokens / seconds, "tokens_per_s_per_device": tokens / seconds / row["world_size"]}
+
+
+def _untimed(steps: list[dict], row: dict) -> str:
+    """Why no step is timed."""
+    if not steps:
+        return "no step was recorded"
+    if all(one.get("step_time_s") is None for one in steps):
+        return "no step says its time: run.step(step_time_s=...)"
+    if all(one["warmup"] for one in steps):
+        warm = row["measure_warmup_steps"]
+        return f"all {len(steps)} steps are warm-up: record(measure_warmup_steps=...) below {warm}, or more steps"
+    return "no step after the warm-up says its time: run.step(step_time_s=...)"
 
 
 def _quantile(ordered: list[float], share: float) -> float:

@@ -27,7 +27,7 @@ def made(settings_):
         devices, seconds, batch = one.pop("devices"), one.pop("step_time_s"), one.pop("global_batch")
         tp = min(one.pop("tp"), devices)
         rows.append(run(devices, seconds, case_id=f"c{i:03d}", tp=tp, dp_replicate=devices // tp, **one)
-                    | {"global_batch": batch})  # fmt: skip
+                    | {"global_batch": batch, "tokens_per_step": 128 * (batch or 32)})  # fmt: skip
     return groups(rows)[0]
 
 

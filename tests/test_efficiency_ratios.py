@@ -15,7 +15,7 @@ from scalade.results.efficiency.breakdown import breakdown
 from scalade.results.efficiency.loss import steps_to_loss
 from scalade.results.efficiency.report import EfficiencyReport
 from scalade.results.efficiency.series import Options, read_series
-from scalade.results.efficiency.workload import BATCH, MUST_MATCH, allowed, groups, guess_mode
+from scalade.results.efficiency.workload import MUST_MATCH, TOKENS, allowed, groups, guess_mode
 from scalade.results.schema import columns
 from scalade.results.store import RunStore
 
@@ -70,7 +70,7 @@ def another(name: str, value: object) -> object:
     return f"{value}x" if kind == "string" else (value or 0) + 1
 
 
-@given(st.sets(st.sampled_from((*MUST_MATCH, BATCH)), min_size=1))
+@given(st.sets(st.sampled_from((*MUST_MATCH, TOKENS)), min_size=1))
 @settings(max_examples=80, deadline=None)
 def test_a_refusal_names_exactly_the_columns_that_differ(names):
     base, other = run(1, 1.0), run(4, 0.3)
@@ -87,7 +87,7 @@ def test_a_refusal_names_exactly_the_columns_that_differ(names):
 def test_weak_scaling_refuses_another_batch_per_device(devices, batch):
     rows = [run(1, 1.0, global_batch=8), run(devices, 1.0, global_batch=batch)]
     series, refused = read(rows, mode="weak")
-    assert [one.columns for one in refused] == ([] if batch == 8 * devices else [(BATCH,)])
+    assert [one.columns for one in refused] == ([] if batch == 8 * devices else [(TOKENS,)])
 
 
 def test_what_is_not_part_of_the_work_may_differ():
@@ -413,9 +413,11 @@ def test_mistakes_are_one_line(folder, arguments, message):
 
 def test_a_mixed_table_asks_for_the_mode(tmp_path):
     rows = [run(1, 1.0, global_batch=8), run(2, 1.0, global_batch=16), run(4, 1.0, global_batch=16)]
-    with pytest.raises(ValueError, match=r"global_batch is neither the same in all runs \(16, 8\) nor per device"):
+    with pytest.raises(ValueError, match=r"tokens_per_step is neither the same in all runs \(1,024, 2,048\) nor per"):
         guess_mode(groups(rows)[0])
     assert guess_mode(groups(rows[:2])[0]) == "weak"
+    longer = [run(n, 1.0, model_seq_len=length) for n in (1, 2) for length in (128, 256)]  # two workloads, not a mix
+    assert guess_mode(groups(longer)[0]) == "strong"
 
 
 def test_a_declared_base(folder):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..errata import why_missing
 from ..read import noted, rows_table, runs_table
+from ..work import no_work
 from .loss import WINDOW
 from .report import EfficiencyReport, compared
 from .series import FORMS, Options, Refusal, read_series
@@ -22,7 +23,7 @@ def efficiency(
 ) -> EfficiencyReport:  # fmt: skip
     """Scaling efficiency of the runs at `path` (see read_runs).
 
-    mode: `strong` (total work fixed) or `weak` (work of each device); None: as the batches say.
+    mode: `strong` (total work fixed) or `weak` (work of each device); None: as the tokens of a step say.
     form: `throughput`, `step_time` or `loss` (time to target_loss, mean of loss_window steps); the default is
         throughput, or loss where a target is given. The first two give one efficiency and two speedups.
     base: a filter that names the base, as `layout == single`; None: the smallest device count of each family.
@@ -51,7 +52,9 @@ def efficiency(
     found, lost = groups(rows)
     if not found:
         kept = f" that match {where!r}" if where else ""
-        raise ValueError(f"no timed run with status ok among the {len(rows)} runs{kept}")
+        why = Counter(no_work(row) for row in lost if row["status"] == "ok").most_common(1)
+        said = f"; {why[0][1]} with status ok: {why[0][0]}" if why else ""
+        raise ValueError(f"no timed run with status ok among the {len(rows)} runs{kept}{said}")
     declared = None
     if bases is not None:
         declared = [group for group in found if group.rows[0]["run_id"] in bases]
@@ -60,7 +63,7 @@ def efficiency(
     options = Options(mode or guess_mode(found), form, target_loss, loss_window, allowed(allow), level, draws, seed)
     series, refused = read_series(found, _steps(path, found), options, declared)
     for row in lost:
-        why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else _untimed(row)
+        why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else no_work(row)
         refused.append(Refusal(f"{row['layout'] or '?'} on {row['world_size'] or '?'} ranks", (row["run_id"],), why))
     notes = [f"warning: {line}" for line in told]
     return EfficiencyReport(
@@ -80,11 +83,6 @@ def _steps(path: str | Path, found) -> dict[str, list[dict]]:
     for row in table.select(names).to_pylist():
         by_run.setdefault(row["run_id"], []).append(row)
     return by_run
-
-
-def _untimed(row: Mapping) -> str:
-    why = why_missing(row, "step_time_s")
-    return "no timed step" if why is None else f"no step time: {why}"
 
 
 def _mixed(found) -> list[str]:

@@ -1,13 +1,16 @@
 """Time to a target loss, from the table `steps`: steps to the loss times the seconds of a step.
 
-A step's seconds are the run's step_time_s (its outer steps amortised), also for the warm-up steps, so that
-compilation does not count. The loss is the mean of the last `window` steps: one lucky batch reaches nothing.
+A step's seconds are the run's step_time_s (its outer steps amortised; the mean where steps differ in tokens), also for
+the warm-up steps, so that compilation does not count. The loss is the mean of the last `window` steps: one lucky batch
+reaches nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import fsum, isfinite
+
+from ..work import mean_step_s
 
 WINDOW = 10
 
@@ -36,4 +39,4 @@ def time_to_loss_s(
         known = [s["loss"] for s in steps if s["loss"] is not None and isfinite(s["loss"])]
         lowest = f", lowest loss of a step {min(known):.4g}" if known else ""
         return None, f"loss {target:g} not reached in {len(steps)} steps{lowest}"
-    return reached * row["step_time_s"], None
+    return reached * mean_step_s(row), None

@@ -13,9 +13,10 @@ from statistics import median as middle
 from .. import rank_intervals as ranks
 from ..rank_intervals import Estimate
 from ..system_laws import LAWS, LawFit, fit_law
+from ..work import mean_step_s
 from .breakdown import Breakdown, breakdown
 from .loss import time_to_loss_s
-from .workload import Bases, Group, differing, remedy
+from .workload import TOKENS, Bases, Group, differing, remedy
 
 FORMS = ("throughput", "step_time", "loss")
 
@@ -72,6 +73,7 @@ class Point:
             "case_ids": sorted({row["case_id"] for row in group.rows}),
             "run_ids": [row["run_id"] for row in group.rows],
             "not_ok_run_ids": [row["run_id"] for row in group.not_ok], "global_batch": group["global_batch"],
+            "tokens_per_step": float(group.work.tokens),
             "tokens_per_s": self.tokens_per_s.to_dict(), "step_time_s": self.step_time_s.to_dict(),
             **{name: estimate and estimate.to_dict() for name, estimate in optional.items()},
             "ideal_tokens_per_s": self.ideal_tokens_per_s, "breakdown": self.breakdown.to_dict(),
@@ -145,7 +147,9 @@ def read_series(
         if base is not None and not names:
             members.setdefault((position[id(base)], group.family, group["engine"] or ""), []).append(group)
         elif base is not None:
-            why = f"differs from {base.where} in {', '.join(names)}{remedy(group, base, names)}"
+            amounts = " (" + " against ".join(one.amount(options.mode) for one in (group, base)) + ")"
+            shown = ", ".join(name + amounts * (name == TOKENS) for name in names)
+            why = f"differs from {base.where} in {shown}{remedy(group, base, names)}"
             runs = tuple(row["run_id"] for row in group.rows)
             refused.append(Refusal(group.where, runs, why, base.where, tuple(names)))
     said = {id(usable[i]) for i, *_ in members} | {id(group) for rest in members.values() for group in rest}
@@ -164,7 +168,7 @@ def _series(base: Group, rest: list[Group], family: str, steps, times, options: 
     points = [_point(group, base, steps, times, options) for group in (base, *rest)]
     by_count: dict[int, list[float]] = {}
     for point in points:  # several layouts on as many devices: a law is fitted to the fastest
-        rates = [row["tokens_per_step"] / row["step_time_s"] for row in point.group.rows]
+        rates = point.group.rates
         by_count[point.group.devices] = max(by_count.get(point.group.devices, rates), rates, key=middle)
     laws = [
         fit_law(law, by_count, options.level, options.draws, options.seed)
@@ -176,7 +180,7 @@ def _series(base: Group, rest: list[Group], family: str, steps, times, options: 
 
 def _point(group: Group, base: Group, steps, times, options: Options) -> Point:
     level = options.level
-    rates = [row["tokens_per_step"] / row["step_time_s"] for row in group.rows]
+    rates = group.rates
     seconds = [row["step_time_s"] for row in group.rows]
     loss_s = times.get(id(group))
     speedup = efficiency = None
@@ -186,13 +190,12 @@ def _point(group: Group, base: Group, steps, times, options: Options) -> Point:
             speedup = ranks.ratio(times[id(base)], loss_s, level)
             efficiency = speedup.scaled(share)
         else:
-            base_rates = [row["tokens_per_step"] / row["step_time_s"] for row in base.rows]
-            efficiency = ranks.ratio(rates, base_rates, level).scaled(share)
+            efficiency = ranks.ratio(rates, base.rates, level).scaled(share)
             speedup = (
                 efficiency.scaled(1 / share) if options.form == "throughput"
-                else ranks.ratio([row["step_time_s"] for row in base.rows], seconds, level)
+                else ranks.ratio(*([mean_step_s(row) for row in one.rows] for one in (base, group)), level)
             )  # fmt: skip
-    ideal = ranks.median([row["tokens_per_step"] / row["step_time_s"] for row in base.rows]).value
+    ideal = ranks.median(base.rates).value
     return Point(
         group=group, is_base=group is base, tokens_per_s=ranks.median(rates, level),
         step_time_s=ranks.median(seconds, level), time_to_loss_s=ranks.median(loss_s, level) if loss_s else None,

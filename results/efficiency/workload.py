@@ -2,7 +2,7 @@
 
 A **group** is the runs that repeat each other: all that decides speed is the same, seeds may differ. Two groups are
 comparable where the work function matches: model, data, recipe, outer algorithm, software choices and device are
-the same, and so is the batch: the global one in strong scaling, the one of each device in weak scaling.
+the same, and so are the tokens of a step (work.py): all of them in strong scaling, those of each device in weak.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from statistics import median as middle
 
 from ..columns import RUNS
 from ..schema import columns
+from ..work import Work, levels, rate_of, work_of
 
 
 def _names(group: str, but: Iterable[str] = ()) -> tuple[str, ...]:
@@ -25,6 +26,7 @@ def _names(group: str, but: Iterable[str] = ()) -> tuple[str, ...]:
 _NOT_SETTINGS = ("outer_replicas", "outer_placement", "outer_offload")  # how replicas are placed: layout
 _OUTER = _names("Outer loop")
 BATCH = "global_batch"
+TOKENS = "tokens_per_step"
 MODEL = tuple(name for name in _names("Model") if name.startswith("model_"))
 DATA = tuple(
     name for name in _names("Data")
@@ -44,10 +46,12 @@ _GROUPED = (*MUST_MATCH, BATCH, *_names("Layout"), "outer_replicas", "outer_plac
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that repeat each other; every one is `ok` and has a step time."""
+    """Runs that repeat each other; every one is `ok`, has a step time, a throughput and known tokens per step."""
 
     rows: tuple[dict, ...]
     not_ok: tuple[dict, ...] = ()  # runs of the same group that came to nothing
+    work: Work | None = None  # of a step
+    levels: tuple[Fraction, Fraction] = (Fraction(0), Fraction(0))  # that work, and one device's: equal where the same
 
     def __getitem__(self, column: str) -> object:
         return self.rows[0].get(column)
@@ -96,40 +100,88 @@ class Group:
         return f"-zero{self['zero_stage']}" + (f"-hpz{self['hpz']}" if (self["hpz"] or 1) > 1 else "")
 
     @cached_property
+    def rates(self) -> list[float]:
+        """tokens/s of each run."""
+        return [rate_of(row) for row in self.rows]
+
+    @property
     def cost_s(self) -> list[float]:
         """Device-seconds per token of each run: what efficiency divides."""
-        return [row["step_time_s"] * self.devices / row["tokens_per_step"] for row in self.rows]
+        return [self.devices / rate for rate in self.rates]
+
+    def level(self, mode: str) -> Fraction:
+        """What must be equal in two groups that do the same work."""
+        return self.levels[mode == "weak"]
+
+    def amount(self, mode: str) -> str:
+        """The work that a mode compares, for people."""
+        return f"{self.work}" if mode == "strong" else f"{self.work.over(self.devices)} a device"
 
 
 def groups(rows: Sequence[dict]) -> tuple[list[Group], list[dict]]:
-    """The groups by device count, and the runs that belong to none because they are not ok or were not timed."""
+    """The groups by device count, and the runs that belong to none: not ok, not timed, or of unknown work."""
+    timed = [row for row in rows if is_timed(row)]
+    level = _levels([(row, work_of(row)) for row in timed])
     kept: dict[tuple, list[dict]] = {}
+    for row in timed:
+        kept.setdefault((*(row.get(name) for name in _GROUPED), level[id(row)]), []).append(row)
     lost: dict[tuple, list[dict]] = {}
     for row in rows:
-        key = tuple(row.get(name) for name in _GROUPED)
-        timed = row["status"] == "ok" and all(row.get(n) for n in ("step_time_s", "tokens_per_step", "world_size"))
-        (kept if timed else lost).setdefault(key, []).append(row)
-    found = [Group(tuple(members), tuple(lost.get(key, ()))) for key, members in kept.items()]
+        if not is_timed(row):
+            lost.setdefault(tuple(row.get(name) for name in _GROUPED), []).append(row)
+    works = [(members[0], _mean_work(members)) for members in kept.values()]
+    whole = _levels(works)
+    share = _levels([(row, work.over(row["world_size"])) for row, work in works])
+    found = [
+        Group(tuple(members), tuple(lost.get(key[:-1], ())), work, (whole[id(row)], share[id(row)]))
+        for (key, members), (row, work) in zip(kept.items(), works, strict=True)
+    ]
     found.sort(key=lambda g: (g.devices, g["engine"] or "", g.label, g["case_id"]))
     return found, [row for members in lost.values() for row in members]
 
 
+def is_timed(row: dict) -> bool:
+    """Whether efficiency can be formed of this run."""
+    told = row["status"] == "ok" and row.get("step_time_s") and row.get("world_size")
+    return bool(told and rate_of(row) and work_of(row))
+
+
+def _mean_work(rows: Sequence[dict]) -> Work:
+    works = [work_of(row) for row in rows]
+    return Work(sum(work.tokens for work in works) / len(works), any(work.varies for work in works))
+
+
+def _levels(told: Iterable[tuple[dict, Work]]) -> dict[int, Fraction]:
+    """The level of each run's work, by id of its row; runs of one model share levels."""
+    pools: dict[tuple, list[tuple[dict, Work]]] = {}
+    for row, work in told:
+        pools.setdefault(tuple(row.get(name) for name in MODEL), []).append((row, work))
+    result = {}
+    for members in pools.values():
+        level = levels(work for _, work in members)
+        result |= {id(row): level[work] for row, work in members}
+    return result
+
+
 def guess_mode(found: Sequence[Group]) -> str:
-    """`strong` where the global batch is one and the same, `weak` where that of each device is.
+    """`strong` where the tokens of a step are the same in all groups that match, `weak` where each device's are.
 
     Raises
     ------
-    ValueError: neither, or the table does not say
+    ValueError: neither
     """
-    totals = {group[BATCH] for group in found}
-    per_device = {Fraction(group[BATCH] or 0, group.devices) for group in found}
-    if len(totals) == 1:
-        return "strong"
-    if len(per_device) == 1:
-        return "weak"
+    pools: dict[tuple, list[Group]] = {}
+    for group in found:
+        pools.setdefault(group.match_key, []).append(group)
+    for mode in ("strong", "weak"):
+        if all(len({group.level(mode) for group in some}) == 1 for some in pools.values()):
+            return mode
+    worst = max(pools.values(), key=lambda some: len({group.level("strong") for group in some}))
+    totals, shares = ({group.level(mode): group.amount(mode) for group in worst} for mode in ("strong", "weak"))
     raise ValueError(
-        f"global_batch is neither the same in all runs ({_listed(totals)}) nor per device ({_listed(per_device)}): "
-        "name the mode, strong or weak, or keep a part of the runs with a filter"
+        f"{TOKENS} is neither the same in all runs ({_listed(totals)}) nor per device "
+        f"({_listed(shares).replace(' a device', '')}): name the mode, strong or weak, or keep a part of the runs "
+        "with a filter"
     )
 
 
@@ -139,9 +191,8 @@ def differing(group: Group, base: Group, mode: str, allow: Sequence[str] = ()) -
     if group.match_key != base.match_key:
         pairs = zip(_MATCHED, group.match_key, base.match_key, strict=True)
         names = [name for name, ours, theirs in pairs if ours != theirs]
-    ours, theirs = (1, 1) if mode == "strong" else (base.devices, group.devices)
-    if (group[BATCH] or 0) * ours != (base[BATCH] or 0) * theirs:
-        names.append(BATCH)
+    if group.level(mode) != base.level(mode):
+        names.append(TOKENS)
     return [name for name in names if name not in allow]
 
 
@@ -161,15 +212,15 @@ def remedy(group: Group, base: Group, names: Sequence[str]) -> str:
 
 
 def allowed(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns a user lets differ; `outer` is all settings of the outer algorithm.
+    """The columns a user lets differ; `outer` is all settings of the outer algorithm, global_batch the tokens.
 
     Raises
     ------
     ValueError: a column that nothing is compared by; names the nearest
     """
-    known = (*MUST_MATCH, BATCH, *ON_CPU)
+    known = (*MUST_MATCH, TOKENS, *ON_CPU)
     found: list[str] = []
-    for name in names:
+    for name in (TOKENS if name == BATCH else name for name in names):
         if name != "outer" and name not in known:
             near = difflib.get_close_matches(name, ("outer", *known), n=1, cutoff=0)[0]
             what = "is no column of the runs" if name not in columns("runs") else "need not match"
@@ -180,9 +231,8 @@ def allowed(names: Sequence[str]) -> tuple[str, ...]:
 
 def work_key(group: Group, mode: str, allow: Sequence[str] = ()) -> tuple:
     """Equal for two groups that may be compared (`differing` names nothing), and for no others."""
-    batch = group[BATCH] or 0
     key = tuple(value for name, value in zip(_MATCHED, group.match_key, strict=True) if name not in allow)
-    return (*key, None if BATCH in allow else batch if mode == "strong" else Fraction(batch, group.devices))
+    return (*key, None if TOKENS in allow else group.level(mode))
 
 
 class Bases:
@@ -230,5 +280,5 @@ def _small_and_fast(group: Group) -> tuple[int, float]:
     return group.devices, middle(group.cost_s)
 
 
-def _listed(values: Iterable) -> str:
-    return ", ".join(str(value) for value in sorted(values, key=str)[:5])
+def _listed(amounts: dict[Fraction, str]) -> str:
+    return ", ".join(amounts[level] for level in sorted(amounts)[:5])

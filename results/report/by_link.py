@@ -16,6 +16,7 @@ import numpy as np
 
 from ..rank_intervals import Estimate, median
 from ..read import rows_table, runs_table
+from ..work import work_of
 from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_interval
 from .outer import sent
 
@@ -28,7 +29,8 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
     `step_s`: Estimate over runs. `exposed_s`: of a step, median over runs of what inner collectives were waited for
     (median step) and outer ones (mean over the timed steps); None where it was not measured. `sent_bytes`: of one rank
     and step. `sent_s`: what these take at the link's measured rate, for two ranks the least there is (a ring moves each
-    message once); None without a lab. `ratio`: step time of the layout without an outer loop over this one's.
+    message once); None without a lab. `ratio`: step time of the layout without an outer loop over this one's, of
+    the same tokens a step; `work`: these.
 
     Raises
     ------
@@ -45,10 +47,10 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
             groups[run["layout"]].append(run)
         link, rates = link_name(runs), _told(runs, "link_rate_measured_bits_per_s")
         found = [{"link": link} | _row(name, some, outer, level) for name, some in groups.items()]
-        plain = [row["step_s"].value for row in found if not row["outer"]]
         for row in found:
+            plain = [other["step_s"].value for other in found if not other["outer"] and other["work"] == row["work"]]
             row["sent_s"] = 8 * row["sent_bytes"] / np.median(rates) if rates and row["sent_bytes"] else None
-            row["ratio"] = min(plain) / row["step_s"].value if plain else None
+            row["ratio"] = min(plain) / row["step_s"].value if plain and row["work"] else None
         rows += sorted(found, key=lambda row: (row["outer"], -(row["sent_bytes"] or 0)))
     return rows
 
@@ -61,7 +63,7 @@ def _row(layout: str, runs: list[dict], outer: dict[str, float], level: float) -
     ]
     bytes_each = [sent(run) / run["steps"] for run in runs if sent(run)]
     return {
-        "layout": layout, "outer": (runs[0]["outer_algorithm"] or "none") != "none",
+        "layout": layout, "work": work_of(runs[0]), "outer": (runs[0]["outer_algorithm"] or "none") != "none",
         "step_s": median([run["step_time_s"] for run in runs], level),
         "exposed_s": float(np.median(waits)) if waits else None,
         "sent_bytes": float(np.median(bytes_each)) if bytes_each else None,

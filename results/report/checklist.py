@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..efficiency.workload import BATCH, Group
+from ..efficiency.workload import Group
 from ..rank_intervals import MIN_RUNS
-from .source import WORK, Source
+from .source import Source, same_training
 
 REPORTED, PARTLY, MISSING, NOT_ASKED = "reported", "partly", "missing", "does not apply"
 AGREE = {"fp32": 1e-4, "bf16": 2e-2}  # relative difference of the losses of layouts that compute the same
@@ -116,9 +116,9 @@ def _batch(source: Source) -> Item:
     if len({group.devices for group in source.groups}) < 2:
         return Item(what, NOT_ASKED, "one device count")
     modes = [f"{mode} in {len(some)} series" for mode, some in source.series.items() if some]
-    sizes = len({group[BATCH] for group in source.groups})
+    sizes = len({group.level("strong") for group in source.groups})
     return Item(what, REPORTED, ", ".join(modes)) if modes else Item(
-        what, MISSING, f"{sizes} global batches, equal neither in all nor per device within a workload")  # fmt: skip
+        what, MISSING, f"{sizes} amounts of tokens a step, equal neither in all nor per device")  # fmt: skip
 
 
 def _repeats(groups: Sequence[Group]) -> Item:
@@ -148,7 +148,7 @@ def _parity(groups: Sequence[Group]) -> Item:
     for group in groups:
         for row in group.rows:
             if (group["outer_algorithm"] or "none") == "none" and row["loss"]:
-                key = (*(group[name] for name in WORK), row["seed"])
+                key = (*same_training(group), row["seed"])
                 by_work.setdefault(key, []).append((group, row["loss"]))
     worst, over, sets = 0.0, 0, 0
     for members in by_work.values():

@@ -237,7 +237,7 @@ def predicted(source: Source) -> list[Drawn | Undrawn]:
 
 
 def throughput_estimate(source: Source, group: Group) -> Estimate:
-    return median([row["tokens_per_step"] / row["step_time_s"] for row in group.rows], source.level)
+    return median(group.rates, source.level)
 
 
 def _peaks(rows: Sequence[dict]) -> str:

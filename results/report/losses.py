@@ -12,6 +12,7 @@ from ..laws.fit import Fit, fit, with_profiles
 from ..laws.isoflop import budgets, isoflop
 from ..laws.optimum import optimum
 from ..laws.table import Rows
+from ..work import work_of
 from .drawing import GREY, Drawn, Undrawn, legend, log_scale, look, new_figure, powers, short, size_looks, size_scale
 from .source import Source, label
 
@@ -30,7 +31,7 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
     title = "Loss against tokens, FLOPs and device-hours"
     cases: dict[str, list[dict]] = {}
     for row in source.ok:
-        if row["run_id"] in source.steps and row["tokens_per_step"]:
+        if row["run_id"] in source.steps and work_of(row):
             cases.setdefault(row["case_id"], []).append(row)
     if not cases:
         return [Undrawn(title, "the steps of a run with status ok: a results folder, not an exported file of runs")]
@@ -52,7 +53,7 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
             continue
         runs += len(rows)
         row, style = rows[0], styles[kind(rows[0])] | {"marker": None, "linewidth": 1.1}
-        tokens = (at + 1) * row["tokens_per_step"]
+        tokens = (at + 1) * float(work_of(row).tokens)
         flops = row["flops_per_token_6n"]
         hours = wait * (row["world_size"] or np.nan) / unit
         for one, x in zip(axes, (tokens, tokens * flops if flops else None, hours), strict=True):

@@ -7,14 +7,14 @@ import numpy as np
 from ..efficiency.workload import Group
 from ..rank_intervals import median
 from .drawing import Drawn, Undrawn, chunks, interval_text, legend, log_scale, look, new_figure, numbered, with_interval
-from .source import WORK, Source, label, spread, work_name
+from .source import Source, label, same_training, spread, work_name
 
 
 def diloco(source: Source) -> list[Drawn | Undrawn]:
     title = "DiLoCo against data parallel"
     by_work: dict[tuple, list[Group]] = {}
     for group in source.groups:
-        by_work.setdefault(tuple(group[name] for name in WORK), []).append(group)
+        by_work.setdefault(same_training(group), []).append(group)
     ready, folded = [], 0
     for some in by_work.values():
         outer = [group for group in some if _algorithm(group) != "none"]
@@ -55,7 +55,7 @@ def _figure(source: Source, name: str, title: str, some: list[Group], folded: in
         one = look(kinds.index(_kind(group))) | {"linestyle": "none"}
         megabytes = float(np.median([sent(row) for row in group.rows])) / 1e6
         loss = [value for value in spread(group.rows, column) if value > 0]
-        rate = median([row["tokens_per_step"] / row["step_time_s"] for row in group.rows], source.level)
+        rate = median(group.rates, source.level)
         for axes, estimate, found in ((left, loss and median(loss, source.level), losses), (right, rate, speeds)):
             if estimate:
                 found.append(estimate)

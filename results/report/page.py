@@ -17,14 +17,13 @@ from pathlib import Path
 
 from ..check import findings
 from ..compare import Comparison
-from ..efficiency.workload import BATCH
 from ..gate_formats import summary
 from ..read import printable
 from . import gate, parts, published, tables
 from .checklist import checklist
 from .drawing import Drawn, Undrawn
 from .layouts import throughput_estimate
-from .source import WORK, Source, by_size, work_name
+from .source import Source, by_size, same_training, work_name
 
 HERE = Path(__file__).parent
 MOST = 20  # workloads whose fastest layout is named at the top
@@ -83,12 +82,12 @@ def _fastest(source: Source) -> list[str]:
     """The fastest layout of each workload, as measured."""
     best: dict[tuple, tuple] = {}
     for group in source.groups:
-        key = tuple(group[name] for name in WORK)
+        key = same_training(group)
         rate = throughput_estimate(source, group)
         if key not in best or rate.value > best[key][0].value:
             best[key] = (rate, group)
     lines = []
-    for rate, group in sorted(best.values(), key=lambda pair: (by_size(pair[1]), pair[1][BATCH] or 0)):
+    for rate, group in sorted(best.values(), key=lambda pair: (by_size(pair[1]), pair[1].work.tokens)):
         low, high, sign = (rate.low, rate.high, ", ") if rate.low is not None else (rate.least, rate.most, " .. ")
         runs = f"{rate.runs} run{'s' * (rate.runs != 1)}"
         span = f" [{low:,.0f}{sign}{high:,.0f}]" if rate.runs > 1 else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..efficiency.series import Point, Series
-from ..efficiency.workload import BATCH
+from ..efficiency.workload import TOKENS
 from .drawing import (
     GREY,
     Drawn,
@@ -23,8 +23,8 @@ from .drawing import (
 from .source import Source, label, work_name
 
 WORDS = {
-    "strong": "total work fixed: the same global batch on more devices",
-    "weak": "work per device fixed: the global batch grows with the devices",
+    "strong": "total work fixed: the same tokens a step on more devices",
+    "weak": "work per device fixed: the tokens of a step grow with the devices",
 }
 
 
@@ -34,14 +34,14 @@ def scaling(source: Source) -> list[Drawn | Undrawn]:
     for mode, some in source.series.items():
         by_work: dict[tuple, list[Series]] = {}
         for one in some:
-            by_work.setdefault((one.base.group.match_key, one.base.group[BATCH]), []).append(one)
+            by_work.setdefault((one.base.group.match_key, one.base.group.level("strong")), []).append(one)
         most = sorted(by_work.values(), key=lambda members: -sum(len(one.points) for one in members))
         parts, more = chunks(most, f"{mode.capitalize()} scaling", 1)
         found += more
         for index, (members,) in enumerate(parts, 1):
             found.append(_figure(source, mode, members, index, len(parts)))
         if not some:
-            grows = "with the same global_batch" if mode == "strong" else "with the same global_batch per device"
+            grows = "with the same tokens a step" if mode == "strong" else "with the same tokens a step per device"
             needs = f"runs of one model, recipe and engine on two device counts or more {grows}"
             found.append(Undrawn(f"{mode.capitalize()} scaling", needs + _in_the_way(source, mode)))
     return found
@@ -49,8 +49,8 @@ def scaling(source: Source) -> list[Drawn | Undrawn]:
 
 def _in_the_way(source: Source, mode: str) -> str:
     """What alone keeps runs from being compared; a user may allow it."""
-    batch = {BATCH} if mode == "weak" else set()
-    columns = sorted({name for one in source.refused for name in one.columns if set(one.columns) - batch} - batch)
+    other = {TOKENS} if mode == "weak" else set()
+    columns = sorted({name for one in source.refused for name in one.columns if set(one.columns) - other} - other)
     names = ", ".join(columns[:3]) + (f" and {len(columns) - 3} more" if len(columns) > 3 else "")
     return f"; the runs that are there differ in {names} (`allow` compares them all the same)" if columns else ""
 
@@ -118,6 +118,7 @@ def _figure(source: Source, mode: str, members: list[Series], index: int, of: in
         "throughput: " + interval_text([p.tokens_per_s for p in points.values()], source.level, "order statistics")
         + ". Efficiency: " + interval_text([p.efficiency for p in low], source.level, "Hodges-Lehmann ratio"),
         f"{WORDS[mode]}. Efficiency = device-seconds per token of the base over those of the point. "
-        f"Base of 1: {where}, {absolute}. Throughput is tokens_per_step over the median step time of the slowest rank",
+        f"Base of 1: {where}, {absolute}. Throughput is tokens_per_step over the median step time of the slowest rank; "
+        "where steps differ in tokens, all tokens over all time",
         "Dotted grey: ideal. Points that share a device count are set side by side. " + " ".join(lines),
     )  # fmt: skip

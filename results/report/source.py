@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +18,20 @@ from ..efficiency.workload import (
     MODEL,
     OUTER,
     RECIPE,
+    TOKENS,
     Group,
     allowed,
     groups,
 )  # fmt: skip
 from ..read import noted, printable, rows_table, runs_table
+from ..work import no_work
 
 MODES = ("strong", "weak")
-WORK = (*MODEL, *DATA, *RECIPE, BATCH)  # runs that agree in these train the same model the same way
+WORK = (*MODEL, *DATA, *RECIPE)  # runs that agree in these, and in tokens a step, train the same model the same way
 STEP_COLUMNS = ("step", "warmup", "tokens_seen", "loss", "step_time_s", "outer_exposed_s")
-SETTINGS = tuple(dict.fromkeys((BATCH, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine")))  # as named
+SETTINGS = tuple(  # that tell groups apart, as named
+    dict.fromkeys((BATCH, TOKENS, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine"))
+)
 LONGEST = 40  # characters of a name in a figure
 
 
@@ -83,7 +88,7 @@ def read_source(
         steps = {} if Path(path).is_file() else _steps(path, rows)
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
-    found, _ = groups(rows)
+    found, lost = groups(rows)
     declared = None if bases is None else [group for group in found if group.rows[0]["run_id"] in bases]
     if declared == []:
         raise ValueError(f"base {base!r}: matches no run with status ok")
@@ -100,6 +105,8 @@ def read_source(
     for one in (one for mode in modes for one in refusals[mode] if not compared & set(one.run_ids)):
         if one.run_ids not in told or len(one.columns) < len(told[one.run_ids].columns):
             told[one.run_ids] = one
+    silent = Counter(no_work(row) for row in lost if row["status"] == "ok")
+    notes += [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
     notes += unchecked(rows)
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
@@ -122,7 +129,14 @@ def model_name(group: Group) -> str:
 
 def work_name(group: Group) -> str:
     """The workload of a group, for a title."""
-    return f"{model_name(group)}, {group[BATCH] or '?'} x {group['model_seq_len'] or '?'} tokens a step"
+    batch, length = group[BATCH] or 0, group["model_seq_len"] or 0
+    tokens = f"{batch} x {length}" if batch * length == group.work.tokens else f"{group.work}"
+    return f"{model_name(group)}, {tokens} tokens a step" + " on average" * group.work.varies
+
+
+def same_training(group: Group) -> tuple:
+    """Equal for groups that train the same model the same way."""
+    return (*(group[name] for name in WORK), group.level("strong"))
 
 
 def by_size(group: Group) -> tuple:

@@ -1,0 +1,112 @@
+"""The work of a step is its tokens: how many there are, at what rate they were trained on, and whose work is the same.
+
+    work = tokens_per_step, or tokens_seen / steps where steps differ in tokens
+    rate = tokens_per_s:  tokens_per_step / step_time_s, or timed_tokens / timed_s where steps differ in tokens
+
+Two runs do the same work where these counts are equal. Where the steps of one of them differ in tokens (packed
+sequences, a short last batch) its work is a mean, and two means within VARIES of each other are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .errata import why_missing
+
+VARIES = Fraction(1, 20)
+UNKNOWN = "tokens per step unknown: say run.step(tokens=...) or record(tokens_per_step=...)"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens of one step; varies: a mean over steps that differ."""
+
+    tokens: Fraction
+    varies: bool = False
+
+    def over(self, devices: int) -> Work:
+        """The share of one device."""
+        return Work(self.tokens / devices, self.varies)
+
+    def __str__(self) -> str:
+        whole = self.tokens.denominator == 1
+        return f"{int(self.tokens):,}" if whole else f"{float(self.tokens):,.1f}"
+
+
+def work_of(row: Mapping) -> Work | None:
+    """The work of a step of this run; None: the row does not tell."""
+    if row.get("tokens_per_step"):
+        return Work(Fraction(row["tokens_per_step"]))
+    steps = row.get("step_rows") or row.get("steps")
+    if not row.get("tokens_seen") or not steps:
+        return None
+    return Work(Fraction(row["tokens_seen"], steps), varies=True)
+
+
+def rate_of(row: Mapping) -> float | None:
+    """tokens/s of a run, all ranks together; None: not measured."""
+    if row.get("tokens_per_s") is not None or _no_rate(row):
+        return row.get("tokens_per_s") or None
+    if not row.get("tokens_per_step") or not row.get("step_time_s"):
+        return None
+    return row["tokens_per_step"] / row["step_time_s"]
+
+
+def mean_step_s(row: Mapping) -> float:
+    """Seconds of a step, for a sum over steps: the median, or the mean where steps differ in tokens."""
+    if row.get("timed_tokens") and row.get("timed_s") and row.get("timed_steps"):
+        return row["timed_s"] / row["timed_steps"]
+    return row["step_time_s"]
+
+
+def no_work(row: Mapping) -> str | None:
+    """Why no ratio is formed of a run with status ok; None: its work and its rate are known."""
+    if not row.get("step_time_s"):
+        why = why_missing(row, "step_time_s")
+        return _no_rate(row) or ("no timed step" if why is None else f"no step time: {why}")
+    known = work_of(row)
+    if known is None:
+        return UNKNOWN
+    if rate_of(row) is not None:
+        return None
+    return _no_rate(row) or f"no tokens_per_s, and steps differ in tokens ({known} on average)"
+
+
+def _no_rate(row: Mapping) -> str | None:
+    """Why tokens_per_s is null, as the row says."""
+    why = why_missing(row, "tokens_per_s")
+    return row.get("tokens_per_s_reason") or (None if why is None else f"no tokens_per_s: {why}")
+
+
+def levels(works: Iterable[Work]) -> dict[Work, Fraction]:
+    """One number for each of these amounts of work: two of the same work have the same.
+
+    Those that vary stand together from the smallest on as far as VARIES, and with the nearest fixed one that is as
+    close to their mean.
+    """
+    found = set(works)
+    result = {one: one.tokens for one in found if not one.varies}
+    fixed = sorted(result.values())
+    together: list[list[Work]] = []
+    for one in sorted((one for one in found if one.varies), key=lambda one: one.tokens):
+        if together and _close(together[-1][0].tokens, one.tokens):
+            together[-1].append(one)
+        else:
+            together.append([one])
+    for members in together:
+        mean = sum(one.tokens for one in members) / len(members)
+        near = min(fixed, key=lambda tokens: abs(tokens - mean), default=mean)
+        result |= dict.fromkeys(members, near if _close(near, mean) else mean)
+    return result
+
+
+def same_work(one: Work, other: Work) -> bool:
+    """Whether two runs do as much in a step."""
+    varies = one.varies or other.varies
+    return one.tokens == other.tokens or (varies and _close(one.tokens, other.tokens))
+
+
+def _close(one: Fraction, other: Fraction) -> bool:
+    return abs(one - other) <= VARIES * max(one, other)
