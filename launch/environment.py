@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .gpus import device_order
 from .hostlist import expand_counts, expand_hosts
 from .machine import cores
 
@@ -120,7 +121,7 @@ def child_environment(
     child = {key: value for key, value in env.items() if not key.startswith(LAUNCHER_PREFIXES)}
     count = str(threads or max(1, cores() // place.local_size))
     child |= {key: count for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    child.setdefault(WAIT_POLICY, "PASSIVE")
+    child = {WAIT_POLICY: "PASSIVE"} | device_order(child) | child
     child |= {
         "RANK": str(place.rank), "WORLD_SIZE": str(place.size), "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_size), "MASTER_ADDR": address, "MASTER_PORT": str(port),

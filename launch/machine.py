@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 
-MIB = 2**20
+from .gpus import CHOSEN, driver_cards, visible_count, visible_devices
 
 
 def cores() -> int:
@@ -20,29 +19,18 @@ def cores() -> int:
 
 
 def gpus() -> int:
-    """NVIDIA devices the driver shows, as CUDA_VISIBLE_DEVICES leaves them; 0 without a driver."""
-    found = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(
-        [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
-    )
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return found
-    named = [name.strip() for name in chosen.split(",")]
-    if "-1" in named:
-        named = named[: named.index("-1")]
-    return min(found, len([name for name in named if name]))
+    """NVIDIA devices that ranks started here will see; 0 without a driver."""
+    devices = visible_devices()
+    return visible_count(driver_cards(), os.environ.get(CHOSEN)) if devices is None else len(devices)
 
 
-def gpu_memory_bytes() -> int | None:
-    """Total memory of the smallest GPU as nvidia-smi tells; None where it does not."""
-    try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=20, check=True,
-        ).stdout  # fmt: skip
-        return min(int(line) for line in told.split()) * MIB
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+def gpu_memory_bytes(ranks: int | None = None) -> int | None:
+    """Total memory of the smallest device that so many ranks here would use; None where nvidia-smi does not tell.
+
+    ranks: None: all that can be seen
+    """
+    told = [device.memory_bytes for device in (visible_devices() or ())[:ranks]]
+    return None if None in told else min(told, default=None)
 
 
 def host_memory_bytes() -> int | None:

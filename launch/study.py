@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -77,7 +77,7 @@ class Study:
         """
         limit, why = self._rank_limit(world_size)
         memory_bytes = self._memory_bytes()
-        return [self._plan(case, limit, why, memory_bytes) for case in self.all_cases]
+        return [self._plan(case, limit, why, memory_bytes(case.ranks)) for case in self.all_cases]
 
     def cases_elsewhere(self) -> list[PlannedCase]:
         """Every case, and for those that can run nowhere the reason: of this machine nothing is asked."""
@@ -133,10 +133,14 @@ class Study:
         found = machine.cores()
         return found, f"this machine has {found} cores (with run.max_ranks it would run all the same)"
 
-    def _memory_bytes(self) -> int | None:
-        if self.device == "cpu":
-            return machine.host_memory_bytes()
-        return int(self.run.device_memory_gib * GIB) or (machine.gpu_memory_bytes() if machine.gpus() else None)
+    def _memory_bytes(self) -> Callable[[int], int | None]:
+        """By the ranks of a case: the host's memory, or that of the smallest GPU that these ranks would use."""
+        if self.device == "cpu" or self.run.device_memory_gib:
+            known = machine.host_memory_bytes() if self.device == "cpu" else int(self.run.device_memory_gib * GIB)
+            return lambda ranks: known
+        here = self.run.launcher == "local"  # else another host may have the other ranks
+        of = {n: machine.gpu_memory_bytes(n if here else None) for n in {case.ranks for case in self.all_cases}}
+        return of.__getitem__
 
 
 def disturbs(case: Case) -> str | None:

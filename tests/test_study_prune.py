@@ -160,12 +160,12 @@ def test_the_world_and_divisibility(tmp_path, monkeypatch):
 
 def test_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: 2)
-    monkeypatch.setattr(machine, "gpu_memory_bytes", lambda: None)
+    monkeypatch.setattr(machine, "gpu_memory_bytes", lambda ranks: None)
     text = STUDY.replace('device = "cpu"', 'device = "auto"')
     assert plan(tmp_path, text)[1:4] == [None, batch(3), "needs 4 ranks, this machine has 2 GPUs"]
     reasons = plan(tmp_path, text + "device_memory_gib = 0.001\n")
     assert reasons[0] == "predicted to need 22.0 MiB a rank; there are 1.0 MiB of the GPU"
-    monkeypatch.setattr(machine, "gpu_memory_bytes", lambda: 2**20)
+    monkeypatch.setattr(machine, "gpu_memory_bytes", lambda ranks: 2**20)
     assert plan(tmp_path, text)[0] == reasons[0]
 
 
@@ -239,8 +239,9 @@ def test_machine_tells_the_truth(monkeypatch):
     assert 0 < machine.host_memory_bytes() <= total
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpus() == 0
-    monkeypatch.setattr(machine.Path, "glob", lambda path, pattern: ["a", "b", "c"])  # three in the driver's folder
-    for visible, count in (("", 0), ("0,2", 2), ("1,-1,2", 1), ("0,1,2,3", 3)):
+    monkeypatch.setattr(machine, "visible_devices", lambda: None)
+    monkeypatch.setattr(machine, "driver_cards", lambda: 3)
+    for visible, count in (("", 0), ("0,2", 2), ("1,-1,2", 1), ("0,1,2,3", 3), ("MIG-a", 1)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.gpus() == count
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
