@@ -217,19 +217,25 @@ def compare(
     margin: Annotated[float, typer.Option(help="Relative change within which two are the same.")] = 0.05,
     loss_tolerance: Annotated[float, typer.Option(help="Of the loss, where the base has under 3 seeds.")] = 0.01,
     where: Filter = None,
-    confirm: Annotated[Path | None, typer.Option(help="Second HEAD runs, to confirm gains.", metavar="FOLDER")] = None,
+    confirm: Annotated[Path | None, typer.Option(help="Other runs of HEAD, or the --json of comparing them: confirms "
+                                                 "gains.", metavar="FOLDER")] = None,
+    fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="`too noisy` fails, too.")] = False,
     move_baseline: Annotated[bool, typer.Option("--move-baseline", help="Copy confirmed gains to BASE.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """The regression gate: HEAD against BASE, case by case. Exit status 1: slower, larger, worse or missing."""
+    from .launch.locate import locate
     from .results import gate_formats as formats
     from .results.gate_rule import Rule
 
+    if confirm is not None and not confirm.is_file():
+        confirm = locate(confirm)
     if interleave != (study is not None):
         raise ValueError("STUDY and --interleave go together: scalade compare --interleave BASE_REF HEAD_REF STUDY")
-    rule = Rule(alpha=alpha, min_effect=min_effect, margin=margin, loss_tolerance=loss_tolerance)
+    rule = Rule(alpha=alpha, min_effect=min_effect, margin=margin, loss_tolerance=loss_tolerance,
+                fail_on_noise=fail_on_noise)  # fmt: skip
     rule = replace(rule, metrics=tuple(metric)) if metric else rule
     if study is not None:
         from .launch.interleave import interleave as run_both
@@ -239,7 +245,6 @@ def compare(
             say=lambda line: print(printable(line), file=sys.stderr, flush=True),
         )  # fmt: skip
     else:
-        from .launch.locate import locate
         from .results.compare import compare as judge
 
         done = judge(locate(Path(base)), locate(Path(head)), rule, where, confirm)

@@ -53,9 +53,11 @@ class Finding:
     interleaved: bool | None = None  # null: the rows do not say when they ran
     confirmed: bool | None = None  # of an improvement: seen by an earlier comparison, of other runs, too
 
+    noise_fails: bool = False  # the rule fails what is too noisy
+
     @property
     def fails(self) -> bool:
-        return self.verdict in FAILING
+        return self.verdict in FAILING or (self.noise_fails and self.verdict == NOISY)
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ def compare(
     """Compare two tables: results folders, or Parquet files that `export` wrote.
 
     where: a filter on both, as `engine == torch`
-    confirm: the JSON of an earlier comparison; improvements found there, in other runs of HEAD, and here are confirmed
+    confirm: other runs of HEAD, read as it is, or the JSON of an earlier comparison of such; improvements found there
+        and here are confirmed
 
     Raises
     ------
-    ValueError: nothing at a path, no runs in BASE, not a filter, or `confirm` is no comparison of other runs
+    ValueError: nothing at a path, no runs in BASE, not a filter, or `confirm` is neither other runs nor a
+        comparison of such
     """
     rule = rule or Rule()
     with noted() as told:
@@ -112,7 +116,9 @@ def compare(
     findings = findings_of(*tables, rule)
     evidence = tuple(sorted(_execution(row) for row in tables[1] if row["status"] == "ok"))
     if confirm is not None:
-        findings = _confirmed(findings, evidence, Path(confirm))
+        path = Path(confirm)
+        again = _compared_again(tables[0], path, where, rule) if _holds_runs(path) else _compared_before(path)
+        findings = _confirmed(findings, evidence, path, *again)
     return Comparison(
         base=str(base), head=str(head), rule=rule,
         findings=tuple(sorted(findings, key=lambda one: not one.fails)),
@@ -245,19 +251,45 @@ def _judged(pair: _Pair, sample: Sample, p_adjusted: float, tests: int, rule: Ru
         pair.draft, verdict=verdict, reason="; ".join(filter(None, reasons)) or None, ratio=sample.ratio,
         low=sample.low, high=sample.high, p=sample.p, p_adjusted=p_adjusted, smallest_seen=seen,
         spread=math.expm1(sample.spread), confirmed=False if verdict in IMPROVED else None,
+        noise_fails=rule.fail_on_noise,
     )  # fmt: skip
 
 
-def _confirmed(findings: Sequence[Finding], evidence: tuple[str, ...], path: Path) -> list[Finding]:
-    """The findings, improvements marked that the earlier comparison in the file found in other runs of HEAD."""
+_Key = tuple[str, str, str]  # case_id, metric, verdict
+
+
+def _holds_runs(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in (".parquet", ".pq")
+
+
+def _compared_again(base: list[dict], path: Path, where: str | None, rule: Rule) -> tuple[set[_Key], set[str]]:
+    """What other runs of HEAD show against BASE, and which runs they are."""
+    rows = runs_table(path, where=where).to_pylist()
+    if not rows:
+        raise ValueError(f"no runs in {printable(path)} to confirm by" + (f" where {where}" if where else ""))
+    found = {(one.case_id, one.metric, one.verdict) for one in findings_of(base, rows, rule)}
+    return found, {_execution(row) for row in rows if row["status"] == "ok"}
+
+
+def _compared_before(path: Path) -> tuple[set[_Key], set[str]]:
+    """What an earlier comparison in a file found, and of which runs of HEAD."""
     try:
         earlier = json.loads(path.read_text())
         assert earlier["kind"] == JSON_KIND
-        before = {(one["case_id"], one["metric"], one["verdict"]) for one in earlier["findings"]}
-        again = set(evidence) & set(earlier["evidence"])
+        found = {(one["case_id"], one["metric"], one["verdict"]) for one in earlier["findings"]}
+        return found, set(earlier["evidence"])
     except (OSError, ValueError, LookupError, TypeError, AssertionError):
-        raise ValueError(f"{printable(path)} is no comparison: `scalade compare --json` writes them") from None
-    if again:
+        raise ValueError(
+            f"{printable(path)} holds neither runs nor a comparison: give a folder of other runs of HEAD, or what "
+            "`scalade compare --json` wrote of such"
+        ) from None
+
+
+def _confirmed(
+    findings: Sequence[Finding], evidence: tuple[str, ...], path: Path, before: set[_Key], others: set[str]
+) -> list[Finding]:
+    """The findings, improvements marked that were seen before, in other runs of HEAD."""
+    if again := set(evidence) & others:
         raise ValueError(
             f"{printable(path)} is of the same runs of HEAD, as {printable(min(again))}: run HEAD again to confirm"
         )

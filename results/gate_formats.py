@@ -19,7 +19,7 @@ from .read import printable
 
 MARKDOWN_ROWS = 200  # GitHub cuts a comment at 65,536 characters
 CELL = 300  # characters of a name or a reason in Markdown
-UNJUDGED = (NOISY, NEW, SKIPPED)  # neither passed nor failed
+UNJUDGED = (NOISY, NEW, SKIPPED)  # neither passed nor failed, unless the rule fails what is too noisy
 
 
 def as_dict(comparison: Comparison) -> dict[str, object]:
@@ -70,7 +70,7 @@ def as_junit(comparison: Comparison) -> str:
     suite = ElementTree.Element("testsuite", {
         "name": "scalade compare", "tests": str(len(everything) + 1), "errors": "0",
         "failures": str(sum(one.fails for one in everything) + (comparison.compared == 0)),
-        "skipped": str(sum(one.verdict in UNJUDGED for one in everything)),
+        "skipped": str(sum(one.verdict in UNJUDGED and not one.fails for one in everything)),
     })  # fmt: skip
     for one in everything:
         label, said = _label(one), printable("; ".join(_facts(one)))
@@ -154,7 +154,8 @@ def summary(comparison: Comparison) -> str:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(comparison).items())
     if comparison.compared == 0:
         return f"gate failed: no case could be compared ({counts})"
-    return f"gate {'passed' if comparison.passed else 'failed'}: {counts}"
+    noise = " (--fail-on-noise)" if any(one.fails and one.verdict == NOISY for one in comparison.findings) else ""
+    return f"gate {'passed' if comparison.passed else 'failed'}: {counts}{noise}"
 
 
 def _method(comparison: Comparison) -> str:

@@ -57,6 +57,7 @@ class Rule:
     margin: `same` says that the interval excludes changes as large as this; where it does not, it is `too noisy`
     power: the smallest difference that could have been seen would have been with this probability
     loss_tolerance: of the loss, where the base has too few seeds to learn one from
+    fail_on_noise: `too noisy` fails, as a change does
     """
 
     metrics: tuple[str, ...] = ("step_time_s", "peak_memory_bytes")
@@ -65,6 +66,7 @@ class Rule:
     margin: float = 0.05
     power: float = 0.95
     loss_tolerance: float = 0.01
+    fail_on_noise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("alpha", "min_effect", "margin", "power", "loss_tolerance"):

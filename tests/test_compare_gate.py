@@ -171,7 +171,7 @@ def test_the_users_mistakes(compared, tmp_path):
     with pytest.raises(ValueError, match="no runs in BASE .* where tp >= 8"):
         compared(runs(TIMES), runs(TIMES), where="tp >= 8")
     (tmp_path / "no.json").write_text("[]")
-    with pytest.raises(ValueError, match="no comparison"):
+    with pytest.raises(ValueError, match="holds neither runs nor a comparison"):
         compared(runs(TIMES), runs(TIMES), confirm=tmp_path / "no.json")
 
 
@@ -188,7 +188,11 @@ def test_an_improvement_is_confirmed_by_other_runs_only_and_then_moves_the_basel
     report.write_text(json.dumps(as_dict(first)))
     with pytest.raises(ValueError, match="the same runs of HEAD"):
         compare(base, heads[0], confirm=report)
+    with pytest.raises(ValueError, match="the same runs of HEAD"):
+        compare(base, heads[0], confirm=heads[0])
+    by_runs = compare(base, heads[1], confirm=heads[0])
     second = compare(base, heads[1], confirm=report)
+    assert by_runs == second
     assert [(one.case_id, one.confirmed) for one in second.findings if one.verdict == "faster"] == [(A, True)]
     assert move_baseline(second) == [A]
     moved = read_runs(base).set_index("run_id")["step_time_s"]
@@ -261,6 +265,23 @@ def test_json_is_strict_and_whole(hostile):
     assert content["passed"] is False and content["verdicts"] == {"slower": 1, "missing": 1}
     assert [one["fails"] for one in content["findings"]] == [True, True]
     assert content["findings"][1]["ratio"] is None and len(content["evidence"]) == 8
+
+
+def test_noise_fails_where_it_is_asked_to(compared, tmp_path):
+    rng = np.random.default_rng(3)
+    loud = [np.exp(rng.normal(0, 0.3, 6)) * 0.1 for _ in range(2)]
+    quiet = compared(runs(loud[0], A) + runs(TIMES, B), runs(loud[1], A) + runs(TIMES, B))
+    assert quiet.exit_code == 0 and [one.verdict for one in quiet.findings] == ["too noisy", "same"]
+    found = compared(runs(loud[0], A) + runs(TIMES, B), runs(loud[1], A) + runs(TIMES, B), Rule(fail_on_noise=True))
+    assert found.exit_code == 1 and [one.fails for one in found.findings] == [True, False]
+    assert as_text(found)[-1] == "gate failed: 1 too noisy, 1 same (--fail-on-noise)"
+    suite = ElementTree.fromstring(as_junit(found).encode()).find("testsuite")
+    assert (suite.get("failures"), suite.get("skipped")) == ("1", "0")
+    assert suite.find("testcase/failure").get("type") == "too noisy"
+    shown, _, folded = as_markdown(found).partition("<details>")
+    assert "❌" in shown and "too noisy" in shown and A in shown and B in folded
+    few = compared(runs(TIMES[:2], A), runs(TIMES[:2], A), Rule(fail_on_noise=True))  # two runs exclude nothing
+    assert few.exit_code == 1
 
 
 GOLDEN = """\

@@ -6,7 +6,7 @@ from collections import Counter
 
 from ..compare import Comparison, Finding
 from ..gate_formats import HEADER, LOSS_HEADER, cells, loss_cells, summary
-from ..gate_rule import FAILING, IMPROVED, NOISY
+from ..gate_rule import IMPROVED, NOISY
 from ..read import printable
 from .drawing import GREY, Drawn, Undrawn, chunks, legend, log_scale, new_figure, numbered
 from .source import label
@@ -93,6 +93,6 @@ def _row_name(one: Finding, twins: Counter) -> str:
 
 
 def _kind(one: Finding) -> str:
-    if one.verdict in FAILING:
+    if one.fails:
         return "fails"
     return "improved" if one.verdict in IMPROVED else "too noisy" if one.verdict == NOISY else "same"
