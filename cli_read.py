@@ -120,7 +120,8 @@ def ops(
 
 @app.command(epilog="Example: scalade check quickstart")
 def check(results: FoundResults = None, where: Filter = None, as_json: Json = False) -> None:
-    """Hold a table against the twelve rules of honest benchmarking (Hoefler and Belli, SC'15)."""
+    """Hold a table against the twelve rules of honest benchmarking (Hoefler and Belli, SC'15), and ask beyond them
+    whether the machine was quiet."""
     from .results.check import check as examine
 
     report = examine(_located(results), where)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from .nvml import open_gpu
+
 RAPL = Path("/sys/class/powercap")
 
 
@@ -21,11 +23,7 @@ class EnergyMeter:
 
     def _open_nvml(self, index: int) -> None:
         with contextlib.suppress(Exception):  # no package, no driver, or a GPU without the counter
-            import pynvml
-            import torch
-
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
+            pynvml, handle = open_gpu(index)
             pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
             self._counters = [(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3, None)]
             self.source = "nvml"

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bench.host import load_average
+from ..results.quiet import STEAL
 from . import doctor_host as host
 from . import machine
 from .grid import Cell, print_grid, say
@@ -84,12 +86,20 @@ def machine_itself(place: Place) -> Iterator[Finding]:
     threads = os.environ.get("OMP_NUM_THREADS")
     told = f"OMP_NUM_THREADS={threads} here, " if threads else ""
     yield Finding("threads", f"{told}each rank gets cores // ranks of the largest case, or run.threads_per_rank")
-    load = os.getloadavg()[0]
-    busy = load > max(0.5, 0.25 * cores)
-    advice = "something else is computing: timings will be noisy" if busy else ""
-    yield Finding("load", f"{load:.1f} over the last minute", "note" if busy else "ok", advice)
+    yield _load(cores)
     yield from _memory()
     yield from _clock()
+
+
+def _load(cores: int) -> Finding:
+    load, now = load_average(), host.cpu_taken()
+    told = [] if load is None else [f"{load:.1f} over the last minute"]
+    told += [f"{now[0]:.0%} of the CPU time taken now", f"{now[1]:.0%} by other machines"] if now else []
+    taken = now is not None and now[0] > 0.25
+    busy, stolen = (load or 0.0) > max(0.5, 0.25 * cores) or taken, now is not None and now[1] > STEAL
+    advice = ["something else is computing: timings will be noisy"] if busy else []
+    advice += ["the hypervisor gives this machine's cores to others: timings depend on them"] if stolen else []
+    return Finding("load", ", ".join(told) or "not told", "note" if advice else "ok", "; ".join(advice))
 
 
 def _memory() -> Iterator[Finding]:

@@ -17,17 +17,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from ..bench.host import clocks_mhz, cpu_time, read
+
 SYNCS = 5
-CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+SAMPLE_S = 0.5
 CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 UNLIMITED = 2**60  # a control group's way to say none
-
-
-def read(path: str | Path) -> str | None:
-    try:
-        return Path(path).read_text(errors="replace").strip()
-    except OSError:
-        return None
 
 
 def installed(package: str) -> str | None:
@@ -88,10 +84,18 @@ def clock() -> tuple[float, float, str | None]:
 
 def cpu_frequency() -> tuple[str | None, str | None]:
     """(the governor, the frequency now)."""
-    now = read(CPUFREQ / "scaling_cur_freq")
-    mhz = re.search(r"^cpu MHz\s*: ([\d.]+)", read("/proc/cpuinfo") or "", re.M)
-    value = int(now) / 1e3 if now and now.isdigit() else float(mhz[1]) if mhz else None
-    return read(CPUFREQ / "scaling_governor"), None if value is None else f"{value / 1e3:.2f} GHz now"
+    mhz = clocks_mhz(os.sched_getaffinity(0))
+    return read(GOVERNOR), f"{statistics.median(mhz) / 1e3:.2f} GHz now" if mhz else None
+
+
+def cpu_taken() -> tuple[float, float] | None:
+    """(share of this process's CPUs that is busy, share that the hypervisor gives to others), over SAMPLE_S."""
+    cpus = os.sched_getaffinity(0)
+    begin = cpu_time(cpus)
+    time.sleep(SAMPLE_S)
+    end = cpu_time(cpus)
+    taken = end.since(begin) if begin and end else None
+    return (taken.busy / taken.all, taken.stolen / taken.all) if taken and taken.all > 0 else None
 
 
 def nvidia_driver() -> str | None:

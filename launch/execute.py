@@ -14,6 +14,7 @@ from ..bench.device import Device
 from ..bench.energy import EnergyMeter
 from ..bench.engine import Engine
 from ..bench.environment import environment_columns
+from ..bench.host import HostMeter
 from ..bench.loop import Training, to_device, train
 from ..bench.ops import profile
 from ..bench.record import StepRecord
@@ -48,7 +49,8 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         raise ValueError(f"model.vocab = {case.shape.vocab}: the data has tokens up to {source.vocab - 1}")
     asked = case.measure.eval_sequences
     source.val_rows(asked, asked)  # where there are fewer, that is said before the training and not after it
-    energy = EnergyMeter(device.torch.index if device.cuda else None, world.local_rank)
+    cuda_index = device.torch.index if device.cuda else None
+    energy, host = EnergyMeter(cuda_index, world.local_rank), HostMeter(world.local_rank == 0, cuda_index)
 
     def build() -> Engine:
         engine = build_engine(case.shape, case.recipe, case.layout, case.outer, device.torch, world.meeting)
@@ -63,26 +65,34 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     startup_s = time.time() - reporter.launched_at
     reporter.begin(first_step)
     keeper = Keeper(reporter.folder, active=world.rank == 0)
+    timed_from = first_step + case.measure.warmup_steps
 
     def on_step(done: int, training: Training) -> None:
+        if done == timed_from:
+            host.start()
+        if done == case.recipe.steps:
+            host.stop()
         keeper.keep(training)
         last = training.steps.rows[-1] if training.steps.rows else {}
         speed = last["tokens_seen"] / (last["step"] + 1) / last["step_time_s"] if last else None
         reporter.step(done, last.get("loss"), speed)
 
+    if timed_from == first_step:
+        host.start()
     train(
         engine, source, case.recipe, case.measure, case.shape.seq_len, device, energy, training,
         first_step=first_step, on_step=on_step, checkpoint=lambda done, now: save(engine, reporter.folder, done, now),
         stop=None if world.meeting else lambda: asked_to_stop(reporter.folder),
     )  # fmt: skip
     device.finish()
+    host.stop()  # of a run that ended before its last step
     keeper.close()
     if training.stopped:
         engine.close()
         raise Preempted(f"stopped at step {len(training.steps.rows)} of {case.recipe.steps}, as asked")
     if not training.finite and world.meeting and world.meeting.replica:
         raise FloatingPointError(f"{_first_bad(training)}: replica {world.meeting.replica} leaves the run")
-    shared = over_ranks(training, device, energy, world.meeting)
+    shared = over_ranks(training, device, energy, host, world.meeting)
     if case.measure.keep_weights and training.finite:
         whole = engine.weights()
         if world.rank == 0:

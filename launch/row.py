@@ -14,6 +14,7 @@ from ..bench.data.spec import BYTES
 from ..bench.device import Device
 from ..bench.energy import EnergyMeter
 from ..bench.flops import CONVENTIONS, flops_per_token
+from ..bench.host import HostMeter, host_columns
 from ..bench.loop import Training
 from ..parallelism.diloco.quorum import Meeting
 from ..results.columns import COLLECTIVES, MESH_DIMS
@@ -27,9 +28,9 @@ TIMES |= {"exposed_comm_time_s": "comm_time_s", "exposed_comm_time_min_s": "comm
 
 
 def over_ranks(
-    training: Training, device: Device, energy: EnergyMeter, meeting: Meeting | None = None
+    training: Training, device: Device, energy: EnergyMeter, host: HostMeter, meeting: Meeting | None = None
 ) -> dict[str, object]:
-    """Columns that need every rank: maxima of memory, sums of energy and of communication; collective.
+    """Columns that need every rank: maxima of memory, sums of energy and of communication, the worst host; collective.
 
     With a quorum the maxima are those of the ranks that are there at the end, and the sums null where one is missing.
     """
@@ -37,7 +38,7 @@ def over_ranks(
         "peak_memory_bytes": device.peak_memory_bytes(), "peak_host_memory_bytes": device.peak_host_memory_bytes(),
         "energy_j": training.energy_j, "energy_source": energy.source if training.energy_j is not None else None,
         "comm_s": training.probe.seconds if training.probe else None,
-        "comm": training.probe.totals() if training.probe else None,
+        "comm": training.probe.totals() if training.probe else None, "host": host.told(),
     }  # fmt: skip
     every = [mine]
     if dist.is_initialized():
@@ -56,7 +57,7 @@ def over_ranks(
         return how(told) if told else None
 
     row = {name: over(name, max) for name in ("peak_memory_bytes", "peak_host_memory_bytes")}
-    row |= {"comm_time_s": over("comm_s", max)}
+    row |= {"comm_time_s": over("comm_s", max)} | host_columns([rank["host"] for rank in every], all_there)
     if not all_there:
         return row
     row |= {"energy_j": over("energy_j", sum), "energy_source": over("energy_source", min)}

@@ -1,8 +1,8 @@
-"""`scalade check`: the twelve rules of Hoefler and Belli as checks over the table.
+"""`scalade check`: the twelve rules of Hoefler and Belli as checks over the table, and beyond them one on the machine.
 
 "Scientific Benchmarking of Parallel Computing Systems", SC'15, doi 10.1145/2807591.2807644. Each rule passes, fails
-with the runs named, or does not apply. A check says whether the table holds what the rule asks to be reported; it
-cannot say whether a paper then reports it.
+with the runs named, or does not apply; so does the one beyond (quiet.py).
+A check says whether the table holds what the rule asks to be reported; it cannot say whether a paper then reports it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 
 from .efficiency.command import MODES
 from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, groups, work_key
+from .quiet import quiet
 from .rank_intervals import MIN_RUNS
 from .read import noted, runs_table
 from .work import work_of
 
+BEYOND = 0  # the number of a rule that is none of the twelve
 PASS, FAIL, SKIP = "pass", "fail", "does not apply"
 TAIL = 1.5  # 95th percentile over median beyond which a median alone misleads
 TAIL_STEPS = 20  # fewer timed steps have no 95th percentile but their maximum
@@ -37,7 +39,7 @@ UNINTENDED = ("git_commit", "torch_version", "cuda_version", "nccl_version", "dr
 class Finding:
     """One rule against the table."""
 
-    rule: int
+    rule: int  # of the twelve, or BEYOND
     title: str
     verdict: str
     why: str
@@ -52,27 +54,29 @@ class Finding:
 class CheckReport:
     path: str
     runs: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...]  # of the twelve
+    beyond: Finding
     notes: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        return 1 if any(one.verdict == FAIL for one in self.findings) else 0
+        return 1 if any(one.verdict == FAIL for one in (*self.findings, self.beyond)) else 0
 
     def to_dict(self) -> dict:
         return {"path": self.path, "runs": self.runs, "rules": [one.to_dict() for one in self.findings],
-                "notes": list(self.notes), "passed": self.exit_code == 0}  # fmt: skip
+                "beyond": self.beyond.to_dict(), "notes": list(self.notes), "passed": self.exit_code == 0}  # fmt: skip
 
     def to_text(self) -> str:
         lines = [f"twelve rules (Hoefler and Belli, SC'15) over {self.runs} runs"]
         marks = {PASS: "pass", FAIL: "FAIL", SKIP: "n/a "}
-        for one in self.findings:
-            lines.append(f"{one.rule:>2} {marks[one.verdict]}  {one.title}: {one.why}")
+        for one in (*self.findings, self.beyond):
+            lines.append(f"{one.rule or '+':>2} {marks[one.verdict]}  {one.title}: {one.why}")
             if one.run_ids:
                 more = f" and {len(one.run_ids) - 4} more" if len(one.run_ids) > 4 else ""
                 lines.append(f"         {', '.join(one.run_ids[:4])}{more}")
         counts = {verdict: sum(one.verdict == verdict for one in self.findings) for verdict in marks}
-        return "\n".join([*lines, ", ".join(f"{count} {verdict}" for verdict, count in counts.items()), *self.notes])
+        counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        return "\n".join([*lines, f"of the twelve {counted}", *self.notes])
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class _Table:
 
 
 def check(path: str | Path, where: str | None = None) -> CheckReport:
-    """The twelve rules over the runs at `path` (see read_runs), or those that `where` keeps.
+    """The twelve rules, and the one beyond, over the runs at `path` (see read_runs), or those that `where` keeps.
 
     Raises
     ------
@@ -94,19 +98,28 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
     notes = [f"warning: {line}" for line in told]
-    return CheckReport(str(path), len(rows), tuple(findings(rows)), tuple(notes))
+    return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes))
 
 
 def findings(rows: Sequence[dict]) -> list[Finding]:
     """The twelve, in order, over rows of `runs`."""
-    ok = tuple(row for row in rows if row["status"] == "ok")
-    table = _Table(tuple(rows), ok, tuple(groups(rows)[0]))
-    result = []
-    for number, (title, rule) in enumerate(RULES, 1):
-        verdict, why, failed = rule(table)
-        assert (verdict == FAIL) == bool(failed)
-        result.append(Finding(number, title, verdict, why, tuple(row["run_id"] for row in failed)))
-    return result
+    table = _Table(tuple(rows), _ok(rows), tuple(groups(rows)[0]))
+    return [_finding(number, title, rule(table)) for number, (title, rule) in enumerate(RULES, 1)]
+
+
+def beyond(rows: Sequence[dict]) -> Finding:
+    """What the twelve do not ask of the rows of `runs`: a quiet machine."""
+    return _finding(BEYOND, "the machine was quiet", quiet(_ok(rows), _outcome, SKIP))
+
+
+def _ok(rows: Sequence[dict]) -> tuple[dict, ...]:
+    return tuple(row for row in rows if row["status"] == "ok")
+
+
+def _finding(number: int, title: str, outcome: Outcome) -> Finding:
+    verdict, why, failed = outcome
+    assert (verdict == FAIL) == bool(failed)
+    return Finding(number, title, verdict, why, tuple(row["run_id"] for row in failed))
 
 
 Outcome = tuple[str, str, Sequence[dict]]

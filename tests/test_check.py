@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from efficiency_table import repeats, run
 
-from scalade.results.check import FAIL, PASS, RULES, SKIP, check, findings
+from scalade.results.check import FAIL, PASS, RULES, SKIP, beyond, check, findings
 from scalade.results.store import RunStore
 
 
@@ -95,3 +95,44 @@ def test_a_folder_to_text_and_json(tmp_path):
     assert check(tmp_path, where="world_size == 1").findings[0].verdict == SKIP
     with pytest.raises(ValueError, match="match 'tp == 7'"):
         check(tmp_path, where="tp == 7")
+
+
+QUIET = {"load_average": 9.0, "cpu_count": 4, "cpu_others_share": 0.05, "cpu_steal_share": 0.01, "cpu_mhz": 3000.0,
+         "cgroup_throttled_share": 0.01, "cpu_heat_throttles": 0, "gpu_heat_share": 0.01,
+         "gpu_mhz_min": 1980.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"cpu_others_share": 0.34}, "other processes took more than 5% of the CPU time: 1 runs, at worst 34%"),
+    ({"cpu_steal_share": 0.02}, "the hypervisor took more than 1% of it: 1 runs, at worst 2%"),
+    ({"cgroup_throttled_share": 0.5}, "a CPU quota held ranks back"), ({"cpu_heat_throttles": 2}, "at worst 2 times"),
+    ({"gpu_heat_share": 0.02}, "heat held a GPU's clock down"), ({"cpu_mhz": 2690.0}, "at worst 90%"),
+    ({"gpu_mhz_min": 1200.0}, "gpu_mhz_min is below 90% of another run's on the same device_name"),
+    ({"cpu_others_share": None}, "the load average was high: 1 runs, at worst 9.0"),
+])  # fmt: skip
+def test_beyond_the_twelve_a_machine_that_was_not_quiet_is_named(change, said):
+    rows = [row | QUIET for row in good()]
+    assert beyond(rows).verdict == PASS and beyond(rows).rule not in range(1, 13)
+    rows[-1] |= change
+    found = beyond(rows)
+    assert found.verdict == FAIL and found.run_ids == (rows[-1]["run_id"],) and said in found.why
+    assert found.why.startswith("1 of 18 runs were disturbed: ")
+    assert len(findings(rows)) == 12 and FAIL not in {one.verdict for one in findings(rows)}
+
+
+def test_a_load_that_is_the_ranks_own_and_a_clock_of_another_machine_disturb_nothing():
+    rows = [row | {"load_average": 4.9, "cpu_count": 4, "threads_per_rank": 4 // row["world_size"]} for row in good()]
+    assert beyond(rows).verdict == PASS
+    rows = [row | {"cpu_mhz": 1000.0 * row["repeat"], "cpu_model": str(row["repeat"])} for row in good()]
+    assert beyond(rows).verdict == PASS and beyond(good()).verdict == SKIP
+
+
+def test_a_disturbed_run_is_a_verdict_against_the_table(tmp_path):
+    store = RunStore(tmp_path)
+    for row in good():
+        row |= QUIET | {"cpu_steal_share": 0.3}
+        store.write_run({name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")})
+    report = check(tmp_path)
+    assert report.exit_code == 1 and report.to_dict()["beyond"]["verdict"] == FAIL
+    assert "\n + FAIL  the machine was quiet: 18 of 18 runs were disturbed" in report.to_text()
+    assert report.to_text().splitlines()[0] == "twelve rules (Hoefler and Belli, SC'15) over 18 runs"

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from ..check import findings
+from ..check import beyond, findings
 from ..compare import Comparison
 from ..gate_formats import summary
 from ..read import printable
@@ -67,7 +67,7 @@ def rendered(
         failing=gate.failing(verdict) if verdict is not None else [],
         pictures=[_picture(one, svg) for one, svg in drawn], undrawn=undrawn,
         tables={table.name: table for table in every},
-        items=checklist(source), rules=findings(source.rows),
+        items=checklist(source), rules=[*findings(source.rows), beyond(source.rows)],
         script=Markup(script), css=Markup(css), digest=digest,  # noqa: S704  our own files
     )  # fmt: skip
 
