@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .base import Law, unknown
+from .csv_file import DECIMAL, numbers, read_csv, why_no_number
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class Rows:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """CSV or Parquet by suffix. Raises ValueError where it is absent, empty or unreadable."""
+    """CSV (csv_file.py) or Parquet by suffix. Raises ValueError where it is absent, empty or unreadable."""
     path = Path(path)
     readers = {
-        ".csv": pd.read_csv,
-        ".tsv": lambda p: pd.read_csv(p, sep="\t"),
+        ".csv": read_csv,
+        ".tsv": read_csv,
         ".parquet": pd.read_parquet,
         ".pq": pd.read_parquet,
     }
@@ -67,6 +68,9 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 def column(frame: pd.DataFrame, name: str, what: str) -> pd.Series:
     if name not in frame.columns:
+        padded = [known for known in map(str, frame.columns) if known.strip() == name.strip()]
+        if padded:
+            raise ValueError(f"{what}: no column {name!r}, but {padded[0]!r}: mind the blanks")
         raise ValueError(f"{what}: " + unknown("column", name, map(str, frame.columns)))
     return frame[name]
 
@@ -93,14 +97,17 @@ def rows(
         raise ValueError(f"law {law.name!r} reads curves: name the column that tells runs apart (run)")
     wanted = {r: (names.get(r, r), r) for r in law.roles + tuple(e for e in extra if e in names)}
     data = {}
-    for role, (name, label) in wanted.items() | {("", (response, law.response))}:
+    for role, (name, label) in (wanted | {"": (response, law.response)}).items():
         series = column(frame, name, label)
-        numbers = pd.to_numeric(series, errors="coerce")
-        text = series.notna() & numbers.isna()
+        decimal = frame.attrs.get(DECIMAL, ".")
+        values = numbers(series, decimal)
+        text = series.notna() & values.isna()
         if text.any():
             at = text.idxmax()
-            raise ValueError(f"{label}: column {name!r} holds {series[at]!r} in row {at}, not a number")
-        data[role] = numbers.to_numpy(float, na_value=np.nan)
+            why = why_no_number(series[at], name, decimal)
+            hint = f" ({why})" if why else ""
+            raise ValueError(f"{label}: column {name!r} holds {series[at]!r} in row {at}, not a number{hint}")
+        data[role] = values.to_numpy(float, na_value=np.nan)
     keep = np.all([~np.isnan(v) for v in data.values()], 0)
     if run is not None:
         keep &= column(frame, run, "run").notna().to_numpy()

@@ -1,0 +1,169 @@
+"""CSV as people's programs write it: any usual separator, UTF-8 with or without BOM, UTF-16, a decimal comma.
+
+What the file is, is read off its first lines. A decimal comma is taken where another separator makes it unambiguous.
+What stays ambiguous (thousands separators, units in the cells, a header in the middle) is not read: `why_no_number`
+says what such a cell looks like and what to write.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+SAMPLE = 1 << 16  # bytes from which the form of a file is told
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+POINT = re.compile(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?")
+POINT_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?")
+COMMA_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
+BLANK_GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(?:['_\s\u00a0\u202f]\d{3})+(?:[.,]\d+)?")
+LONG = re.compile(r"[+-]?\d{4,}")
+SUFFIX = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*([kKmMgGbBtT])(?:n|illions?|params?|tokens?)?\.?")
+POWERS = {"k": 3, "m": 6, "g": 9, "b": 9, "t": 12}
+DECIMAL = "decimal"  # in the attrs of a frame: the sign that the file's numbers have
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a file is to be read."""
+
+    encoding: str
+    separator: str
+    decimal: str
+    skip: int = 0  # lines before the header
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The rows of the file; names of columns without the blanks around them, where that leaves them different.
+
+    Raises
+    ------
+    ValueError: rows longer than the header; pandas' own errors where it cannot read the file
+    """
+    form = form_of(path)
+    frame = pd.read_csv(
+        path, sep=form.separator, decimal=form.decimal, encoding=form.encoding, skiprows=form.skip,
+        skipinitialspace=True,
+    )  # fmt: skip
+    names = [str(name).strip() for name in frame.columns]
+    if len(set(names)) == len(names):
+        frame.columns = names
+    frame.attrs[DECIMAL] = form.decimal
+    return frame
+
+
+def form_of(path: Path) -> Form:
+    """Encoding, separator and decimal sign of a file, off its first SAMPLE bytes.
+
+    Raises
+    ------
+    ValueError: rows have more fields than the header
+    """
+    with path.open("rb") as file:
+        head = file.read(SAMPLE)
+        whole = not file.read(1)
+    encoding = _encoding(head)
+    lines = head.decode(encoding, errors="ignore").splitlines()
+    lines = lines if whole else lines[:-1]
+    skip = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    asked = re.fullmatch(r"sep=(.)", lines[skip].strip("\r\n")) if lines else None  # Excel's
+    skip += asked is not None
+    lines = [line for line in lines[skip:] if line.strip()]
+    separator = asked[1] if asked else _separator(lines)
+    if separator is None:
+        return Form(encoding, r"\s+", ".", skip)
+    header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for number, row in enumerate(rows, 2):
+        while len(row) > len(header) and not row[-1].strip():
+            row.pop()
+        if len(row) > len(header):
+            hint = "a comma in a number? separate the columns by semicolons, or quote the number" if separator == "," \
+                else "one header for each column?"  # fmt: skip
+            raise ValueError(f"line {number} has {len(row)} fields, the header {len(header)} ({hint})")
+    comma = separator != "," and _decimal_comma([cell.strip() for row in rows for cell in row])
+    return Form(encoding, separator, "," if comma else ".", skip)
+
+
+def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
+    """What a cell of the column `name` that is no number looks like, and what to write; "": nobody knows.
+
+    decimal: the sign of the file's other numbers
+    """
+    text = str(cell).strip()
+    if text == name.strip():
+        return "the header again: two files in one? take that line out"
+    if COMMA_GROUPS.fullmatch(text):
+        plain = text.replace(",", "")
+        also = f", or {text.replace(',', '.')} where the comma is the decimal sign" if text.count(",") == 1 else ""
+        return f"thousands separators? write {plain}{also if '.' not in text else ''}"
+    if POINT_GROUPS.fullmatch(text) and (decimal == "," or text.count(".") > 1 or "," in text):
+        return f"thousands separators? write {text.replace('.', '').replace(',', decimal)}"
+    if BLANK_GROUPS.fullmatch(text):
+        return f"thousands separators? write {re.sub(r'[^0-9.,+-]', '', text)}"
+    if COMMA.fullmatch(text):
+        return f"a decimal comma? write {text.replace(',', '.')}, or one in all numbers and semicolons between columns"
+    if decimal == "," and POINT.fullmatch(text):
+        return f"the file's other numbers have a decimal comma: write {text.replace('.', ',')}"
+    if found := SUFFIX.fullmatch(text):
+        return f"a unit in the cell? write {found[1].replace(',', '.')}e{POWERS[found[2].lower()]}"
+    if text.endswith("%"):
+        return "per cent? write a plain number"
+    return ""
+
+
+def numbers(cells: pd.Series, decimal: str = ".") -> pd.Series:
+    """The cells as numbers, NaN where they are none; 44.000 is none beside 1,8: it may be either."""
+    if decimal == "," and not pd.api.types.is_numeric_dtype(cells):
+        cells = cells.map(lambda cell: _pointed(cell) if isinstance(cell, str) else cell)
+    return pd.to_numeric(cells, errors="coerce")
+
+
+def _pointed(text: str) -> str:
+    return "" if "." in text else text.replace(",", ".")
+
+
+def _encoding(head: bytes) -> str:
+    for bom, name in BOMS.items():
+        if head.startswith(bom):
+            return name
+    if head[1::2].count(0) > len(head) / 4:
+        return "utf-16-le"
+    if head[::2].count(0) > len(head) / 4:
+        return "utf-16-be"
+    try:
+        head[:-4].decode("utf-8")  # the last character may be cut
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def _decimal_comma(cells: list[str]) -> bool:
+    """Whether commas in these cells are decimal signs.
+
+    44,000 may be either; beside 1,8 it is a fraction, and so it is beside 44000000, which needs no separators.
+    """
+    commas = [cell for cell in cells if COMMA.fullmatch(cell)]
+    points = sum(bool(POINT.fullmatch(cell)) and not POINT_GROUPS.fullmatch(cell) for cell in cells)
+    sure = any(not COMMA_GROUPS.fullmatch(cell) for cell in commas) or any(LONG.fullmatch(cell) for cell in cells)
+    return len(commas) > points and sure
+
+
+def _separator(lines: list[str]) -> str | None:
+    """What most lines are cut by into as many fields as the header; None: blanks."""
+    best, found = (0.0, 0), ","
+    for separator in SEPARATORS:
+        counts = [len(row) for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
+        if counts and counts[0] > 1:
+            alike = Counter(counts)[counts[0]] / len(counts)
+            if (alike, counts[0]) > best:
+                best, found = (alike, counts[0]), separator
+    if best[1] > 1 or not lines:
+        return found
+    counts = {len(line.split()) for line in lines}
+    return None if len(counts) == 1 and counts != {1} else ","
