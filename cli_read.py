@@ -166,8 +166,15 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     flops: Annotated[str | None, typer.Option(help="Column of C; a study: train_flops_6n.", metavar="COLUMN")] = None,
     target_flops: Annotated[list[float] | None, typer.Option(help="Optimal N and D for this C.", metavar="C")] = None,
-    compare: Annotated[str | None, typer.Option(help="Other laws, with commas.", metavar="NAMES")] = None,
+    at: Annotated[list[str] | None, typer.Option(help="A run to forecast: params=1e9,tokens=2e10; again for more.",
+                                                 metavar="ROLE=VALUE,...")] = None,
+    compare: Annotated[str | None, typer.Option(help="Other laws to stack, with commas; `none` for no forecast.",
+                                                metavar="NAMES")] = None,
     approach: Annotated[list[str] | None, typer.Option(help="isoflop or envelope.", metavar="NAME")] = None,
+    nearest: Annotated[int | None, typer.Option(help="isoflop: sizes around the lowest loss in a parabola.")] = None,
+    alternative: Annotated[list[str] | None, typer.Option(help="Another column for a role, to compare; again for more.",
+                                                          metavar="ROLE=COLUMN")] = None,
+    flops_per_nd: Annotated[float, typer.Option(help="k of C = k N D.")] = 6.0,
     budget_device_hours: Annotated[float | None, typer.Option(help="Rank runs to add within this.")] = None,
     device_hours: Annotated[str | None, typer.Option(help="Column of what a run cost.", metavar="COLUMN")] = None,
     flops_per_device_hour: Annotated[float | None, typer.Option(help="Or the speed it comes from.")] = None,
@@ -194,7 +201,9 @@ def fit(
         holdout=holdout, run=run, objective=objective, delta=delta, bootstrap=bootstrap, level=level, seed=seed,
         fix={name: _number(value) for name, value in _pairs("--fix", fix)}, flops=flops,
         prior=None if prior is None else _number(prior), target_flops=target_flops or (),
-        compare=compare.split(",") if compare else None, approach=approach or (),
+        at=[_run(text) for text in at or ()],
+        compare=() if compare == "none" else compare.split(",") if compare else None, approach=approach or (),
+        nearest=nearest, alternatives=dict(_pairs("--alternative", alternative)), flops_per_nd=flops_per_nd,
         budget_device_hours=budget_device_hours, device_hours=device_hours,
         flops_per_device_hour=flops_per_device_hour,
     )  # fmt: skip
@@ -330,6 +339,17 @@ def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
         if "=" not in pair:
             raise ValueError(f"{option} {pair}: wants NAME=VALUE")
     return [tuple(pair.split("=", 1)) for pair in given or []]
+
+
+def _run(text: str) -> dict[str, float]:
+    """A run to forecast, `params=1e9,tokens=2e10`. Raises ValueError for what is no number."""
+    out = {}
+    for name, value in _pairs("--at", text.split(",")):
+        number = _number(value)
+        if isinstance(number, str):
+            raise ValueError(f"--at {text}: {value!r} is not a number")
+        out[name.strip()] = number
+    return out
 
 
 def _number(text: str) -> float | str:

@@ -22,7 +22,7 @@ from scalade.results.laws import (
     with_profiles,
 )
 from scalade.results.laws.forecast import Calibration, _scale
-from scalade.results.laws.report import Holdout
+from scalade.results.laws.predictions import Holdout
 from scalade.results.laws.resample import resample_weights, too_few
 
 TRUTH = dict(A=480.0, alpha=0.35, B=2100.0, beta=0.37, E=1.8)
@@ -163,13 +163,20 @@ def test_stacking_prefers_the_law_that_made_the_table():
 
 @pytest.mark.parametrize("cuts", [2, 5, 7])
 def test_the_scale_covers_the_next_cut_where_errors_of_a_cut_move_together(cuts):
-    rng = np.random.default_rng(cuts)
-    common = 3.0 * np.abs(rng.standard_normal((1500, cuts + 1)))  # of 30 rows each, all alike
-    covered = [last <= _scale([np.full(30, c) for c in before], 0.95) for *before, last in common]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
-    pooled = [last <= max(before) for *before, last in common]  # what counting rows would have come to
-    assert np.mean(pooled) < 0.9
-    assert _scale([np.full(30, 0.1)] * cuts, 0.95) == pytest.approx(1.96, abs=0.001)  # never below the normal one
+    def covered(size, rule):
+        rng = np.random.default_rng(cuts)
+        common = size * np.abs(rng.standard_normal((1500, cuts + 1)))  # of 30 rows each, all alike
+        return np.mean([last <= rule([np.full(30, c) for c in before]) for *before, last in common])
+
+    def scale(scores):
+        return _scale(scores, [30] * cuts, 30, 0.95)
+
+    assert covered(1.0, scale) >= 0.94  # sds that are right
+    assert covered(3.0, scale) >= 0.78  # sds three times too small: the cuts say so
+    assert covered(3.0, lambda scores: 1.96) < 0.6
+    assert scale([np.full(30, 0.1)] * cuts) == pytest.approx(1.96, abs=0.05)  # never below the normal one
+    few, many = (_scale([np.full(30, 9.0)] * cuts, [n] * cuts, 100, 0.95) for n in (20, 90))
+    assert few < 0.6 * many  # cuts of few rows say little of a fit to many
 
 
 def test_an_interval_that_covers_less_than_it_says_is_warned_of(tmp_path):
@@ -177,8 +184,9 @@ def test_an_interval_that_covers_less_than_it_says_is_warned_of(tmp_path):
     r = fit_file(tmp_path / "t.csv", bootstrap=0, sensitivity=False)
 
     def said(rolled, held):
-        calibration = Calibration(0.95, 7, 100, 0.3, 0.6, rolled, 2.5)
-        return replace(r, calibration=calibration, holdout=Holdout(20, 0.01, 0.01, 0.3, held, ())).to_text()
+        calibration = Calibration(0.95, 7, 100, 0.3, 0.6, rolled, 2.5, 4.0)
+        rows = Holdout(20, 0.01, 0.01, held, 0.05, 0.1, 0.02, 0.02, 0.3, 0.5, ())
+        return replace(r, calibration=calibration, holdout=rows).to_text()
 
     assert "WARNING" not in said(0.95, 1.0)
     assert "WARNING: the calibrated intervals above the rolling cuts covered 68%, not 95%" in said(0.68, 1.0)

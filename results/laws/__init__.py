@@ -31,6 +31,7 @@ from .forecast import Forecast, forecast
 from .isoflop import Frontier, envelope, isoflop
 from .next_run import NextRun, candidate_grid, next_runs
 from .optimum import Optimum, optimum
+from .predictions import Prediction
 from .prior import choose_strength, fit_with_prior
 from .report import FitReport
 from .solver import Objective
@@ -47,6 +48,7 @@ __all__ = [
     "Objective",
     "Optimum",
     "Parameter",
+    "Prediction",
     "Rows",
     "candidate_grid",
     "choose_strength",

@@ -153,6 +153,15 @@ class Law:
         """The log of the law, written once on dual numbers over theta and the prepared features."""
         raise NotImplementedError
 
+    def extent(self, columns: Columns) -> np.ndarray:
+        """How large each run is (n,), for cuts and distances: device-hours, N D, N, D, the inverse of a loss, or x."""
+        has = set(self.roles)
+        for roles in (("device_hours",), ("params", "tokens"), ("params_nonvocab", "tokens"), ("params",), ("tokens",)):
+            if has.issuperset(roles):
+                return np.prod([np.asarray(columns[r], float) for r in roles], 0)
+        first = np.asarray(columns[self.roles[0]], float)
+        return 1.0 / first if self.roles[0].endswith("loss") else first
+
     def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         """Starting points (S, p) in theta."""
         raise NotImplementedError

@@ -10,19 +10,26 @@ import numpy as np
 import pandas as pd
 
 from ..where import where as where_rows
-from .base import get_law
+from .base import Law, get_law
 from .fit import Fit, fit, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast
 from .isoflop import envelope, isoflop
 from .next_run import candidate_grid, next_runs
-from .optimum import optimum
+from .optimum import identified_optimum, optimum
+from .predictions import holdout as held_out
+from .predictions import points, predictions
 from .prior import fit_with_prior
-from .report import FitReport, Holdout, estimates
+from .report import FitReport, estimates
 from .resample import Progress
 from .solver import Objective
 from .table import Rows, column, read_table, rows
 
-STACK = ("chinchilla", "skaling", "kaplan", "overtraining")  # the laws of (N, D) a forecast is stacked from
+STACKS = (  # laws of the same columns that a forecast is stacked from; any other law stands alone
+    ("chinchilla", "skaling", "kaplan", "overtraining"),
+    ("diloco_joint", "diloco_joint_constant", "diloco_exponent", "diloco_additive"),
+    ("routed", "routed_saturating"),
+    ("power", "power_constant"),
+)
 
 
 def fit_file(
@@ -46,9 +53,11 @@ def fit_file(
     flops: str | None = None,
     flops_per_nd: float = 6.0,
     target_flops: Sequence[float] = (),
+    at: Sequence[Mapping[str, float]] = (),
     alternatives: Mapping[str, str] | None = None,
     compare: Sequence[str] | None = None,
     approach: Sequence[str] = (),
+    nearest: int | None = None,
     budget_device_hours: float | None = None,
     device_hours: str | None = None,
     flops_per_device_hour: float | None = None,
@@ -63,9 +72,11 @@ def fit_file(
     are taken away before anything is centred, fitted, weighted or scaled. run: the column telling runs
     apart (default: each row a run). prior: strength of the law's own weak prior, or "auto" (`prior.py`); by
     default none. flops: a FLOPs column, for cuts, for approaches 1 and 2 and as a second convention.
-    target_flops: budgets for the compute optimum. alternatives: role -> other column, for the sensitivity table.
-    compare: laws to stack and calibrate with (default: those of N and D when
-    there is a holdout or a device-hour budget; () for none). approach: "isoflop", "envelope".
+    target_flops: budgets for the compute optimum. at: runs to forecast, role or column -> value.
+    alternatives: role -> other column, for the sensitivity table. compare: laws to stack and calibrate with (default:
+    those of the same columns, `STACKS`, when there is a run to forecast, a holdout or a device-hour budget; () for
+    none). approach: "isoflop" (`nearest`: how many sizes around the lowest loss a parabola is fitted to; default all),
+    "envelope".
     budget_device_hours: rank runs to add; cost from `device_hours` (column) or `flops_per_device_hour`.
     progress(stage, fraction) is called while work is long. Raises ValueError with one line for a user's mistake.
     """
@@ -150,35 +161,24 @@ def fit_file(
         fit=f,
     )
     report = _optima(report, f, train_frame, given, flops, flops_per_nd, target_flops)
-    report = _frontiers(report, approach, train_frame, given, names, response, run, flops, flops_per_nd, level, seed)
-    of_nd = set(the_law.roles) == {"params", "tokens"} and the_law.response == "loss"
-    if compare is None:
-        compare = STACK if of_nd and (holdout is not None or budget_device_hours is not None) else ()
-    cast = None
-    if compare and not of_nd:
-        raise ValueError(
-            f"compare: laws are stacked over params and tokens; {the_law.name!r} reads {', '.join(the_law.roles)}"
-        )
-    if compare or (of_nd and budget_device_hours is not None):
-        laws = list(dict.fromkeys([the_law.name, *compare]))
+    report = _frontiers(report, the_law, approach, train_frame, given, run, flops, flops_per_nd, target_flops, nearest)
+    asked = points(the_law, at, names)
+    cast, wanted = None, asked or target_flops or holdout is not None
+    if compare or budget_device_hours is not None or (compare is None and wanted and not the_law.needs_run):
         cast = forecast(
-            laws,
+            _stack_of(the_law, compare),
             given,
-            _compute(given, train_frame, flops, flops_per_nd),
+            _compute(the_law, given, train_frame, flops, flops_per_nd),
             objective=settings,
             level=level,
             seed=seed,
-            draws=bootstrap,
+            draws=0 if budget_device_hours is None else bootstrap,
+            fix=dict(fix or {}),
             progress=progress,
         )
-        report = replace(
-            report,
-            laws=cast.scores,
-            calibration=cast.calibration,
-            notes=report.notes + ((cast.why_not,) if cast.why_not else ()),
-        )
+        report = _forecasts(report, cast, given, asked)
     if holdout is not None:
-        report = replace(report, holdout=_holdout(f, cast, rows(the_law, frame[keep & held], names, response, run)))
+        report = replace(report, holdout=held_out(f, cast, rows(the_law, frame[keep & held], names, response, run)))
     if budget_device_hours is not None:
         report = _next(
             report,
@@ -203,26 +203,63 @@ def _rows_if_usable(law, frame, names, response, run) -> Rows | None:
         return None
 
 
-def _compute(given: Rows, frame, flops, flops_per_nd) -> np.ndarray:
+def _stack_of(law: Law, compare: Sequence[str] | None) -> list[str]:
+    """The laws of a forecast, the user's first. Raises ValueError where they read other columns than it does."""
+    if law.needs_run:
+        raise ValueError(f"forecast: law {law.name!r} reads whole curves; there is a plain holdout only (compare=())")
+    if compare is None:
+        compare = next((stack for stack in STACKS if law.name in stack), ())
+        compare = compare or (STACKS[0] if law.roles == ("params", "tokens") and law.response == "loss" else ())
+    for other in map(get_law, compare):
+        if set(other.roles) != set(law.roles) or other.response != law.response:
+            raise ValueError(
+                f"compare: laws are stacked over the same columns; {law.name!r} predicts {law.response} from "
+                f"{', '.join(law.roles)}, {other.name!r} {other.response} from {', '.join(other.roles)}"
+            )
+    return list(dict.fromkeys([law.name, *compare]))
+
+
+def _forecasts(report, cast: Forecast, given: Rows, asked) -> FitReport:
+    """The runs asked for, and the loss at every optimum: one predictor for both."""
+    known = [o for o in report.optima if o.params is not None]
+    at_best = predictions(
+        cast, given, [{"params": o.params, "tokens": o.tokens} for o in known], [o.flops for o in known]
+    )
+    loss = {p.target_flops: (p.point, None if p.low is None else (p.low, p.high)) for p in at_best}
+    return replace(
+        report,
+        laws=cast.scores,
+        calibration=cast.calibration,
+        forecasts=at_best + predictions(cast, given, asked),
+        optima=tuple(
+            replace(o, loss=loss[o.flops][0], loss_interval=loss[o.flops][1]) if o.flops in loss else o
+            for o in report.optima
+        ),
+        notes=report.notes + ((cast.why_not,) if cast.why_not else ()),
+    )
+
+
+def _compute(law: Law, given: Rows, frame, flops, flops_per_nd) -> np.ndarray:
     if flops is not None:
         values = column(frame, flops, "flops").loc[given.index].to_numpy(float)
         if np.isfinite(values).all() and (values > 0).all():
             return values
         raise ValueError(f"flops: column {flops!r} holds null, zero or negative values")
-    return flops_per_nd * given.columns["params"] * given.columns["tokens"]
+    if {"params", "tokens"} <= set(given.columns):
+        return flops_per_nd * given.columns["params"] * given.columns["tokens"]
+    return law.extent(given.columns)
 
 
 def _optima(report, f: Fit, frame, given, flops, k, targets) -> FitReport:
     if not targets:
         return report
-    found = [optimum(f, float(c), k) for c in targets]
+    found = [identified_optimum(f, float(c), k) for c in targets]
     notes = report.notes
     if flops is not None:
-        measured = float(
-            np.median(_compute(given, frame, flops, k) / (given.columns["params"] * given.columns["tokens"]))
-        )
-        other = optimum(f, float(targets[-1]), measured)
-        if abs(measured / k - 1) > 1e-3:
+        compute = _compute(f.law, given, frame, flops, k)
+        measured = float(np.median(compute / (given.columns["params"] * given.columns["tokens"])))
+        if abs(measured / k - 1) > 1e-3 and found[-1].params is not None:
+            other = optimum(f, float(targets[-1]), measured)
             notes += (
                 f"under the FLOPs of column {flops!r} (C = {measured:.3g} N D) N* at {targets[-1]:.3g} "
                 f"is {other.params:.4g}, not {found[-1].params:.4g}",
@@ -230,62 +267,25 @@ def _optima(report, f: Fit, frame, given, flops, k, targets) -> FitReport:
     return replace(report, optima=tuple(found), convention=f"C = {k:g} N D", notes=notes)
 
 
-def _frontiers(report, approach, frame, given, names, response, run, flops, k, level, seed) -> FitReport:
-    out = []
+def _frontiers(report, law: Law, approach, frame, given, run, flops, k, targets, nearest) -> FitReport:
+    out, asked = [], dict(level=report.level, seed=report.seed, targets=targets, flops_per_nd=k)
     for method in approach:
         if method not in ("isoflop", "envelope"):
             raise ValueError(f"approach: unknown {method!r}; there is isoflop, envelope")
         if "params" not in given.columns or ("tokens" not in given.columns and flops is None):
             raise ValueError(f"approach {method}: needs a params column and tokens or flops")
-        compute = _compute(given, frame, flops, k)
+        params, compute = given.columns["params"], _compute(law, given, frame, flops, k)
         if method == "isoflop":
-            out.append(isoflop(given.columns["params"], compute, given.y, level=level, seed=seed))
+            out.append(isoflop(params, compute, given.y, nearest=nearest, **asked))
         elif run is None:
             raise ValueError("approach envelope: name the column that tells runs apart (run)")
         else:
-            out.append(
-                envelope(given.columns["run"], given.columns["params"], compute, given.y, level=level, seed=seed)
-            )
+            out.append(envelope(given.columns["run"], params, compute, given.y, **asked))
     return replace(report, frontiers=tuple(out))
 
 
-def _holdout(f: Fit, cast: Forecast | None, test: Rows) -> Holdout:
-    if len(test.y) == 0:
-        raise ValueError("holdout: every held-out row has nulls")
-    predicted = f.predict(test.columns)
-    plain = calibrated = None
-    low = high = [None] * len(test.y)
-    if f.draws is not None:
-        tail = 50 * (1 - f.level)
-        a, b = np.exp(np.nanpercentile(f.log_predict(test.columns, f.draws), [tail, 100 - tail], axis=0))
-        plain = float(np.mean((a <= test.y) & (test.y <= b)))
-    if cast is not None and cast.calibration is not None:
-        _, low, high = cast.predict(test.columns)
-        calibrated = float(np.mean((low <= test.y) & (test.y <= high)))
-    relative = np.abs(predicted / test.y - 1)
-    worst = tuple(
-        {
-            **{r: test.columns[r][i] for r in f.law.roles},
-            "observed": test.y[i],
-            "predicted": predicted[i],
-            "relative_error": relative[i],
-            "low": low[i],
-            "high": high[i],
-        }
-        for i in np.argsort(-relative)[:20]
-    )
-    return Holdout(
-        len(test.y),
-        float(np.sqrt(np.mean(np.log(predicted / test.y) ** 2))),
-        float(relative.mean()),
-        plain,
-        calibrated,
-        worst,
-    )
-
-
 def _next(report, f, cast, frame, given, k, targets, budget, device_hours, rate) -> FitReport:
-    if cast is None:
+    if cast is None or f.law.roles != ("params", "tokens"):
         raise ValueError(f"budget_device_hours: law {f.law.name!r} does not read params and tokens")
     if rate is None:
         if device_hours is None:
@@ -299,11 +299,9 @@ def _next(report, f, cast, frame, given, k, targets, budget, device_hours, rate)
         rate = float(np.median((k * given.columns["params"] * given.columns["tokens"])[fine] / spent[fine]))
     if not rate > 0:
         raise ValueError(f"flops_per_device_hour must be positive, got {rate:g}")
-    if report.optima:
-        target = {
-            "params": np.array([o.params for o in report.optima]),
-            "tokens": np.array([o.tokens for o in report.optima]),
-        }
+    known = [o for o in report.optima if o.params is not None]
+    if known:
+        target = {"params": np.array([o.params for o in known]), "tokens": np.array([o.tokens for o in known])}
     else:
         far = optimum(f, 10 * float((k * given.columns["params"] * given.columns["tokens"]).max()), k)
         target = {"params": np.array([far.params]), "tokens": np.array([far.tokens])}

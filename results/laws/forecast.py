@@ -1,11 +1,11 @@
-"""Predictions with intervals that hold when extrapolating: several laws stacked, calibrated on rolling hold-outs.
+"""Predictions with intervals that hold when extrapolating: laws with their discrepancies, stacked and calibrated.
 
-A bootstrap of one law knows neither that the law may be wrong nor that larger runs behave otherwise: at
-nominal 95% it covers far less of the runs above the fitted compute. Here, inside the training rows only:
-  1. cut the rows at several budgets; fit every law below the cut, predict above it;
-  2. stack: weights on the simplex that minimise the squared log error above the cuts (Yao et al. 2018);
-  3. variance = resampling + spread between the laws + noise of a run;
-  4. scale it by what the errors above the cuts were in units of it, a cut counting once (`_scale`).
+A bootstrap of one law knows neither that the law may be wrong nor that larger runs behave otherwise: at nominal 95%
+it covers far less of the runs above the fitted compute. Here, inside the training rows only:
+  1. every law carries a discrepancy (`discrepancy.py`), whose sd grows with the distance from the runs;
+  2. cut the rows at several budgets; fit every law below the cut, predict above it;
+  3. stack: weights on the simplex that minimise the squared log error above the cuts (Yao et al. 2018);
+  4. scale the sd by what the errors above the cuts were in units of it, a cut counting once (`_scale`).
 The coverage that is printed is rolling too: at each cut the scale is what the earlier cuts gave.
 """
 
@@ -17,14 +17,17 @@ import numpy as np
 from scipy import optimize, stats
 
 from .base import Law, get_law
+from .discrepancy import Corrected, corrected, spectra, thinned
 from .fit import Fit, fit
 from .resample import Progress
 from .solver import LOGS, Objective
 from .table import Rows
 
 CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the rows, ordered by compute
+AGE, PRIOR = 4, 4.0  # chosen on cuts inside the training rows: docs/laws.md
 DRAWS = 200
 MAX_STARTS = 12
+MOST = 5000  # rows of a forecast's fits
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,17 @@ class LawScore:
 @dataclass(frozen=True)
 class Calibration:
     """Coverage above the rolling cuts at nominal `level`: of the plain bootstrap of the first law, of the stack
-    before scaling, and of the calibrated stack (each cut by the earlier cuts' scale). `rows` predicted in all."""
+    before scaling, and of the calibrated stack (each cut by the earlier cuts' scale). `rows` predicted in all, up to
+    `reach` times the largest compute below a cut."""
 
     level: float
     cuts: int
     rows: int
-    plain: float
+    plain: float | None
     stacked: float
     calibrated: float | None
     scale: float
+    reach: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Forecast:
     """Stacked laws and the scale of their intervals."""
 
     fits: tuple[Fit, ...]
+    laws: tuple[Corrected, ...]
     weights: np.ndarray
     scores: tuple[LawScore, ...]
     calibration: Calibration | None
@@ -63,9 +69,8 @@ class Forecast:
     why_not: str = ""
 
     def predict(self, columns) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Point, low and high (m,) at the rows of `columns`."""
-        parts = [_predict(f, columns) for f in self.fits]
-        centre, sd = _stack(parts, self.weights)
+        """Point, low and high (m,) at the rows of `columns`; without a calibration normal intervals of the stack."""
+        centre, sd = _stack([law.predict(columns) for law in self.laws], self.weights)
         half = (self.calibration.scale if self.calibration else _z(self.level)) * sd
         return np.exp(centre), np.exp(centre - half), np.exp(centre + half)
 
@@ -80,45 +85,42 @@ class Forecast:
 
     @property
     def noise(self) -> float:
-        return float(sum(w * _noise(f) for f, w in zip(self.fits, self.weights, strict=True)))
+        return float(sum(w * law.noise for law, w in zip(self.laws, self.weights, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What was predicted above one cut from the `rows` below it: log y (m,), per law (log point, sd), whether the
+    plain interval of the first law held; reach: the largest compute above over the largest below."""
+
+    log_y: np.ndarray
+    parts: list[tuple[np.ndarray, np.ndarray]]
+    plain: np.ndarray | None
+    rows: int
+    reach: float
+
+    def score(self, weights) -> np.ndarray:
+        centre, sd = _stack(self.parts, weights)
+        return np.abs(self.log_y - centre) / sd
 
 
 def _z(level):
     return float(stats.norm.ppf(0.5 + level / 2))
 
 
-def _noise(f: Fit) -> float:
-    """Scale of a run about the law, in log: from the 95% quantile of the residuals, for their tails are heavy."""
-    free = len(f.theta) if f.constraint is None else len(f.constraint.free)
-    n = len(f.residuals)
-    return float(np.quantile(np.abs(f.residuals), 0.95)) / 1.96 * np.sqrt(n / max(n - free, 1))
-
-
-def _predict(f: Fit, columns) -> tuple[np.ndarray, np.ndarray, float]:
-    """(log point, sd of resampling (m,), noise). Spread by quantiles: a few wild resamples are not the scale."""
-    point = f.log_predict(columns)
-    if f.draws is None:
-        return point, np.zeros_like(point), _noise(f)
-    d = f.log_predict(columns, f.draws)
-    low, high = np.nanpercentile(d, [2.5, 97.5], axis=0)
-    return point, (high - low) / (2 * 1.96), _noise(f)
-
-
 def _stack(parts, weights) -> tuple[np.ndarray, np.ndarray]:
-    point = np.stack([p for p, _, _ in parts])
+    """log point and sd (m,) of the mixture: the laws' own variances and the spread between them."""
+    point, sd = (np.stack(v) for v in zip(*parts, strict=True))
     centre = weights @ point
-    between = weights @ (point - centre) ** 2
-    return centre, np.sqrt(
-        weights @ np.stack([s**2 for _, s, _ in parts]) + between + weights @ np.array([n**2 for _, _, n in parts])
-    )
+    return centre, np.sqrt(weights @ (sd**2 + (point - centre) ** 2))
 
 
-def _weights(errors: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Simplex weights (laws,) of least mean squared error, stacked; errors (laws, rows), a cut's rows share a vote."""
-    k = len(errors)
+def _weights(cuts: list[_Cut]) -> np.ndarray:
+    """Simplex weights (laws,) of least mean squared error, stacked; a cut's rows share a vote."""
+    k = len(cuts[0].parts)
     if k == 1:
         return np.ones(1)
-    e = errors / np.sqrt(counts)
+    e = np.concatenate([np.stack([(c.log_y - p) / np.sqrt(len(c.log_y)) for p, _ in c.parts]) for c in cuts], 1)
     gram = e @ e.T
     gram /= max(np.trace(gram) / k, 1e-300)
     w, _ = optimize.nnls(
@@ -127,14 +129,19 @@ def _weights(errors: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return w / w.sum()
 
 
-def _scale(scores: list[np.ndarray], level: float) -> float:
-    """Factor on the sd for `level` above the next cut; never below the normal one.
+def _scale(scores: list[np.ndarray], sizes: list[int], whole: int, level: float) -> float:
+    """Factor on the sd for `level` above the next cut, from the errors above past ones in units of their sds.
 
-    The errors above one cut move together, so a cut is one draw and not as many as it has rows: the cuts' own
-    `level` quantiles are read as |N(0, tau)|, and the next one lies within t_k tau of zero, k cuts.
+    The errors above one cut move together, so a cut is one draw of N(0, factor^2) and not as many as it has rows: its
+    own root mean square. A cut counts (its rows / all rows)^AGE, for a fit to few rows says little of a fit to many,
+    and PRIOR draws of size 1 stand beside them: the sds are a model's, not arbitrary units. The factor is the root
+    mean square of all times Student's t with as many degrees of freedom; never below the normal one.
     """
-    each = np.array([np.quantile(s, level) for s in scores])
-    return max(float(stats.t.ppf(0.5 + level / 2, len(each)) * np.sqrt(np.mean(each**2))), _z(level))
+    squares = np.array([np.mean(s**2) for s in scores])
+    counts = (np.array(sizes) / whole) ** AGE
+    draws = PRIOR + counts.sum()
+    pooled = np.sqrt((PRIOR + counts @ squares) / draws)
+    return max(float(stats.t.ppf(0.5 + level / 2, draws) * pooled), _z(level))
 
 
 def forecast(
@@ -145,98 +152,92 @@ def forecast(
     objective: Objective = LOGS,
     level: float = 0.95,
     seed: int = 0,
-    draws: int = 1000,
+    draws: int = 0,
+    fix: dict | None = None,
     progress: Progress | None = None,
 ) -> Forecast:
     """Fit every law to `rows`, stack and calibrate them. compute (n,) orders the rows for the cuts.
 
-    The first law is the user's: the plain coverage is its own. A law that cannot be fitted is left out
-    with its error. Raises ValueError where none can.
+    The first law is the user's, with its parameters held as in `fix`: the plain coverage is its own. A law that cannot
+    be fitted is left out with its error. draws: resamples of every law, for `Forecast.draws`. Of more than `MOST` rows
+    the half with the largest compute and an even draw from the rest are used. Raises ValueError where no law can be
+    fitted.
     """
     laws = [get_law(name) for name in laws]
-    fits, errors = [], {}
+    if len(rows.y) > MOST:
+        at = thinned(np.log(compute), MOST, seed)
+        rows, compute = rows.take(at), compute[at]
+    settings = dict(objective=objective, level=level, seed=seed)
+    fixes = {laws[0].name: fix} if fix else {}
+    fits, full, errors, shared = [], [], {}, spectra(laws[0], rows, seed)
     for law in laws:
         try:
-            fits.append(_quick(law, rows, objective, level, seed, draws))
+            f = _quick(law, rows, bootstrap_draws=draws, fix=fixes.get(law.name), **settings)
+            full.append(corrected(f, shared))
+            fits.append(f)
         except ValueError as error:
             errors[law.name] = str(error)
     if not fits:
         raise ValueError("; ".join(errors.values()))
-    kept = [f.law for f in fits]
-    cuts = []  # per cut: list over laws of (point, sd, noise), and log y
-    plain = []
-    edges = np.unique(np.quantile(compute, CUTS, method="lower"))
+    failed = tuple(LawScore(name, None, 0.0, why) for name, why in errors.items())
+    cuts, edges = [], np.unique(np.quantile(compute, CUTS, method="lower"))
     for i, edge in enumerate(edges):
         if progress:
             progress("rolling hold-outs", i / len(edges))
-        below, above = rows.take(compute <= edge), rows.take(compute > edge)
-        if len(above.y) < 3 or below.clusters < max(8, max(len(law.parameters) for law in kept) + 3):
-            continue
-        try:
-            local = [_quick(law, below, objective, level, seed, DRAWS) for law in kept]
-        except ValueError:
-            continue
-        parts = [_predict(f, above.columns) for f in local]
-        log_y = np.log(above.y)
-        cuts.append((parts, log_y))
-        first = local[0]
-        d = first.log_predict(above.columns, first.draws if first.draws is not None else first.theta[None])
-        tail = 50 * (1 - level)
-        low, high = np.nanpercentile(d, [tail, 100 - tail], axis=0)
-        plain.append((low <= log_y) & (log_y <= high))
+        cut = _cut([f.law for f in fits], fixes, rows, compute, edge, settings)
+        if cut is not None:
+            cuts.append(cut)
     if len(cuts) < 2:
-        scores = tuple(LawScore(f.law.name, None, 1.0 if k == 0 else 0.0) for k, f in enumerate(fits))
-        return Forecast(
-            tuple(fits),
-            np.eye(len(fits))[0],
-            scores + _failed(errors),
-            None,
-            level,
-            f"too few rows for rolling hold-outs ({len(cuts)} usable cuts, 2 needed)",
-        )
+        alone = tuple(LawScore(f.law.name, None, float(k == 0)) for k, f in enumerate(fits))
+        why = f"too few rows for rolling hold-outs ({len(cuts)} usable cuts, 2 needed)"
+        return Forecast(tuple(fits), tuple(full), np.eye(len(fits))[0], alone + failed, None, level, why)
+    weights = _weights(cuts)
+    calibration = _calibrate(cuts, weights, len(rows.y), level)
+    rmse = [np.sqrt(np.mean([np.mean((c.log_y - c.parts[m][0]) ** 2) for c in cuts])) for m in range(len(fits))]
+    named = tuple(LawScore(f.law.name, float(r), float(w)) for f, r, w in zip(fits, rmse, weights, strict=True))
+    return Forecast(tuple(fits), tuple(full), weights, named + failed, calibration, level)
 
-    def weigh(some):
-        e = np.concatenate([np.stack([y - p for p, _, _ in parts]) for parts, y in some], 1)
-        return _weights(e, np.concatenate([np.full(len(y), len(y)) for _, y in some]))
 
-    def score(parts, y, w):
-        centre, sd = _stack(parts, w)
-        return np.abs(y - centre) / sd
+def _cut(laws, fixes, rows, compute, edge, settings) -> _Cut | None:
+    """Every law fitted at or below `edge` and asked above it; None where either side is too small."""
+    below, above = rows.take(compute <= edge), rows.take(compute > edge)
+    if len(above.y) < 3 or below.clusters < max(8, max(len(law.parameters) for law in laws) + 3):
+        return None
+    parts, plain, shared = [], None, spectra(laws[0], below, settings["seed"])
+    try:
+        for k, law in enumerate(laws):
+            f = _quick(law, below, bootstrap_draws=DRAWS if k == 0 else 0, fix=fixes.get(law.name), **settings)
+            parts.append(corrected(f, shared).predict(above.columns))
+            if k == 0 and f.draws is not None:
+                tail = 50 * (1 - f.level)
+                plain = np.nanpercentile(f.log_predict(above.columns, f.draws), [tail, 100 - tail], axis=0)
+    except ValueError:
+        return None
+    log_y = np.log(above.y)
+    inside = None if plain is None else (plain[0] <= log_y) & (log_y <= plain[1])
+    return _Cut(log_y, parts, inside, len(below.y), float(compute.max() / edge))
 
-    weights = weigh(cuts)
-    scores = [score(parts, y, weights) for parts, y in cuts]
-    scale = _scale(scores, level)
+
+def _calibrate(cuts: list[_Cut], weights: np.ndarray, whole: int, level: float) -> Calibration:
+    """The scale of the cuts, and what it would have covered at each cut had only the earlier ones been seen."""
+    scores, sizes = [c.score(weights) for c in cuts], [c.rows for c in cuts]
     rolled = []
     for k in range(1, len(cuts)):
-        w = weigh(cuts[:k])
-        s = _scale([score(*c, w) for c in cuts[:k]], level)
-        rolled.append(score(*cuts[k], w) <= s)
-    calibration = Calibration(
+        w = _weights(cuts[:k])
+        rolled.append(cuts[k].score(w) <= _scale([c.score(w) for c in cuts[:k]], sizes[:k], sizes[k], level))
+    plain = [c.plain for c in cuts if c.plain is not None]
+    return Calibration(
         level,
         len(cuts),
-        sum(len(y) for _, y in cuts),
-        float(np.mean(np.concatenate(plain))),
+        sum(len(c.log_y) for c in cuts),
+        float(np.mean(np.concatenate(plain))) if plain else None,
         float(np.mean(np.concatenate(scores) <= _z(level))),
         float(np.mean(np.concatenate(rolled))),
-        scale,
+        _scale(scores, sizes, whole, level),
+        max(c.reach for c in cuts),
     )
-    rmse = [np.sqrt(np.mean([np.mean((y - parts[m][0]) ** 2) for parts, y in cuts])) for m in range(len(fits))]
-    named = tuple(LawScore(f.law.name, float(r), float(w)) for f, r, w in zip(fits, rmse, weights, strict=True))
-    return Forecast(tuple(fits), weights, named + _failed(errors), calibration, level)
 
 
-def _failed(errors) -> tuple[LawScore, ...]:
-    return tuple(LawScore(name, None, 0.0, why) for name, why in errors.items())
-
-
-def _quick(law, rows, objective, level, seed, draws) -> Fit:
+def _quick(law, rows, **settings) -> Fit:
     starts = law.starts(law.prepare(rows.columns), np.log(rows.y))
-    return fit(
-        law,
-        rows,
-        objective=objective,
-        bootstrap_draws=draws,
-        level=level,
-        seed=seed,
-        start=starts[:: max(1, len(starts) // MAX_STARTS)],
-    )
+    return fit(law, rows, start=starts[:: max(1, len(starts) // MAX_STARTS)], **settings)

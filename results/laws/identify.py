@@ -92,6 +92,12 @@ def profiles(
             continue
         centre = float(T[j] @ theta + shift[j])
         grid, lo, hi = _grid(p, centre, float(np.sqrt(max(T[j] @ cov @ T[j], 0.0))))
+        if len(grid) == 0:  # so far out that no step changes it
+            value = float(p.link(np.float64(centre)))
+            out.append(
+                Profile(p.name, None, None, False, f"the fit drives it to {value:.3g} without end", (value,), (0.0,))
+            )
+            continue
         held = constrain(law, inputs.centre, fix, {p.name: centre})
         # phi_j = c is R theta = c - shift; the pivot of this row carries the whole change
         unit = constrain(law, inputs.centre, fix, {p.name: centre + 1.0}).offset - held.offset

@@ -3,11 +3,13 @@
 Approach 2, `isoflop`: for each budget a parabola of loss in ln N, its vertex N*, then log N* = a log C + const.
 Biased where alpha and beta differ and the sweep is not centred: compare with the parametric fit.
 Approach 1, `envelope`: the curve that is lowest at each budget, over training curves.
-Intervals resample runs (within budgets for isoflop, across curves for the envelope).
+Intervals resample runs (within budgets for isoflop, across curves for the envelope): of every vertex, of the line
+through them, and of N* and D* at a target.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,23 +17,61 @@ import numpy as np
 DRAWS = 1000
 
 
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """The minimum of one budget's parabola: N, D = C / (k N), loss, each with (low, high); sizes: how many it was
+    fitted to; curvature: half the second derivative of the loss by ln N. missing: share of the resamples without a
+    minimum inside the sizes trained; the intervals are of the others, None where those are too few."""
+
+    flops: float
+    params: float
+    tokens: float
+    loss: float
+    sizes: int
+    curvature: float
+    params_interval: Interval
+    tokens_interval: Interval
+    loss_interval: Interval
+    missing: float
+
+
+@dataclass(frozen=True)
+class FrontierOptimum:
+    """N* and D* = C / (k N*) at a target budget, by the line through the points; beyond: C over the largest budget."""
+
+    flops: float
+    params: float
+    tokens: float
+    params_interval: Interval
+    tokens_interval: Interval
+    beyond: float
+
+
 @dataclass(frozen=True)
 class Frontier:
-    """N* = exp(intercept) C^exponent, its points, and the budgets that gave none with the reason.
+    """N* = coefficient C^exponent, its points, and the budgets that gave none with the reason.
 
-    flops, params: (k,) points; exponent_interval None with too few budgets.
+    flops, params: (k,) points; D* = C / (flops_per_nd N*), hence D* ~ C^(1 - exponent). Intervals are None with too
+    few budgets. vertices: of isoflop, one for each point.
     """
 
     method: str
     flops: tuple[float, ...]
     params: tuple[float, ...]
     exponent: float
-    intercept: float
-    exponent_interval: tuple[float, float] | None
+    coefficient: float
+    exponent_interval: Interval
+    coefficient_interval: Interval
     left_out: tuple[str, ...]
+    flops_per_nd: float = 6.0
+    vertices: tuple[Vertex, ...] = ()
+    targets: tuple[FrontierOptimum, ...] = ()
 
     def optimal_params(self, flops: float) -> float:
-        return float(np.exp(self.intercept + self.exponent * np.log(flops)))
+        return float(self.coefficient * flops**self.exponent)
 
 
 def budgets(flops: np.ndarray, width: float = 0.15) -> np.ndarray:
@@ -44,15 +84,18 @@ def budgets(flops: np.ndarray, width: float = 0.15) -> np.ndarray:
 
 
 def _vertices(u: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Vertex (B,) of the weighted parabola of loss (m,) in u = ln N (m,), weights (B, m); nan where there is none."""
+    """ln N, loss and curvature (3, B) at the vertex of the weighted parabola of loss (m,) in u = ln N (m,), weights
+    (B, m); nan where there is none."""
     x = u - u.mean()
     X = np.stack([np.ones_like(x), x, x**2], 1)
     gram = np.einsum("bm,mi,mj->bij", weights, X, X) + 1e-12 * np.eye(3)
-    _, c1, c2 = np.linalg.solve(gram, ((weights * loss) @ X)[:, :, None])[:, :, 0].T
-    at = u.mean() - c1 / (2 * np.where(c2 > 0, c2, np.nan))
+    c0, c1, c2 = np.linalg.solve(gram, ((weights * loss) @ X)[:, :, None])[:, :, 0].T
+    c2 = np.where(c2 > 0, c2, np.nan)
+    at = u.mean() - c1 / (2 * c2)
     sizes = np.unique(u, return_inverse=True)[1]
     enough = (weights @ np.eye(sizes.max() + 1)[sizes] > 0).sum(1) >= 4
-    return np.where(enough & (u.min() <= at) & (at <= u.max()), at, np.nan)
+    fine = enough & (u.min() <= at) & (at <= u.max())
+    return np.where(fine, np.stack([at, c0 - c1**2 / (4 * c2), c2]), np.nan)
 
 
 def _why_none(u: np.ndarray, loss: np.ndarray) -> str:
@@ -69,16 +112,27 @@ def _line(log_c, log_n) -> tuple[float, float]:
 
 
 def isoflop(
-    params, flops, loss, *, nearest: int | None = None, level: float = 0.95, seed: int = 0, draws: int = DRAWS
+    params,
+    flops,
+    loss,
+    *,
+    nearest: int | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    draws: int = DRAWS,
+    targets: Sequence[float] = (),
+    flops_per_nd: float = 6.0,
 ) -> Frontier:
     """Approach 2 on final losses. params, flops, loss (n,); rows of a budget share FLOPs to within 15%.
 
-    nearest: fit the parabola on this many sizes around the lowest loss only (a parabola is local).
-    Raises ValueError with fewer than two usable budgets.
+    nearest: fit the parabola on this many sizes around the lowest loss only (a parabola is local). targets: budgets
+    to give N* and D* at. Raises ValueError with fewer than two usable budgets.
     """
     params, flops, loss = (np.asarray(v, float) for v in (params, flops, loss))
+    if nearest is not None and nearest < 4:
+        raise ValueError(f"isoflop: a parabola needs 4 model sizes or more, nearest is {nearest}")
     group, rng = budgets(flops), np.random.default_rng(seed)
-    log_c, vertices, left_out = [], [], []  # vertices: per budget (1 + draws,), the table's own first
+    log_c, found, vertices, left_out = [], [], [], []  # found: per budget ln N (1 + draws,), the table's own first
     for g in range(group.max() + 1):
         at = np.flatnonzero(group == g)
         if nearest and len(at) > nearest:
@@ -87,34 +141,81 @@ def isoflop(
         u, c, m = np.log(params[at]), np.log(flops[at]).mean(), len(at)
         weights = np.vstack([np.ones((1, m)), rng.multinomial(m, np.full(m, 1 / m), size=draws)])
         v = _vertices(u, loss[at], weights)
-        if np.isnan(v[0]):
+        if np.isnan(v[0, 0]):
             left_out.append(f"C = {np.exp(c):.3g}: {_why_none(u, loss[at])}")
         else:
             log_c.append(c)
-            vertices.append(v)
+            found.append(v[0])
+            vertices.append(_vertex(float(np.exp(c)), v, len(np.unique(u)), level, flops_per_nd))
     if len(log_c) < 2:
         raise ValueError(
             "isoflop: fewer than two budgets with a minimum inside the sizes trained"
             + "".join(f"; {w}" for w in left_out[:3])
         )
-    log_c, (log_n, *resampled) = np.array(log_c), np.array(vertices).T
-    slopes = []
+    log_c, (log_n, *resampled) = np.array(log_c), np.array(found).T
+    lines = []
     for v in resampled if len(log_c) > 2 else []:
         fine = np.isfinite(v)
         if fine.sum() >= 2:
-            slopes.append(_line(log_c[fine], v[fine])[0])
+            lines.append(_line(log_c[fine], v[fine]))
+    return _frontier("isoflop", log_c, log_n, lines, left_out, level, targets, flops_per_nd, tuple(vertices))
+
+
+def _vertex(flops: float, v: np.ndarray, sizes: int, level: float, k: float) -> Vertex:
+    (log_n, loss, curvature), drawn = v[:, 0], v[:, 1:]
+    drawn = drawn[:, np.isfinite(drawn[0])]
+    n = _interval(np.exp(drawn[0]), level)
+    return Vertex(
+        flops,
+        float(np.exp(log_n)),
+        float(flops / k / np.exp(log_n)),
+        float(loss),
+        sizes,
+        float(curvature),
+        n,
+        None if n is None else (flops / k / n[1], flops / k / n[0]),
+        _interval(drawn[1], level),
+        1.0 - drawn.shape[1] / max(v.shape[1] - 1, 1),
+    )
+
+
+def _frontier(method, log_c, log_n, lines, left_out, level, targets, k, vertices=()) -> Frontier:
+    """The line through the points, and its intervals from the lines (slope, intercept) of the resamples."""
+    slope, intercept = _line(log_c, log_n)
+    drawn = np.array(lines).reshape(-1, 2)
+    best = []
+    for c in map(float, targets):
+        N = float(np.exp(intercept + slope * np.log(c)))
+        n = _interval(np.exp(drawn[:, 1] + drawn[:, 0] * np.log(c)), level)
+        d = None if n is None else (c / k / n[1], c / k / n[0])
+        best.append(FrontierOptimum(c, N, c / k / N, n, d, c / float(np.exp(log_c.max()))))
     return Frontier(
-        "isoflop",
-        tuple(np.exp(log_c)),
-        tuple(np.exp(log_n)),
-        *_line(log_c, log_n),
-        _interval(slopes, level),
+        method,
+        tuple(map(float, np.exp(log_c))),
+        tuple(map(float, np.exp(log_n))),
+        slope,
+        float(np.exp(intercept)),
+        _interval(drawn[:, 0], level),
+        _interval(np.exp(drawn[:, 1]), level),
         tuple(left_out),
+        k,
+        vertices,
+        tuple(best),
     )
 
 
 def envelope(
-    run, params, flops, loss, *, points: int = 200, level: float = 0.95, seed: int = 0, draws: int = 400
+    run,
+    params,
+    flops,
+    loss,
+    *,
+    points: int = 200,
+    level: float = 0.95,
+    seed: int = 0,
+    draws: int = 400,
+    targets: Sequence[float] = (),
+    flops_per_nd: float = 6.0,
 ) -> Frontier:
     """Approach 1 on training curves: rows of (run, params, FLOPs so far, loss), several per run.
 
@@ -141,25 +242,20 @@ def envelope(
     inner = np.isfinite(table.min(0)) & (sizes[best] > sizes.min()) & (sizes[best] < sizes.max())
     if inner.sum() < 2:
         raise ValueError("envelope: no budget where a size between the smallest and the largest is best")
-    rng, slopes = np.random.default_rng(seed), []
+    rng, lines = np.random.default_rng(seed), []
     for _ in range(draws):
         pick = np.unique(rng.integers(len(curves), size=len(curves)))
         b = pick[np.argmin(table[pick][:, inner], 0)]
         fine = np.isfinite(table[b, np.flatnonzero(inner)])
         if fine.sum() >= 2 and np.ptp(sizes[b[fine]]) > 0:
-            slopes.append(_line(log_c[inner][fine], sizes[b[fine]])[0])
-    return Frontier(
-        "envelope",
-        tuple(np.exp(log_c[inner])),
-        tuple(np.exp(sizes[best][inner])),
-        *_line(log_c[inner], sizes[best][inner]),
-        _interval(slopes, level),
-        (f"{int((~inner).sum())} of {points} budgets at the edge of the sizes trained",),
-    )
+            lines.append(_line(log_c[inner][fine], sizes[b[fine]]))
+    why = [f"{int((~inner).sum())} of {points} budgets at the edge of the sizes trained"]
+    return _frontier("envelope", log_c[inner], sizes[best][inner], lines, why, level, targets, flops_per_nd)
 
 
-def _interval(slopes, level):
-    if len(slopes) < 50:
+def _interval(drawn, level) -> Interval:
+    if len(drawn) < 50:
         return None
     tail = 50 * (1 - level)
-    return tuple(map(float, np.percentile(slopes, [tail, 100 - tail])))
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)

@@ -6,7 +6,7 @@ the ratio of a FLOPs column to N D where the table has one).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,13 +17,14 @@ GRID = 241
 
 @dataclass(frozen=True)
 class Optimum:
-    """At `flops`: N*, D*, loss, each with (low, high) or None; exponent: d log N* / d log C."""
+    """At `flops`: N*, D*, loss, each with (low, high) or None; exponent: d log N* / d log C. All are None where the
+    table does not identify what they are computed from; `note` says so."""
 
     flops: float
-    params: float
-    tokens: float
-    loss: float
-    exponent: float
+    params: float | None
+    tokens: float | None
+    loss: float | None
+    exponent: float | None
     params_interval: tuple[float, float] | None
     tokens_interval: tuple[float, float] | None
     loss_interval: tuple[float, float] | None
@@ -86,3 +87,24 @@ def optimum(f: Fit, flops: float, flops_per_nd: float = 6.0) -> Optimum:
     note = f"{missing:.0%} of the resamples have no optimum" if missing else ""
     q = [tuple(map(float, np.nanpercentile(v, [tail, 100 - tail]))) for v in (Nb, Db, lb, ab)]
     return Optimum(flops, float(N[0]), float(D[0]), float(at[0]), float(a[0]), *q, note)
+
+
+def identified_optimum(f: Fit, flops: float, flops_per_nd: float = 6.0) -> Optimum:
+    """`optimum`, refused where a parameter that it moves with is (`Fit.profiles`)."""
+    found = optimum(f, flops, flops_per_nd)
+    moved = [p for p in f.profiles if not p.identified and _moves(f, p.name, flops, flops_per_nd, found.params)]
+    if not moved:
+        return found
+    names = " and ".join(p.name for p in moved)
+    note = f"no optimum: it moves with {names}, which the table does not identify"
+    empty = {name: None for name in ("params", "tokens", "loss", "exponent")}
+    return replace(found, **empty, **{f"{name}_interval": None for name in empty}, note=note)
+
+
+def _moves(f: Fit, name: str, flops: float, k: float, params: float) -> bool:
+    """Whether N* changes with one natural parameter, the others held; True where there is no N* at all."""
+    T, _ = f.law.coordinates(f.inputs.centre)
+    step = np.zeros(len(f.theta))
+    step[f.law.names.index(name)] = 1e-3
+    there = optima(f, flops, k, (f.theta + np.linalg.solve(T, step))[None])[0][0]
+    return not abs(np.log(there / params)) < 1e-7

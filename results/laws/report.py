@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..aligned import aligned
+from . import forecast_text
 from .fit import Fit, Sensitivity
 from .forecast import Calibration, LawScore
 from .isoflop import Frontier
 from .next_run import NextRun
 from .optimum import Optimum
+from .predictions import Holdout, Prediction
 from .prior import PriorChoice
 from .search import Convergence
+from .text import number, span, table
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,6 @@ class Estimate:
     identified: bool
     reason: str
     held: bool
-
-
-@dataclass(frozen=True)
-class Holdout:
-    """Rows that chose nothing. rmse_log and mean absolute relative error of the law; coverage of its plain bootstrap
-    and of the calibrated stack at the nominal level."""
-
-    rows: int
-    rmse_log: float
-    relative_error: float
-    plain_coverage: float | None
-    calibrated_coverage: float | None
-    worst: tuple[dict, ...]  # per row: columns, observed, predicted, relative error, interval
 
 
 @dataclass(frozen=True)
@@ -80,6 +69,7 @@ class FitReport:
     holdout: Holdout | None = None
     calibration: Calibration | None = None
     laws: tuple[LawScore, ...] = ()
+    forecasts: tuple[Prediction, ...] = ()
     frontiers: tuple[Frontier, ...] = ()
     next_runs: tuple[NextRun, ...] = ()
     prior: PriorChoice | None = None
@@ -159,40 +149,6 @@ def _plain(value):
     return value
 
 
-def number(x: float | None, digits: int = 4) -> str:
-    """A number for a table: plain between 0.001 and a million, else with an exponent; a dash for none."""
-    if x is None or not math.isfinite(x):
-        return "-"
-    if x != 0 and not 1e-3 <= abs(x) < 1e6:
-        return f"{x:.{digits - 1}e}"
-    return f"{x:.{max(digits - 1 - math.floor(math.log10(abs(x))), 0) if x else 0}f}"
-
-
-def _range(pair) -> str:
-    if pair is None:
-        return "-"
-    low, high = pair
-    return f"[{'open' if low is None else number(low)}, {'open' if high is None else number(high)}]"
-
-
-def _below(what: str, reached: float | None, level: float) -> Iterator[str]:
-    """The warning where an interval covers less than it says."""
-    if reached is not None and reached < level:
-        yield f"  WARNING: {what} covered {reached:.0%}, not {level:.0%}: believe no interval here beyond that"
-
-
-def _table(head: list[str], body: list[list[str]]) -> list[str]:
-    return aligned([head, *body], indent="  ")
-
-
-def _not_converged(r: FitReport) -> Iterator[str]:
-    if not r.convergence.converged:
-        yield (
-            f"\nNOT CONVERGED: {r.convergence.why_not}; the numbers are of the lowest point found, which may not be "
-            "the minimum. Hold a parameter that is not identified (--fix), take a law with fewer, or more rows"
-        )
-
-
 def _text(r: FitReport):
     c, pct = r.convergence, f"{r.level:.0%}"
     yield f"{r.law}: {r.equation}"
@@ -208,10 +164,8 @@ def _text(r: FitReport):
     body = []
     for e in r.parameters:
         value = "held " + number(e.value) if e.held else number(e.value) if e.identified else "not identified"
-        body.append(
-            [e.name, value, number(e.se, 3), "-" if e.low is None else _range((e.low, e.high)), _range(e.profile)]
-        )
-    yield from _table(["parameter", "value", "se", f"{pct} by run", f"{pct} profile"], body)
+        body.append([e.name, value, number(e.se, 3), "-" if e.low is None else span((e.low, e.high)), span(e.profile)])
+    yield from table(["parameter", "value", "se", f"{pct} by run", f"{pct} profile"], body)
     for e in r.parameters:
         if not e.identified:
             yield f"  {e.name}: no point estimate, {e.reason}"
@@ -223,7 +177,7 @@ def _text(r: FitReport):
     if r.prior:
         yield f"\nprior: strength {r.prior.strength:g}, {r.prior.how}"
         yield f"  {r.prior.reason}"
-        yield from _table(
+        yield from table(
             ["", "centre", "scale", "without the prior"],
             [
                 [n, *(("-", "-") if n not in r.prior.terms else map(number, r.prior.terms[n])), number(v)]
@@ -241,59 +195,32 @@ def _text(r: FitReport):
     if r.sensitivity:
         yield "\nsensitivity"
         names = [e.name for e in r.parameters if not e.held]
-        yield from _table(
+        yield from table(
             ["", "rows", *names],
             [[f"{s.what}: {s.setting}", str(s.n), *(number(s.parameters[n]) for n in names)] for s in r.sensitivity],
         )
-    if r.optima:
-        yield f"\ncompute optimum ({r.convention})"
-        yield from _table(
-            ["FLOPs", "N*", pct, "D*", pct, "loss", pct],
-            [
-                [
-                    f"{o.flops:.3g}",
-                    number(o.params),
-                    _range(o.params_interval),
-                    number(o.tokens),
-                    _range(o.tokens_interval),
-                    number(o.loss),
-                    _range(o.loss_interval),
-                ]
-                for o in r.optima
-            ],
-        )
-        o = r.optima[-1]
-        yield f"  N* ~ C^{o.exponent:.3f} {_range(o.exponent_interval)}" + (f"; {o.note}" if o.note else "")
+    yield from forecast_text.optima(r)
     for f in r.frontiers:
-        yield f"\n{f.method}: N* ~ C^{f.exponent:.3f} {_range(f.exponent_interval)} from {len(f.flops)} budgets"
-        yield from (f"  left out: {w}" for w in f.left_out)
+        yield from forecast_text.frontier(f, pct)
     if r.laws:
         yield "\nlaws, out of sample above rolling compute cuts"
-        yield from _table(
+        yield from table(
             ["law", "rms log error", "weight"], [[s.law, number(s.rmse), f"{s.weight:.2f}"] for s in r.laws]
         )
         yield from (f"  {s.law}: {s.error}" for s in r.laws if s.error)
     if r.calibration:
         k = r.calibration
+        plain = "" if k.plain is None else f"plain bootstrap {k.plain:.0%}, "
         yield (
-            f"  coverage reached at nominal {k.level:.0%} over {k.rows} rows above {k.cuts} cuts: "
-            f"plain bootstrap {k.plain:.0%}, "
+            f"  coverage reached at nominal {k.level:.0%} over {k.rows} rows above {k.cuts} cuts: {plain}"
             f"stacked {k.stacked:.0%}, calibrated {k.calibrated:.0%} (intervals scaled by {k.scale:.2f} sd)"
         )
-        yield from _below("the calibrated intervals above the rolling cuts", k.calibrated, k.level)
-    if r.holdout:
-        h = r.holdout
-        yield (
-            f"\nheld out: {h.rows} rows, rms log error {number(h.rmse_log)}, mean relative error {h.relative_error:.2%}"
-        )
-        if h.plain_coverage is not None:
-            yield f"  covered by the plain bootstrap: {h.plain_coverage:.0%}"
-        if h.calibrated_coverage is not None:
-            yield f"  covered by the calibrated {pct} interval: {h.calibrated_coverage:.0%}"
-            yield from _below("the calibrated intervals of the held-out rows", h.calibrated_coverage, r.level)
+        yield from forecast_text.below("the calibrated intervals above the rolling cuts", k.calibrated, k.level)
+    yield from forecast_text.forecasts(r)
+    yield from forecast_text.holdout(r)
     if r.next_runs:
         yield "\nrun to add next"
-        yield from _table(
+        yield from table(
             ["N", "D", "device-hours", "narrows by", "per 1000 device-hours"],
             [
                 [
@@ -314,3 +241,11 @@ def _text(r: FitReport):
     for note in r.notes:
         yield f"\nnote: {note}"
     yield from _not_converged(r)
+
+
+def _not_converged(r: FitReport) -> Iterator[str]:
+    if not r.convergence.converged:
+        yield (
+            f"\nNOT CONVERGED: {r.convergence.why_not}; the numbers are of the lowest point found, which may not be "
+            "the minimum. Hold a parameter that is not identified (--fix), take a law with fewer, or more rows"
+        )

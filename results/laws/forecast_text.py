@@ -1,0 +1,134 @@
+"""The parts of a report that look ahead: optima, approaches 1 and 2, forecasts, held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .isoflop import Frontier
+from .text import number, span, table
+
+if TYPE_CHECKING:
+    from .report import FitReport
+
+
+def below(what: str, reached: float | None, level: float) -> Iterator[str]:
+    """The warning where an interval covers less than it says."""
+    if reached is not None and reached < level:
+        yield f"  WARNING: {what} covered {reached:.0%}, not {level:.0%}: believe no interval here beyond that"
+
+
+def optima(r: FitReport) -> Iterator[str]:
+    if not r.optima:
+        return
+    pct = f"{r.level:.0%} by run"
+    yield f"\ncompute optimum ({r.convention})"
+    yield from table(
+        ["FLOPs", "N*", pct, "D*", pct],
+        [
+            [
+                f"{o.flops:.3g}",
+                number(o.params),
+                span(o.params_interval),
+                number(o.tokens),
+                span(o.tokens_interval),
+            ]
+            for o in r.optima
+        ],
+    )
+    o = r.optima[-1]
+    if o.exponent is not None:
+        yield f"  N* ~ C^{o.exponent:.3f} {span(o.exponent_interval)}"
+    yield from (f"  {note}" for note in dict.fromkeys(o.note for o in r.optima) if note)
+
+
+def frontier(f: Frontier, pct: str) -> Iterator[str]:
+    of = "budgets" if f.method == "isoflop" else "points of the envelope"
+    yield (
+        f"\n{f.method}: N* = G C^a from {len(f.flops)} {of}, a = {f.exponent:.3f} {span(f.exponent_interval)}, "
+        f"G = {number(f.coefficient)} {span(f.coefficient_interval)}; D* = C / ({f.flops_per_nd:g} N*)"
+    )
+    if f.vertices:
+        yield from table(
+            ["C", "N at the minimum", pct, "D", pct, "loss", pct, "sizes", "curvature"],
+            [
+                [
+                    f"{v.flops:.3g}",
+                    number(v.params),
+                    span(v.params_interval),
+                    number(v.tokens),
+                    span(v.tokens_interval),
+                    number(v.loss),
+                    span(v.loss_interval),
+                    str(v.sizes),
+                    number(v.curvature, 3),
+                ]
+                for v in f.vertices
+            ],
+        )
+    if f.targets:
+        yield from table(
+            ["target C", "N*", pct, "D*", pct, "C / largest"],
+            [
+                [
+                    f"{t.flops:.3g}",
+                    number(t.params),
+                    span(t.params_interval),
+                    number(t.tokens),
+                    span(t.tokens_interval),
+                    f"{t.beyond:.3g}",
+                ]
+                for t in f.targets
+            ],
+        )
+    yield from (f"  left out: {w}" for w in f.left_out)
+
+
+def forecasts(r: FitReport) -> Iterator[str]:
+    """Runs without a loss: the stack's point, its calibrated interval, and how far beyond the table they lie."""
+    if not r.forecasts:
+        return
+    pct, first = f"calibrated {r.level:.0%}", r.forecasts[0]
+    names, roles = list(first.columns), list(first.beyond)
+    yield f"\nforecast by the stack of {', '.join(f'{s.law} {s.weight:.2f}' for s in r.laws if s.weight >= 0.005)}"
+    whole = "compute" if {"params", "tokens"} <= set(names) else "extent"
+    head = [f"{'compute' if role == 'extent' and whole == 'compute' else role} / largest" for role in roles]
+    yield from table(
+        [*names, "forecast", pct, "width", *head, "nearest run"],
+        [
+            [
+                *(number(v) for v in p.columns.values()),
+                number(p.point),
+                "-" if p.low is None else span((p.low, p.high)),
+                "-" if p.width is None else f"{p.width:.1%}",
+                *(f"{p.beyond[role]:.3g}" for role in roles),
+                ", ".join(number(v, 3) for v in p.nearest.values()) + f" (within {p.nearest_factor:.3g}x)",
+            ]
+            for p in r.forecasts
+        ],
+    )
+    best = [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in r.forecasts if p.target_flops is not None]
+    if best:
+        yield f"  the optimum of a budget: {', '.join(best)} FLOPs"
+    if first.why_not:
+        yield f"  no interval: {first.why_not}"
+    yield from (f"  WARNING: {note}" for note in dict.fromkeys(p.note for p in r.forecasts) if note)
+
+
+def holdout(r: FitReport) -> Iterator[str]:
+    if r.holdout is None:
+        return
+    h, pct, first = r.holdout, f"{r.level:.0%}", r.law
+    errors = f"rms log error {number(h.rmse_log)}, mean relative error {h.relative_error:.2%}"
+    yield f"\nheld out: {h.rows} rows, forecast by {'the stack' if r.laws else first}: {errors}"
+    if h.calibrated_coverage is not None:
+        yield (
+            f"  covered by the calibrated {pct} interval: {h.calibrated_coverage:.0%}, width {h.calibrated_width:.1%}, "
+            f"interval score {number(h.calibrated_score)}"
+        )
+        yield from below("the calibrated intervals of the held-out rows", h.calibrated_coverage, r.level)
+    if r.laws:
+        yield f"  {first} alone: rms log error {number(h.law_rmse_log)}, mean relative error {h.law_relative_error:.2%}"
+    if h.plain_coverage is not None:
+        plain = f"{h.plain_coverage:.0%}, interval score {number(h.plain_score)}"
+        yield f"  covered by the plain bootstrap of {first}: {plain}"

@@ -1,0 +1,183 @@
+"""What is asked of a forecast: runs that have no loss yet, the optimum of a budget, rows held out.
+
+One predictor answers all of them, the stack of `forecast.py`: its point, its calibrated interval, and how far beyond
+the table the run lies. Where no interval could be calibrated there is none, and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .base import Law, unknown
+from .fit import Fit
+from .forecast import Forecast
+from .table import Rows
+
+WORST = 20  # held-out rows that a report lists
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One run that has no loss yet.
+
+    columns: role -> value; target_flops: the budget whose optimum this is, or None. low, high, width (high/low - 1):
+    calibrated, None with the reason in `why_not`. beyond: the run's value over the table's largest, per role and of
+    `extent` (compute where the law reads N and D). nearest: the fitted run that is nearest in logs, and its distance
+    as a factor, the largest over the roles. note: what makes the interval doubtful here.
+    """
+
+    columns: dict[str, float]
+    point: float
+    low: float | None
+    high: float | None
+    width: float | None
+    beyond: dict[str, float]
+    nearest: dict[str, float]
+    nearest_factor: float
+    target_flops: float | None = None
+    why_not: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Rows that chose nothing, and how the forecast did on them: the same stack and interval that is printed for runs
+    without a loss.
+
+    rmse_log, relative_error (mean, absolute), calibrated_coverage, calibrated_width (median of high/low - 1) and
+    calibrated_score (mean interval score of Gneiting and Raftery 2007 in logs) are the stack's; law_* and plain_* are
+    of the first law alone and its bootstrap.
+    """
+
+    rows: int
+    rmse_log: float
+    relative_error: float
+    calibrated_coverage: float | None
+    calibrated_width: float | None
+    calibrated_score: float | None
+    law_rmse_log: float
+    law_relative_error: float
+    plain_coverage: float | None
+    plain_score: float | None
+    worst: tuple[dict, ...]  # per row: columns, observed, predicted, relative error, interval
+
+
+def points(law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> list[dict[str, float]]:
+    """The runs asked for, role -> value. `at` may say roles or the table's columns (names: role -> column).
+
+    Raises ValueError on a name that is neither, a role left out, and a value that is no positive number.
+    """
+    if at and law.needs_run:
+        raise ValueError(f"at: law {law.name!r} reads whole curves, not single runs")
+    role_of = {column: role for role, column in names.items()} | {role: role for role in law.roles}
+    out, reads = [], ", ".join(law.roles)
+    for asked in at:
+        run = {}
+        for name, value in asked.items():
+            if name not in role_of:
+                raise ValueError(f"at: law {law.name!r} reads {reads}: " + unknown("role", name, role_of))
+            if not np.isfinite(value) or value < 0 or (value == 0 and role_of[name] not in law.zero_ok):
+                raise ValueError(f"at: {name} must be a positive number, got {value:g}")
+            run[role_of[name]] = float(value)
+        left = [role for role in law.roles if role not in run]
+        if left:
+            raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(left)} is not given")
+        out.append(run)
+    return out
+
+
+def predictions(
+    cast: Forecast, given: Rows, asked: Sequence[Mapping[str, float]], flops: Sequence[float | None] | None = None
+) -> tuple[Prediction, ...]:
+    """The forecast at each run asked for; flops: the budget that each is the optimum of, or None."""
+    law, out = cast.fits[0].law, []
+    columns = {r: np.array([run[r] for run in asked], float) for r in law.roles}
+    if not asked:
+        return ()
+    point, low, high = cast.predict(columns)
+    beyond = {r: columns[r] / given.columns[r].max() for r in law.roles if given.columns[r].max() > 0}
+    beyond["extent"] = law.extent(columns) / law.extent(given.columns).max()
+    for i, run in enumerate(asked):
+        near, factor = _nearest(law, given, run)
+        fine = cast.calibration is not None
+        out.append(
+            Prediction(
+                dict(run),
+                float(point[i]),
+                float(low[i]) if fine else None,
+                float(high[i]) if fine else None,
+                float(high[i] / low[i] - 1) if fine else None,
+                {r: float(v[i]) for r, v in beyond.items()},
+                near,
+                factor,
+                None if flops is None else flops[i],
+                cast.why_not,
+                _doubt(cast, float(beyond["extent"][i])),
+            )
+        )
+    return tuple(out)
+
+
+def _nearest(law: Law, given: Rows, run: Mapping[str, float]) -> tuple[dict[str, float], float]:
+    roles = [r for r in law.roles if r not in law.zero_ok]
+    away = np.stack([np.abs(np.log(given.columns[r] / run[r])) for r in roles], 1)
+    k = int(np.argmin((away**2).sum(1)))
+    return {r: float(given.columns[r][k]) for r in law.roles}, float(np.exp(away[k].max()))
+
+
+def _doubt(cast: Forecast, extent: float) -> str:
+    tested = cast.calibration.reach if cast.calibration else np.inf
+    if extent <= tested * 1.001:
+        return ""
+    return f"{extent:.3g} times the largest run; intervals were tested up to {tested:.3g} times"
+
+
+def score(log_y: np.ndarray, log_low: np.ndarray, log_high: np.ndarray, level: float) -> float:
+    """Mean interval score in logs: width + 2/(1 - level) times what lies outside (Winkler 1972)."""
+    outside = np.maximum(log_low - log_y, 0) + np.maximum(log_y - log_high, 0)
+    return float(np.mean(log_high - log_low + 2 / (1 - level) * outside))
+
+
+def holdout(f: Fit, cast: Forecast | None, test: Rows) -> Holdout:
+    """How the forecast (the law alone, where there is none) did on held-out rows. Raises ValueError without rows."""
+    if len(test.y) == 0:
+        raise ValueError("holdout: every held-out row has nulls")
+    log_y, law_point, tail = np.log(test.y), f.predict(test.columns), 50 * (1 - f.level)
+    predicted, low, high = (law_point, None, None) if cast is None else cast.predict(test.columns)
+    plain = plain_score = covered = width = own_score = None
+    if f.draws is not None:
+        a, b = np.nanpercentile(f.log_predict(test.columns, f.draws), [tail, 100 - tail], axis=0)
+        plain, plain_score = float(np.mean((a <= log_y) & (log_y <= b))), score(log_y, a, b, f.level)
+    if cast is None or cast.calibration is None:
+        low = high = [None] * len(test.y)
+    else:
+        covered = float(np.mean((low <= test.y) & (test.y <= high)))
+        width, own_score = float(np.median(high / low - 1)), score(log_y, np.log(low), np.log(high), f.level)
+    relative = np.abs(predicted / test.y - 1)
+    worst = tuple(
+        {
+            **{r: test.columns[r][i] for r in f.law.roles},
+            "observed": test.y[i],
+            "predicted": predicted[i],
+            "relative_error": relative[i],
+            "low": low[i],
+            "high": high[i],
+        }
+        for i in np.argsort(-relative)[:WORST]
+    )
+    return Holdout(
+        len(test.y),
+        float(np.sqrt(np.mean((np.log(predicted) - log_y) ** 2))),
+        float(relative.mean()),
+        covered,
+        width,
+        own_score,
+        float(np.sqrt(np.mean((np.log(law_point) - log_y) ** 2))),
+        float(np.abs(law_point / test.y - 1).mean()),
+        plain,
+        plain_score,
+        worst,
+    )
