@@ -98,14 +98,14 @@ class Study:
             pass
         elif case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():
             reason = f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
-        elif here and (what := _unusable(case.data, case.shape.seq_len, case.measure.eval_sequences)):
-            reason = what
         elif limit is not None and case.ranks > limit:
             reason = f"needs {case.ranks} ranks, {why}"
         elif self.run.isolation == "pool" and (what := disturbs(case)):
             reason = f"run.isolation = 'pool': {what}; with 'fresh' it can run"
         elif memory_bytes is not None:
             reason = self._too_big(case.ranks, need, memory_bytes)
+        if reason is None and here:
+            reason = _unusable(case.data, case.shape.seq_len, case.measure.eval_sequences)
         return PlannedCase(case, reason, need)
 
     def _too_big(self, ranks: int, need: int, memory_bytes: int) -> str | None:

@@ -56,7 +56,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("data_val_path", "tokens: file of the held-out tokens"),
         real("data_val_fraction", "share held out for validation, never trained on"),
         count("data_vocab", "vocabulary asked of the source (model_vocab: the model's)", "tokens"),
-        string("data_dtype", "tokens: `uint16`, `uint32` or `auto`"),
+        string("data_dtype", "tokens: of a flat file, as asked for: `auto`, `uint16`, ..."),
         real("data_zipf_exponent", "zipf-markov: p(rank) ~ rank^-exponent"),
         count("data_zipf_levels", "zipf-markov: scales of structure"),
         count("data_chain_seed", "zipf-markov: which chain; `seed` draws from it"),

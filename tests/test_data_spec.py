@@ -20,7 +20,7 @@ from scalade.bench.data.spec import SOURCES
         ({"val_fraction": 1.0}, r"data\.val_fraction = 1\.0: must be at least 0 and less than 1"),
         ({"val_fraction": -0.1}, r"data\.val_fraction = -0\.1"),
         ({"val_fraction": float("nan")}, r"data\.val_fraction = nan"),
-        ({"source": "tokens", "path": "x", "dtype": "int8"}, r"data\.dtype = 'int8': allowed are auto, uint16, uint32"),
+        ({"source": "tokens", "path": "x", "dtype": "int8"}, r"data\.dtype = 'int8': allowed are auto, uint8, int16,"),
         ({"source": "tokens", "path": "x", "vocab": 0}, r"data\.vocab = 0: must be between 1"),
         ({"source": "tokens", "path": "x", "val_path": "y", "val_fraction": 0.1}, r"this or data\.val_path, not both"),
         ({"source": "zipf-markov", "vocab": 1}, r"data\.vocab = 1: must be between 2 and 4096"),

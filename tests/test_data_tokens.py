@@ -109,17 +109,24 @@ def test_a_validation_file_of_its_own(tmp_path):
         open_source(spec(train, val_path=str(tmp_path / "link.bin")), 10, 0)
     flat(val, tokens=TOKENS[:500] * 0 + 1000)
     with pytest.raises(ValueError, match=r"data\.val_path = .*val\.bin': token 1000 is outside"):
-        open_source(spec(train, val_path=str(val)), 10, 0).val_rows(0, 1)
+        open_source(spec(train, val_path=str(val)), 10, 0)
 
 
 def test_a_token_outside_the_vocabulary_names_file_token_and_vocabulary(tmp_path):
     path = flat(tmp_path / "train.bin")
-    source = open_source(spec(path, vocab=999), 16, 0)
     with pytest.raises(ValueError, match=r"data\.path = .*train\.bin': token 999 is outside .* data\.vocab = 999"):
-        source.train_rows(0, source.train.count)
+        open_source(spec(path, vocab=999), 16, 0)
     negative = megatron(tmp_path / "n", np.full(100, -3), code=4)
     with pytest.raises(ValueError, match="token -3 is outside"):
-        open_source(spec(negative), 5, 0).train_rows(0, 1)
+        open_source(spec(negative), 5, 0)
+
+
+def test_a_token_outside_the_vocabulary_that_no_sample_shows_stops_the_run(tmp_path):
+    tokens = np.tile(TOKENS, 200)
+    tokens[50_000:60_000] = 1000  # between two of the blocks that are looked at
+    source = open_source(spec(flat(tmp_path / "train.bin", tokens=tokens)), 16, 0)
+    with pytest.raises(ValueError, match=r"data\.path = .*train\.bin': token 1000 is outside .* data\.vocab = 1000"):
+        source.train_rows(0, source.train.count)
 
 
 BAD = [
@@ -133,7 +140,7 @@ BAD = [
     ("npz", lambda p: np.savez(open(p, "wb"), TOKENS), "is a zip archive"),
     ("llm.c cut", lambda p: p.write_bytes(llmc(p).read_bytes()[:-4]), "tells of 40000 bytes of tokens, 39996 follow"),
     ("llm.c header cut", lambda p: p.write_bytes(llmc(p).read_bytes()[:100]), "40000 bytes of tokens, 0 follow"),
-    ("too short", lambda p: p.write_bytes(b"1234"), "tokens to train on, fewer than the 17"),
+    ("too short", lambda p: p.write_bytes(b"1\0002\000"), "tokens to train on, fewer than the 17"),
 ]
 
 

@@ -18,7 +18,12 @@ the tokens are no bytes, `vocab(spec)`."""
 
 BYTES = ("stdlib",)  # sources whose tokens are bytes
 UNLIMITED = ("zipf-markov",)  # sources that never run out of sequences
-DTYPES = ("auto", "uint16", "uint32")
+HOLDS = {
+    "uint8": 1 << 8, "int16": 1 << 15, "uint16": 1 << 16, "int32": 1 << 31, "uint32": 1 << 32, "int64": 1 << 63,
+    "uint64": 1 << 64,
+}  # fmt: skip
+"""The dtypes a flat file of tokens may have, little-endian: one more than the largest token each holds."""
+DTYPES = ("auto", *HOLDS)
 RANGES = {"vocab": (1, 2**31), "zipf_exponent": (0, 100), "zipf_levels": (1, 4096), "chain_seed": (0, 2**63 - 1)}
 
 
@@ -36,7 +41,7 @@ class DataSpec:
     val_path: str | None = None  # tokens: a file of held-out tokens, in place of a fraction of `path`
     val_fraction: float | None = None  # stdlib, tokens: share held out, never trained on; zipf-markov needs none
     vocab: int | None = None  # tokens: the tokenizer's size; zipf-markov: the number of states
-    dtype: str | None = None  # tokens, flat files: auto, uint16 or uint32
+    dtype: str | None = None  # tokens, flat files: auto, uint8, int16, uint16, int32, uint32, int64, uint64
     zipf_exponent: float | None = None  # zipf-markov: p(rank) ~ rank^-exponent
     zipf_levels: int | None = None  # zipf-markov: scales of structure
     chain_seed: int | None = None  # zipf-markov: which chain (the recipe's seed draws from it)
@@ -62,6 +67,11 @@ class DataSpec:
             raise ValueError("data.path is missing: source 'tokens' reads the file it names (.bin, or Megatron's pair)")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"data.dtype = {self.dtype!r}: allowed are {', '.join(DTYPES)}")
+        if self.dtype in HOLDS and self.vocab is not None and self.vocab > HOLDS[self.dtype]:
+            raise ValueError(
+                f"data.dtype = {self.dtype!r}: its tokens end at {HOLDS[self.dtype] - 1}, data.vocab = {self.vocab} "
+                f"needs a wider one; leave it at 'auto', or write what the file holds"
+            )
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:  # also refuses NaN
             raise ValueError(f"data.val_fraction = {self.val_fraction}: must be at least 0 and less than 1")
         for name, (low, high) in RANGES.items():

@@ -1,6 +1,6 @@
 """Token files on disk, memory-mapped and never loaded: nanoGPT's, llm.c's and Megatron's.
 
-- flat `.bin` (nanoGPT): uint16 or uint32 tokens, nothing else.
+- flat `.bin` (nanoGPT): tokens of one dtype, nothing else; which one, its bytes tell (token_witness.py).
 - llm.c and modded-nanogpt: 256 int32 of header (magic, version, number of tokens), then the tokens; magic 20240520
   version 1 is uint16, 20240801 version 7 is uint32.
 - Megatron's pair: `.idx` holds b"MMIDIDX\\0\\0", version 1 (u64), dtype code (u8), the numbers of sequences and of
@@ -19,15 +19,20 @@ from pathlib import Path
 
 import numpy as np
 
+from .token_witness import chosen, looks_like_text, refuse, sample
+
 LLMC_HEADERS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # (magic, version): dtype
 LLMC_HEADER_BYTES = 1024
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 MEGATRON_HEADER = struct.Struct("<9sQBQQ")
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 FOREIGN = {
-    b"\x93NUMPY": "a NumPy array (.npy)", b"PK\x03\x04": "a zip archive (.npz, .pt)", b"\x1f\x8b\x08": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd", b"PAR1": "Parquet", b"\x89HDF": "HDF5", b"ARROW1": "Arrow",
-    b"TNTIDX": "an old fairseq index",
+    b"\x93NUMPY": "a NumPy array (.npy; np.load(path).tofile('tokens.bin') writes it flat)",
+    b"PK\x03\x04": "a zip archive (.npz, .pt)", b"\x1f\x8b\x08": "gzip", b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z",
+    b"PAR1": "Parquet", b"\x89HDF": "HDF5", b"ARROW1": "Arrow", b"TNTIDX": "an old fairseq index",
+    b"LITPKDS": "a LitGPT packed data set", b"GGUF": "GGUF weights", b"SQLite format 3": "an SQLite data base",
+    b"%PDF-": "PDF", b"\x80\x04\x95": "a pickle", b"\x80\x05\x95": "a pickle",
 }  # fmt: skip
 
 HASH_WHOLE_BYTES = 64 << 20
@@ -46,27 +51,31 @@ def open_tokens(path: str, dtype: str = "auto", vocab: int = 0, key: str = "data
 
     Raises
     ------
-    ValueError: missing, a folder, empty, truncated, or of another format
+    ValueError: missing, a folder, empty, truncated, of another format, or of another dtype than it is read in
     """
     where = f"{key} = {path!r}"
     given = os.path.expanduser(path)
     prefix, suffix = (given[:-4], given[-4:]) if given.endswith((".bin", ".idx")) else (given, "")
     if os.path.exists(prefix + ".idx") and (suffix or not os.path.exists(given)):
-        return _megatron(Path(prefix + ".bin"), Path(prefix + ".idx"), where, dtype)
+        pair = _megatron(Path(prefix + ".bin"), Path(prefix + ".idx"), where, dtype)
+        refuse(sample(pair.tokens.view(np.uint8)), pair.tokens.nbytes, pair.tokens.dtype, vocab, where, own_header=True)
+        return pair
     raw = _map(Path(given), where)
     _refuse_foreign(raw, where)
-    if len(raw) >= 12:
-        magic, version, count = raw[:12].view("<i4").tolist()
-        if (magic, version) in LLMC_HEADERS:
-            kind = np.dtype(LLMC_HEADERS[magic, version])
-            _same_dtype(kind, dtype, where)
-            body = raw[LLMC_HEADER_BYTES:]
-            if len(body) != count * kind.itemsize:
-                told = count * kind.itemsize
-                raise ValueError(f"{where}: its header tells of {told} bytes of tokens, {len(body)} follow: truncated")
-            return TokenFile(body.view(kind), None, (Path(given),))
-    kind = np.dtype(_flat_dtype(raw, vocab) if dtype == "auto" else dtype).newbyteorder("<")
-    return TokenFile(_view(raw, kind, where), None, (Path(given),))
+    if (with_header := _llmc(raw, where, dtype)) is not None:
+        body = with_header.view(np.uint8)
+        refuse(sample(body), len(body), with_header.dtype, vocab, where, own_header=True)
+        return TokenFile(with_header, None, (Path(given),))
+    if dtype != "uint8" and (text := looks_like_text(raw)) is not None:
+        raise ValueError(
+            f"{where}: looks like text ({text!r}), not a token file; tokenize it, or read its bytes with "
+            "data.dtype = 'uint8' and data.vocab = 256"
+        )
+    some = sample(raw)
+    kind = np.dtype(chosen(some, len(raw), vocab) if dtype == "auto" else dtype).newbyteorder("<")
+    tokens = _view(raw, kind, where)
+    refuse(some, len(raw), kind, vocab, where)
+    return TokenFile(tokens, None, (Path(given),))
 
 
 def fingerprint(files: tuple[Path, ...]) -> str:
@@ -115,11 +124,13 @@ def _view(raw: np.ndarray, kind: np.dtype, where: str) -> np.ndarray:
 
 
 def _refuse_foreign(raw: np.ndarray, where: str) -> None:
-    start = raw[:8].tobytes()
+    start = raw[:16].tobytes()
     for magic, name in FOREIGN.items():
         if start.startswith(magic):
             raise ValueError(f"{where}: is {name}, not a token file; allowed are flat .bin and Megatron's .bin/.idx")
-    if start == MEGATRON_MAGIC[:8]:
+    if len(raw) > 10 and raw[8:10].tobytes() == b'{"' and 2 <= int(raw[:8].view("<u8")[0]) <= len(raw) - 8:
+        raise ValueError(f"{where}: is safetensors, not a token file; allowed are flat .bin and Megatron's .bin/.idx")
+    if start[:8] == MEGATRON_MAGIC[:8]:
         raise ValueError(f"{where}: is the index of a Megatron pair; name it <prefix>.idx beside <prefix>.bin")
 
 
@@ -128,11 +139,29 @@ def _same_dtype(kind: np.dtype, asked: str, where: str) -> None:
         raise ValueError(f"{where}: holds {kind.name} by its own header, data.dtype = {asked!r}; leave it at 'auto'")
 
 
-def _flat_dtype(raw: np.ndarray, vocab: int) -> str:
-    """uint32 where the vocabulary needs it or where every upper half of the first words is zero, else uint16."""
-    halves = raw[: min(len(raw), 1 << 16) // 4 * 4].view("<u2")
-    looks_wide = len(raw) % 4 == 0 and len(halves) >= 512 and not halves[1::2].any() and halves[0::2].any()
-    return "uint32" if vocab > 1 << 16 or looks_wide else "uint16"
+def _llmc(raw: np.ndarray, where: str, asked: str) -> np.ndarray | None:
+    """The tokens behind a header of 256 int32; None: there is no such header."""
+    if len(raw) < 12:
+        return None
+    magic, version, count = raw[:12].view("<i4").tolist()
+    body = raw[LLMC_HEADER_BYTES:]
+    if (magic, version) not in LLMC_HEADERS:
+        empty = len(raw) > LLMC_HEADER_BYTES and not raw[12:LLMC_HEADER_BYTES].any()
+        if any(magic == known for known, _ in LLMC_HEADERS) or (
+            empty and count > 0 and len(body) in (count, 2 * count, 4 * count, 8 * count)
+        ):
+            known = " and ".join(f"{m} version {v}" for m, v in LLMC_HEADERS)
+            raise ValueError(
+                f"{where}: begins with a header of 256 int32 as llm.c's, of magic {magic} version {version}; read are "
+                f"{known}"
+            )
+        return None
+    kind = np.dtype(LLMC_HEADERS[magic, version])
+    _same_dtype(kind, asked, where)
+    if len(body) != count * kind.itemsize:
+        told = count * kind.itemsize
+        raise ValueError(f"{where}: its header tells of {told} bytes of tokens, {len(body)} follow: truncated")
+    return body.view(kind)
 
 
 def _megatron(data: Path, index: Path, where: str, asked: str) -> TokenFile:
