@@ -144,6 +144,6 @@ def test_the_report_names_a_fastest_layout_for_each_amount_of_work(tmp_path):
     recorded(tmp_path, [(None, 1.0)] * 3, 8)
     source = read_source(tmp_path, None, ("strong", "weak"), None, (), "mfu_palm", 0.95)
     assert not source.series["strong"] and not source.series["weak"]
-    lines = page._fastest(source)
+    lines = page.fastest_lines(source)
     assert len(lines) == 3 and lines[0].startswith("m, 260 tokens a step on average: dp2 on 2 ranks, 98 tokens/s")
     assert any("1 runs with status ok are in no figure of speed: tokens per step unknown" in n for n in source.notes)

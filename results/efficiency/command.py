@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..read import noted, rows_table, runs_table
 from ..work import no_work
+from .fastest import fastest
 from .loss import WINDOW
 from .report import EfficiencyReport, compared
 from .series import FORMS, Options, Refusal, read_series
@@ -69,6 +70,7 @@ def efficiency(
     return EfficiencyReport(
         str(path), options, tuple(series), tuple(refused), tuple(notes + _mixed(found)),
         compared(found, published) if published else (),
+        tuple(one for one in fastest(found, level) if one.others) if form != "loss" else (),
     )  # fmt: skip
 
 

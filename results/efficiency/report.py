@@ -11,6 +11,7 @@ from ..aligned import aligned
 from ..published import Against, against
 from ..rank_intervals import Estimate
 from ..system_laws import Fitted, LawFit
+from .fastest import Fastest, tokens_text
 from .series import Options, Point, Refusal, Series
 from .workload import Group
 
@@ -46,6 +47,7 @@ class EfficiencyReport:
     refused: tuple[Refusal, ...]
     notes: tuple[str, ...]
     published: tuple[Compared, ...] = ()
+    fastest: tuple[Fastest, ...] = ()  # of workloads with more than one layout
 
     @property
     def exit_code(self) -> int:
@@ -58,7 +60,7 @@ class EfficiencyReport:
             "path": self.path, "mode": options.mode, "form": options.form, "target_loss": options.target_loss,
             "level": options.level, "interval": "Hodges-Lehmann ratio, exact Mann-Whitney, over runs",
             "series": [one.to_dict() for one in self.series], "refused": [one.to_dict() for one in self.refused],
-            "notes": list(self.notes),
+            "notes": list(self.notes), "fastest": [one.to_dict() for one in self.fastest],
             "published": [
                 {"layout": one.group.label, "devices": one.group.devices, **each.to_dict()}
                 for one in self.published for each in one.against
@@ -74,12 +76,19 @@ class EfficiencyReport:
         ]
         for one in self.series:
             lines += ["", *_series_lines(one, options)]
+        if self.fastest:
+            lines += ["", "fastest layout of each workload"]
+            lines += [f"  {one.line(_work_name, options.level)}" for one in self.fastest]
         if self.published:
             lines += ["", *_published_lines(self.published)]
         if self.refused:
             lines += ["", "not compared"]
             lines += [f"  {one.what} ({_runs(one.run_ids)}): {one.why}" for one in self.refused]
         return "\n".join(lines + ["", *self.notes] if self.notes else lines)
+
+
+def _work_name(group: Group) -> str:
+    return f"{group['model'] or 'model unnamed'}, {tokens_text(group)}"
 
 
 def _series_lines(series: Series, options: Options) -> list[str]:

@@ -11,9 +11,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import MIN_RUNS
-from .source import Source, same_training
+from .source import Source
 
 REPORTED, PARTLY, MISSING, NOT_ASKED = "reported", "partly", "missing", "does not apply"
 AGREE = {"fp32": 1e-4, "bf16": 2e-2}  # relative difference of the losses of layouts that compute the same

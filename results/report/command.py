@@ -13,7 +13,7 @@ from ..gate_formats import summary
 from ..read import printable
 from . import gate, layouts, losses, outer, outer_law, published, scaling
 from .drawing import Drawn, Undrawn, encoded, style
-from .page import rendered
+from .page import fastest_lines, rendered
 from .source import MODES, Source, read_source
 
 Progress = Callable[[str, float], None]
@@ -34,17 +34,19 @@ class ReportFiles:
     undrawn: tuple[Undrawn, ...]
     runs: int
     gate: str | None = None  # its verdict, where a baseline was given
+    fastest: tuple[str, ...] = ()  # of each workload, a line each
 
     def to_dict(self) -> dict:
         return {
             "html": str(self.html), "figures": [str(path) for path in self.figures], "drawn": list(self.drawn),
             "not_drawn": [{"title": one.title, "needs": one.needs} for one in self.undrawn], "runs": self.runs,
-            "gate": self.gate,
+            "gate": self.gate, "fastest": list(self.fastest),
         }  # fmt: skip
 
     def to_text(self) -> str:
         lines = [f"{self.html}: {self.runs} runs, {len(self.drawn)} figures"]
         lines += [self.gate] if self.gate else []
+        lines += [f"fastest layout of {line}" for line in self.fastest]
         if self.figures:
             lines.append(f"{self.figures[0].parent}: {len(self.figures)} files")
         return "\n".join(lines + [f"not drawn: {one.title}: needs {one.needs}" for one in self.undrawn])
@@ -104,7 +106,7 @@ def report(
     _write(out, rendered(source, drawn, undrawn, title, verdict).encode())
     tell("done", 1.0)
     return ReportFiles(out, tuple(written), tuple(one.name for one, _ in drawn), tuple(undrawn), len(source.rows),
-                       verdict and summary(verdict))  # fmt: skip
+                       verdict and summary(verdict), tuple(fastest_lines(source)))  # fmt: skip
 
 
 def _each(source: Source, verdict: Comparison | None, tell: Progress) -> Iterator[Drawn | Undrawn]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import median
 from .drawing import Drawn, Undrawn, chunks, interval_text, legend, log_scale, look, new_figure, numbered, with_interval
-from .source import Source, label, same_training, spread, work_name
+from .source import Source, label, spread, work_name
 
 
 def diloco(source: Source) -> list[Drawn | Undrawn]:

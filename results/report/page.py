@@ -17,13 +17,13 @@ from pathlib import Path
 
 from ..check import beyond, findings
 from ..compare import Comparison
+from ..efficiency.fastest import fastest
 from ..gate_formats import summary
 from ..read import printable
 from . import gate, parts, published, tables
 from .checklist import checklist
 from .drawing import Drawn, Undrawn
-from .layouts import throughput_estimate
-from .source import Source, by_size, same_training, work_name
+from .source import Source, by_size, work_name
 
 HERE = Path(__file__).parent
 MOST = 20  # workloads whose fastest layout is named at the top
@@ -62,7 +62,7 @@ def rendered(
         title=title or ", ".join(studies) or source.path.name,
         path=str(source.path), where=source.where, notes=source.notes,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), statuses=counts.most_common(),
-        runs=len(source.rows), layouts=len(source.groups), fastest=_fastest(source),
+        runs=len(source.rows), layouts=len(source.groups), fastest=fastest_lines(source),
         gate=verdict and summary(verdict), baseline=verdict and verdict.base, passed=verdict and verdict.passed,
         failing=gate.failing(verdict) if verdict is not None else [],
         pictures=[_picture(one, svg) for one, svg in drawn], undrawn=undrawn,
@@ -78,20 +78,10 @@ def _picture(one: Drawn, svg: bytes) -> _Picture:
     return _Picture(one.name, one.title, facts, one.reading, image)
 
 
-def _fastest(source: Source) -> list[str]:
-    """The fastest layout of each workload, as measured."""
-    best: dict[tuple, tuple] = {}
-    for group in source.groups:
-        key = same_training(group)
-        rate = throughput_estimate(source, group)
-        if key not in best or rate.value > best[key][0].value:
-            best[key] = (rate, group)
-    lines = []
-    for rate, group in sorted(best.values(), key=lambda pair: (by_size(pair[1]), pair[1].work.tokens)):
-        low, high, sign = (rate.low, rate.high, ", ") if rate.low is not None else (rate.least, rate.most, " .. ")
-        runs = f"{rate.runs} run{'s' * (rate.runs != 1)}"
-        span = f" [{low:,.0f}{sign}{high:,.0f}]" if rate.runs > 1 else ""
-        lines.append(f"{work_name(group)}: {group.where}, {rate.value:,.0f} tokens/s{span}, {runs}")
+def fastest_lines(source: Source) -> list[str]:
+    """The fastest layout of each workload, or those that are not told apart."""
+    found = sorted(fastest(source.groups, source.level), key=lambda one: (by_size(one.best), one.best.work.tokens))
+    lines = [one.line(work_name, source.level) for one in found]
     return lines if len(lines) <= MOST else [*lines[:MOST], f"and {len(lines) - MOST} more workloads (Layouts)"]
 
 

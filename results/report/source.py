@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..efficiency.command import unchecked
+from ..efficiency.fastest import tokens_text
 from ..efficiency.series import Options, Refusal, Series, read_series
 from ..efficiency.workload import (
     BATCH,
@@ -27,7 +28,6 @@ from ..read import noted, printable, rows_table, runs_table
 from ..work import no_work
 
 MODES = ("strong", "weak")
-WORK = (*MODEL, *DATA, *RECIPE)  # runs that agree in these, and in tokens a step, train the same model the same way
 STEP_COLUMNS = ("step", "warmup", "tokens_seen", "loss", "step_time_s", "outer_exposed_s")
 SETTINGS = tuple(  # that tell groups apart, as named
     dict.fromkeys((BATCH, TOKENS, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine"))
@@ -129,14 +129,7 @@ def model_name(group: Group) -> str:
 
 def work_name(group: Group) -> str:
     """The workload of a group, for a title."""
-    batch, length = group[BATCH] or 0, group["model_seq_len"] or 0
-    tokens = f"{batch} x {length}" if batch * length == group.work.tokens else f"{group.work}"
-    return f"{model_name(group)}, {tokens} tokens a step" + " on average" * group.work.varies
-
-
-def same_training(group: Group) -> tuple:
-    """Equal for groups that train the same model the same way."""
-    return (*(group[name] for name in WORK), group.level("strong"))
+    return f"{model_name(group)}, {tokens_text(group)}"
 
 
 def by_size(group: Group) -> tuple:
