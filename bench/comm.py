@@ -1,8 +1,9 @@
 """What is communicated in one step: every collective that passes torch's dispatcher, whoever called it.
 
-The probe sees DDP, FSDP, pipelining and our own collectives alike. It costs some time per operation, so it watches
-one warm-up step. It waits for each collective before going on (not for sends and receives, which pair up), so
-`seconds` is the time of communication when nothing hides it.
+The probe sees DDP, FSDP, pipelining and our own collectives alike, but for those of an outer step (`uncounted`), which
+no one step tells of: the engine says what a round of them sends (Engine.count_round). It costs some time per
+operation, so it watches one warm-up step. It waits for each collective before going on (not for sends and receives,
+which pair up), so `seconds` is the time of communication when nothing hides it.
 
 Bytes are the size of the message: the tensor of an all-reduce, broadcast, send or receive, the whole gathered tensor
 of an all-gather, the whole input of a reduce-scatter or all-to-all (nccl-tests' convention). A send and the receive
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -28,6 +31,20 @@ KINDS = {
     "reduce_": "reduce", "gather_": "gather", "scatter_": "scatter", "barrier": "barrier",
 }  # fmt: skip
 LARGER_SECOND = ("reduce_scatter", "all_to_all", "scatter")  # (output, input): the input is the whole message
+
+
+_uncounted = False
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Around what belongs to no single step: no probe counts it, nor waits for it."""
+    global _uncounted
+    before, _uncounted = _uncounted, True
+    try:
+        yield
+    finally:
+        _uncounted = before
 
 
 class CommProbe(TorchDispatchMode):
@@ -51,7 +68,7 @@ class CommProbe(TorchDispatchMode):
         return False  # else the first operation imports torch._dynamo, some seconds of a run that never compiles
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kind = KINDS.get(func._opname) if func.namespace == "c10d" else None
+        kind = KINDS.get(func._opname) if func.namespace == "c10d" and not _uncounted else None
         ranks = _ranks_of(args) if kind else ()
         if kind is None or len(ranks) == 1:  # Megatron-Core reduces over groups of one rank, too: nothing moves
             return func(*args, **(kwargs or {}))
@@ -66,6 +83,17 @@ class CommProbe(TorchDispatchMode):
         self.calls[key] += 1
         self.bytes[key] += _message_bytes(kind, args)
         return out
+
+    def add(self, kind: str, dimension: str, message_bytes: int) -> None:
+        """A message that did not pass here."""
+        self.calls[kind, dimension] += 1
+        self.bytes[kind, dimension] += message_bytes
+
+    def add_times(self, times: int, other: CommProbe) -> None:
+        """So often what another has counted."""
+        for mine, theirs in ((self.calls, other.calls), (self.bytes, other.bytes)):
+            for key, count in theirs.items():
+                mine[key] += times * count
 
     def totals(self) -> dict[str, dict[str, dict[str, int]]]:
         """{"collective" | "dim": {name: {"bytes", "calls"}}} of this rank."""

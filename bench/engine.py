@@ -80,7 +80,11 @@ class Engine(Protocol):
         """
 
     def talks(self) -> dict[str, tuple[int, ...]]:
-        """Ranks that this rank communicates with, by mesh dimension (`tp`, `dp_shard`, ...): for the accounting."""
+        """Ranks that this rank communicates with, by mesh dimension (`tp`, `dp_shard`, ...): for the accounting.
+
+        An engine with an outer loop also has `count_round() -> CommProbe`: what this rank hands to collectives in all
+        outer steps of a round of H inner steps. Collective; nothing is exchanged.
+        """
 
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state; collective. Loadable under any other layout of the same engine."""

@@ -33,7 +33,8 @@ class Training:
 
     steps: StepRecord
     evals: list[dict] = field(default_factory=list)
-    probe: CommProbe | None = None
+    probe: CommProbe | None = None  # of one inner step
+    round_probe: CommProbe | None = None  # of a round of outer steps, where there is an outer loop
     energy_j: float | None = None  # of the timed steps, what this rank answers for
     finite: bool = True
     stopped: bool = False  # before the end, with a checkpoint, since it was asked to
@@ -91,6 +92,8 @@ def _train(
         else:
             output = engine.train_step(tokens, lr)
         end = device.mark()
+        if step == probed:
+            training.round_probe = getattr(engine, "count_round", lambda: None)()
         done = step + 1
         row = {"step": step, "warmup": step < timed_from, "tokens_seen": done * tokens_per_step, "lr": lr}
         if waits and step != probed:  # the probe itself waits for each collective

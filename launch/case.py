@@ -13,6 +13,7 @@ from ..bench.shape import ModelShape
 from ..parallelism.diloco.config import Outer
 from ..parallelism.engines import refuse
 from ..parallelism.layout import Layout
+from . import outer_steps
 
 PARTS = {"shape": ModelShape, "data": DataSpec, "recipe": Recipe, "layout": Layout, "outer": Outer, "measure": Measure}
 
@@ -57,7 +58,11 @@ class Case:
             return "outer.quorum: replicas at different steps write no checkpoint; set measure.checkpoint_every = 0"
         if self.outer.quorum and self.measure.profile_steps:
             return "outer.quorum: replicas that may be gone are not profiled together; set measure.profile_steps = 0"
-        return refuse(self.layout, self.shape, self.recipe, self.outer.replicas)
+        return outer_steps.refusal(self) or refuse(self.layout, self.shape, self.recipe, self.outer.replicas)
+
+    def warnings(self) -> list[str]:
+        """What a run of this case will lack, one line each."""
+        return outer_steps.warnings(self)
 
     def to_json(self) -> str:
         return json.dumps({part: asdict(getattr(self, part)) for part in PARTS} | {"model_name": self.model_name})

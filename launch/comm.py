@@ -51,6 +51,9 @@ class CommStudy:
     def cases(self, world_size: int | None = None) -> list[Planned]:
         return [Planned(self.case)]
 
+    def warnings(self) -> list[str]:
+        return []
+
 
 def sizes_between(least: str, most: str, factor: int) -> tuple[int, ...]:
     """Bytes from `least` to `most`, each `factor` times the one before.

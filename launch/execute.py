@@ -92,7 +92,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         raise Preempted(f"stopped at step {len(training.steps.rows)} of {case.recipe.steps}, as asked")
     if not training.finite and world.meeting and world.meeting.replica:
         raise FloatingPointError(f"{_first_bad(training)}: replica {world.meeting.replica} leaves the run")
-    shared = over_ranks(training, device, energy, host, world.meeting)
+    shared = over_ranks(training, device, energy, host, case.outer, world.meeting)
     if case.measure.keep_weights and training.finite:
         whole = engine.weights()
         if world.rank == 0:
@@ -106,7 +106,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         return None
     steps = training.steps.columns()
     row = case_columns(case, source, len(training.steps.rows), share_present(case, steps)) | shared
-    row |= loss_columns(case, steps, training) | outer_columns(steps) | quorum_columns(case, steps)
+    row |= loss_columns(case, steps, training) | outer_columns(case, steps) | quorum_columns(case, steps)
     row |= {"startup_s": startup_s, "resumed_from_step": first_step or None}
     row |= speed_columns(case, steps, world.size, peak) | {"peak_flops": peak, "peak_flops_source": peak_source}
     row |= environment_columns(device)

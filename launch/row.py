@@ -16,9 +16,12 @@ from ..bench.energy import EnergyMeter
 from ..bench.flops import CONVENTIONS, flops_per_token
 from ..bench.host import HostMeter, host_columns
 from ..bench.loop import Training
+from ..parallelism.diloco.config import Outer
+from ..parallelism.diloco.plan import first_outer_step, round_of, steps_after_outer
 from ..parallelism.diloco.quorum import Meeting
 from ..results.columns import COLLECTIVES, MESH_DIMS
 from ..results.held_out import val_hash
+from ..results.outer_cost import outer_cost
 from .case import Case
 
 HASHED = 256  # sequences in memory at once
@@ -28,8 +31,9 @@ TIMES |= {"exposed_comm_time_s": "comm_time_s", "exposed_comm_time_min_s": "comm
 
 
 def over_ranks(
-    training: Training, device: Device, energy: EnergyMeter, host: HostMeter, meeting: Meeting | None = None
-) -> dict[str, object]:
+    training: Training, device: Device, energy: EnergyMeter, host: HostMeter, outer: Outer,
+    meeting: Meeting | None = None,
+) -> dict[str, object]:  # fmt: skip
     """Columns that need every rank: maxima of memory, sums of energy and of communication, the worst host; collective.
 
     With a quorum the maxima are those of the ranks that are there at the end, and the sums null where one is missing.
@@ -38,7 +42,8 @@ def over_ranks(
         "peak_memory_bytes": device.peak_memory_bytes(), "peak_host_memory_bytes": device.peak_host_memory_bytes(),
         "energy_j": training.energy_j, "energy_source": energy.source if training.energy_j is not None else None,
         "comm_s": training.probe.seconds if training.probe else None,
-        "comm": training.probe.totals() if training.probe else None, "host": host.told(),
+        "comm": training.probe.totals() if training.probe else None,
+        "round": training.round_probe.totals() if training.round_probe else None, "host": host.told(),
     }  # fmt: skip
     every = [mine]
     if dist.is_initialized():
@@ -61,25 +66,55 @@ def over_ranks(
     if not all_there:
         return row
     row |= {"energy_j": over("energy_j", sum), "energy_source": over("energy_source", min)}
-    return row | (_communication([rank["comm"] for rank in every]) if all(rank["comm"] for rank in every) else {})
+    if not all(rank["comm"] for rank in every):
+        return row
+    inner = _sums([rank["comm"] for rank in every])
+    if outer.algorithm == "none":
+        return row | _communication(inner)
+    of_round = _sums([rank["round"] for rank in every])
+    return row | _communication(inner, of_round, outer.sync_every) | {
+        "comm_bytes_inner_step": _bytes(inner), "comm_bytes_outer_round": _bytes(of_round),
+    }  # fmt: skip
 
 
-def _communication(ranks: list[dict]) -> dict[str, object]:
-    """Columns of the probed step, summed over the ranks."""
-    sums = {
+Sums = dict[str, dict[str, dict[str, float]]]
+"""{"collective" | "dim": {name: {"bytes", "calls"}}}, as CommProbe.totals."""
+
+
+def _sums(ranks: list[Sums]) -> Sums:
+    """Over the ranks."""
+    return {
         axis: {
             name: {unit: sum(rank[axis].get(name, {}).get(unit, 0) for rank in ranks) for unit in ("bytes", "calls")}
             for name in sorted({name for rank in ranks for name in rank[axis]})
         }
         for axis in ("collective", "dim")
     }
+
+
+def _bytes(sums: Sums) -> int:
+    return sum(part["bytes"] for part in sums["collective"].values())
+
+
+def _communication(inner: Sums, of_round: Sums | None = None, period: int = 1) -> dict[str, object]:
+    """Columns of one step: an inner step's, and of a round's outer steps the part of one of its `period` steps."""
+    of_round = of_round or {"collective": {}, "dim": {}}
+
+    def share(axis: str, name: str) -> dict[str, float]:
+        """Whole bytes; calls are whole without an outer loop."""
+        nothing = {"bytes": 0, "calls": 0}
+        one, outer = inner[axis].get(name, nothing), of_round[axis].get(name, nothing)
+        calls = one["calls"] + outer["calls"] / period if outer["calls"] else one["calls"]
+        return {"bytes": round(one["bytes"] + outer["bytes"] / period), "calls": calls}
+
+    step = {axis: {name: share(axis, name) for name in sorted({*inner[axis], *of_round[axis]})} for axis in inner}
     row: dict[str, object] = {
-        "comm_bytes_per_step": sum(part["bytes"] for part in sums["collective"].values()),
-        "comm_calls_per_step": sum(part["calls"] for part in sums["collective"].values()),
-        "comm_by_collective_json": json.dumps(sums["collective"]), "comm_by_dim_json": json.dumps(sums["dim"]),
+        "comm_bytes_per_step": round(_bytes(inner) + _bytes(of_round) / period),
+        "comm_calls_per_step": sum(part["calls"] for part in step["collective"].values()),
+        "comm_by_collective_json": json.dumps(step["collective"]), "comm_by_dim_json": json.dumps(step["dim"]),
     }  # fmt: skip
-    row |= {f"comm_bytes_{name}": sums["collective"].get(name, {}).get("bytes", 0) for name in COLLECTIVES}
-    row |= {f"comm_bytes_dim_{name}": sums["dim"].get(name, {}).get("bytes", 0) for name in MESH_DIMS}
+    row |= {f"comm_bytes_{name}": step["collective"].get(name, {}).get("bytes", 0) for name in COLLECTIVES}
+    row |= {f"comm_bytes_dim_{name}": step["dim"].get(name, {}).get("bytes", 0) for name in MESH_DIMS}
     return row
 
 
@@ -124,17 +159,24 @@ def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict
     last = losses[-max(1, len(losses) // 10) :]
     held_out = [row for row in training.evals if row["step"] == case.recipe.steps]
     val_loss = held_out[0]["val_loss"] if held_out else None
+    row: dict[str, object] = {}
+    if case.outer.algorithm != "none":
+        row["steps_after_outer"] = steps_after_outer(case.outer, len(losses))
+        first = first_outer_step(case.outer)
+        if held_out and len(losses) < first:  # the outer parameters, or some, are those of the start
+            val_loss = None
+            row["val_loss_reason"] = f"no outer step in {len(losses)} inner steps: the first needs {first}"
     bytes_per_token = 1 if case.data.source in BYTES else None
-    return {
+    return row | {
         "train_loss_first": losses[0], "train_loss_last": losses[-1], "loss": statistics.fmean(last),
         "val_loss": val_loss, "val_sequences": held_out[0]["val_sequences"] if held_out else None,
         "val_bits_per_byte": val_loss / log(2) / bytes_per_token if val_loss and bytes_per_token else None,
     }  # fmt: skip
 
 
-def outer_columns(steps: dict[str, list]) -> dict[str, object]:
+def outer_columns(case: Case, steps: dict[str, list]) -> dict[str, object]:
     """What the outer steps cost over the run, warm-up included, and the replicas' spread at the last of them."""
-    if "outer_step" not in steps:
+    if case.outer.algorithm == "none":
         return {}
 
     def told(name: str) -> list[float]:
@@ -144,34 +186,51 @@ def outer_columns(steps: dict[str, list]) -> dict[str, object]:
     return last | {
         "outer_steps": int(sum(told("outer_step"))), "outer_bytes_per_rank": int(sum(told("outer_bytes"))),
         "outer_time_s": sum(told("outer_time_s")), "outer_exposed_s": sum(told("outer_exposed_s")),
+        "outer_bytes_per_round": _bytes_of_round(case, steps),
     }  # fmt: skip
 
 
-def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | None) -> dict[str, object]:
-    """Medians over the timed steps; null where every step was warm-up.
+def _bytes_of_round(case: Case, steps: dict[str, list]) -> int | None:
+    """Of one rank; null where not every exchange of a round was reached. An exchange always sends as much."""
+    found, of_round = {}, round_of(case.outer, case.shape.layers)
+    for step, sent in zip(steps["step"], steps["outer_bytes"], strict=True):
+        if of_round.exchanges_at(step + 1):
+            found[(step + 1) % of_round.steps] = sent
+    return int(sum(found.values())) if len(found) == len(of_round.phases) else None
 
-    An outer step comes once in H steps, where no median sees it: the time that it was waited for is taken out of its
-    step and its mean over all timed steps added to the median.
-    """
+
+def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | None) -> dict[str, object]:
+    """Medians over the timed steps, what an outer loop adds to them, and the rates that follow; null where every step
+    was warm-up, or no outer step was timed."""
     timed = [t for t, warmup in zip(steps["step_time_s"], steps["warmup"], strict=True) if not warmup]
     row: dict[str, object] = {"timed_steps": len(timed), "first_step_s": steps["step_time_s"][0]}
     if not timed:
         count = len(steps["warmup"])
         why = f"all {count} steps are warm-up: lower measure.warmup_steps, or more steps"
-        return row | {"tokens_per_s_reason": why}
-    every = steps.get("outer_exposed_s", [0.0] * len(steps["warmup"]))
-    waited = [t or 0.0 for t, warmup in zip(every, steps["warmup"], strict=True) if not warmup]
-    median = statistics.median(t - w for t, w in zip(timed, waited, strict=True)) + statistics.fmean(waited)
+        return row | {"step_time_s_reason": why, "tokens_per_s_reason": why}
     p05, p95 = np.quantile(timed, [0.05, 0.95]).tolist()
-    tokens_per_s = case.recipe.global_batch * case.shape.seq_len / median * share_present(case, steps)
-    row |= {
-        "step_time_s": median, "step_time_p05_s": p05, "step_time_p95_s": p95, "tokens_per_s": tokens_per_s,
-        "tokens_per_s_per_device": tokens_per_s / ranks,
-    }  # fmt: skip
+    row |= {"step_time_p05_s": p05, "step_time_p95_s": p95} | _step_time(case, steps, timed)
     for name, of_step in TIMES.items():
         told = [t for t, warmup in zip(steps.get(of_step, []), steps["warmup"], strict=False) if not warmup]
         row[name] = statistics.median(told) if told and None not in told else None
+    if row["step_time_s"] is None:
+        return row | {"tokens_per_s_reason": row["step_time_s_reason"]}
+    tokens_per_s = case.recipe.global_batch * case.shape.seq_len / row["step_time_s"] * share_present(case, steps)
+    row |= {"tokens_per_s": tokens_per_s, "tokens_per_s_per_device": tokens_per_s / ranks}
     if peak:
         flops = flops_per_token(case.shape)
         row |= {f"mfu_{name}": flops[name] * tokens_per_s / ranks / peak for name in CONVENTIONS}
     return row
+
+
+def _step_time(case: Case, steps: dict[str, list], timed: list[float]) -> dict[str, object]:
+    """step_time_s and, with an outer loop, its parts or why there is none."""
+    if case.outer.algorithm == "none":
+        return {"step_time_s": statistics.median(timed)}
+    told = zip(steps["step"], steps["step_time_s"], steps["outer_exposed_s"], steps["warmup"], strict=True)
+    rows = [(step + 1, seconds, exposed or 0.0) for step, seconds, exposed, warmup in told if not warmup]
+    cost = outer_cost(rows, round_of(case.outer, case.shape.layers))
+    return {
+        "step_time_s": cost.step_s, "step_time_s_reason": cost.reason, "inner_step_time_s": cost.inner_step_s,
+        "outer_round_exposed_s": cost.round_exposed_s, "timed_outer_steps": cost.exchanges,
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -63,6 +64,7 @@ def run_here(
         os.environ.update(lab.environment())  # of every process that is started from here on, and of the rows
     store = RunStore(results or study.results)
     plan = make_plan(study, store, retry_failed=retry_failed)
+    _warn(study)
     with Signals(signal_names(study.run.requeue_signals)) as signals:
         executor = make_executor(signals) if make_executor else LocalExecutor(signals, command)
         try:
@@ -162,6 +164,8 @@ def work_here(
     from .worker import follow, join_supervisors, work
 
     peers = join_supervisors(dict(os.environ))
+    if peers.place.rank == 0 and ENDED_FILE not in os.environ:  # else `scalade run` has said it
+        _warn(study)
     with Signals(signal_names(study.run.requeue_signals), heeds=peers.place.rank == 0) as signals:
         if peers.place.rank != 0:
             return None, None, *follow(peers, signals, command)
@@ -176,6 +180,12 @@ def work_here(
                 with suppress(OSError):
                     Path(os.environ[ENDED_FILE]).touch()
         return summary, folder, summary.exit_code, summary.interrupted
+
+
+def _warn(study: Study) -> None:
+    """What runs will lack, before they cost anything; quiet or not."""
+    for line in study.warnings():
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def as_json(summary: Summary, folder: Path) -> dict[str, Any]:

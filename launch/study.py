@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -83,6 +84,11 @@ class Study:
         """Every case, and for those that can run nowhere the reason: of this machine nothing is asked."""
         limit = self.run.max_ranks or None
         return [self._plan(case, limit, f"run.max_ranks is {limit}", None, here=False) for case in self.all_cases]
+
+    def warnings(self) -> list[str]:
+        """What runs of this study will lack, one line for each kind with the number of its cases."""
+        counts = Counter(line for case in self.all_cases if case.refusal() is None for line in case.warnings())
+        return [f"{line} ({n} case{'s' * (n != 1)})" for line, n in counts.items()]
 
     def _plan(
         self, case: Case, limit: int | None, why: str, memory_bytes: int | None, here: bool = True

@@ -159,19 +159,31 @@ RUNS: dict[str, tuple[Column, ...]] = {
         real("train_loss_last", "training loss of the last step", "nats/token"),
         real("loss", "mean training loss of the last tenth of the steps, at least one step", "nats/token"),
         real("val_loss", "held-out loss at the end of the run", "nats/token"),
+        string("val_loss_reason", "why val_loss is null though the run was evaluated, in one line"),
+        count("steps_after_outer", "inner steps after the last outer step (streaming: the last round): trained on, and "
+              "not in val_loss nor in the kept weights"),
         count("val_sequences", "held-out sequences val_loss is the mean over: those asked for", "sequences"),
         string("val_hash", "hash of their tokens: losses compare where it agrees; null: not known"),
         real("val_bits_per_byte", "val_loss per byte of text; null where a token has no known bytes", "bits/byte"),
     ),
     "Time": (
-        seconds("step_time_s", "median over the timed steps, each step that of its slowest rank"),
+        seconds("step_time_s", "median over the timed steps, each step that of its slowest rank; with an outer loop "
+                "inner_step_time_s + outer_round_exposed_s / outer_sync_every"),
+        string("step_time_s_reason", "why step_time_s is null though there were steps, in one line"),
+        seconds("inner_step_time_s", "median over the timed steps without the wait for outer steps; null: no outer "
+                "loop"),
+        seconds("outer_round_exposed_s", "wait for the outer step of a round of H inner steps (streaming: for all "
+                "fragments), mean over the timed ones"),
+        count("timed_outer_steps", "outer steps in that mean (streaming: times at which a fragment was sent or "
+              "applied)"),
         seconds("step_time_p05_s", "5th percentile over the timed steps"),
         seconds("step_time_p95_s", "95th percentile over the timed steps"),
         count("timed_steps", "steps in the median: all but the warm-up"),
         seconds("first_step_s", "step 0: compilation, allocation and the first collectives"),
         seconds("startup_s", "from the launch of the ranks to the start of step 0"),
         seconds("data_time_s", "median time of a timed step spent waiting for data, slowest rank"),
-        seconds("comm_time_s", "time in collectives on the probed step, each waited for, slowest rank"),
+        seconds("comm_time_s", "time in collectives on the probed step, each waited for, slowest rank; without its "
+                "outer step"),
         seconds("compute_time_s", "median time of a timed step in forward and backward, mean over the ranks"),
         seconds("optimizer_time_s", "median time of a timed step in clipping and update, mean over the ranks"),
         seconds("exposed_comm_time_s", "median time of a timed step waited for collectives, mean over the ranks"),
@@ -215,8 +227,13 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("energy_source", "`nvml`, `rapl`; null where the hardware does not tell"),
     ),
     "Communication": (
-        nbytes("comm_bytes_per_step", "message sizes (as nccl-tests counts) of one step, summed over the ranks"),
-        count("comm_calls_per_step", "collective calls in one step, summed over the ranks"),
+        nbytes("comm_bytes_per_step", "message sizes (as nccl-tests counts) of one step, summed over the ranks; with "
+               "an outer loop comm_bytes_inner_step + comm_bytes_outer_round / outer_sync_every"),
+        nbytes("comm_bytes_inner_step", "of one inner step, summed over the ranks; null: no outer loop"),
+        nbytes("comm_bytes_outer_round", "of the outer step of a round of H inner steps (streaming: of all fragments), "
+               "summed over the ranks"),
+        nbytes("outer_bytes_per_round", "what one rank sends of that, where a gathered message counts whole above"),
+        real("comm_calls_per_step", "collective calls in one step, summed over the ranks; outer steps' divided by H"),
         string("comm_by_collective_json", 'all collectives: {"all_reduce": {"bytes": ..., "calls": ...}, ...}'),
         string("comm_by_dim_json", 'all mesh dimensions: {"tp": {"bytes": ..., "calls": ...}, ...}'),
         *(nbytes(f"comm_bytes_{name}", f"the part of comm_bytes_per_step in {name}") for name in COLLECTIVES),

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .columns import COLLECTIVES, MESH_DIMS
 from .schema import arrow_schema
 from .where import mask
 from .where import where as frame_mask
@@ -63,7 +64,34 @@ class Taken:
         )
 
 
-ERRATA: tuple[Erratum, ...] = ()
+_SPEED = ("step_time_s", "tokens_per_s", "tokens_per_s_per_device", "mfu_6n", "mfu_palm", "mfu_causal")
+_COMM = ("comm_bytes_per_step", "comm_calls_per_step", "comm_time_s", "comm_by_collective_json", "comm_by_dim_json",
+         *(f"comm_bytes_{name}" for name in COLLECTIVES),
+         *(f"comm_bytes_dim_{name}" for name in MESH_DIMS))  # fmt: skip
+
+ERRATA: tuple[Erratum, ...] = (
+    Erratum(
+        before=2,  # where the timed steps were whole rounds, the mean over them was right
+        where="outer_algorithm != none and (timed_steps % outer_sync_every != 0 or resumed_from_step != null"
+        " or parity != null or (outer_algorithm in [delayed, eager] and measure_warmup_steps < outer_sync_every))",
+        columns={"runs": _SPEED},
+        why="the cost of the outer steps was divided by the run's timed steps, not by outer_sync_every",
+    ),
+    Erratum(
+        before=2,
+        where="outer_algorithm != none and outer_placement == distributed and parity == null"
+        " and (outer_sync_every != 1 or outer_quorum != null)",
+        columns={"runs": _COMM},
+        why="communication was that of one probed step, with or without an outer step in it",
+    ),
+    Erratum(
+        before=2,
+        where="outer_algorithm != none and parity == null and (outer_steps == 0"
+        " or (outer_algorithm == streaming and steps < outer_sync_every + outer_overlap_steps))",
+        columns={"runs": ("val_loss", "val_bits_per_byte")},
+        why="no outer step, or not of every fragment, was taken: this was the loss of the start weights",
+    ),
+)
 
 
 def of_runs(table: pa.Table) -> tuple[pa.Table, list[Taken]]:

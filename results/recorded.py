@@ -33,6 +33,7 @@ SETTINGS = tuple(
 )  # fmt: skip
 _BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]} - {"val_bits_per_byte"}
 _BY_US |= {"tokens_seen", "timed_steps", "timed_tokens", "timed_s", "first_step_s", *_TIMES}
+_BY_US |= {"inner_step_time_s", "outer_round_exposed_s", "timed_outer_steps"}
 FOUND = tuple(
     name for name in columns("runs")
     if name not in SETTINGS
@@ -179,7 +180,8 @@ def _per_step(steps: list[dict], declared: int | None) -> int | None:
 def _speed(steps: list[dict], row: dict) -> dict[str, object]:
     timed = [one for one in steps if not one["warmup"] and one.get("step_time_s") is not None]
     found = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
-    found |= _rate(steps, timed, row)
+    step = _step_time(timed, row) if timed else {"step_time_s_reason": _untimed(steps, row)}
+    found |= step | _rate(steps, timed, row, step)
     if not timed:
         return found
     times = sorted(one["step_time_s"] for one in timed)
@@ -187,23 +189,52 @@ def _speed(steps: list[dict], row: dict) -> dict[str, object]:
         parts = [one.get(name) for one in timed]
         found[name] = statistics.median(parts) if None not in parts else None
     return found | {
-        "step_time_s": statistics.median(times), "step_time_p05_s": _quantile(times, 0.05),
-        "step_time_p95_s": _quantile(times, 0.95),
+        "step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95),
     }  # fmt: skip
 
 
-def _rate(steps: list[dict], timed: list[dict], row: dict) -> dict[str, object]:
-    """tokens/s: the tokens of a step over the median step time; of steps that differ in tokens all over all.
+def _step_time(timed: list[dict], row: dict) -> dict[str, object]:
+    """step_time_s: the median; with an outer loop as outer_cost.py has it, where each step says what it waited for its
+    outer step, else (streaming: always) the mean over the last whole rounds; or why there is none."""
+    if (row.get("outer_algorithm") or "none") == "none":
+        return {"step_time_s": statistics.median(one["step_time_s"] for one in timed)}
+    period = row.get("outer_sync_every")
+    if not period:
+        return {"step_time_s_reason": f"{row['outer_algorithm']} without its period: record(outer_sync_every=...)"}
+    if row["outer_algorithm"] == "streaming" or any(one.get("outer_exposed_s") is None for one in timed):
+        rounds = _whole_rounds(timed, row)
+        if not rounds:
+            return {"step_time_s_reason": f"{len(timed)} timed steps are no whole round of {period}: more steps"}
+        return {"step_time_s": statistics.fmean(one["step_time_s"] for one in rounds)}
+    waits = [one["outer_exposed_s"] for one in timed if one.get("outer_step", one["outer_exposed_s"] > 0)]
+    inner = statistics.median(one["step_time_s"] - one["outer_exposed_s"] for one in timed)
+    found = {"inner_step_time_s": inner, "timed_outer_steps": len(waits)}
+    if not waits:
+        return found | {"step_time_s_reason": f"no outer step is among the {len(timed)} timed steps: more steps"}
+    exposed = statistics.fmean(waits)
+    return found | {"outer_round_exposed_s": exposed, "step_time_s": inner + exposed / period}
+
+
+def _whole_rounds(timed: list[dict], row: dict) -> list[dict]:
+    """Without an outer loop all of them, else the last that make whole rounds."""
+    if (row.get("outer_algorithm") or "none") == "none":
+        return timed
+    period = row.get("outer_sync_every") or len(timed) + 1
+    return timed[len(timed) % period :]
+
+
+def _rate(steps: list[dict], timed: list[dict], row: dict, step: dict) -> dict[str, object]:
+    """tokens/s: the tokens of a step over step_time_s; of steps that differ in tokens all over all.
 
     A median step of varying work is no step that anything is known of: 90 steps of 100 tokens in 1 s and 10 of 1000
     in 2 s make 172.7 tokens/s, and neither 100 nor 500.
     """
-    if not timed:
-        return {"tokens_per_s_reason": _untimed(steps, row)}
-    told = [one for one in timed if one["tokens"] is not None]
+    if "step_time_s" not in step:
+        return {"tokens_per_s_reason": step["step_time_s_reason"]}
+    told = [one for one in _whole_rounds(timed, row) if one["tokens"] is not None]
     found: dict[str, object] = {}
     if row["tokens_per_step"] is not None:
-        tokens, seconds = row["tokens_per_step"], statistics.median(one["step_time_s"] for one in timed)
+        tokens, seconds = row["tokens_per_step"], step["step_time_s"]
     elif not told:
         which = "no timed step" if any(one["tokens"] is not None for one in steps) else "no step"
         return {"tokens_per_s_reason": f"tokens per step unknown: {which} says run.step(tokens=...)"}

@@ -15,8 +15,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from scalade.bench.comm import CommProbe, uncounted
 from scalade.bench.engine import LocalParameter, StepOutput
 from scalade.bench.recipe import Recipe
+from scalade.parallelism.diloco import engine as diloco_engine
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.diloco.engine import build_outer
 
@@ -165,6 +167,17 @@ def run(engine, recipe, first=0, last=None, save_at=None, folder=None):
     return {"losses": losses, "extras": extras, "evals": evals}
 
 
+def count_round(engine, outer) -> dict:
+    """What the engine says that a round of its exchanges sends, and what a probe sees of the next one."""
+    said, probe = engine.count_round(), CommProbe(engine.talks())
+    diloco_engine.uncounted = lambda: probe
+    start, end = engine.rows()
+    for step in range(outer.sync_every):
+        engine.train_step(batch(20_000 + step)[start:end], 0.01)
+    diloco_engine.uncounted = uncounted
+    return {"said": said.totals()["collective"], "seen": probe.totals()["collective"]}
+
+
 def main(spec_file: str) -> None:
     spec = json.loads(Path(spec_file).read_text())
     torch.set_num_threads(1)
@@ -178,6 +191,7 @@ def main(spec_file: str) -> None:
             engine.load(Path(job["load"]))
         result = run(engine, recipe, job.get("first", 0), job.get("last"), job.get("save_at"), job.get("save"))
         result["parameters"] = {p.name: p.data.flatten().tolist() for p in engine.local_parameters()}
+        result["round"] = count_round(engine, outer)
         engine.close()
         results.append(result)
         dist.barrier()

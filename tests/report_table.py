@@ -83,10 +83,10 @@ def outer():
                     4, 0.2 * (0.7 + 1 / h), 6, case_id=f"d{m}{h}{packed}", outer_algorithm="diloco", outer_replicas=m,
                     outer_sync_every=h, outer_compression=packed, outer_steps=60 // h, layout=f"dp{4 // m}.rep{m}",
                     dp_replicate=4 // m, outer_bytes_per_rank=size * 60 // h, val_loss=3.0 + 0.01 * m + h / 2000,
-                    comm_bytes_per_step=1_200_000 * 4 if m < 4 else 0, comm_bytes_dim_replicas=0, **settings,
+                    comm_bytes_inner_step=1_200_000 * 4 if m < 4 else 0, **settings,
                 )  # fmt: skip
     return rows + several(1, 0.9, 2, case_id="dfold", outer_algorithm="diloco", outer_replicas=2, outer_sync_every=10,
-                          outer_placement="folded", outer_bytes_per_rank=0, comm_bytes_per_step=0,
+                          outer_placement="folded", outer_bytes_per_rank=0, comm_bytes_inner_step=0,
                           **settings)  # fmt: skip
 
 

@@ -244,29 +244,26 @@ def test_medians_leave_the_warm_up_out_wherever_it_lies():
     assert set(row) <= NAMES["runs"]
 
 
-def test_outer_steps_are_spread_over_the_timed_steps():
-    times, warmup = [50.0, 9.0, 1.0, 1.0, 60.0, 4.0, 1.0], [True, True, False, False, True, False, False]
-    waited = [40.0, 7.0, 0.0, 0.0, 50.0, 3.0, 0.0]
-    steps = columns_of(times, warmup, outer_exposed_s=waited)
-    row = speed_columns(case(), steps, ranks=1, peak=None)
-    assert row["step_time_s"] == pytest.approx(1 + 3 / 4)  # every step takes 1 s, and 3 s in 4 steps are waited
-    assert "mfu_6n" not in row
-    steps |= {
-        "outer_step": [0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0], "outer_bytes": [0.0, 8.0, 0.0, 0.0, 8.0, 8.0, 0.0],
-        "outer_time_s": [None, 9.0, None, None, 50.0, 3.0, None],
-        "replica_drift": [None, 3.0, None, None, 2.0, 1.0, None],
+def test_what_outer_steps_cost_over_the_run_is_counted_with_the_warm_up():
+    one = replace(case(), outer=Outer("diloco", 2, "folded", sync_every=3))
+    steps = columns_of([1.0] * 7, [True] * 3 + [False] * 4, outer_exposed_s=[0.0, 0.0, 40.0, 0.0, 0.0, 3.0, 0.0]) | {
+        "step": list(range(7)), "outer_step": [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0],
+        "outer_bytes": [0.0, 0.0, 8.0, 0.0, 0.0, 8.0, 0.0],
+        "outer_time_s": [None, None, 41.0, None, None, 4.0, None],
+        "replica_drift": [None, None, 2.0, None, None, 1.0, None],
     }  # fmt: skip
-    outer = outer_columns(steps)
+    outer = outer_columns(one, steps)
     assert outer == {
-        "outer_steps": 3, "outer_bytes_per_rank": 24, "outer_time_s": 62.0, "outer_exposed_s": 100.0,
-        "replica_drift": 1.0,
+        "outer_steps": 2, "outer_bytes_per_rank": 16, "outer_time_s": 45.0, "outer_exposed_s": 43.0,
+        "replica_drift": 1.0, "outer_bytes_per_round": 8,
     }  # fmt: skip
-    assert set(outer) <= NAMES["runs"] and outer_columns(columns_of(times, warmup)) == {}
+    assert set(outer) <= NAMES["runs"] and outer_columns(case(), columns_of([1.0], [False])) == {}
 
 
 def test_nothing_timed_is_null():
     row = speed_columns(case(), columns_of([1.0, 2.0], [True, True]), ranks=1, peak=1e9)
-    assert row == {"timed_steps": 0, "first_step_s": 1.0}
+    why = "all 2 steps are warm-up: lower measure.warmup_steps, or more steps"
+    assert row == {"timed_steps": 0, "first_step_s": 1.0, "step_time_s_reason": why, "tokens_per_s_reason": why}
 
 
 def executed(folder: Path, case: Case):

@@ -117,6 +117,12 @@ def test_bytes_are_those_predicted(jobs, name):
         assert sum(row["outer_bytes"] for row in result["extras"]) == want
 
 
+@pytest.mark.parametrize("name", JOBS)
+def test_the_bytes_said_of_a_round_are_those_that_a_probe_sees(jobs, name):
+    for result in jobs[name]:
+        assert result["round"]["said"] == result["round"]["seen"] != {}
+
+
 def test_four_bits_are_an_eighth_of_fp32():
     sizes = [1 << 20] * 10
     fp32, int4 = (bytes_per_sync(Outer("diloco", 2, compression=c), sizes) for c in ("none", "int4"))

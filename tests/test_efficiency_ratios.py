@@ -284,6 +284,8 @@ def test_the_breakdown_adds_up_and_what_was_not_measured_is_null():
     assert full.outer_s == pytest.approx(2.0 / 20)  # 25 steps, 5 of them warm-up
     parts = (full.compute_s, full.exposed_comm_s, full.data_s, full.optimizer_s, full.outer_s, full.residual_s)
     assert sum(parts) == pytest.approx(full.step_s)
+    amortised = breakdown([row | {"outer_round_exposed_s": 6.0, "outer_sync_every": 30} for row in rows], steps)
+    assert amortised.outer_s == pytest.approx(6.0 / 30)  # of the period, not of the steps that the run has
 
 
 def test_waits_are_taken_out_of_the_parts_they_are_in():

@@ -173,6 +173,38 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
     ]
 
 
+OUTER = {"outer_algorithm": "diloco", "outer_placement": "distributed", "outer_sync_every": 30, "outer_steps": 2,
+         "steps": 63, "timed_steps": 60, "measure_warmup_steps": 3, "comm_bytes_per_step": 7}  # fmt: skip
+WRONG = {  # what an old row says -> (columns read as null, columns that stay)
+    "whole rounds": ({}, "comm_bytes_per_step", "step_time_s val_loss"),
+    "59 steps": ({"timed_steps": 56}, "step_time_s tokens_per_s comm_bytes_per_step", "val_loss loss"),
+    "resumed": ({"resumed_from_step": 30}, "step_time_s", "val_loss"),
+    "recorded": ({"parity": "not checked"}, "step_time_s tokens_per_s", "comm_bytes_per_step val_loss"),
+    "delayed": ({"outer_algorithm": "delayed"}, "step_time_s", "val_loss"),
+    "folded": ({"outer_placement": "folded"}, "", "step_time_s comm_bytes_per_step val_loss"),
+    "every step": ({"outer_sync_every": 1}, "", "step_time_s comm_bytes_per_step val_loss"),
+    "no outer step": ({"outer_steps": 0, "timed_steps": 22}, "val_loss step_time_s", "loss"),
+    "a fragment never": (
+        {"outer_algorithm": "streaming", "outer_overlap_steps": 1, "steps": 30, "timed_steps": 30}, "val_loss",
+        "step_time_s loss",
+    ),
+    "data parallel": ({"outer_algorithm": "none", "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
+    "never said": ({"outer_algorithm": None, "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::scalade.results.read.OldRows")
+@pytest.mark.parametrize("name", WRONG)
+def test_what_version_1_wrote_wrong(tmp_path, name):
+    said, wrong, right = WRONG[name]
+    add(tmp_path, "old", 1, **OUTER | said)
+    add(tmp_path, "new", **OUTER | said)
+    runs = by_run(scalade.read_runs(tmp_path))
+    assert runs.loc["old-r0", wrong.split()].isna().all() and runs.loc["new-r0", wrong.split()].notna().all()
+    assert runs.loc["old-r0", right.split()].notna().all()
+    assert (runs.loc["old-r0", "superseded_reason"] is not pd.NA) == bool(wrong)
+
+
 def test_the_registry_names_columns_that_exist_and_rows_below_todays_version(results):
     table = runs_table(results / "runs" / "today-r0")
     for one in SHIPPED:

@@ -20,7 +20,8 @@ def write(folder, rate, dp_s, diloco_s, runs=2):
         steps = {"step": list(range(8)), "warmup": [True] * 4 + [False] * 4, "outer_exposed_s": [None] * 7 + [0.1]}
         store.write_run(each | {
             "run_id": f"{2:016x}-r{repeat}", "case_id": f"{2:016x}", "layout": "diloco.M2.H4", "step_time_s": diloco_s,
-            "outer_algorithm": "diloco", "comm_bytes_per_step": 0, "outer_bytes_per_rank": 16_000_000,
+            "outer_algorithm": "diloco", "outer_sync_every": 4, "comm_bytes_inner_step": 0,
+            "outer_bytes_per_round": 8_000_000, "outer_round_exposed_s": 0.1,
         }, steps)  # fmt: skip
     return folder
 
@@ -45,5 +46,5 @@ def test_each_link_has_its_rows_against_its_own_data_parallel(tmp_path, capsys):
 
 
 def test_nothing_to_read_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="no finished runs in"):
+    with pytest.raises(ValueError, match="no finished runs with a step time in"):
         by_link.by_link([RunStore(tmp_path / "r").folder])

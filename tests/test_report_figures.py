@@ -44,8 +44,11 @@ def test_two_device_counts_are_no_trend(tmp_path):
 def test_bytes_sent_by_hand():
     plain = {"comm_bytes_per_step": 800, "world_size": 4, "steps": 10, "outer_algorithm": "none"}
     assert outer.sent(plain) == 800 / 4 * 10
-    inside = plain | {"outer_algorithm": "diloco", "outer_bytes_per_rank": 300, "comm_bytes_dim_replicas": 200}
-    assert outer.sent(inside) == (800 - 200) / 4 * 10 + 300
+    inside = plain | {"outer_algorithm": "diloco", "outer_bytes_per_rank": 300, "comm_bytes_inner_step": 600}
+    assert outer.sent(inside) == 600 / 4 * 10 + 300  # the run's
+    inside |= {"outer_sync_every": 6, "outer_bytes_per_round": 300}
+    assert outer.sent_a_step(inside) == 600 / 4 + 300 / 6 and outer.sent_a_step(plain) == 800 / 4
+    assert outer.sent(inside | {"comm_bytes_inner_step": None}) is None
     assert outer.sent(plain | {"comm_bytes_per_step": None}) is None
     assert outer.sent(plain | {"comm_bytes_per_step": 0}) is None  # folded: nothing is sent, and 0 has no logarithm
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...kernels.codec import pack, unpack_add
 from .config import Outer
 from .link import Link, Transfer
+from .plan import payload_bytes
 
 Fill = Callable[[int, Tensor], None]
 """Writes local replica r's pseudo-gradient into a flat fp32 buffer."""
@@ -49,6 +50,10 @@ class Channel:
 
     def send(self, fill: Fill) -> int:
         """Start the exchange. Returns the bytes this rank hands to the link."""
+        raise NotImplementedError
+
+    def messages(self) -> list[tuple[str, int]]:
+        """(collective, bytes as nccl-tests counts) of one exchange, where it is sent at all."""
         raise NotImplementedError
 
     def advance(self) -> None:
@@ -99,6 +104,9 @@ class DenseChannel(Channel):
         self.transfer = self.link.all_reduce(self.buffer)
         return self.buffer.nbytes if self.link.sends else 0
 
+    def messages(self) -> list[tuple[str, int]]:
+        return [("all_reduce", self.buffer.nbytes)]
+
     def _finish(self) -> Received:
         total = self.buffer[:-1]
         return Received(total, self.squared_norm(total), self.buffer[-1].clone())
@@ -143,6 +151,9 @@ class PackedChannel(Channel):
         mine = torch.stack(self._messages(fill))
         self.everyone, self.transfer = self.link.all_gather(mine)
         return mine.nbytes if self.link.sends else 0
+
+    def messages(self) -> list[tuple[str, int]]:
+        return [("all_gather", self.outer.replicas * payload_bytes(self.outer, self.numel))]
 
     def _finish(self) -> Received:
         self.total.zero_()

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...bench.comm import CommProbe, uncounted
 from ...bench.device import mark
 from ...bench.engine import Engine, Evaluation, LocalParameter, StepOutput
 from ...bench.recipe import Recipe
@@ -28,6 +29,7 @@ from .eager import Delayed, Eager
 from .link import Link
 from .localsgd import LocalSGD
 from .offload import HostStash
+from .plan import receiving_phases, round_of
 from .quorum import Meeting, MeetingLink, Quorate
 from .streaming import Streaming
 
@@ -83,6 +85,7 @@ class OuterEngine:
     ) -> None:  # fmt: skip
         self.outer, self.engines, self.link = outer, list(engines), link
         self.replica_batch, self.first_replica, self.inner_group = replica_batch, first_replica, inner_group
+        self.layers = layers
         self.steps_done = self.skip_until = 0
         self.waits_on_host = getattr(engines[0], "waits_on_host", False)
         self.averaged = len(engines) if outer.quorum else outer.replicas  # of whose losses the mean is taken
@@ -140,15 +143,37 @@ class OuterEngine:
             return {"outer_step": 0.0, "outer_bytes": 0.0, "outer_exposed_s": 0.0}
         self._finish_device()
         start = time.perf_counter()
-        exchange = self.algorithm.exchange(self.steps_done)
-        self.parameters_written()
-        self.skip_until = max(self.skip_until, exchange.go_on_after)
-        self._finish_device()
-        exposed_s = time.perf_counter() - start
-        return {
-            "outer_step": float(exchange.received_any), "outer_bytes": float(exchange.sent_bytes),
-            "outer_exposed_s": exposed_s, "outer_time_s": exposed_s + exchange.hidden_s, **self._spread(exchange),
-        }  # fmt: skip
+        with uncounted():
+            exchange = self.algorithm.exchange(self.steps_done)
+            self.parameters_written()
+            self.skip_until = max(self.skip_until, exchange.go_on_after)
+            self._finish_device()
+            exposed_s = time.perf_counter() - start
+            return {
+                "outer_step": float(exchange.received_any), "outer_bytes": float(exchange.sent_bytes),
+                "outer_exposed_s": exposed_s, "outer_time_s": exposed_s + exchange.hidden_s, **self._spread(exchange),
+            }  # fmt: skip
+
+    def count_round(self) -> CommProbe:
+        """What this rank hands to collectives in the outer steps of one round of H inner steps. Collective in the
+        replica; nothing is exchanged between them, and no exchange is watched, which would take longer for it.
+
+        The messages between the replicas are counted as their buffers are handed over; what the engines send when
+        their parameters have been written, and the sum of the norms, as they are sent here once.
+        """
+        talks, layers = self.engines[0].talks(), self.layers
+        counted, written, norms = (CommProbe(talks) for _ in range(3))
+        for bucket in self.algorithm.buckets() if self.link.sends else ():
+            for kind, message_bytes in bucket.channel.messages():
+                counted.add(kind, "replicas", message_bytes)
+        with written:
+            self.parameters_written()
+        with norms:
+            if self.inner_group is not None and self.outer.replicas > 1:
+                dist.all_reduce(torch.zeros(2, device=self.device), group=self.inner_group)
+        counted.add_times(len(round_of(self.outer, layers).phases), written)
+        counted.add_times(len(receiving_phases(self.outer, layers)), norms)
+        return counted
 
     def _finish_device(self) -> None:
         if self.device.type != "cpu":  # this stream only: collectives that overlap run on another

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...results.outer_cost import Round
 from .config import Outer
 
 NORM_BYTES = 8  # behind a piece of a sum: |S|^2 and sum |Delta_m|^2, fp32
@@ -49,6 +50,32 @@ def fragment_of(outer: Outer, layer: int | None, name: str, layers: int) -> int:
 def send_offset(outer: Outer, fragment: int, count: int) -> int:
     """t_p: fragment p is sent after the inner steps t with t mod H = t_p (1-based t); evenly staggered."""
     return fragment * outer.sync_every // count
+
+
+def round_of(outer: Outer, layers: int) -> Round:
+    """When the exchanges of a round of H inner steps come."""
+    count, tau = fragment_count(outer, layers), outer.overlap_steps or 0
+    offsets = [send_offset(outer, fragment, count) for fragment in range(count)]
+    phases = frozenset(t % outer.sync_every for offset in offsets for t in (offset, offset + tau))
+    late = outer.algorithm in ("delayed", "eager")  # nothing is received after the first round
+    return Round(outer.sync_every, phases, 2 * outer.sync_every if late else tau + 1)
+
+
+def receiving_phases(outer: Outer, layers: int) -> frozenset[int]:
+    """t mod H of the inner steps after which something is applied."""
+    count, tau = fragment_count(outer, layers), outer.overlap_steps or 0
+    return frozenset((send_offset(outer, p, count) + tau) % outer.sync_every for p in range(count))
+
+
+def first_outer_step(outer: Outer) -> int:
+    """Inner steps until an outer step has moved every parameter: fragment 0 is first sent after H of them."""
+    late = outer.algorithm in ("delayed", "eager")
+    return outer.sync_every * (2 if late else 1) + (outer.overlap_steps or 0)
+
+
+def steps_after_outer(outer: Outer, steps: int) -> int:
+    """Inner steps at the end of a run of `steps` that no outer step follows (streaming: of fragment 0)."""
+    return (steps - (outer.overlap_steps or 0)) % outer.sync_every
 
 
 def plan(

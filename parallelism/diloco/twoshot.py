@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...kernels.codec import pack
 from .channel import Fill, PackedChannel, Received
-from .plan import NORM_BYTES
+from .plan import NORM_BYTES, payload_bytes
 
 
 class TwoShotChannel(PackedChannel):
@@ -45,6 +45,10 @@ class TwoShotChannel(PackedChannel):
         mine = torch.stack(self._messages(fill))  # (local, pieces, bytes)
         self.first, self.transfer = self.link.all_to_all(mine)
         return mine.nbytes if self.link.sends else 0
+
+    def messages(self) -> list[tuple[str, int]]:
+        whole = payload_bytes(self.outer, self.numel)  # of all pieces
+        return [("all_to_all", whole), ("all_gather", whole + NORM_BYTES * self.outer.replicas)]
 
     def advance(self) -> None:
         if self.first is None:

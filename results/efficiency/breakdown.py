@@ -32,7 +32,7 @@ class Breakdown:
     bubble_s: float | None
     data_s: float | None
     optimizer_s: float | None  # clipping and update, likewise
-    outer_s: float | None  # the part of the outer steps that was waited for, its mean over the timed steps
+    outer_s: float | None  # the wait for outer steps: that of a round of H inner steps, over H
     residual_s: float | None  # null: forward and backward were not timed
     residual_flagged: bool | None  # above RESIDUAL_FLAG of the step, or below minus that
     comm_unhidden_s: float | None  # every collective waited for, on one probed step: the most that can be exposed
@@ -78,12 +78,20 @@ def bubble_share(row: Mapping) -> float | None:
 
 
 def _of_run(row: Mapping, steps: Sequence[Mapping]) -> dict[str, float | None]:
-    timed = [step for step in steps if not step["warmup"]]
-    outer = [step["outer_exposed_s"] for step in timed if step.get("outer_exposed_s") is not None]
     return {
         "step_s": row["step_time_s"], "forward_backward_s": row.get("compute_time_s"),
         "exposed_comm_s": row.get("exposed_comm_time_s"), "exposed_comm_min_s": row.get("exposed_comm_time_min_s"),
         "bubble_s": row.get("bubble_time_s"), "optimizer_wait_s": row.get("optimizer_wait_s"),
         "data_s": row.get("data_time_s"), "optimizer_s": row.get("optimizer_time_s"),
-        "outer_s": fmean(outer) if outer else None, "comm_time_s": row.get("comm_time_s"),
+        "outer_s": outer_of_step_s(row, steps), "comm_time_s": row.get("comm_time_s"),
     }  # fmt: skip
+
+
+def outer_of_step_s(row: Mapping, steps: Sequence[Mapping]) -> float | None:
+    """Wait for outer steps, of one step: a round's over its H steps; of rows that do not say the round's, the mean over
+    the timed steps. Null without an outer loop."""
+    if row.get("outer_round_exposed_s") is not None and row.get("outer_sync_every"):
+        return row["outer_round_exposed_s"] / row["outer_sync_every"]
+    told = [step["outer_exposed_s"] for step in steps if not step["warmup"]]
+    told = [exposed for exposed in told if exposed is not None]
+    return fmean(told) if told else None

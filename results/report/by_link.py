@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..efficiency.breakdown import outer_of_step_s
 from ..rank_intervals import Estimate, median
 from ..read import rows_table, runs_table
 from ..work import work_of
 from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_interval
-from .outer import sent
+from .outer import sent_a_step
 
 MBIT = 1e6
 
@@ -27,26 +28,26 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
     """One row for each link and layout, links in the folders' order, data parallel first, then by the bytes sent.
 
     `step_s`: Estimate over runs. `exposed_s`: of a step, median over runs of what inner collectives were waited for
-    (median step) and outer ones (mean over the timed steps); None where it was not measured. `sent_bytes`: of one rank
-    and step. `sent_s`: what these take at the link's measured rate, for two ranks the least there is (a ring moves each
+    (median step) and outer ones (of a round, over H); None where it was not measured. `sent_bytes`: of one rank and
+    step. `sent_s`: what these take at the link's measured rate, for two ranks the least there is (a ring moves each
     message once); None without a lab. `ratio`: step time of the layout without an outer loop over this one's, of
     the same tokens a step; `work`: these.
 
     Raises
     ------
-    ValueError: nothing at a folder, or no finished runs there
+    ValueError: nothing at a folder, or no timed runs there
     """
     rows = []
     for folder in folders:
-        runs = runs_table(folder, where="status == ok").to_pylist()
+        runs = runs_table(folder, where="status == ok and step_time_s != null").to_pylist()
         if not runs:
-            raise ValueError(f"no finished runs in {str(folder)!r}")
-        outer = _outer_exposed(folder)
+            raise ValueError(f"no finished runs with a step time in {str(folder)!r}")
+        steps = _steps(folder, runs)
         groups: dict[str, list[dict]] = defaultdict(list)
         for run in runs:
             groups[run["layout"]].append(run)
         link, rates = link_name(runs), _told(runs, "link_rate_measured_bits_per_s")
-        found = [{"link": link} | _row(name, some, outer, level) for name, some in groups.items()]
+        found = [{"link": link} | _row(name, some, steps, level) for name, some in groups.items()]
         for row in found:
             plain = [other["step_s"].value for other in found if not other["outer"] and other["work"] == row["work"]]
             row["sent_s"] = 8 * row["sent_bytes"] / np.median(rates) if rates and row["sent_bytes"] else None
@@ -55,13 +56,10 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
     return rows
 
 
-def _row(layout: str, runs: list[dict], outer: dict[str, float], level: float) -> dict:
-    waits = [
-        (run["exposed_comm_time_s"] or 0.0) + outer.get(run["run_id"], 0.0)
-        for run in runs
-        if run["exposed_comm_time_s"] is not None or run["run_id"] in outer
-    ]
-    bytes_each = [sent(run) / run["steps"] for run in runs if sent(run)]
+def _row(layout: str, runs: list[dict], steps: dict[str, list[dict]], level: float) -> dict:
+    waited = [(run["exposed_comm_time_s"], outer_of_step_s(run, steps.get(run["run_id"], ()))) for run in runs]
+    waits = [(inner or 0.0) + (outer or 0.0) for inner, outer in waited if inner is not None or outer is not None]
+    bytes_each = [sent_a_step(run) for run in runs if sent_a_step(run)]
     return {
         "layout": layout, "work": work_of(runs[0]), "outer": (runs[0]["outer_algorithm"] or "none") != "none",
         "step_s": median([run["step_time_s"] for run in runs], level),
@@ -70,15 +68,13 @@ def _row(layout: str, runs: list[dict], outer: dict[str, float], level: float) -
     }  # fmt: skip
 
 
-def _outer_exposed(folder: Path) -> dict[str, float]:
-    """Mean over the timed steps, by run; runs without an outer loop are not in it."""
-    steps = rows_table(folder, "steps").select(["run_id", "warmup", "outer_exposed_s"]).to_pylist()
-    every: dict[str, list[float]] = defaultdict(list)
-    talk = {step["run_id"] for step in steps if step["outer_exposed_s"] is not None}
-    for step in steps:
-        if step["run_id"] in talk and not step["warmup"]:
-            every[step["run_id"]].append(step["outer_exposed_s"] or 0.0)
-    return {run: float(np.mean(times)) for run, times in every.items()}
+def _steps(folder: Path, runs: Sequence[dict]) -> dict[str, list[dict]]:
+    """Rows of `steps` by run."""
+    table = rows_table(folder, "steps", [run["run_id"] for run in runs])
+    by_run: dict[str, list[dict]] = defaultdict(list)
+    for step in table.select(["run_id", "warmup", "outer_exposed_s"]).to_pylist():
+        by_run[step["run_id"]].append(step)
+    return by_run
 
 
 def link_name(runs: Sequence[dict]) -> str:

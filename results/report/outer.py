@@ -35,16 +35,29 @@ def diloco(source: Source) -> list[Drawn | Undrawn]:
 
 
 def sent(row: dict) -> float | None:
-    """Bytes that one rank handed to collectives over the run; None where that was not counted.
-
-    What the replicas exchange is counted over the run, all else on one probed step: that step's share over the
-    replicas is taken out, so that it is not counted twice.
-    """
-    if row.get("comm_bytes_per_step") is None or not row.get("steps") or not row.get("world_size"):
+    """Bytes that one rank handed to collectives over the run; None where that was not counted. With an outer loop: in
+    its inner steps, and for the outer steps that the run took."""
+    inner = _inner_step(row)
+    if row.get("steps") is None or inner is None:
         return None
-    plain = (row.get("outer_algorithm") or "none") == "none"
-    inner = row["comm_bytes_per_step"] - (0 if plain else row.get("comm_bytes_dim_replicas") or 0)
-    return inner / row["world_size"] * row["steps"] + (row.get("outer_bytes_per_rank") or 0) or None
+    return inner * row["steps"] + (row.get("outer_bytes_per_rank") or 0) or None
+
+
+def sent_a_step(row: dict) -> float | None:
+    """The same of one step, whatever the length of the run: a round's outer steps are divided by its H."""
+    inner = _inner_step(row)
+    if inner is None or (row.get("outer_bytes_per_round") is None and _has_outer(row)):
+        return None
+    return inner + (row.get("outer_bytes_per_round") or 0) / (row.get("outer_sync_every") or 1) or None
+
+
+def _inner_step(row: dict) -> float | None:
+    name = "comm_bytes_inner_step" if _has_outer(row) else "comm_bytes_per_step"
+    return row[name] / row["world_size"] if row.get(name) is not None and row.get("world_size") else None
+
+
+def _has_outer(row: dict) -> bool:
+    return (row.get("outer_algorithm") or "none") != "none"
 
 
 def _figure(source: Source, name: str, title: str, some: list[Group], folded: int) -> Drawn:
