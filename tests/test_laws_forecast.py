@@ -177,3 +177,44 @@ def test_a_held_parameter_is_held_in_the_forecast():
     c: Forecast = forecast(["chinchilla"], r, r.columns["params"] * r.columns["tokens"], fix={"E": 1.7})
     assert c.fits[0].natural["E"] == pytest.approx(1.7)
     assert c.laws[0].fit.law.natural(c.laws[0].theta[None], c.fits[0].inputs.centre)[0, 4] == pytest.approx(1.7)
+
+
+@pytest.mark.slow
+def test_the_next_budgets_minimum_lies_in_the_interval_of_its_target():
+    """IsoFLOP sweeps bent away from the law: the least loss measured at the next budget, four tables."""
+    inside = {"calibrated": 0, "plain": 0}
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        C = np.repeat(np.geomspace(1e17, 1e20, 8), 8)
+        N = 0.12 * (C / 6) ** 0.5 * np.tile(np.geomspace(0.2, 5, 8), 8)
+        frame = pd.DataFrame({"n_params": N, "n_tokens": C / 6 / N, "C": C})
+        L = 1.8 + 480 / N**0.35 + 2100 / frame.n_tokens**0.37
+        frame["loss"] = L * np.exp(0.05 * np.log10(C / 1e20) ** 2 + 0.002 * rng.standard_normal(64))
+        low, top = frame[C < 9e19], frame[C > 9e19]
+        kw = dict(**ND, sensitivity=False, profile=False, bootstrap=60, target_flops=[1e20])
+        r = fit_file(low, compare=["skaling"], **kw)
+        inside["calibrated"] += r.optima[0].loss_interval[0] <= top.loss.min() <= r.optima[0].loss_interval[1]
+        best = {"params": np.array([r.optima[0].params]), "tokens": np.array([r.optima[0].tokens])}
+        a, b = np.exp(np.percentile(r.fit.log_predict(best, r.fit.draws), [2.5, 97.5]))
+        inside["plain"] += a <= top.loss.min() <= b
+    assert inside["calibrated"] >= 3 and inside["plain"] <= 1, inside
+
+
+def test_the_command_takes_runs_and_targets(tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from scalade.cli import app
+
+    table().to_csv(tmp_path / "runs.csv", index=False)
+    base = ["fit", str(tmp_path / "runs.csv"), "--params", "n_params", "--tokens", "n_tokens", "--bootstrap", "0"]
+    base += ["--compare", "overtraining"]
+    found = CliRunner().invoke(
+        app, [*base, "--at", "params=1e10,tokens=2e11", "--at", "n_params=2e10,n_tokens=1e12", "--json"]
+    )
+    seen = json.loads(found.stdout)["forecasts"]
+    assert [p["columns"] for p in seen] == [{"params": 1e10, "tokens": 2e11}, {"params": 2e10, "tokens": 1e12}]
+    assert all(p["low"] < p["point"] < p["high"] for p in seen)
+    failed = CliRunner().invoke(app, [*base, "--at", "params=big,tokens=2e11"])
+    assert failed.exit_code and "'big' is not a number" in str(failed.exception)
+    plain = json.loads(CliRunner().invoke(app, [*base[:-1], "none", "--target-flops", "1e22", "--json"]).stdout)
+    assert plain["forecasts"] == [] and plain["laws"] == []

@@ -120,3 +120,39 @@ def test_noise_scale_recovers_a_known_gradient():
     assert noise_scale([1.0], [1.0], 1, 2).noise_scale is None
     with pytest.raises(ValueError, match="batch_small < batch_big"):
         noise_scale([1.0], [1.0], 4, 4)
+
+
+def test_isoflop_gives_vertices_coefficients_and_the_optimum_of_a_target():
+    N, C, L = sweep(noise=0.002, seed=1)
+    f = isoflop(N, C, L, draws=300, targets=[1e22], flops_per_nd=6.0)
+    G, true_N = (480 / 2100) ** (1 / 0.7) / 6**0.5, lambda c: (480 / 2100) ** (1 / 0.7) * (c / 6) ** 0.5
+    assert len(f.vertices) == 7 and [v.sizes for v in f.vertices] == [9] * 7
+    hits = []
+    for v in f.vertices:
+        assert v.params * v.tokens * 6 == pytest.approx(v.flops) and v.curvature > 0
+        assert v.tokens_interval == pytest.approx(tuple(v.flops / 6 / n for n in v.params_interval[::-1]))
+        assert v.loss_interval[0] < v.loss < v.loss_interval[1]
+        assert v.loss == pytest.approx(loss_of(true_N(v.flops), v.flops / 6 / true_N(v.flops)), rel=0.01)
+        hits.append(v.params_interval[0] <= 1.02 * true_N(v.flops) and true_N(v.flops) <= 1.02 * v.params_interval[1])
+    assert sum(hits) >= 5
+    low, high = f.coefficient_interval
+    assert low < f.coefficient < high and low < G < high
+    (t,) = f.targets
+    assert t.params == pytest.approx(f.coefficient * 1e22**f.exponent) and t.beyond == pytest.approx(10.0)
+    assert t.params_interval[0] < true_N(1e22) < t.params_interval[1]
+    assert t.tokens_interval == pytest.approx(tuple(1e22 / 6 / n for n in t.params_interval[::-1]))
+
+
+def test_isoflop_resamples_within_budgets_alone():
+    """A budget that is exact has no interval, however noisy the others are."""
+    N, C, L = sweep(noise=0.02, seed=2)
+    exact = C == C.max()
+    L[exact] = 2.0 + 0.05 * np.log(N[exact] / np.exp(np.log(N[exact]).mean())) ** 2
+    v = isoflop(N, C, L, draws=200).vertices
+    widths = [np.log(x.params_interval[1] / x.params_interval[0]) for x in v]
+    assert widths[-1] < 1e-6 and min(widths[:-1]) > 0.02
+
+
+def test_a_parabola_needs_four_sizes():
+    with pytest.raises(ValueError, match="needs 4 model sizes or more, nearest is 3"):
+        isoflop(*sweep(), nearest=3)

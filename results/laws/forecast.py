@@ -26,7 +26,7 @@ from .table import Rows
 CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the rows, ordered by compute
 AGE, PRIOR = 4, 4.0  # chosen on cuts inside the training rows: docs/laws.md
 DRAWS = 200
-MAX_STARTS = 12
+MAX_STARTS, CUT_STARTS = 12, 4
 MOST = 5000  # rows of a forecast's fits
 
 
@@ -168,11 +168,10 @@ def forecast(
         at = thinned(np.log(compute), MOST, seed)
         rows, compute = rows.take(at), compute[at]
     settings = dict(objective=objective, level=level, seed=seed)
-    fixes = {laws[0].name: fix} if fix else {}
     fits, full, errors, shared = [], [], {}, spectra(laws[0], rows, seed)
     for law in laws:
         try:
-            f = _quick(law, rows, bootstrap_draws=draws, fix=fixes.get(law.name), **settings)
+            f = _quick(law, rows, bootstrap_draws=draws, fix=fix if law is laws[0] else None, **settings)
             full.append(corrected(f, shared))
             fits.append(f)
         except ValueError as error:
@@ -184,7 +183,7 @@ def forecast(
     for i, edge in enumerate(edges):
         if progress:
             progress("rolling hold-outs", i / len(edges))
-        cut = _cut([f.law for f in fits], fixes, rows, compute, edge, settings)
+        cut = _cut(fits, rows, compute, edge, settings)
         if cut is not None:
             cuts.append(cut)
     if len(cuts) < 2:
@@ -198,20 +197,23 @@ def forecast(
     return Forecast(tuple(fits), tuple(full), weights, named + failed, calibration, level)
 
 
-def _cut(laws, fixes, rows, compute, edge, settings) -> _Cut | None:
-    """Every law fitted at or below `edge` and asked above it; None where either side is too small."""
+def _cut(fits: list[Fit], rows, compute, edge, settings) -> _Cut | None:
+    """Every law of `fits` fitted at or below `edge` and asked above it; None where either side is too small."""
     below, above = rows.take(compute <= edge), rows.take(compute > edge)
-    if len(above.y) < 3 or below.clusters < max(8, max(len(law.parameters) for law in laws) + 3):
+    if len(above.y) < 3 or below.clusters < max(8, max(len(f.law.parameters) for f in fits) + 3):
         return None
-    parts, plain, shared = [], None, spectra(laws[0], below, settings["seed"])
+    parts, plain, shared = [], None, spectra(fits[0].law, below, settings["seed"])
     try:
-        for k, law in enumerate(laws):
-            f = _quick(law, below, bootstrap_draws=DRAWS if k == 0 else 0, fix=fixes.get(law.name), **settings)
+        for k, whole in enumerate(fits):
+            draws = DRAWS if k == 0 else 0
+            f = _quick(whole.law, below, whole, bootstrap_draws=draws, fix=whole.fix, **settings)
             parts.append(corrected(f, shared).predict(above.columns))
-            if k == 0 and f.draws is not None:
+            if f.draws is not None:
                 tail = 50 * (1 - f.level)
                 plain = np.nanpercentile(f.log_predict(above.columns, f.draws), [tail, 100 - tail], axis=0)
     except ValueError:
+        return None
+    if not np.isfinite(parts).all():
         return None
     log_y = np.log(above.y)
     inside = None if plain is None else (plain[0] <= log_y) & (log_y <= plain[1])
@@ -238,6 +240,12 @@ def _calibrate(cuts: list[_Cut], weights: np.ndarray, whole: int, level: float) 
     )
 
 
-def _quick(law, rows, **settings) -> Fit:
-    starts = law.starts(law.prepare(rows.columns), np.log(rows.y))
-    return fit(law, rows, start=starts[:: max(1, len(starts) // MAX_STARTS)], **settings)
+def _quick(law, rows, like: Fit | None = None, **settings) -> Fit:
+    """A fit from few starts; like: a fit to more rows, whose optimum is one of them."""
+    inputs = law.prepare(rows.columns)
+    starts = law.starts(inputs, np.log(rows.y))
+    starts = starts[:: max(1, len(starts) // (MAX_STARTS if like is None else CUT_STARTS))]
+    if like is not None:
+        (T, shift), (T0, shift0) = law.coordinates(inputs.centre), law.coordinates(like.inputs.centre)
+        starts = np.concatenate([np.linalg.solve(T, T0 @ like.theta + shift0 - shift)[None], starts])
+    return fit(law, rows, start=starts, **settings)
