@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.cells import cell_len
 
+from .aliases import ALIASES, resolved
 from .read import EXPORT_KEY, noted, printable, rows_table, runs_table
 from .schema import SCHEMA_VERSION, columns, known_column
+from .screen import GAP, fitted, folded, varying
 from .where import mask
 
 if TYPE_CHECKING:
@@ -48,13 +51,17 @@ DEFAULT = (
     Shown("ranks", "world_size", str),
     Shown("rep", "repeat", str),
     Shown("status", "status", str, left=True),
-    Shown("tokens/s", "tokens_per_s", _scaled(1, 0)),
-    Shown("step ms", "step_time_s", _scaled(1e3, 1)),
+    Shown("tokens_per_s", "tokens_per_s", _scaled(1, 0)),
+    Shown("step_ms", "step_time_s", _scaled(1e3, 1)),
     Shown("loss", "loss", "{:.4f}".format),
-    Shown("val loss", "val_loss", "{:.4f}".format),
-    Shown("peak MiB", "peak_memory_bytes", _scaled(2**-20, 0)),
-    Shown("host MiB", "peak_host_memory_bytes", _scaled(2**-20, 0)),
+    Shown("val_loss", "val_loss", "{:.4f}".format),
+    Shown("peak_mib", "peak_memory_bytes", _scaled(2**-20, 0)),
+    Shown("host_mib", "peak_host_memory_bytes", _scaled(2**-20, 0)),
 )
+LABELS = ("model", "layout", "ranks", "rep")  # that come first
+WANTED = ("layout", "model", "ranks", "status", "tokens_per_s", "loss")  # first on a narrow screen, where they differ
+NEXT = ("loss", "tokens_per_s", "val_loss", "step_ms", "status", "ranks", "rep", "model")
+SHORT = {"git_commit": 8}  # characters that tell two apart
 
 
 def show(
@@ -68,9 +75,12 @@ def show(
 ) -> int:
     """Print the runs at `path` (see read_runs). Returns how many.
 
-    columns: names, or one string with commas; `all`: every column; None: those a person looks at first.
+    columns: names, or one string with commas; `all`: every column; None: those a person looks at first, and those in
+        which the rows differ. A screen that is too narrow for these is told which are left out; columns that were asked
+        for are all shown, in blocks.
     where: a filter, as `status == ok and tp >= 2`.
     sort: a column, `-column` for the largest first; nulls last. None: in the order the runs were started.
+        Names are columns or the short ones of aliases.py, which the table's header has.
     as_json: a list of objects with null for what is missing, instead of a table.
 
     Raises
@@ -88,8 +98,7 @@ def show(
         total = len(table) or (len(runs_table(path, all_attempts)) if where else 0)
     picked = _picked(columns)
     if as_json:
-        names = [c.column for c in picked] if columns else table.column_names
-        console.file.write(json.dumps(table.select(list(dict.fromkeys(names))).to_pylist(), indent=1) + "\n")
+        console.file.write(json.dumps(_rows(table, picked if columns else None), indent=1) + "\n")
     else:
         _print(console, path, table, picked, total, where)
     for line in told:
@@ -144,41 +153,106 @@ def _picked(names: Sequence[str] | str | None) -> tuple[Shown, ...]:
     if not names:
         return DEFAULT
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
-    names = list(columns("runs")) if names == ["all"] else names
-    return tuple(Shown(name, name, _plain, left=known_column("runs", name).type == "string") for name in names)
+    return tuple(map(_named, list(columns("runs")) if names == ["all"] else names))
+
+
+def _named(name: str) -> Shown:
+    """A column by its own name as it is, by a short one as the table shows it."""
+    if name in ALIASES:
+        return next(one for one in DEFAULT if one.header == name)
+    return Shown(name, name, _plain, left=known_column("runs", name).type == "string")
+
+
+def _rows(table: pa.Table, picked: Sequence[Shown] | None) -> list[dict]:
+    """For programs: the columns by the names they were asked for by."""
+    if picked is None:
+        return table.to_pylist()
+    rows = table.select(list(dict.fromkeys(one.column for one in picked))).to_pylist()
+
+    def told(row: dict, name: str) -> object:
+        value, factor = row[resolved(name).column], resolved(name).factor
+        return value if value is None or factor == 1 else value * factor
+
+    return [{one.header: told(row, one.header) for one in picked} for row in rows]
 
 
 def _sorted(table: pa.Table, sort: str | None) -> pa.Table:
     descending = bool(sort) and sort.startswith("-")
-    column = known_column("runs", sort.removeprefix("-")).name if sort else "started_at"
+    column = resolved(sort.removeprefix("-")).column if sort else "started_at"
     order = "descending" if descending else "ascending"
     keys = [(column, order), ("run_id", "ascending"), ("attempt", "ascending")]
     return table.take(pc.sort_indices(table, sort_keys=keys))  # nulls come last
 
 
 def _print(console: Console, path, table: pa.Table, picked, total: int, where: str | None) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     if not total:
         return _say(console, f"no runs in {printable(path)} yet: `scalade run STUDY.toml` writes them")
     if not len(table):
         return _say(console, f"none of the {total} runs matches {where!r}")
-    if picked is DEFAULT:
-        picked = [one for one in picked if _says_something(one.column, table)]
-    grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for one in picked:
-        grid.add_column(one.header, justify="left" if one.left else "right", overflow="fold")
-    cells = {one.column: table[one.column].to_pylist() for one in picked}
-    for row in range(len(table)):
-        texts = [(one, cells[one.column][row]) for one in picked]
-        grid.add_row(*(Text("-" if value is None else printable(one.text(value))) for one, value in texts))
-    console.print(grid)
-    ended = zip(*(table[name].to_pylist() for name in ("run_id", "status", "reason")), strict=True)
-    reasons = [f"{run_id} {status}: {reason}" for run_id, status, reason in ended if status != "ok"]
-    for line in ["", *reasons] if reasons else ():
+    asked = picked is not DEFAULT
+    if not asked:
+        picked = _with_varying([one for one in picked if _says_something(one.column, table)], table)
+    told = ("run_id", "status", "reason", "tokens_per_s", "tokens_per_s_reason")
+    rows = table.select(list(dict.fromkeys((*(one.column for one in picked), *told)))).to_pylist()
+    cells = [[one.header, *(_cell(one, row) for row in rows)] for one in picked]
+    widths = [max(map(cell_len, column)) for column in cells]
+    laid = folded(widths, console.width) if asked else fitted(widths, _wanted(picked, rows), console.width)
+    for number, block in enumerate(laid.blocks):
+        _block(console, [(picked[at], widths[at], cells[at]) for at in block], after=number > 0)
+    said = [picked[at].header for at in laid.left_out]
+    if said:
+        _say(console, "")
+        _say(console, f"no room for {', '.join(said)}: --columns NAMES or a wider window shows them")
+    ended = [f"{row['run_id']} {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"]
+    ended += [
+        f"{row['run_id']} no tokens_per_s: {row['tokens_per_s_reason']}"
+        for row in rows if row["status"] == "ok" and row["tokens_per_s"] is None and row["tokens_per_s_reason"]
+    ]  # fmt: skip
+    for line in ["", *ended] if ended else ():
         _say(console, line)
+
+
+def _with_varying(picked: list[Shown], table: pa.Table) -> list[Shown]:
+    """The columns, and after the labels those in which the rows differ."""
+    names = varying(table, [one.column for one in picked])
+    more = [
+        replace(_named(name), text=lambda value, most=SHORT[name]: value[:most]) if name in SHORT else _named(name)
+        for name in names
+    ]
+    at = sum(one.header in LABELS for one in picked)
+    return [*picked[:at], *more, *picked[at:]]
+
+
+def _wanted(picked: Sequence[Shown], rows: Sequence[dict]) -> list[int]:
+    """Columns in the order in which a narrow screen takes them: what tells rows apart before what is the same."""
+    same = {one.header for one in picked if len(rows) > 1 and len({row[one.column] for row in rows}) == 1}
+    usual = [one.header for one in DEFAULT]
+    varied = [one.header for one in picked if one.header not in usual]
+    order = [*(name for name in WANTED if name not in same), *varied, *NEXT]
+    places = {one.header: at for at, one in enumerate(picked)}
+    return [places[name] for name in dict.fromkeys(("layout", *order, *usual)) if name in places]
+
+
+def _cell(one: Shown, row: dict) -> str:
+    value = row[one.column]
+    return "-" if value is None else printable(one.text(value))
+
+
+def _block(console: Console, some: Sequence[tuple[Shown, int, list[str]]], after: bool) -> None:
+    """Whole columns beside each other; after: another block stands above."""
+    from rich.text import Text
+
+    def line(row: int) -> str:
+        padded = (
+            cells[row] + " " * (width - cell_len(cells[row])) if one.left
+            else " " * (width - cell_len(cells[row])) + cells[row] for one, width, cells in some
+        )  # fmt: skip
+        return GAP.join(padded).rstrip()
+
+    header, *lines = map(line, range(len(some[0][2])))
+    rule = "─" * (sum(width for _, width, _ in some) + len(GAP) * (len(some) - 1))
+    console.print(Text(("\n" if after else "") + header, style="bold"), soft_wrap=True)
+    console.print(Text("\n".join([rule, *lines])), soft_wrap=True)
 
 
 def _says_something(column: str, table: pa.Table) -> bool:

@@ -69,14 +69,18 @@ def mask(table: pa.Table, name: str, where: str) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from .aliases import ALIASES, Alias
     from .schema import known_column
 
     kinds = {"string": (TEXT, ""), "bool": (TRUTH, False), "int64": (NUMBER, 0), "float64": (NUMBER, 0.0)}
 
     def column(wanted: str) -> Cells:
-        kind, filler = kinds[known_column(name, wanted).type]
-        cells = table[wanted]
+        short = ALIASES.get(wanted) if name == "runs" else None
+        of = short or Alias(wanted, wanted)
+        kind, filler = kinds[known_column(name, of.column).type]
+        cells = table[of.column]
         values = pc.fill_null(cells, filler).to_numpy()
+        values = values if of.factor == 1 else values * of.factor
         return Cells(kind, values, pc.is_valid(cells).to_numpy(), wanted)
 
     return pa.array(keep(where, column, table.num_rows))

@@ -37,12 +37,12 @@ def shown(path, width=100, **more):
 
 
 GOLDEN = """\
-model      layout                              ranks  status   tokens/s  step ms    loss  val loss  host MiB
-────────────────────────────────────────────────────────────────────────────────────────────────────────────
-tiny-800k  tp8                                     -  skipped         -        -       -         -         -
-tiny-800k  dp2                                     2  oom             -        -       -         -         -
-tiny-800k  fsdp2.tp2.pp2v2-Interleaved1F1B.m4      8  ok         51,235     79.9  3.5000    3.2000       700
-tiny-800k  fsdp2                                   2  ok         51,235     79.9  3.1416    3.2000       700
+model      layout                              ranks  status   tokens_per_s  step_ms    loss  val_loss  host_mib
+────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+tiny-800k  tp8                                     -  skipped             -        -       -         -         -
+tiny-800k  dp2                                     2  oom                 -        -       -         -         -
+tiny-800k  fsdp2.tp2.pp2v2-Interleaved1F1B.m4      8  ok             51,235     79.9  3.5000    3.2000       700
+tiny-800k  fsdp2                                   2  ok             51,235     79.9  3.1416    3.2000       700
 
 0000000000000003-r0 skipped: heads 4 is not a multiple of tp 8
 0000000000000002-r0 oom: rank 1: [bold]CUDA\\x1b[31m out\\nof memory
@@ -59,7 +59,8 @@ def test_the_default_columns_fit_100(results):
     _, text = shown(results)
     table = text.split("\n\n")[0].splitlines()
     assert max(map(len, table)) <= 100
-    assert "51,235" in text and "…" not in text  # folded, not cut
+    assert "51,235" in text and "…" not in text and "fsdp2.tp2.pp2v2-Interleaved1F1B.m4" in text
+    assert "no room for " in text
 
 
 def test_a_full_row_fits_100(tmp_path):
@@ -74,7 +75,7 @@ def test_a_full_row_fits_100(tmp_path):
     _, text = shown(tmp_path, width=100)
     header, _, line = text.splitlines()[:3]
     assert len(line) <= 100
-    assert [one.header for one in DEFAULT if one.header not in header] == ["host MiB"]  # the device's is there
+    assert [one.header for one in DEFAULT if one.header not in header] == ["host_mib"]  # the device's is there
     assert line.split() == ["diloco-1.3b", "fsdp8.tp8", "1024", "10", "cancelled", "12,345,679", "12,345.6", "10.1235",
                             "10.1235", "81,920"]  # fmt: skip
 
@@ -132,3 +133,71 @@ def test_a_pipe_cuts_nothing(results, capsys):
     show(results, columns="all")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) > 1000 and not any("…" in line for line in lines)
+
+
+def made(folder, *rows):
+    store = RunStore(folder)
+    for n, row in enumerate(rows):
+        known = {"run_id": f"{n:04d}-r0", "case_id": f"{n:04d}", "repeat": 0, "status": "ok", "model": "m", "loss": 2.5,
+                 "layout": "dp2", "world_size": 2, "step_time_s": 0.05 * (n + 1), "tokens_per_s": 1000.0}  # fmt: skip
+        store.write_run(known | row)
+    return folder
+
+
+SETTINGS = ({"lr": 1e-3, "seed": 1, "model_seq_len": 128}, {"lr": 3e-3, "seed": 1, "model_seq_len": 128},
+            {"lr": 3e-3, "seed": 2, "model_seq_len": 256})  # fmt: skip
+
+
+def header(text):
+    return text.splitlines()[0].split()
+
+
+def test_what_varies_between_the_rows_is_shown_and_nothing_that_a_label_says(tmp_path):
+    _, text = shown(made(tmp_path / "a", *SETTINGS))
+    assert header(text) == ["model", "layout", "ranks", "lr", "seed", "model_seq_len", "status", "tokens_per_s",
+                            "step_ms", "loss"]  # fmt: skip
+    assert "0.003" in text
+    _, text = shown(tmp_path / "a", where="seed == 1")
+    assert "lr" in header(text) and not {"seed", "model_seq_len"} & set(header(text))
+    rows = [{"layout": f"tp{n}", "tp": n, "model": f"m{n}", "model_width": 64 * n} for n in (1, 2)]
+    assert not {"tp", "model_width"} & set(header(shown(made(tmp_path / "b", *rows))[1]))
+    rows = [{"tp": 1, "model_width": 64}, {"tp": 2, "model_width": 128}]  # the labels do not tell them apart
+    assert {"tp", "model_width"} <= set(header(shown(made(tmp_path / "c", *rows))[1]))
+
+
+@pytest.mark.parametrize("width", range(20, 110, 3))
+def test_a_narrow_screen_has_whole_columns_and_says_which_are_left_out(tmp_path, width):
+    path = made(tmp_path, *SETTINGS, {"layout": "fsdp2.tp2", "status": "failed", "reason": "so"})
+    every = header(shown(path, width=10_000)[1])
+    text = shown(path, width=width)[1]
+    table = text.split("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= width and {len(line.split()) for line in table[2:]} == {len(header(text))}
+    left_out = [name for line in text.splitlines() if line.startswith("no room for ")
+                for name in line.split(":")[0].removeprefix("no room for ").split(", ")]  # fmt: skip
+    assert sorted([*header(text), *left_out]) == sorted(every)
+    if "host_mib" in header(text) or "step_ms" in header(text):  # what varies goes before what was measured
+        assert {"lr", "seed", "model_seq_len"} <= set(header(text))
+
+
+def test_columns_that_were_asked_for_are_all_there_in_blocks(tmp_path):
+    path = made(tmp_path, *SETTINGS)
+    text = shown(path, width=40, columns="run_id,lr,seed,model_seq_len,tokens_per_s,step_ms")[1]
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert [block[0].split() for block in blocks] == [["run_id", "lr", "seed", "model_seq_len"],
+                                                      ["run_id", "tokens_per_s", "step_ms"]]  # fmt: skip
+    assert all(len(line) <= 40 for block in blocks for line in block)
+
+
+def test_the_names_in_the_header_are_taken_by_filter_sort_and_columns(tmp_path):
+    path = made(tmp_path, *SETTINGS)
+    names = {one.header for one in DEFAULT} | set(header(shown(path)[1]))
+    for name in names:
+        assert shown(path, columns=name, sort=name, where=f"{name} == null or not {name} == null")[0] >= 0
+    assert shown(path, where="step_ms > 60 and ranks == 2")[0] == 2
+    rows = json.loads(shown(path, where="step_ms > 60", sort="-step_ms", columns="step_ms,ranks", as_json=True)[1])
+    assert [row["ranks"] for row in rows] == [2, 2] and rows[0]["step_ms"] == pytest.approx(150)
+
+
+def test_a_run_without_throughput_says_why(tmp_path):
+    path = made(tmp_path, {"tokens_per_s": None, "tokens_per_s_reason": "no step says its time"})
+    assert "0000-r0 no tokens_per_s: no step says its time" in shown(path)[1]
