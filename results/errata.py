@@ -91,6 +91,12 @@ ERRATA: tuple[Erratum, ...] = (
         columns={"runs": ("val_loss", "val_bits_per_byte")},
         why="no outer step, or not of every fragment, was taken: this was the loss of the start weights",
     ),
+    Erratum(
+        before=2,
+        where="parity != null and tokens_seen != tokens_per_step * step_rows",
+        columns={"runs": ("tokens_per_step", *(name for name in _SPEED if name != "step_time_s"))},
+        why="tokens_per_step was what record() had declared, and not what the steps said",
+    ),
 )
 
 

@@ -15,6 +15,7 @@ from statistics import median
 
 from .aligned import aligned
 from .read import rows_table, runs_table
+from .work import work_of
 
 WAIT, REST = "waiting", "in no op"
 # By name, the first that matches. A name without `::` is a node of autograd's graph: what it computes is in the
@@ -44,6 +45,7 @@ class CaseOps:
     step_s: float  # under the profiler
     groups: dict[str, float]  # by COLUMNS; they add up to step_s, but for medians
     ops: dict[str, tuple[float, float]]  # operation: calls a step, seconds
+    tokens: float | None = None  # of a step
 
     @property
     def name(self) -> str:
@@ -96,6 +98,7 @@ def _case(case_id: str, members: list[dict], rows: dict[str, list[dict]]) -> Cas
         median(timed) if timed else None, median(step for step, _, _ in parts),
         {name: median(groups[name] for _, groups, _ in parts) for name in COLUMNS},
         {name: tuple(median(ops.get(name, (0.0, 0.0))[i] for _, _, ops in parts) for i in (0, 1)) for name in names},
+        None if (work := work_of(first)) is None else float(work.tokens),
     )  # fmt: skip
 
 
@@ -145,6 +148,9 @@ def against_dict(case: CaseOps, base: CaseOps) -> dict:
 def against_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
     """Where the difference of two cases lies: group by group, then the operations that differ most."""
     yield f"{case.name} (runs: {case.runs}) against {base.name} (runs: {base.runs}), ms of a step"
+    if case.tokens != base.tokens:
+        here, there = ("an unknown number of" if n is None else f"{n:,.0f}" for n in (case.tokens, base.tokens))
+        yield f"other work: {here} tokens a step against {there}; a ratio of times is none of speeds"
     body = [_compared("timed steps", case.timed_s, base.timed_s), _compared("profiled steps", case.step_s, base.step_s)]
     body += [_compared(f"  {name}", case.groups[name], base.groups[name]) for name in COLUMNS]
     yield from aligned([["", "", "against", "difference", "ratio"], *body])

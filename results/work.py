@@ -55,10 +55,9 @@ def rate_of(row: Mapping) -> float | None:
 
 
 def mean_step_s(row: Mapping) -> float:
-    """Seconds of a step, for a sum over steps: the median, or the mean where steps differ in tokens."""
-    if row.get("timed_tokens") and row.get("timed_s") and row.get("timed_steps"):
-        return row["timed_s"] / row["timed_steps"]
-    return row["step_time_s"]
+    """Seconds of a step, for a sum over steps: step_time_s, or the mean where steps differ in tokens."""
+    work, rate = work_of(row), rate_of(row)
+    return float(work.tokens) / rate if work is not None and work.varies and rate else row["step_time_s"]
 
 
 def no_work(row: Mapping) -> str | None:
@@ -100,12 +99,6 @@ def levels(works: Iterable[Work]) -> dict[Work, Fraction]:
         near = min(fixed, key=lambda tokens: abs(tokens - mean), default=mean)
         result |= dict.fromkeys(members, near if _close(near, mean) else mean)
     return result
-
-
-def same_work(one: Work, other: Work) -> bool:
-    """Whether two runs do as much in a step."""
-    varies = one.varies or other.varies
-    return one.tokens == other.tokens or (varies and _close(one.tokens, other.tokens))
 
 
 def _close(one: Fraction, other: Fraction) -> bool:

@@ -189,6 +189,10 @@ WRONG = {  # what an old row says -> (columns read as null, columns that stay)
         "step_time_s loss",
     ),
     "data parallel": ({"outer_algorithm": "none", "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
+    "declared": ({"outer_algorithm": "none", "parity": "not checked"}, "tokens_per_step tokens_per_s", "step_time_s"),
+    "declared as told": (
+        {"outer_algorithm": "none", "parity": "not checked", "tokens_seen": 1024}, "", "tokens_per_step tokens_per_s"
+    ),
     "never said": ({"outer_algorithm": None, "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
 }  # fmt: skip
 

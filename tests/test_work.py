@@ -1,13 +1,17 @@
 """Work is tokens: rates of steps that differ in tokens, and which runs do the same work."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import scalade
+from scalade.results import ops
 from scalade.results.check import findings
 from scalade.results.compare import compare
 from scalade.results.efficiency import efficiency
 from scalade.results.history import history
+from scalade.results.ops import CaseOps
 from scalade.results.report import page
 from scalade.results.report.source import read_source
 from scalade.results.work import Work, levels
@@ -135,6 +139,13 @@ def test_the_gate_and_the_history_form_no_ratio_of_other_work(tmp_path):
     recorded(tmp_path / "silent", [(None, 0.1)] * 3)
     assert any("tokens per step unknown in 0 runs of BASE, 1 of HEAD" in note
                for note in compare(tmp_path / "base", tmp_path / "silent").notes)  # fmt: skip
+
+
+def test_operations_of_other_work_are_set_side_by_side_with_a_word():
+    one = CaseOps("a", "m", "x", 1, 1, 0.1, 0.1, dict.fromkeys(ops.COLUMNS, 0.01), {}, tokens=1000.0)
+    said = "other work: 1,000 tokens a step against 7,000"
+    assert any(said in line for line in ops.against_text(one, replace(one, tokens=7000.0)))
+    assert not any("other work" in line for line in ops.against_text(one, one))
 
 
 def test_the_report_names_a_fastest_layout_for_each_amount_of_work(tmp_path):
