@@ -171,12 +171,15 @@ def _means(table: _Table) -> Outcome:
     if not rated:
         return SKIP, "no rate in the table", ()
 
-    def rate(row: dict) -> float | None:
+    def holds(row: dict) -> bool:
         if row.get("timed_tokens") is not None:
-            return _over(row["timed_tokens"], row["timed_s"])
-        return _over(row["tokens_per_step"], row["step_time_s"])
+            return _close(row["tokens_per_s"], _over(row["timed_tokens"], row["timed_s"]))
+        if row.get("quorum_missed"):  # batches of missing replicas do not count; tokens_seen is whole sequences
+            tokens, a_row = _over(row["tokens_seen"], row["step_rows"]), row["model_seq_len"] or 0
+            return _close(row["tokens_per_s"], _over(tokens, row["step_time_s"]), a_row / (row["tokens_seen"] or 1))
+        return _close(row["tokens_per_s"], _over(row["tokens_per_step"], row["step_time_s"]))
 
-    failed = [row for row in rated if not _close(row["tokens_per_s"], rate(row))]
+    failed = [row for row in rated if not holds(row)]
     return _outcome(failed, "tokens_per_s is neither tokens_per_step / step_time_s nor timed_tokens / timed_s: a rate "
                     "was averaged",
                     "every rate is work over the summarised time")  # fmt: skip
@@ -338,8 +341,8 @@ def _over(work: float | None, cost: float | None) -> float | None:
     return None if work is None or not cost else work / cost
 
 
-def _close(value: float, wanted: float | None) -> bool:
-    return wanted is not None and abs(value - wanted) <= 1e-6 * abs(wanted)
+def _close(value: float, wanted: float | None, tolerance: float = 1e-6) -> bool:
+    return wanted is not None and abs(value - wanted) <= tolerance * abs(wanted)
 
 
 def _mapped_ranks(row: dict) -> int:

@@ -201,7 +201,7 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
 def _because(rows: list[dict], metric: Metric) -> str:
     """What reading, or the run itself, has said of a column that is null."""
     told = [why_missing(row, metric.column) for row in rows]
-    told += [row["tokens_per_s_reason"] for row in rows if metric.column == "tokens_per_s"]
+    told += [row.get(f"{metric.column}_reason") for row in rows]
     told = dict.fromkeys(filter(None, told))
     return f": {'; '.join(told)}" if told else ""
 

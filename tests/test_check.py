@@ -60,6 +60,17 @@ def test_a_prediction_is_a_bound_too():
     assert findings(rows)[10].verdict == PASS
 
 
+def test_a_rate_of_the_replicas_that_were_there_is_one():
+    """Two replicas, half of the outer steps without one: three quarters of the batches count."""
+    rows = good()
+    steps, tokens = rows[-1]["step_rows"], rows[-1]["tokens_per_step"]
+    rows[-1] |= {"quorum_missed": 2, "tokens_seen": tokens * steps * 3 // 4, "model_seq_len": 8,
+                 "tokens_per_s": 0.75 * tokens / rows[-1]["step_time_s"]}  # fmt: skip
+    assert findings(rows)[2].verdict == PASS
+    rows[-1]["tokens_per_s"] *= 1.1
+    assert findings(rows)[2].verdict == FAIL
+
+
 def test_too_few_runs_break_the_fifth_and_the_seventh():
     rows = [row for row in good() if row["world_size"] < 4 or row["repeat"] < 3]
     named = tuple(row["run_id"] for row in rows if row["world_size"] == 4)
