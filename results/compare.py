@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import held_out
 from .convergence import LossFinding, compare_losses
 from .errata import why_missing
 from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
@@ -318,6 +319,8 @@ def _notes(base: list[dict], head: list[dict], findings: Sequence[Finding]) -> l
     if any(unknown):
         where = f"{unknown[0]} runs of BASE, {unknown[1]} of HEAD"
         notes.append(f"tokens per step unknown in {where}: taken to be those of their case")
+    silent = held_out.unknown([row for rows in sides for row in rows])
+    notes += [silent] if silent else []
     if any(one.interleaved is False for one in findings):
         notes.append(
             "the runs of BASE and HEAD did not take turns: a change of the machine between them looks like a "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from .columns import RUNS
 from .gate_rule import BETTER, FAILING, MISSING, SAME, WORSE, name_of
+from .held_out import refusal
 
 SEEDS = 3  # from which a tolerance can be learned
 ROUNDING = 1e-5  # relative: what another order of the same sums does, however alike the seeds
@@ -81,6 +82,9 @@ def _compared(name: str, base: list[dict], head: list[dict], alpha: float, decla
         seeds = [len({row["seed"] for row in side}) for side in (base, head)]
         return LossFinding(name, case_ids, loss, verdict, reason, *seeds, **more)
 
+    differ = refusal(rows) if loss == "val_loss" else None
+    if differ:
+        return finding(MISSING, differ)
     tokens = {row["tokens_seen"] for row in rows}
     if len(tokens) > 1:
         return finding(MISSING, f"no loss at equal tokens: tokens_seen is {' and '.join(sorted(map(str, tokens)))}")

@@ -97,6 +97,13 @@ ERRATA: tuple[Erratum, ...] = (
         columns={"runs": ("tokens_per_step", *(name for name in _SPEED if name != "step_time_s"))},
         why="tokens_per_step was what record() had declared, and not what the steps said",
     ),
+    Erratum(
+        before=2,
+        where="measure_eval_sequences > 0 and measure_eval_sequences % global_batch != 0",
+        columns={"runs": ("val_loss", "val_bits_per_byte")},
+        why="the held-out set was rounded to whole batches: another one than measure_eval_sequences says (`evals` has "
+        "how many sequences it was)",
+    ),
 )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 
 def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
@@ -74,6 +75,23 @@ def unknown(rows: Sequence[dict]) -> str | None:
         f"val_hash is null in {silent} of {len(told)} rows: nothing says that their held-out losses are of the others' "
         "sequences"
     )
+
+
+def one_set(frame: pd.DataFrame, names: Collection[str]) -> str | None:
+    """What to say of the held-out sequences behind a frame of runs, where `val_loss` is among the columns read.
+
+    Raises
+    ------
+    ValueError: their losses are over different ones (`refusal`)
+    """
+    if "val_loss" not in names or not {"val_loss", "val_hash"} <= set(frame.columns):
+        return None  # another column, or another's table
+    few = frame[[name for name in ("layout", "run_id", "val_loss", "val_hash") if name in frame.columns]]
+    rows = few.astype(object).where(few.notna(), None).to_dict("records")
+    differ = refusal(rows)
+    if differ:
+        raise ValueError(differ)
+    return unknown(rows)
 
 
 def _name(row: dict) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from .. import held_out
 from ..read import noted, rows_table, runs_table
 from ..work import no_work
 from .fastest import fastest
@@ -56,6 +57,10 @@ def efficiency(
         why = Counter(no_work(row) for row in lost if row["status"] == "ok").most_common(1)
         said = f"; {why[0][1]} with status ok: {why[0][0]}" if why else ""
         raise ValueError(f"no timed run with status ok among the {len(rows)} runs{kept}{said}")
+    if form == "loss" and "val_hash" not in allow:
+        differ = held_out.refusal([row for group in found for row in group.rows])
+        if differ:
+            raise ValueError(f"{differ}; or --allow val_hash, for the target is of the training loss")
     declared = None
     if bases is not None:
         declared = [group for group in found if group.rows[0]["run_id"] in bases]

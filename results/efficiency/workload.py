@@ -218,7 +218,7 @@ def allowed(names: Sequence[str]) -> tuple[str, ...]:
     ------
     ValueError: a column that nothing is compared by; names the nearest
     """
-    known = (*MUST_MATCH, TOKENS, *ON_CPU)
+    known = (*MUST_MATCH, "val_hash", TOKENS, *ON_CPU)
     found: list[str] = []
     for name in (TOKENS if name == BATCH else name for name in names):
         if name != "outer" and name not in known:

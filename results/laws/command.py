@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..held_out import one_set
 from ..where import where as where_rows
 from .base import Law, get_law
 from .fit import Fit, fit, with_profiles, with_sensitivity
@@ -99,6 +100,7 @@ def fit_file(
         raise ValueError(f"holdout {holdout!r}: matches no row" + (" that where keeps" if where else ""))
     train_frame = frame[keep & ~held]
     given = rows(the_law, train_frame, names, response, run)
+    sets = one_set(frame[keep], {response, *names.values()})
     settings = Objective(objective, delta)
 
     asked = dict(objective=settings, fix=dict(fix or {}), bootstrap_draws=bootstrap, level=level, seed=seed)
@@ -107,6 +109,7 @@ def fit_file(
     else:
         f = fit_with_prior(the_law, given, prior, progress=progress, **asked)
     notes = [f.no_draws] if f.no_draws else []
+    notes += [sets] if sets else []
     if given.copies:
         notes.append(
             f"{given.copies} rows are exact copies of others" + ("" if run else "; copies were resampled as one run")

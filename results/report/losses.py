@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..held_out import refusal
 from ..laws.base import get_law
 from ..laws.fit import Fit, fit, with_profiles
 from ..laws.isoflop import budgets, isoflop
@@ -235,7 +236,7 @@ def _sweep(source: Source) -> tuple[list[dict], str]:
         return [], "loss"
     most = kinds.most_common(1)[0][0]
     rows = [row for row in able if tuple(row[name] for name in SAME) == most]
-    return rows, "val_loss" if all(row["val_loss"] for row in rows) else "loss"
+    return rows, loss_column(rows)
 
 
 def law_rows(rows: Sequence[dict], column: str, roles: Mapping[str, str]) -> Rows:
@@ -263,6 +264,11 @@ def _law(given: Rows) -> tuple[Fit | None, str]:
     except ValueError as error:
         return None, str(error)
     return law, ""
+
+
+def loss_column(rows: Sequence[dict]) -> str:
+    """The loss that these rows may be compared by: the held-out one where all have it, of the same sequences."""
+    return "val_loss" if all(row["val_loss"] for row in rows) and not refusal(rows) else "loss"
 
 
 def loss_name(column: str) -> str:

@@ -8,6 +8,7 @@ from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import median
 from .drawing import Drawn, Undrawn, chunks, interval_text, legend, log_scale, look, new_figure, numbered, with_interval
+from .losses import loss_column
 from .source import Source, label, spread, work_name
 
 
@@ -61,7 +62,7 @@ def _has_outer(row: dict) -> bool:
 
 
 def _figure(source: Source, name: str, title: str, some: list[Group], folded: int) -> Drawn:
-    column = "val_loss" if all(len(spread(g.rows, "val_loss")) == len(g.rows) for g in some) else "loss"
+    column = loss_column([row for group in some for row in group.rows])
     figure, (left, right) = new_figure(9.0, 4.2, 2)
     kinds = list(dict.fromkeys(map(_kind, some)))
     handles, losses, speeds = {}, [], []

@@ -13,7 +13,7 @@ from ..laws.base import get_law
 from ..laws.fit import Fit, fit, with_profiles
 from ..laws.solver import Objective
 from .drawing import Drawn, Undrawn, legend, log_scale, look, new_figure, short
-from .losses import SAME, law_rows, loss_name
+from .losses import SAME, law_rows, loss_column, loss_name
 from .source import Source, label
 
 TITLE = "DiLoCo: loss against model size and replicas"
@@ -36,7 +36,7 @@ def diloco_law(source: Source) -> list[Drawn | Undrawn]:
         row for row in _able(source, outer=False)
         if row["params_total"] in sizes and all(row[n] == rows[0][n] for n in SAME) and budget in _budgets(row)
     ]  # fmt: skip
-    column = "val_loss" if all(row["val_loss"] for row in rows + plain) else "loss"
+    column = loss_column(rows + plain)
     outer, base = _best(rows, column), _best(plain, column)
     try:
         law = _fitted("diloco_joint", outer, column, {"params": "params_total", "replicas": "outer_replicas"}, source)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import held_out
 from ..efficiency.command import unchecked
 from ..efficiency.fastest import tokens_text
 from ..efficiency.series import Options, Refusal, Series, read_series
@@ -108,6 +109,8 @@ def read_source(
     silent = Counter(no_work(row) for row in lost if row["status"] == "ok")
     notes += [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
     notes += unchecked(rows)
+    ok = [row for row in rows if row["status"] == "ok"]
+    notes += filter(None, (held_out.refusal(ok), held_out.unknown(ok)))
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
     return Source(

@@ -10,6 +10,7 @@ from statistics import median
 
 from ..columns import RUNS
 from ..efficiency.workload import Group
+from ..held_out import refusal
 from ..rank_intervals import Estimate
 from ..read import printable
 from .layouts import throughput_estimate
@@ -52,6 +53,7 @@ def layouts(source: Source) -> Table:
         (mode, id(p.group)): (p, one) for mode, some in source.series.items() for one in some for p in one.points
     }  # fmt: skip
     modes = [mode for mode, some in source.series.items() if some]
+    differ = refusal(source.ok)
     columns = [
         ("model", ""), ("engine", ""), ("layout", ""), ("setting", "what tells it from others of its name"),
         ("ranks", ""), ("runs", "with status ok"),
@@ -85,21 +87,24 @@ def layouts(source: Source) -> Table:
             _middle(group, source.convention, "{:.2f} %", 100), _middle(group, "peak_memory_bytes", "{:,.0f}", 1 / MIB),
             _middle(group, "peak_host_memory_bytes", "{:,.0f}", 1 / MIB),
             _middle(group, "comm_bytes_per_step", "{:,.2f}", 1e-6), _middle(group, "loss", "{:.4f}"),
-            _middle(group, "val_loss", "{:.4f}"),
+            Cell("-", None) if differ else _middle(group, "val_loss", "{:.4f}"),
         ]  # fmt: skip
         rows.append(tuple(cells))
     keep = [i for i in range(len(columns)) if any(row[i].value is not None for row in rows)]
     return Table(
         "layouts", "Layouts", tuple(columns[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows),
-        f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs.",
+        f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs."
+        + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""),
     )  # fmt: skip
 
 
 def runs(source: Source) -> Table:
     """Every run, whatever became of it."""
+    differ = refusal(source.ok)
     columns = (("run", ""), ("status", ""), ("model", ""), ("layout", ""), ("ranks", ""), ("seed", ""),
                ("tokens/s", ""),
                ("step ms", ""), ("p95 ms", "95th percentile of the timed steps"), ("loss", ""), ("held-out", ""),
+               *((("held-out set", "val_hash: losses of one set compare"),) if differ else ()),
                ("wall s", ""), ("started (UTC)", ""))  # fmt: skip
     rows = tuple(
         (
@@ -107,7 +112,7 @@ def runs(source: Source) -> Table:
             number(r["world_size"], "{:,.0f}"), number(r["seed"], "{:.0f}"), number(r["tokens_per_s"], "{:,.0f}"),
             number(r["step_time_s"], "{:,.1f}", 1e3),
             number(r["step_time_p95_s"], "{:,.1f}", 1e3), number(r["loss"], "{:.4f}"),
-            number(r["val_loss"], "{:.4f}"),
+            number(r["val_loss"], "{:.4f}"), *((text(r["val_hash"]),) if differ else ()),
             number(r["wall_s"], "{:,.1f}"), text((r["started_at"] or "")[:19] or None),
         )
         for r in source.rows
