@@ -54,6 +54,8 @@ class Lines(Display):
     def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)
         self.say(f"[{self.number}/{self.total}] {summary_line(run, outcome, row)}")
+        if row.get("val_warning"):
+            self.say(f"    warning: {row['val_warning']}")
         if outcome.bad:
             for line in failed_tail(outcome, scratch):
                 self.say(f"    {line}")

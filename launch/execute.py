@@ -24,6 +24,7 @@ from .progress import Reporter
 from .rendezvous import World
 from .resume import resume, save
 from .row import (
+    belief_columns,
     case_columns,
     held_out_hash,
     loss_columns,
@@ -110,6 +111,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     row |= {"startup_s": startup_s, "resumed_from_step": first_step or None}
     row |= speed_columns(case, steps, world.size, peak) | {"peak_flops": peak, "peak_flops_source": peak_source}
     row |= environment_columns(device)
+    row |= belief_columns(case, source, row)
     row["val_hash"] = held_out_hash(case, source, training)
     evals = {name: [each[name] for each in training.evals] for name in (training.evals or [{}])[0]}
     evals |= {"val_hash": [row["val_hash"]] * len(training.evals)} if evals else {}

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from ..bench.data import Source
 from ..bench.data.spec import BYTES
+from ..bench.data.unigrams import believed
 from ..bench.device import Device
 from ..bench.energy import EnergyMeter
 from ..bench.flops import CONVENTIONS, flops_per_token
@@ -172,6 +173,15 @@ def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict
         "val_loss": val_loss, "val_sequences": held_out[0]["val_sequences"] if held_out else None,
         "val_bits_per_byte": val_loss / log(2) / bytes_per_token if val_loss and bytes_per_token else None,
     }  # fmt: skip
+
+
+def belief_columns(case: Case, source: Source, row: dict[str, object]) -> dict[str, object]:
+    """Whether the held-out loss of the row can be."""
+    if row["val_loss"] is None:
+        return {}
+    seen = row["val_sequences"] * case.shape.seq_len
+    unigram, warning = believed(source, case.shape.seq_len, row["val_loss"], seen, row["data_entropy_nats"])
+    return {"unigram_nats": unigram, "val_warning": warning}
 
 
 def outer_columns(case: Case, steps: dict[str, list]) -> dict[str, object]:

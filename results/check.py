@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .efficiency.command import MODES
 from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, groups, work_key
+from .held_out import unbelieved
 from .quiet import quiet
 from .rank_intervals import MIN_RUNS
 from .read import noted, runs_table
@@ -97,7 +98,7 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
         rows = runs_table(path, where=where).to_pylist()
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
-    notes = [f"warning: {line}" for line in told]
+    notes = [f"warning: {line}" for line in (*told, *unbelieved(rows))]
     return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes))
 
 

@@ -164,6 +164,9 @@ RUNS: dict[str, tuple[Column, ...]] = {
               "not in val_loss nor in the kept weights"),
         count("val_sequences", "held-out sequences val_loss is the mean over: those asked for", "sequences"),
         string("val_hash", "hash of their tokens: losses compare where it agrees; null: not known"),
+        real("unigram_nats", "entropy of single tokens, of a sample of the training text: the best loss without a past",
+             "nats/token"),
+        string("val_warning", "why val_loss cannot be, in one line (docs/data.md); null: nothing was found"),
         real("val_bits_per_byte", "val_loss per byte of text; null where a token has no known bytes", "bits/byte"),
     ),
     "Time": (

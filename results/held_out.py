@@ -77,6 +77,15 @@ def unknown(rows: Sequence[dict]) -> str | None:
     )
 
 
+def unbelieved(rows: Sequence[dict]) -> list[str]:
+    """One line for each different val_warning of the rows, with the runs."""
+    by_why: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("val_warning"):
+            by_why.setdefault(row["val_warning"], []).append(row["run_id"])
+    return [f"{', '.join(ids[:3])}{' and more' if len(ids) > 3 else ''}: {why}" for why, ids in by_why.items()]
+
+
 def one_set(frame: pd.DataFrame, names: Collection[str]) -> str | None:
     """What to say of the held-out sequences behind a frame of runs, where `val_loss` is among the columns read.
 

@@ -31,7 +31,8 @@ SETTINGS = tuple(
     column.name for group, some in RUNS.items() for column in some
     if (group in (*COMPUTED, "Environment", "Prediction") and column.name not in _RESULTS) or column.name in _GIVEN
 )  # fmt: skip
-_BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]} - {"val_bits_per_byte"}
+_BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]}
+_BY_US -= {"val_bits_per_byte", "unigram_nats"}
 _BY_US |= {"tokens_seen", "timed_steps", "timed_tokens", "timed_s", "first_step_s", *_TIMES}
 _BY_US |= {"inner_step_time_s", "outer_round_exposed_s", "timed_outer_steps"}
 FOUND = tuple(

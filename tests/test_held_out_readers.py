@@ -13,6 +13,7 @@ from rich.console import Console
 
 import scalade
 from scalade.results import show
+from scalade.results.check import check
 from scalade.results.compare import compare
 from scalade.results.efficiency.command import efficiency
 from scalade.results.held_out import refusal, unknown
@@ -93,6 +94,15 @@ def test_report(tmp_path):
     assert losses.loss_column(mixed.ok) == "loss" and outer_law.loss_column is losses.loss_column
     whole = source(ladder(tmp_path / "w", [ONE] * 12))
     assert not any("val_hash" in note for note in whole.notes) and losses.loss_column(whole.ok) == "val_loss"
+
+
+def test_a_warning_of_a_run_is_in_check_and_report(tmp_path):
+    store = RunStore(tmp_path)
+    for row in several(1, 0.1, 5, val_hash=ONE, val_warning="val_loss 1.0 is below 2.0"):
+        store.write_run(row)
+    for notes in (check(tmp_path).notes, source(tmp_path).notes):
+        (line,) = [note for note in notes if "val_loss 1.0 is below 2.0" in note]
+        assert "-r0" in line and " and more: val_loss" in line
 
 
 def column(table, header):

@@ -110,7 +110,7 @@ def read_source(
     notes += [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
     notes += unchecked(rows)
     ok = [row for row in rows if row["status"] == "ok"]
-    notes += filter(None, (held_out.refusal(ok), held_out.unknown(ok)))
+    notes += filter(None, (held_out.refusal(ok), held_out.unknown(ok), *held_out.unbelieved(ok)))
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
     return Source(
