@@ -210,8 +210,8 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
     ]  # fmt: skip
     for line in ["", *ended] if ended else ():
         _say(console, line)
-    sets = set(table["val_hash"].drop_null().to_pylist())
-    if len(sets) > 1 and "val_loss" in cells and "val_hash" not in cells:
+    sets, seen = set(table["val_hash"].drop_null().to_pylist()), {one.column for one in picked}
+    if len(sets) > 1 and "val_loss" in seen and "val_hash" not in seen:
         _say(console, f"note: val_loss is over {len(sets)} sets of held-out sequences: see the column val_hash")
 
 
