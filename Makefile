@@ -1,6 +1,7 @@
 # make run    the first study, in an environment of its own
 # make test   the whole test suite        make fast   the part of it that takes some three minutes
 # make bench  the speed figures           make lint
+# make test-engines, test-outside, test-cluster, test-openmpi   what needs more than `make test` installs
 # Each set-up step leaves a stamp: the second time nothing is installed again.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
-.PHONY: run test test-engines test-cluster test-openmpi fast bench lint clean
+.PHONY: run test test-engines test-outside test-cluster test-openmpi fast bench lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -21,10 +22,14 @@ run: $(VENV)/.installed
 	$(BIN)/scalade report scalade-results/quickstart
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q --durations=15 -m "not cluster and not engines"
+	$(BIN)/python -m pytest -q --durations=15 -m "not cluster and not engines and not outside"
 
 test-engines: $(VENV)/.installed-engines
 	$(BIN)/python -m pytest -q --durations=15 -m engines
+
+# The models, FLOPs and optimizers of others; nothing is downloaded but the package.
+test-outside: $(VENV)/.installed-outside
+	$(BIN)/python -m pytest -q --durations=15 -m outside
 
 # A Slurm where root can install one; elsewhere its tests are skipped and say so.
 test-cluster: $(VENV)/.installed-test
@@ -42,7 +47,7 @@ test-openmpi: $(VENV)/.installed-test
 	    $(VENV)/openmpi/bin/python -m pytest -q --durations=15 -m "mpi and not engines"
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines"
+	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines and not outside"
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only
@@ -69,6 +74,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test
 	$(PIP) --editable '.[test,deepspeed,megatron]'
+	@touch $@
+
+$(VENV)/.installed-outside: $(VENV)/.installed-test
+	$(PIP) --editable '.[test,outside]'
 	@touch $@
 
 # An environment over the other, whose mpirun and mpi4py come first.
