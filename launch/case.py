@@ -37,10 +37,15 @@ class Case:
     outer: Outer
     measure: Measure
     model_name: str = ""  # the size's name, for people; not part of the id
+    # One process compresses blocks of parameters cut as this layout cuts them. `scalade verify` makes such references.
+    borders: Layout | None = None
 
     @property
     def case_id(self) -> str:
-        return content_id({part: _plain(getattr(self, part), LATER.get(part, ())) for part in PARTS})
+        return content_id({part: _plain(value, LATER.get(part, ())) for part, value in self._content().items()})
+
+    def _content(self) -> dict[str, object]:
+        return {part: getattr(self, part) for part in PARTS} | ({"borders": self.borders} if self.borders else {})
 
     @property
     def ranks(self) -> int:
@@ -65,7 +70,7 @@ class Case:
         return outer_steps.warnings(self)
 
     def to_json(self) -> str:
-        return json.dumps({part: asdict(getattr(self, part)) for part in PARTS} | {"model_name": self.model_name})
+        return json.dumps({k: asdict(part) for k, part in self._content().items()} | {"model_name": self.model_name})
 
     @classmethod
     def from_json(cls, text: str) -> Case:
@@ -79,9 +84,10 @@ class Case:
         try:
             parts = {name: kind(**content[name]) for name, kind in PARTS.items()}
             model_name = str(content.get("model_name", ""))
+            borders = Layout(**content["borders"]) if "borders" in content else None
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a case: {error}") from error
-        return cls(**parts, model_name=model_name)
+        return cls(**parts, model_name=model_name, borders=borders)
 
     @property
     def layout_name(self) -> str:
@@ -95,6 +101,7 @@ class Case:
         row: dict[str, object] = {
             "case_id": self.case_id, "model": self.model_name, "layout": self.layout_name,
             "params_total": self.shape.params_total, "params_non_embedding": self.shape.params_non_embedding,
+            "outer_borders": self.borders and self.borders.name(),
         }  # fmt: skip
         for part in PARTS:
             value = getattr(self, part)

@@ -54,7 +54,9 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     energy, host = EnergyMeter(cuda_index, world.local_rank), HostMeter(world.local_rank == 0, cuda_index)
 
     def build() -> Engine:
-        engine = build_engine(case.shape, case.recipe, case.layout, case.outer, device.torch, world.meeting)
+        engine = build_engine(
+            case.shape, case.recipe, case.layout, case.outer, device.torch, world.meeting, case.borders
+        )
         if case.recipe.start_weights:
             first = world.rank % case.layout.ranks == 0  # of its replica
             engine.set_weights(weights.read(Path(case.recipe.start_weights)) if first else None)

@@ -2,7 +2,10 @@
 
 Every layout takes 10 steps in fp32; the loss and the gradient norm of each step are compared with those of one process
 that starts from the same weights and sees the same batches. Replicas are compared with the same replicas folded into
-one process. It is an ordinary sweep over cases made for it: what is compared is what `scalade run` computes.
+one process. Compressed messages are rounded block by block, and the blocks end where a rank's part of a parameter ends:
+the reference takes its parameters apart as the layout cuts them, so that both round alike. Where only the engine knows
+how it cuts (DeepSpeed's ZeRO, Megatron), the messages are verified in bf16, which has no blocks. It is an ordinary
+sweep over cases made for it: what is compared is what `scalade run` computes.
 """
 
 from __future__ import annotations
@@ -129,6 +132,8 @@ def short(case: Case) -> Case:
         overlap = None if outer.overlap_steps is None else min(outer.overlap_steps, sync_every - 1)
         # With a quorum a run reports one replica's losses: what is verified are the same replicas without.
         outer = replace(outer, sync_every=sync_every, overlap_steps=overlap, quorum=None, quorum_timeout_s=None)
+        if outer.block_size and not cuts_known(case.layout):
+            outer = replace(outer, compression="bf16")
     return replace(case, recipe=recipe, measure=measure, outer=outer)
 
 
@@ -136,7 +141,14 @@ def reference_of(case: Case) -> Case:
     """The same training in one process."""
     folded = case.outer.algorithm != "none"
     outer = replace(case.outer, placement="folded", offload=False) if folded else case.outer
-    return replace(case, layout=Layout(), outer=outer)
+    cut = case.layout.cuts
+    borders = cut if outer.block_size and cut.ranks > 1 else None
+    return replace(case, layout=Layout(), outer=outer, borders=borders)
+
+
+def cuts_known(layout: Layout) -> bool:
+    """Whether a layout's ranks hold the parts of each parameter that parallelism.diloco.borders makes."""
+    return layout.engine == "torch" or (layout.engine == "deepspeed" and layout.dp_shard == 1)
 
 
 def prepare(study: Study, checks: Sequence[Check]) -> tuple[dict[str, str], Study]:

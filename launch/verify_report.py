@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from .grid import Cell, print_grid, say
-from .verify import JUDGED, STEPS, SYNC_EVERY, WARMUP_STEPS, Check, Verdict, Verification
+from .verify import JUDGED, STEPS, SYNC_EVERY, WARMUP_STEPS, Check, Verdict, Verification, cuts_known
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,6 +87,8 @@ def notes(study: Study) -> list[str]:
         found.append(f"the learning rate warms up over {WARMUP_STEPS} steps here")
     if any((case.outer.sync_every or 0) > SYNC_EVERY for case in cases):
         found.append(f"replicas synchronise every {SYNC_EVERY} steps here")
+    if any(case.outer.block_size and not cuts_known(case.layout) for case in cases):
+        found.append("DeepSpeed's and Megatron's shards cut blocks where only they know: messages of theirs are bf16 here")
     if len({case.recipe.seed for case in cases}) > 1:
         found.append("one seed of each case")
     return found

@@ -46,18 +46,19 @@ def patches(layout: Layout) -> str | None:
 
 def build_engine(
     shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, device: torch.device,
-    meeting: Meeting | None = None,
+    meeting: Meeting | None = None, borders: Layout | None = None,
 ) -> Engine:  # fmt: skip
     """The engine of this rank, filled with the start values; collective over the world.
 
     meeting: where the replicas exchange under a quorum; the world is then that of this rank's replica
+    borders: one process takes its parameters apart as that layout cuts them (parallelism.diloco.borders)
     """
     from .mesh import build_mesh
 
     mesh = build_mesh(layout, 1 if meeting else outer.placed_replicas, device.type)
 
     def make(own: Recipe) -> Engine:
-        return _build(shape, own, layout, mesh, device)
+        return _build(shape, own, layout, mesh, device, borders)
 
     if outer.algorithm == "none":
         return make(recipe)
@@ -70,7 +71,14 @@ def build_engine(
     )  # fmt: skip
 
 
-def _build(shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device) -> Engine:
+def _build(
+    shape: ModelShape, recipe: Recipe, layout: Layout, mesh: Mesh, device: torch.device, borders: Layout | None
+) -> Engine:
+    if borders:
+        from .diloco.borders import CutEngine
+
+        assert layout.engine == "torch" and layout.ranks == 1
+        return CutEngine(shape, recipe, layout, mesh, device, borders)
     if layout.engine == "deepspeed":
         from .deepspeed.engine import DeepSpeedEngine as Kind
     elif layout.engine == "megatron":

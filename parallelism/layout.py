@@ -82,6 +82,11 @@ class Layout:
         return self.dp_shard * self.cp > 1 or (self.dp_replicate > 1 and self.tp * self.pp > 1)
 
     @property
+    def cuts(self) -> Layout:
+        """The layout of the fewest ranks that cuts every parameter as this one does: whole parameters are no cut."""
+        return Layout(engine=self.engine, dp_shard=self.dp_shard * self.cp if self.sharded else 1, tp=self.tp)
+
+    @property
     def offloads(self) -> bool:
         return (self.offload_optimizer, self.offload_parameters) != ("none", "none")
 

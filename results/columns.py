@@ -125,6 +125,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         real("outer_mixing_alpha", "share of the replica's own parameters kept when applying"),
         string("outer_compression", "of the pseudo-gradients: `none`, `bf16`, `int8`, `int4`, `fp4`, `topk`"),
         count("outer_block_size", "elements that share a scale, or of which top-k keeps some"),
+        string("outer_borders", "a reference of `scalade verify`: the layout whose shards its blocks end with"),
         real("outer_density", "topk: share of a block's elements that is sent"),
         real("outer_error_decay", "decay of the residual that compression kept back; 0: no error feedback"),
         string("outer_exchange", "of packed messages: `allgather`, or `twoshot`: the sum is rounded once more"),

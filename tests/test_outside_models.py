@@ -1,4 +1,4 @@
-"""The model, its FLOPs and its size against transformers' models, torch's counter, torchtitan's and Megatron's formulas.
+"""Model, parameters and FLOPs against transformers' models, torch's counter, torchtitan's and Megatron's formulas.
 
 Nothing is downloaded. Tolerances are those of fp32 sums in another order: differences are 1e-7 to 1e-6 of a tensor's
 norm (run with `-rP` to see them), and the smallest fault looked for (an eps of 1e-6 for 1e-5) is 1e-4.

@@ -10,7 +10,7 @@ import copy
 
 import pytest
 import torch
-from outside_models import by_our_names, relative, start, their_loss, theirs
+from outside_models import by_our_names, relative, their_loss, theirs
 
 from scalade.bench.engine import LocalParameter
 from scalade.bench.recipe import Recipe
@@ -131,9 +131,7 @@ def test_learning_rates_are_those_of_transformers(warmup):
     constant = rates(their.get_constant_schedule_with_warmup, warmup, skip=1)
     assert ours(warmup_steps=warmup, lr_schedule="constant") == pytest.approx(constant, rel=1e-12)
     if not warmup:  # their warm-up of WSD begins at the floor, ours at 0
-        wsd = rates(
-            their.get_wsd_schedule, 0, 10, num_training_steps=40, decay_type="linear", min_lr_ratio=0.2, skip=1
-        )
+        wsd = rates(their.get_wsd_schedule, 0, 10, num_training_steps=40, decay_type="linear", min_lr_ratio=0.2, skip=1)
         assert ours(lr_schedule="wsd", decay_fraction=0.25) == pytest.approx(wsd, rel=1e-12)
 
 
