@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from scalade.launch.case import Case
 from scalade.launch.study import load_study
 from scalade.launch.verify import (
     STEPS,
@@ -260,3 +261,54 @@ def test_real_layouts_pass_and_a_real_mistake_is_found(tmp_path):
     done, code = verify_study(path, tmp_path / "broken", quiet=True, command=broken)
     assert code == 1 and {name: v.verdict for name, v in verdicts(done).items()} == {"dp2": "fail", "tp2": "pass"}
     assert "forward" in verdicts(done)["dp2"].reason
+
+
+COMPRESSED = """
+[[outer]]
+algorithm = "diloco"
+replicas = 2
+placement = "folded"
+compression = ["int4", "topk"]
+"""
+
+
+def test_compressed_messages_are_compared_with_blocks_that_end_where_the_layout_s_do(tmp_path):
+    layouts = "[[layout]]\ntp = 2\n[[layout]]\ntp = 2\npp = 2\n[[layout]]\ncp = 2\n[[layout]]\ndp_shard = 2\n[[layout]]\n"
+    layouts += "dp_replicate = 2\n[[layout]]\npp = 2\n"
+    path = write(tmp_path, layouts + COMPRESSED.replace('"int4", "topk"', '"int4", "bf16"'))
+    checks = checks_of(load_study(path))
+    borders = {check.case.layout_name: check.reference.borders for check in checks}
+    tp, sharded = Layout(tp=2), Layout(dp_shard=2)
+    assert {name.replace("diloco.M2.H4.", ""): cut for name, cut in borders.items()} == {
+        "int4.folded.tp2": tp, "int4.folded.tp2.pp2-1F1B": tp, "int4.folded.cp2": sharded, "int4.folded.fsdp2": sharded,
+        "int4.folded.dp2": None, "int4.folded.pp2-1F1B": None,
+    } | {name: None for name in (f"bf16.folded.{n}" for n in ("tp2", "tp2.pp2-1F1B", "cp2", "fsdp2", "dp2", "pp2-1F1B"))}
+    references = {check.reference.case_id: check.reference for check in checks}
+    assert len(references) == 4  # int4: whole, by tp and by fsdp; bf16: whole
+    for case_id, case in references.items():
+        assert Case.from_json(case.to_json()).case_id == case_id
+        assert case.columns()["outer_borders"] == (case.borders and case.borders.name())
+
+
+def test_where_only_the_engine_knows_its_cuts_messages_are_verified_in_bf16(tmp_path):
+    layouts = '[[layout]]\nengine = "deepspeed"\ndp_shard = 2\n[[layout]]\nengine = "deepspeed"\ndp_replicate = 2\n'
+    study = load_study(write(tmp_path, layouts + '[[layout]]\nengine = "megatron"\ntp = 2\n' + COMPRESSED))
+    checks = checks_of(study)
+    assert [(check.case.layout.name(), check.case.outer.compression) for check in checks] == [
+        ("deepspeed.zero3-2", "bf16"), ("deepspeed.zero3-2", "bf16"), ("deepspeed.dp2", "int4"),
+        ("deepspeed.dp2", "topk"), ("megatron.tp2", "bf16"), ("megatron.tp2", "bf16"),
+    ]  # fmt: skip
+    assert all(check.reference.borders is None for check in checks)
+    assert [note for note in notes(study) if "bf16 here" in note]
+
+
+@pytest.mark.slow
+def test_compressed_layouts_pass_and_a_wrong_message_is_found(tmp_path, monkeypatch):
+    path = write(tmp_path, "[[layout]]\ndp_shard = 2\n[[layout]]\ntp = 2\n" + COMPRESSED, run='isolation = "pool"')
+    done, code = verify_study(path, quiet=True)
+    assert code == 0 and [verdict.verdict for verdict in done.verdicts] == ["pass"] * 4
+    broken = [sys.executable, str(HERE / "broken_rank.py")]
+    path = write(tmp_path, "[layout]\ndp_shard = 2\n" + COMPRESSED)
+    monkeypatch.setenv("BROKEN_MESSAGE", "0.95")
+    done, code = verify_study(path, tmp_path / "broken", quiet=True, command=broken)
+    assert code == 1 and [verdict.verdict for verdict in done.verdicts] == ["fail", "fail"], done.verdicts
