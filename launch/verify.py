@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..bench.measure import Measure
+from ..parallelism.diloco.config import allowance
 from ..parallelism.layout import Layout
 from ..results.store import RunStore
 from .case import Case
@@ -202,7 +203,8 @@ def judge_all(
                 return Verdict(check, "fail", f"{what}{status}: {reason}")
         if case.case_id == reference.case_id:
             return Verdict(check, "reference")
-        return compared(check, steps.get(reference.case_id, {}), steps.get(case.case_id, {}), tolerance)
+        allowed = tolerance + allowance(case.outer)
+        return compared(check, steps.get(reference.case_id, {}), steps.get(case.case_id, {}), allowed)
 
     return tuple(judged(check) for check in checks)
 

@@ -6,8 +6,19 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from ..parallelism.diloco.config import allowance
 from .grid import Cell, print_grid, say
-from .verify import JUDGED, STEPS, SYNC_EVERY, WARMUP_STEPS, Check, Verdict, Verification, cuts_known
+from .verify import (
+    JUDGED,
+    STEPS,
+    SYNC_EVERY,
+    WARMUP_STEPS,
+    Check,
+    Verdict,
+    Verification,
+    cuts_known,
+    short,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +99,10 @@ def notes(study: Study) -> list[str]:
     if any((case.outer.sync_every or 0) > SYNC_EVERY for case in cases):
         found.append(f"replicas synchronise every {SYNC_EVERY} steps here")
     if any(case.outer.block_size and not cuts_known(case.layout) for case in cases):
-        found.append("DeepSpeed's and Megatron's shards cut blocks where only they know: messages of theirs are bf16 here")
+        found.append("DeepSpeed's ZeRO and Megatron cut parameters where only they know: their messages are bf16 here")
+    allowed = sorted({(case.outer.compression, allowance(case.outer)) for case in map(short, cases)})
+    if told := ", ".join(f"{kind} {share:g}" for kind, share in allowed if share):
+        found.append(f"a last bit decides between two codes of a compressed message: its tolerance is more by {told}")
     if len({case.recipe.seed for case in cases}) > 1:
         found.append("one seed of each case")
     return found

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalade.kernels.codec import pack, unpack_add
-from scalade.parallelism.diloco.config import Outer
+from scalade.parallelism.diloco.config import ALLOWANCE, NOISE, Outer
 from scalade.parallelism.diloco.plan import payload_bytes
 
 KINDS = ("bf16", "int8", "int4", "fp4")
@@ -113,3 +113,19 @@ def test_accumulates_with_a_weight_in_fp32():
         unpack_add(pack(x, kind), kind, total, 0.25)
         unpack_add(pack(y, kind), kind, total, 0.75)
         torch.testing.assert_close(total, 0.25 * roundtrip(x, kind) + 0.75 * roundtrip(y, kind))
+
+
+@pytest.mark.parametrize(
+    "kind, spread", [*((kind, spread) for kind in KINDS for spread in ("normal", "even")), ("topk", "normal")]
+)
+def test_fp32_s_rounding_moves_a_message_by_no_more_than_its_allowance(kind, spread):
+    """Two times the same values, all off by a relative difference of 256 NOISE: 16 times as far apart."""
+    block, keep = (4096, 64) if kind == "topk" else (256, 0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2**19, generator=generator) if spread == "normal" else torch.rand(2**19, generator=generator) - 0.5
+    x = x.double().view(-1, block)
+    off = 256 * torch.where(torch.rand(x.shape, generator=generator) < 0.5, NOISE, -NOISE)
+    there, here = (roundtrip(values.float(), kind, keep).double() for values in (x, x * (1 + off)))
+    apart = ((here - there).norm() / there.norm()).item() / 16
+    print(f"{kind}, {spread}: {apart:.1e}")
+    assert ALLOWANCE[kind] / 4 < apart < ALLOWANCE[kind]

@@ -15,6 +15,22 @@ PLACEMENTS = ("distributed", "folded")
 FRAGMENT_ORDERS = ("strided", "sequential")
 EXCHANGES = ("allgather", "twoshot")
 COMPRESSIONS = ("none", "bf16", "int8", "int4", "fp4", "topk")
+NOISE = 2.0**-20  # relative difference of two fp32 computations in another order, after some steps
+ALLOWANCE = {"bf16": 1e-4, "int8": 2e-4, "int4": 7e-4, "fp4": 1.2e-3, "topk": 2.5e-3}
+"""By codec, how far two packed messages are apart whose values differ in fp32's rounding alone, over their norm.
+
+A value near the border between two codes falls to either side. Of values x with a relative difference of eps = NOISE
+the share p takes the other code and moves by d; the messages are apart by sqrt(sum p d^2 / sum x^2):
+
+    int8, int4   x = u s, u even in [0, q]: borders one step apart, p = 2 eps u, d = s:         sqrt(3 eps / q)
+    fp4          one border an octave, at 1.5 of a power of two: p = 2 eps / ln 2, d = 2 x / 3:  sqrt(1.28 eps)
+    topk         the k-th largest for the next one: of normal values, kept beyond t standard deviations, t = 2.4 at a
+                 density of 1/64:                                                                t sqrt(eps)
+    bf16         steps of x/2^8 or less: p = 2^9 eps, d = x / 2^8:                               sqrt(eps / 2^7)
+
+An outer step moves the model by the message, so losses of two such runs differ by no larger a share of what the step
+changed; rounded up. A shard's message that is dropped, or scaled by 0.9, is a share of 0.1 and more.
+"""
 OUTER_LR = {1: 0.4, 2: 0.6, 4: 0.6, 8: 0.8}  # by replicas; between two of them the smaller one's
 
 
@@ -167,3 +183,8 @@ class Outer:
     def kept_per_block(self) -> int:
         """topk: elements sent of each block."""
         return max(1, round(self.density * self.block_size))
+
+
+def allowance(outer: Outer) -> float:
+    """ALLOWANCE of the compression; fp32 messages need none."""
+    return ALLOWANCE.get(outer.compression, 0.0)
