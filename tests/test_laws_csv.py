@@ -75,6 +75,7 @@ def cells(**changed):
     (FRAME.to_csv(index=False).replace("44000000", "44,000,000", 1), r"line 2 has 6 fields, the header 4 \(a comma in"),
     (cells(loss=["1,8", "2,1", "2.2", "1,9", "1,7", "1,6"], n_tokens=1000).to_csv(index=False, sep=";"),
      r"column 'loss' holds '2.2' in row 2, .*decimal comma: write 2,2"),
+    ("\n \n", r"t.csv: cannot be read \(it is empty\)"),
     (cells(loss=[3, 3, 3, 3, "diverged", 3]).to_csv(index=False), r"column 'loss' holds 'diverged' in row 4, not a n"),
 ])  # fmt: skip
 def test_what_is_ambiguous_costs_one_line(tmp_path, text, said):

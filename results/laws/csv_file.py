@@ -75,6 +75,8 @@ def form_of(path: Path) -> Form:
     asked = re.fullmatch(r"sep=(.)", lines[skip].strip("\r\n")) if lines else None  # Excel's
     skip += asked is not None
     lines = [line for line in lines[skip:] if line.strip()]
+    if not lines:
+        raise ValueError("it is empty")
     separator = asked[1] if asked else _separator(lines)
     if separator is None:
         return Form(encoding, r"\s+", ".", skip)
