@@ -25,8 +25,8 @@ from .work import levels, work_of
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
 SOFTWARE = (
     "driver_version", "os", "kernel", "backend", "launcher", "python_version", "torch_version", "cuda_version",
-    "nccl_version", "deepspeed_version", "megatron_version", "mpi_version", "scalade_version", "git_commit",
-    "git_dirty",
+    "nccl_version", "omp_wait_policy", "deepspeed_version", "megatron_version", "mpi_version", "scalade_version",
+    "git_commit", "git_dirty",
 )  # fmt: skip
 JSON_KIND = "scalade comparison"
 

@@ -111,6 +111,25 @@ def test_more_threads_on_one_process_are_another_device():
     assert not read(rows, allow=("threads_per_rank",))[1]
 
 
+def test_repeats_whose_threads_waited_otherwise_are_not_one_group():
+    """An older table that is gone on with: r0 spun, r1 sleeps."""
+    waits = (None, "passive", "passive")
+    for device, sizes in (("cpu", [1, 2]), ("cuda", [3])):
+        rows = [run(1, 1.0, i, device_type=device, omp_wait_policy=policy) for i, policy in enumerate(waits)]
+        assert sorted(len(group.rows) for group in groups(rows)[0]) == sizes
+
+
+def test_series_of_one_model_say_what_tells_them_apart(tmp_path):
+    store = RunStore(tmp_path)
+    for n, lr in ((1, 1e-3), (2, 1e-3), (1, 3e-3), (2, 3e-3)):
+        row = run(n, 1 / n, lr=lr, case_id=f"{n}-{lr}", run_id=f"{n}-{lr}-r0")
+        store.write_run({name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")})
+    titles = [line for line in efficiency(tmp_path, draws=0).to_text().splitlines() if line.startswith("torch, dp")]
+    assert [title.rsplit(", ", 1)[1] for title in titles] == ["lr 0.001", "lr 0.003"]
+    alone = efficiency(tmp_path, draws=0, where="lr == 0.001").to_text()
+    assert ", lr " not in alone
+
+
 def test_threads_that_wait_otherwise_are_another_device_only_where_they_compute():
     """A table written before the column was, beside runs of today: one thread waits for none, two do."""
     for device, there in (("cpu", True), ("cuda", False)):

@@ -13,7 +13,7 @@ from ..rank_intervals import Estimate
 from ..system_laws import Fitted, LawFit
 from .fastest import Fastest, tokens_text
 from .series import Options, Point, Refusal, Series
-from .workload import Group
+from .workload import Group, varying
 
 PARTS = ("compute", "exposed comm", "bubble", "data", "optimizer", "outer", "residual")
 OF_BUBBLE = ("of f+b", "by formula")
@@ -74,8 +74,9 @@ class EfficiencyReport:
             f"{options.mode} scaling{goal}; intervals {options.level:.0%} over runs (exact, rank-based), "
             "[least .. most] where runs are too few",
         ]
+        told = varying([one.base.group for one in self.series])
         for one in self.series:
-            lines += ["", *_series_lines(one, options)]
+            lines += ["", *_series_lines(one, options, told)]
         if self.fastest:
             lines += ["", "fastest layout of each workload"]
             lines += [f"  {one.line(_work_name, options.level)}" for one in self.fastest]
@@ -91,11 +92,13 @@ def _work_name(group: Group) -> str:
     return f"{group['model'] or 'model unnamed'}, {tokens_text(group)}"
 
 
-def _series_lines(series: Series, options: Options) -> list[str]:
+def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) -> list[str]:
+    """varies: columns by which one series is told from another of the same name."""
     base = series.base.group
     absolute, unit = _absolute(series.base, options)
+    settings = [f"{name} {_setting(base[name])}" for name in varies]
     lines = [
-        f"{series.engine or 'engine unknown'}, {series.family}, {base['model'] or 'model unnamed'}",
+        ", ".join([series.engine or "engine unknown", series.family, base["model"] or "model unnamed", *settings]),
         f"  base: {base.where}{', ' + str(base['engine']) if base['engine'] != series.engine else ''}: "
         f"{_number(absolute.value)} {unit} {_interval(absolute)}, {absolute.runs} runs",
     ]
@@ -123,6 +126,10 @@ def _series_lines(series: Series, options: Options) -> list[str]:
     for fit in series.laws:
         lines += ["  " + line for line in _law_lines(fit)]
     return lines
+
+
+def _setting(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _part_lines(series: Series) -> list[str]:

@@ -124,7 +124,8 @@ def groups(rows: Sequence[dict]) -> tuple[list[Group], list[dict]]:
     level = _levels([(row, work_of(row)) for row in timed])
     kept: dict[tuple, list[dict]] = {}
     for row in timed:
-        kept.setdefault((*(row.get(name) for name in _GROUPED), level[id(row)]), []).append(row)
+        waits = row.get("omp_wait_policy") if row.get("device_type") == "cpu" else None
+        kept.setdefault((*(row.get(name) for name in _GROUPED), level[id(row)], waits), []).append(row)
     lost: dict[tuple, list[dict]] = {}
     for row in rows:
         if not is_timed(row):
@@ -133,7 +134,7 @@ def groups(rows: Sequence[dict]) -> tuple[list[Group], list[dict]]:
     whole = _levels(works)
     share = _levels([(row, work.over(row["world_size"])) for row, work in works])
     found = [
-        Group(tuple(members), tuple(lost.get(key[:-1], ())), work, (whole[id(row)], share[id(row)]))
+        Group(tuple(members), tuple(lost.get(key[:-2], ())), work, (whole[id(row)], share[id(row)]))
         for (key, members), (row, work) in zip(kept.items(), works, strict=True)
     ]
     found.sort(key=lambda g: (g.devices, g["engine"] or "", g.label, g["case_id"]))
@@ -161,6 +162,17 @@ def _levels(told: Iterable[tuple[dict, Work]]) -> dict[int, Fraction]:
         level = levels(work for _, work in members)
         result |= {id(row): level[work] for row, work in members}
     return result
+
+
+def varying(bases: Sequence[Group]) -> list[str]:
+    """The columns in which bases of one model differ: what their series have to be told apart by."""
+    by_model: dict[object, list[Group]] = {}
+    for base in bases:
+        by_model.setdefault(base["model"], []).append(base)
+    return [
+        name for name in (*MUST_MATCH, BATCH)
+        if any(len({base[name] for base in some}) > 1 for some in by_model.values())
+    ]  # fmt: skip
 
 
 def guess_mode(found: Sequence[Group]) -> str:
