@@ -128,8 +128,7 @@ def summary_line(run: PlannedRun, outcome: Outcome, row: Mapping[str, object]) -
 
 
 def failed_tail(outcome: Outcome, scratch: Path) -> list[str]:
-    """Where to read on, and the last lines of the log of the rank that the reason names."""
-    words = (outcome.reason or "").replace(":", " ").split()
-    rank = int(words[1]) if len(words) > 1 and words[0] == "rank" and words[1].isdigit() else 0
+    """Where to read on, and the last lines of the log of the rank to blame."""
+    rank = outcome.rank or 0
     lines = tail(scratch, rank)
     return [*lines, f"(rank {rank}'s log: {scratch / f'rank-{rank}.log'})"] if lines else []

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from ..results.out_of_memory import is_out_of_memory
+from .cause import Kind
 from .environment import WorldError
 from .spec import read_json, write_atomically
 
-OOM_TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
+# Of gloo and NCCL, whose RuntimeErrors say no more than their text; none can be part of a host's name.
 PEER_TEXTS = (
-    "connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "recvbytes", "sendbytes",
-    "remote process exited", "gloo/transport", "socketpollconnect", "nccl communicator was aborted", "failed to recv",
-    "connection was likely closed", "application timeout caused pair closure", "connection refused",
+    "connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "remote process exited",
+    "gloo/transport/", "nccl communicator was aborted", "failed to recv", "connection was likely closed",
+    "application timeout caused pair closure", "connection refused",
 )  # fmt: skip
+LIBRARIES = ("RuntimeError", "DistBackendError", "DistError", "DistStoreError")  # the latter three: torch.distributed's
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class ErrorReport:
     """What a failing rank leaves behind."""
 
     rank: int
-    kind: str  # oom, nan, world, exception; peer: it failed because another rank did
+    kind: Kind
     line: str  # one line for the table
     trace: str
     at: float  # Unix time, s
@@ -34,22 +38,28 @@ def report_file(scratch: Path, rank: int) -> Path:
 
 def read_report(scratch: Path, rank: int) -> ErrorReport | None:
     content = read_json(report_file(scratch, rank))
-    return ErrorReport(**content) if content else None
+    return parsed_report(content) if content else None
 
 
-def error_kind(error: BaseException) -> str:
-    text = str(error).lower()
+def parsed_report(content: dict[str, Any]) -> ErrorReport:
+    """Inverse of dataclasses.asdict."""
+    return ErrorReport(**content | {"kind": Kind(content["kind"])})
+
+
+def error_kind(error: BaseException) -> Kind:
+    """By the exception's type; of torch's collectives, whose types do not say it, by the library's text."""
     if isinstance(error, WorldError):
-        return "world"
+        return Kind.WORLD
     if isinstance(error, FloatingPointError):
-        return "nan"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "oom"
-    if isinstance(error, (RuntimeError, OSError)) and any(part in text for part in OOM_TEXTS):
-        return "oom"
-    if isinstance(error, (RuntimeError, ConnectionError)) and any(part in text for part in PEER_TEXTS):
-        return "peer"
-    return "exception"
+        return Kind.NAN
+    if is_out_of_memory(error):
+        return Kind.OOM
+    if isinstance(error, ConnectionError) or type(error).__name__ == "DistNetworkError":
+        return Kind.PEER
+    text = str(error).lower()
+    if type(error).__name__ in LIBRARIES and any(part in text for part in PEER_TEXTS):
+        return Kind.PEER
+    return Kind.EXCEPTION
 
 
 def one_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .cause import Cause, Kind, Why
 from .progress import read_progress
 from .quorum import Quorum
 from .supervise import LINGER_S, Ending, Outcome, all_exits
@@ -22,54 +23,62 @@ def judge(
     if quorum and quorum.first_is_done(all_exits(endings)):
         return Outcome("ok")  # how the others ended is the row's `quorum_missed`
     outcome = _judge(endings, scratch, time_limit_s)
-    more = [ending.detail for ending in endings if ending.cause == "failed" and ending.detail]
+    more = [ending.detail for ending in endings if ending.cause == Cause.FAILED and ending.detail]
     return replace(outcome, reason=f"{outcome.reason}; {more[0]}") if more and outcome.bad else outcome
 
 
 def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None) -> Outcome:
-    causes = {ending.cause: ending for ending in endings}
+    causes = {Cause(ending.cause): ending for ending in endings}
     exits = all_exits(endings)
     reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
-    if "cancelled" in causes:
-        return Outcome("cancelled", f"cancelled by {causes['cancelled'].detail or 'a signal'}")
-    if "preempted" in causes:
-        told = [ending.detail for ending in endings if ending.cause == "preempted" and ending.detail]
-        return Outcome("preempted", f"{told[0] if told else 'stopped'} {_where(scratch)}")
-    if "hang" in causes:
-        line, _, more = causes["hang"].detail.partition(";")
-        return Outcome("timeout", f"hang: {line} {_where(scratch)}" + f";{more}" * bool(more))
-    if "timeout" in causes:
-        return Outcome("timeout", f"time limit {time_limit_s:g} s reached {_where(scratch)}")
-    if all(code == 0 for code in exits.values()) and set(causes) <= {"done"}:
-        return Outcome("ok")
+    if Cause.CANCELLED in causes:
+        by = causes[Cause.CANCELLED].detail or "a signal"
+        return Outcome("cancelled", f"cancelled by {by}", Cause.CANCELLED)
+    if Cause.PREEMPTED in causes:
+        told = [ending.detail for ending in endings if ending.cause == Cause.PREEMPTED and ending.detail]
+        return Outcome("preempted", f"{told[0] if told else 'stopped'} {_where(scratch)}", Cause.PREEMPTED)
+    if Cause.HANG in causes:
+        halted = sorted(rank for ending in endings for rank in ending.halted)
+        more = "".join(f"; rank {rank} was stopped by a signal" for rank in halted)
+        line = f"hang: {causes[Cause.HANG].detail} {_where(scratch)}{more}"
+        return Outcome("timeout", line, Cause.HANG, halted[0] if halted else None)
+    if Cause.TIMEOUT in causes:
+        return Outcome("timeout", f"time limit {time_limit_s:g} s reached {_where(scratch)}", Cause.TIMEOUT)
+    if all(code == 0 for code in exits.values()) and set(causes) <= {Cause.DONE}:
+        return Outcome("ok", cause=Cause.DONE)
     killed = [rank for rank, code in sorted(exits.items()) if code == -signal.SIGKILL]
     if killed and any(ending.oom_kills for ending in endings):
-        return Outcome("oom", f"rank {killed[0]} was killed by the kernel's out-of-memory killer {_where(scratch)}")
+        line = f"rank {killed[0]} was killed by the kernel's out-of-memory killer {_where(scratch)}"
+        return Outcome("oom", line, Cause.FAILED, killed[0])
     if killed:
-        return Outcome("failed", f"rank {killed[0]} was killed by SIGKILL {_where(scratch)}")
-    first = next((report for report in reports if report.kind != "peer"), None)
+        line = f"rank {killed[0]} was killed by SIGKILL {_where(scratch)}"
+        return Outcome("failed", line, Cause.FAILED, killed[0])
+    first = next((report for report in reports if report.kind != Kind.PEER), None)
     if first:
-        status = {"oom": "oom", "nan": "diverged"}.get(first.kind, "failed")
-        line = first.line if first.kind == "world" else f"rank {first.rank}: {first.line}"
-        return Outcome(status, line)
+        status = {Kind.OOM: "oom", Kind.NAN: "diverged"}.get(first.kind, "failed")
+        line = first.line if first.kind == Kind.WORLD else f"rank {first.rank}: {first.line}"
+        return Outcome(status, line, Cause.FAILED, first.rank, first.kind)
     for rank, code in sorted(exits.items()):
         if code is not None and code < 0:
             how = f"rank {rank} was killed by {_signal_name(-code)} {_where(scratch)}"
             last = last_line(scratch, rank) if -code == signal.SIGABRT else ""  # C++ says why it aborts
-            return Outcome("failed", f"{how}: {last}" if last else how)
-    gone = [ending.detail for ending in endings if ending.cause == "stopped" and ending.detail not in ("", "peer")]
+            return Outcome("failed", f"{how}: {last}" if last else how, Cause.FAILED, rank)
+    gone = [ending.stop for ending in endings if ending.stop and ending.stop.why in GONE]
     if gone:
-        return Outcome("failed", gone[0])
+        return Outcome("failed", gone[0].line, Cause.STOPPED, gone[0].rank)
     if reports:
-        return Outcome("failed", f"rank {reports[0].rank}: {reports[0].line}")
-    if "lingered" in causes:
+        blamed = reports[0]
+        return Outcome("failed", f"rank {blamed.rank}: {blamed.line}", Cause.FAILED, blamed.rank, blamed.kind)
+    if Cause.LINGERED in causes:
         stuck = [rank for rank, code in sorted(exits.items()) if code is None]
-        return Outcome("failed", f"rank {stuck} did not end within {LINGER_S:g} s of the others".translate(NO_BRACKETS))
+        line = f"rank {', '.join(map(str, stuck))} did not end within {LINGER_S:g} s of the others"
+        return Outcome("failed", line, Cause.LINGERED, stuck[0] if stuck else None)
     rank, code = next(((rank, code) for rank, code in sorted(exits.items()) if code), (0, None))
-    return Outcome("failed", f"rank {rank} ended with status {code} and no report: {last_line(scratch, rank)}")
+    line = f"rank {rank} ended with status {code} and no report: {last_line(scratch, rank)}"
+    return Outcome("failed", line, Cause.FAILED, rank)
 
 
-NO_BRACKETS = str.maketrans("", "", "[]")
+GONE = (Why.NO_SUPERVISOR, Why.NO_STORE)
 
 
 def _where(scratch: Path) -> str:

@@ -31,7 +31,6 @@ from .sweep import UNFINISHED, PlannedRun, make_plan
 
 TRIES = 3  # starts of a run that leaves no row: its port was taken, a node did not answer
 FAREWELL_S = 15.0  # for steps that were asked to end to write their rows
-WARNED = "the time is up"
 POLL_S = 0.1
 
 
@@ -79,12 +78,13 @@ class Tally:
     ended: dict[str, str] = field(default_factory=dict)  # run_id -> status
     left: list[Piece] = field(default_factory=list)  # for the next allocation
     given_up: list[Piece] = field(default_factory=list)
-    received: str | None = None  # the signal, or WARNED: the allocation's time is up
+    received: str | None = None  # the signal that ended it
+    warned: bool = False  # the allocation's time is up
 
     @property
     def exit_code(self) -> int:
         """0: all done; 1: a run failed, or was given up; 75: the next allocation can do the rest."""
-        if self.received in signal.Signals.__members__:
+        if self.received is not None:
             return 128 + signal.Signals[self.received]
         if self.left and (self.ended or any(piece.resumes for piece in self.left)):
             return REQUEUE_STATUS
@@ -147,6 +147,7 @@ class Packer:
         self.scheduler, self.launcher = SCHEDULERS[job.scheduler], LAUNCHERS[job.launcher]
         self.mark, self.guard, self.started = new_mark(), None, 0
         self.received: str | None = None
+        self.warned = False
         self.stop_file = os.environ.get(STOP_FILE)
 
     def run(self, pending: list[Piece]) -> Tally:
@@ -157,7 +158,7 @@ class Packer:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._keep) for number in numbers}
         try:
-            while (pending or self.on) and not self.received:
+            while (pending or self.on) and not self.received and not self.warned:
                 left_s = self.deadline - time.monotonic()
                 while not (self.job.alone and self.on) and (
                     piece := next_piece(pending, len(self.free), left_s, self.whole_s)
@@ -167,10 +168,10 @@ class Packer:
                 if not self.on:
                     break  # what is left does not fit into the time that is left
                 time.sleep(POLL_S)
-                if self.stop_file and os.path.exists(self.stop_file):
-                    self.received = self.received or WARNED
+                if self.stop_file and os.path.exists(self.stop_file) and not self.received:
+                    self.warned = True
                 self._collect(pending, tally)
-            if self.received:
+            if self.received or self.warned:
                 self._end_all(pending, tally)
         finally:
             end_marked(self.mark)
@@ -178,7 +179,8 @@ class Packer:
                 self.guard.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        tally.left, tally.received = pending, self.received
+        tally.left, tally.warned = pending, self.warned
+        tally.received = None if self.warned else self.received  # a warned job may be signalled after it
         return tally
 
     def _keep(self, number: int, frame: object) -> None:
@@ -222,7 +224,7 @@ class Packer:
             if status not in UNFINISHED and len(self.store.attempts(piece.run.run_id)) > piece.rows:
                 tally.ended[piece.run.run_id] = status
                 self._say(f"{piece.run.run_id}  {status}")
-            elif self.received or piece.tries < TRIES:
+            elif self.received or self.warned or piece.tries < TRIES:
                 pending.insert(0, piece)
                 self._say(f"{piece.run.run_id}  {status or 'no row'}, status {each.process.returncode}: once more")
             else:
@@ -231,8 +233,8 @@ class Packer:
 
     def _end_all(self, pending: list[Piece], tally: Tally) -> None:
         """Wait until the steps have ended: on the warning by themselves, else because they are asked to."""
-        self._say(f"{self.received}: the runs are ended")
-        grace_s = 0.75 * self.job.site.signal_s if self.received == WARNED else 0.0
+        self._say(f"{'the time is up' if self.warned else self.received}: the runs are ended")
+        grace_s = 0.75 * self.job.site.signal_s if self.warned else 0.0
         for wait_s, number in ((grace_s, None), (FAREWELL_S, signal.SIGTERM)):
             for each in self.on if number else ():
                 with suppress(ProcessLookupError):

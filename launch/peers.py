@@ -12,8 +12,9 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from .cause import Cause, Stop, Why
 from .environment import Placement
-from .failure import ErrorReport
+from .failure import parsed_report
 from .quorum import Quorum
 from .rendezvous import Seat, Store
 from .stop import REQUEUE_STATUS
@@ -23,6 +24,7 @@ BEAT_S = 0.5
 CHECK_S = 0.2
 PATIENCE_S = 15.0  # without a heartbeat, after which a supervisor counts as gone
 LEFT = "left"
+ASKED = {Cause.TIMEOUT: Why.TIMEOUT, Cause.HANG: Why.HANG}  # by how a run ended here; else a peer failed
 
 
 class Peers:
@@ -30,7 +32,7 @@ class Peers:
 
     def __init__(self, store: Store, place: Placement, seats: tuple[Seat, ...], patience_s: float = PATIENCE_S) -> None:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
-        self.gone: str | None = None  # who, in words
+        self.gone: Stop | None = None  # which of them, or what they share
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
         self._lost, self._lost_at = set[int](), (0, 0.0)  # as of (run, time)
         self._asked_at: float | None = None  # what the store has not answered yet
@@ -54,7 +56,8 @@ class Peers:
             if self.gone:
                 break
             if heard == LEFT.encode() or (heard == last and now - since > self.patience_s):
-                self.gone = f"the supervisor of {self.seats[rank].who()} is gone"
+                line = f"the supervisor of {self.seats[rank].who()} is gone"
+                self.gone = Stop(Why.NO_SUPERVISOR, line, rank)
             elif heard != last:
                 self._heard[rank] = (heard, now)
         return self.gone is None
@@ -64,16 +67,16 @@ class Peers:
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
-    def asked_to_stop(self, number: int) -> str | None:
-        """For `watch`: `stopped:<why>` when run `number` has to end for what happened elsewhere."""
+    def asked_to_stop(self, number: int) -> Stop | None:
+        """For `watch`: a demand, when run `number` has to end for what happened elsewhere."""
         self.beat()
         if time.monotonic() - self._last_check < CHECK_S:
             return None
         self._last_check = time.monotonic()
         if self._there(f"stop/{number}"):
-            why = self._ask(self.store.get, f"stop/{number}")
-            return f"stopped:{why.decode() if why is not None else self.gone}"
-        return None if self.all_alive() else f"stopped:{self.gone}"
+            asked = self._ask(self.store.get, f"stop/{number}")
+            return self.gone if asked is None else _stop(json.loads(asked))
+        return None if self.all_alive() else self.gone
 
     def lost(self, number: int, quorum: Quorum) -> set[int]:
         """For `watch`: the replicas that run `number` goes on without."""
@@ -85,12 +88,11 @@ class Peers:
 
     def publish(self, number: int, ending: Ending, quorum: Quorum | None = None) -> None:
         """Tell how run `number` ended here; anything but well ends it everywhere, or with a quorum its replica."""
-        if quorum and ending.cause == "lost":
+        if quorum and ending.cause == Cause.LOST:
             self._ask(self.store.set, f"lost/{number}/{quorum.replica(self.place.rank)}", "")
-        stopped = ending.cause == "preempted" and all(code == REQUEUE_STATUS for code in ending.exits.values())
-        if ending.cause not in ("done", "lost") and not stopped and not self._there(f"stop/{number}"):
-            why = self.gone or (ending.cause if ending.cause in ("timeout", "hang") else "peer")
-            self._ask(self.store.set, f"stop/{number}", why)
+        stopped = ending.cause == Cause.PREEMPTED and all(code == REQUEUE_STATUS for code in ending.exits.values())
+        if ending.cause not in (Cause.DONE, Cause.LOST) and not stopped and not self._there(f"stop/{number}"):
+            self._demand(number, self.gone or Stop(ASKED.get(ending.cause, Why.PEER)))
         self._ask(self.store.set, f"ended/{number}/{self.place.rank}", json.dumps(asdict(ending)))
 
     def gather(self, number: int, mine: Ending, quorum: Quorum | None = None) -> list[Ending]:
@@ -101,7 +103,7 @@ class Peers:
             if quorum and quorum.first_is_done(all_exits(endings)):
                 done_at = done_at or time.monotonic()
                 if time.monotonic() - done_at > PARTING_S:
-                    self._ask(self.store.set, f"stop/{number}", "parted")
+                    self._demand(number, Stop(Why.PARTED))
             alive = self.all_alive()  # before looking: who leaves has told how it ended
             for rank in [rank for rank in missing if self._there(f"ended/{number}/{rank}")]:
                 if (told := self._ask(self.store.get, f"ended/{number}/{rank}")) is not None:
@@ -111,7 +113,7 @@ class Peers:
                 break
             time.sleep(0.02)
         if missing:
-            endings.append(Ending("stopped", {}, detail=self.gone or ""))
+            endings.append(Ending(Cause.STOPPED, {}, detail=self.gone.line if self.gone else "", stop=self.gone))
         return endings
 
     def order(self, number: int, order: dict[str, Any]) -> None:
@@ -130,18 +132,21 @@ class Peers:
             waiting = {rank for rank in waiting if heard.get(rank) != LEFT.encode()}
             time.sleep(0.02)
 
+    def _demand(self, number: int, stop: Stop) -> None:
+        self._ask(self.store.set, f"stop/{number}", json.dumps(asdict(stop)))
+
     def _there(self, key: str) -> bool:
         return bool(self._ask(self.store.check, [key]))
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
-        if self.gone and "store" in self.gone:
+        if self.gone and self.gone.why is Why.NO_STORE:
             return None
         self._asked_at = time.monotonic()
         try:
             return method(*arguments)
         except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.gone = f"the store that the supervisors share is gone ({first})"
+            self.gone = Stop(Why.NO_STORE, f"the store that the supervisors share is gone ({first})")
             return None
         finally:
             self._asked_at = None
@@ -149,5 +154,10 @@ class Peers:
 
 def _ending(told: dict[str, Any]) -> Ending:
     exits = {int(rank): code for rank, code in told["exits"].items()}
-    reports = tuple(ErrorReport(**report) for report in told["reports"])
-    return Ending(told["cause"], exits, reports, told["oom_kills"], told["detail"])
+    reports = tuple(map(parsed_report, told["reports"]))
+    stop = _stop(told["stop"]) if told["stop"] else None
+    return Ending(Cause(told["cause"]), exits, reports, told["oom_kills"], told["detail"], stop, tuple(told["halted"]))
+
+
+def _stop(told: dict[str, Any]) -> Stop:
+    return Stop(Why(told["why"]), told["line"], told["rank"])

@@ -115,7 +115,7 @@ def _run_through(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(FAREWELL_S)
             if signals.received:
-                summary.interrupted = signals.received
+                summary.interrupted = summary.signal = signals.received
             elif late:
                 said = f"{launcher.name} with {size} ranks had not ended"
                 summary.interrupted = f"{said} {LEAVE_S:g} s after rank 0's supervisor"

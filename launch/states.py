@@ -147,8 +147,8 @@ def _judge(record: JobRecord, task: Task | None, counts: Counter[str]) -> tuple[
     """State and reason of one task."""
     if record.closed == CANCELLED and (task is None or task.state in ACTIVE):
         return (task.state, "is being cancelled") if task else (CANCELLED, "by `scalade cancel`")
-    if record.closed and record.closed != CANCELLED:
-        return FAILED, record.closed
+    if record.closed == FAILED:
+        return FAILED, record.refusal
     if task is not None:
         return task.state, task.reason
     missing = counts["missing"]

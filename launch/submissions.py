@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .schedulers import SCHEDULERS
+from .schedulers.base import CANCELLED, FAILED
 
 FOLDER = "submissions"
 RECORD = "submission.json"
@@ -38,7 +39,8 @@ class JobRecord:
     ranks: int
     script: str  # file name
     job_id: str = ""  # empty: not heard
-    closed: str = ""  # why nobody waits for it any more: cancelled, refused: ...
+    closed: str = ""  # nobody waits for it any more: cancelled, or failed where the scheduler refused it
+    refusal: str = ""  # in the scheduler's words
     seen: dict[str, dict[str, str]] = field(default_factory=dict)  # task number -> how it ended, once it was seen to
 
     def tasks(self) -> dict[int, list[int]]:
@@ -93,6 +95,9 @@ def submissions(results: Path) -> list[Submission]:
 def _read(file: Path) -> Submission:
     content: dict[str, Any] = json.loads(file.read_text())
     jobs = [JobRecord(**job) for job in content.pop("jobs")]
+    for job in jobs:
+        if job.closed not in ("", CANCELLED, FAILED):  # written before `refusal` was a field
+            job.closed, job.refusal = FAILED, job.closed
     for word in [content["study"], *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
         if "/" in word or not word.isprintable() or word.startswith("-"):  # they name files, and stand in commands
             raise ValueError(f"{word!r} cannot be")

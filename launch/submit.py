@@ -20,7 +20,7 @@ from ..results.store import RunStore
 from .errors import unknown
 from .launchers import LAUNCHERS
 from .schedulers import SCHEDULERS
-from .schedulers.base import ACTIVE, CANCELLED, Job, Part, Scheduler, SchedulerError, exports
+from .schedulers.base import ACTIVE, CANCELLED, FAILED, Job, Part, Scheduler, SchedulerError, exports
 from .site import Site, load_site
 from .spec import utc
 from .states import task_states
@@ -161,7 +161,7 @@ def _hand_over(scheduler: Scheduler, submission: Submission) -> None:
             record.job_id = scheduler.submit(submission.folder / record.script, len(record.tasks()))
         except SchedulerError as error:
             for each in submission.jobs[number:]:
-                each.closed = f"refused: {error}"
+                each.closed, each.refusal = FAILED, f"refused: {error}"
             submission.save()
             before = f"; {number} jobs of it had been taken: scalade status" if number else ""
             raise SchedulerError(f"{error} (script: {submission.folder / record.script}){before}") from None

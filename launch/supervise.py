@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .cause import Cause, Kind, Stop, Why
 from .environment import LISTEN_FD, Placement, child_environment, oom_kills
 from .failure import ErrorReport, read_report, report_file
 from .processes import MARK, end_marked
@@ -39,7 +40,10 @@ class Outcome:
     """What became of a run: the columns `status` and `reason`. `preempted` is no row's: the run is not finished."""
 
     status: str
-    reason: str | None = None
+    reason: str | None = None  # for people: programs take what follows
+    cause: Cause | None = None  # how the ranks that decided it came to their end; None: they wrote the row themselves
+    rank: int | None = None  # to blame; None: no single one
+    kind: Kind | None = None  # of its exception
 
     @property
     def bad(self) -> bool:
@@ -50,12 +54,13 @@ class Outcome:
 class Ending:
     """How one supervisor's ranks came to their end."""
 
-    cause: str  # done, failed, timeout, hang, cancelled, preempted, stopped (another supervisor asked), lingered,
-    # lost (with a quorum: the run goes on without the replicas that were here)
+    cause: Cause
     exits: Mapping[int, int | None]  # by rank: exit status, -signal; None: it was ended by us
     reports: tuple[ErrorReport, ...] = ()
     oom_kills: int = 0
-    detail: str = ""
+    detail: str = ""  # for people
+    stop: Stop | None = None  # what was asked from elsewhere
+    halted: tuple[int, ...] = ()  # ranks that a signal had stopped
 
 
 def all_exits(endings: Sequence[Ending]) -> dict[int, int | None]:
@@ -147,7 +152,7 @@ def watch(
     *,
     deadline: float | None,
     signals: Signals,
-    asked_to_stop: Callable[[], str | None] = lambda: None,
+    asked_to_stop: Callable[[], Stop | None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
     quorum: Quorum | None = None,
     lost_elsewhere: Callable[[], set[int]] = set,
@@ -164,12 +169,12 @@ def watch(
     well wait for another (pool.py).
 
     deadline: on time.monotonic(); None: no limit
-    asked_to_stop: a cause when the ranks have to be ended for a reason that is not seen here
+    asked_to_stop: a demand when the ranks have to be ended for a reason that is not seen here
     lost_elsewhere: with a quorum, replicas that other supervisors have lost
     grace_s: on a warning, for the ranks to write a checkpoint and stop
     """
     kills_before = oom_kills()
-    cause, detail, failed_at, done_at, warned_at = "", "", None, None, None
+    cause, detail, stop, halted, failed_at, done_at, warned_at = None, "", None, (), None, None, None
     try:
         while not cause:
             now, codes = time.monotonic(), [child.process.poll() for child in children]
@@ -189,42 +194,42 @@ def watch(
                     if now - done_at > PARTING_S:
                         codes = [0]  # the others are ended
             if all(code == 0 for code in codes):
-                cause = "done" if codes else "lost"
+                cause = Cause.DONE if codes else Cause.LOST
             elif signals.received:  # before any failure: the signal may have reached the ranks, too
-                cause, detail = "cancelled", signals.received
+                cause, detail = Cause.CANCELLED, signals.received
             elif all(code == REQUEUE_STATUS for code in codes):
-                cause = "preempted"
+                cause = Cause.PREEMPTED
                 detail = f"stopped by {signals.warned}, with a checkpoint" if warned_at else ""
             elif warned_at and (now - warned_at > grace_s or _failed(codes)):  # the others may be gone already
-                cause = "preempted"
+                cause = Cause.PREEMPTED
                 detail = f"stopped by {signals.warned}: no new checkpoint within {grace_s:g} s"
             elif _failed(codes):
                 failed_at = failed_at or now
                 reports = _reports(children, scratch)
                 if None not in codes or now - failed_at > GRACE_S or _blame_is_clear(codes, reports):
-                    cause, detail = "failed", quorum.too_few(lost) if quorum else ""
+                    cause, detail = Cause.FAILED, quorum.too_few(lost) if quorum else ""
             elif quorum and not quorum.stands(lost):
-                cause, detail = "failed", quorum.too_few(lost)
-            elif why := asked_to_stop():
-                cause, _, detail = why.partition(":")
+                cause, detail = Cause.FAILED, quorum.too_few(lost)
+            elif stop := asked_to_stop():
+                cause, detail = Cause.STOPPED, stop.line
             elif deadline is not None and now > deadline:
-                cause = "timeout"
+                cause = Cause.TIMEOUT
             elif watchdog and (waited_s := watchdog.hung_s()):
-                cause, detail = "hang", f"no step for {waited_s:.0f} s"
+                cause, detail = Cause.HANG, f"no step for {waited_s:.0f} s"
             elif (0 in codes or REQUEUE_STATUS in codes) and not quorum:
                 done_at = done_at or now
-                cause = "lingered" if now - done_at > LINGER_S else ""
+                cause = Cause.LINGERED if now - done_at > LINGER_S else None
             tick()
             if not cause:
                 time.sleep(POLL_S)
-        if cause in ("timeout", "hang", "lingered") or detail in ("timeout", "hang"):
-            for rank in _dump_stacks(children):
-                detail += f"; rank {rank} was stopped by a signal" * (cause == "hang")
+        if cause in (Cause.TIMEOUT, Cause.HANG, Cause.LINGERED) or (stop and stop.why in (Why.TIMEOUT, Why.HANG)):
+            halted = tuple(_dump_stacks(children))
     finally:
-        if not keep or cause != "done":
+        if not keep or cause is not Cause.DONE:
             _end(children, mark)
     exits = {child.rank: None if child.ended_by_us else child.process.returncode for child in children}
-    return Ending(cause, exits, tuple(_reports(children, scratch)), oom_kills() - kills_before, detail)
+    reports = tuple(_reports(children, scratch))
+    return Ending(cause, exits, reports, oom_kills() - kills_before, detail, stop, halted)
 
 
 def _end_replicas(children: Sequence[Child], quorum: Quorum, lost: set[int], scratch: Path) -> None:
@@ -239,7 +244,7 @@ def _end_replicas(children: Sequence[Child], quorum: Quorum, lost: set[int], scr
 
 
 def _blame_is_clear(codes: Sequence[int | None], reports: Sequence[ErrorReport]) -> bool:
-    return any(code == -signal.SIGKILL for code in codes) or any(report.kind != "peer" for report in reports)
+    return any(code == -signal.SIGKILL for code in codes) or any(report.kind != Kind.PEER for report in reports)
 
 
 def _reports(children: Sequence[Child], scratch: Path) -> list[ErrorReport]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..results.store import FULL, Claim, RunStore
 from .case import Case
+from .cause import Cause
 from .display import Display
 from .environment import LOOPBACK, Placement, link_columns, listen
 from .judge import judge
@@ -79,7 +80,8 @@ class Summary:
     skipped: int = 0
     elsewhere: list[str] = field(default_factory=list)  # run_ids that another sweep holds
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases left for such a world
-    interrupted: str | None = None  # the signal, or why the sweep cannot go on
+    interrupted: str | None = None  # why the sweep ended early, for people
+    signal: str | None = None  # that ended it, by name
     requeue: bool = False  # the job's time is up; there is more to do
 
     @property
@@ -92,8 +94,8 @@ class Summary:
         signal's number: cancelled by it."""
         if self.requeue:
             return REQUEUE_STATUS
-        if self.interrupted in signal.Signals.__members__:
-            return 128 + signal.Signals[self.interrupted]
+        if self.signal is not None:
+            return 128 + signal.Signals[self.signal]
         return int(self.interrupted is not None or any(outcome.bad for outcome in self.outcomes.values()))
 
 
@@ -232,8 +234,15 @@ class Sweep:
             self._write_skipped()
         finally:
             self.display.close()
-        summary.interrupted = summary.interrupted or self.executor.broken or self.signals.received
+        self._look(summary)
         return summary
+
+    def _look(self, summary: Summary) -> None:
+        """Whether something has ended the sweep."""
+        if summary.interrupted is None:
+            if not self.executor.broken:
+                summary.signal = self.signals.received
+            summary.interrupted = self.executor.broken or summary.signal
 
     def _tidy(self, plan: Plan) -> None:
         """What a sweep that was killed left of runs that had just written their row."""
@@ -245,7 +254,7 @@ class Sweep:
 
     def _goes_on(self, summary: Summary) -> bool:
         """Asked where there is more to do."""
-        summary.interrupted = summary.interrupted or self.executor.broken or self.signals.received
+        self._look(summary)
         if summary.interrupted is None and self.signals.warned:
             summary.interrupted, summary.requeue = f"stopped by {self.signals.warned}", True
         return summary.interrupted is None
@@ -277,7 +286,7 @@ class Sweep:
             finally:
                 self.store.release(run.run_id)
         if outcome.status == "cancelled":
-            summary.interrupted = self.signals.received or outcome.reason
+            summary.interrupted, summary.signal = self.signals.received or outcome.reason, self.signals.received
         elif outcome.status == "preempted":
             summary.interrupted, summary.requeue = outcome.reason, True
         return True
@@ -310,7 +319,7 @@ class Sweep:
             if outcome.status == "ok":
                 outcome = Outcome("failed", "every rank ended well, but rank 0 wrote no row")
             stacks = keep_stacks(scratch, log.run_folder, claim.attempt) if outcome.status == "timeout" else None
-            if stacks and outcome.reason.startswith("hang"):
+            if stacks and outcome.cause is Cause.HANG:
                 where = stacks.relative_to(self.store.folder.absolute())
                 outcome = replace(outcome, reason=f"{outcome.reason}; stacks in {where}")
             log.end(now, outcome.status)

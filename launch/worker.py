@@ -141,7 +141,7 @@ class WorldExecutor:
         )  # fmt: skip
         self.peers.publish(self.number, ending, quorum)
         outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
-        self.broken = self.peers.gone
+        self.broken = self.peers.gone.line if self.peers.gone else None
         return outcome
 
     def dismiss(self, code: int, message: str | None) -> None:
@@ -165,7 +165,7 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
             number += 1
             order = _await_order(peers, signals, number)
             if order is None:
-                return 1, peers.gone or f"ended by {signals.received}"
+                return 1, peers.gone.line if peers.gone else f"ended by {signals.received}"
             if "run" not in order:
                 return order["code"], order["end"]
             spec = RunSpec.from_json(order["run"])

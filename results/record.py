@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 
 from .columns import Column
+from .out_of_memory import is_out_of_memory
 from .recorded import BY_US, FOUND, LOG, MEASURED, case_of, checked_settings, row_of, written_of
 from .schema import SchemaError, checked, known_column
 from .store import Claim, RunStore
@@ -108,8 +109,7 @@ class Recorder:
             self.finish("cancelled", "cancelled by SIGINT")
         else:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            memory = isinstance(error, MemoryError) or "out of memory" in text.lower()
-            self.finish("oom" if memory else "failed", text)
+            self.finish("oom" if is_out_of_memory(error) else "failed", text)
 
     def _say(self, line: dict) -> None:
         if self._file is not None:

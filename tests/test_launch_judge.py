@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from scalade.launch.cause import Stop, Why
 from scalade.launch.environment import WorldError
 from scalade.launch.failure import ErrorReport, error_kind, one_line
 from scalade.launch.judge import judge
@@ -44,11 +45,12 @@ def report(rank, kind, line="E: x", at=0.0):
         ([Ending("cancelled", {0: None}, detail="SIGTERM")], "cancelled", "cancelled by SIGTERM"),
         # several supervisors
         ([Ending("done", {0: 0}), Ending("done", {1: 0})], "ok", None),
-        ([Ending("stopped", {0: None}, detail="peer"), Ending("failed", {1: -9})], "failed", "rank 1 was killed"),
-        ([Ending("timeout", {0: None}), Ending("stopped", {1: None}, detail="timeout")], "timeout", "time limit"),
-        ([Ending("stopped", {0: None}, detail="peer"), Ending("cancelled", {1: None}, detail="SIGINT")],
+        ([Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("failed", {1: -9})], "failed", "rank 1 was killed"),
+        ([Ending("timeout", {0: None}), Ending("stopped", {1: None}, stop=Stop(Why.TIMEOUT))], "timeout", "time limit"),
+        ([Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("cancelled", {1: None}, detail="SIGINT")],
          "cancelled", "cancelled by SIGINT"),
-        ([Ending("failed", {0: 1}, (report(0, "peer", PEER),)), Ending("stopped", {}, detail="rank 1's host is gone")],
+        ([Ending("failed", {0: 1}, (report(0, "peer", PEER),)),
+          Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "rank 1's host is gone", 1))],
          "failed", "rank 1's host is gone"),
         ([Ending("lingered", {0: 0, 1: None})], "failed", "rank 1 did not end within"),
     ],

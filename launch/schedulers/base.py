@@ -100,7 +100,11 @@ class Capabilities:
 
 
 class SchedulerError(ValueError):
-    """A command of the scheduler failed; one line that says which and what it said."""
+    """A command of the scheduler failed; one line that says which and what it said. status: its exit status."""
+
+    def __init__(self, line: str, status: int | None = None) -> None:
+        super().__init__(line)
+        self.status = status
 
 
 TAKEN = 'while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken'
@@ -288,7 +292,7 @@ class Scheduler:
             raise SchedulerError(f"{self.name}: `{words[0]}` gave no answer within {PATIENCE_S:g} s") from None
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[0]
-            raise SchedulerError(f"{self.name}: `{words[0]}` failed: {said}")
+            raise SchedulerError(f"{self.name}: `{words[0]}` failed: {said}", done.returncode)
         return done.stdout
 
 

@@ -24,6 +24,10 @@ from .base import (
 STATES = {"Q": WAITING, "H": WAITING, "W": WAITING, "T": WAITING, "M": WAITING, "R": RUNNING, "E": RUNNING,
           "B": RUNNING, "S": RUNNING, "U": RUNNING, "X": DONE, "F": DONE, "C": DONE}  # fmt: skip
 
+# Exit statuses of qstat: numbers of pbs_error.h, of which a status keeps the last eight bits.
+UNKNOWN_JOB = (15001 % 256, 15139 % 256)  # PBSE_UNKJOBID, PBSE_HISTJOBID
+NO_HISTORY = 15140 % 256  # PBSE_JOBHISTNOTSET
+
 
 class Pbs(Scheduler):
     name = "pbs"
@@ -68,17 +72,23 @@ class Pbs(Scheduler):
         for name, job_id in jobs.items():
             if not job_id:
                 continue
-            try:  # -x: the finished, too; -t: the tasks of an array
-                told = self.ask(["qstat", "-x", "-t", "-f", job_id])
-            except SchedulerError as error:
-                if re.search(r"unknown job|history|does not exist", str(error), re.I):
-                    continue
-                raise
-            for text in re.split(r"^Job Id: ", told, flags=re.M)[1:]:
+            for text in re.split(r"^Job Id: ", self._facts(job_id), flags=re.M)[1:]:
                 parsed = _task(text)
                 if parsed:
                     found.setdefault(name, {})[parsed[0]] = parsed[1]
         return found
+
+    def _facts(self, job_id: str) -> str:
+        """What qstat says of a job and its tasks; nothing of one that it does not know (any more)."""
+        for history in (["-x"], []):  # the finished, too; a server may keep none
+            try:
+                return self.ask(["qstat", *history, "-t", "-f", job_id])  # -t: the tasks of an array
+            except SchedulerError as error:
+                if error.status in UNKNOWN_JOB:
+                    return ""
+                if error.status != NO_HISTORY or not history:
+                    raise
+        raise AssertionError
 
     def cancel(self, job_ids: Sequence[str]) -> None:
         self.ask(["qdel", *job_ids])

@@ -1,0 +1,50 @@
+"""Why ranks end: the words that programs decide by. What stands beside them is for people, and nobody reads it back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """How one supervisor's ranks came to their end."""
+
+    DONE = "done"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+    HANG = "hang"
+    CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
+    STOPPED = "stopped"  # for what happened at another supervisor
+    LINGERED = "lingered"  # some ended well, and one never did
+    LOST = "lost"  # with a quorum: the run goes on without the replicas that were here
+
+
+class Why(StrEnum):
+    """What happened elsewhere, for which ranks are ended here."""
+
+    PEER = "peer"  # a rank of another supervisor failed
+    TIMEOUT = "timeout"
+    HANG = "hang"
+    PARTED = "parted"  # with a quorum: replica 0 is done
+    NO_SUPERVISOR = "no supervisor"  # one is gone
+    NO_STORE = "no store"  # what the supervisors share does not answer
+
+
+class Kind(StrEnum):
+    """What kind of failure an exception is."""
+
+    OOM = "oom"
+    NAN = "nan"
+    WORLD = "world"  # the ranks that came together are not the world that was asked for
+    EXCEPTION = "exception"
+    PEER = "peer"  # it failed because another rank did
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A demand to end a run's ranks. line: in words, where there is more to say than why."""
+
+    why: Why
+    line: str = ""
+    rank: int | None = None  # to blame
