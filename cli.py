@@ -1,6 +1,7 @@
 """The command line. Each command imports what it needs when it is called: `scalade --help` imports nothing heavy.
 
-Exit status: 0 done, 1 a verdict against, 2 a mistake of the user's (one line, no trace), 128 + n ended by signal n.
+Exit status: 0 done, 1 a verdict against (a failed run that stands in the table is one), 2 a mistake of the user's (one
+line, no trace), 75 to be queued again, 128 + n ended by signal n; of every command: docs/exit-status.md.
 SCALADE_TRACE=1 shows the trace behind a one-line message.
 """
 
@@ -39,7 +40,7 @@ Results = Annotated[Path | None, typer.Option(help="Results folder; default: the
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")]
 LabName = Annotated[str | None, typer.Option("--lab", help="Run on this lab's nodes (`scalade lab up`).",
                                              metavar="NAME")]  # fmt: skip
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only what fails.")]
 
 
 @app.callback()
@@ -52,7 +53,11 @@ def run(
     study: StudyPath, results: Results = None, retry_failed: RetryFailed = False, quiet: Quiet = False,
     lab: LabName = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Run what is missing of a study, each run in fresh processes."""
+    """Run what is missing of a study, each run in fresh processes.
+
+    Exit status 0: every case that can run has its runs in the table; 1: a run of the study stands there as failed,
+    whenever it was run, or nothing was measured.
+    """
     from .launch import run as launch
 
     found = cli_lab.measured(lab, quiet or as_json) if lab else None
@@ -68,7 +73,10 @@ def worker(
                                                    metavar="ID")] = None,
     as_json: Json = False, exit_zero: Annotated[bool, typer.Option("--exit-zero", hidden=True)] = False,
 ) -> None:  # fmt: skip
-    """Run the cases that fit the ranks that are there (torchrun, mpirun, srun)."""
+    """Run the cases that fit the ranks that are there (torchrun, mpirun, srun).
+
+    Exit status 0: every one of them has its runs in the table; 1: one stands there as failed, or nothing was measured.
+    """
     from .launch import run as launch
 
     summary, folder, code, why = launch.run_worker(
@@ -100,7 +108,7 @@ def verify(
 
     done, code = verify_study(study, results, tolerance=tolerance, quiet=quiet or as_json)
     if as_json:
-        say(report.as_json(done))
+        say(report.as_json(done) | {"exit_code": code})
     else:
         report.print_verification(done, make_console())
     raise typer.Exit(code)
@@ -123,11 +131,12 @@ def doctor(
     if sys.stderr.isatty() and not as_json:
         print("Starting ranks to see whether they find each other ...", file=sys.stderr)
     findings = look.examine(results)
+    code = 0 if look.healthy(findings) else 1
     if as_json:
-        say(look.as_json(findings))
+        say(look.as_json(findings) | {"exit_code": code})
     else:
         look.print_findings(findings, make_console())
-    raise typer.Exit(0 if look.healthy(findings) else 1)
+    raise typer.Exit(code)
 
 
 app.add_typer(cli_lab.app)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .cli_read import FoundResults, Json, say
+from .launch.grid import printable
 
 app = typer.Typer()
 
@@ -38,7 +39,11 @@ def submit(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice."""
+    """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice.
+
+    Exit status 1: there is nothing to hand over, and the table has a failed run or none at all.
+    """
+    from .launch.run import counted
     from .launch.submit import Wish, submit_study
 
     wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed)
@@ -47,33 +52,38 @@ def submit(
     if as_json:
         say({"results": str(done.results), "runs": done.runs, "kept": done.kept, "active_cases": done.active,
              "skipped": done.skipped, "jobs": ids, "submission": done.submission.id if done.submission else None,
-             "scripts": done.scripts if dry_run else list(done.scripts)})  # fmt: skip
-        return
+             "scripts": done.scripts if dry_run else list(done.scripts), "skip_reasons": done.skip_reasons,
+             "failed": {run_id: asdict(outcome) for run_id, outcome in done.failed.items()},
+             "exit_code": done.exit_code})  # fmt: skip
+        raise typer.Exit(done.exit_code)
     if dry_run:
         for name, text in done.scripts.items():
             say([f"# ---- {name}", text])
     facts = [f"{done.runs} run{'s' if done.runs != 1 else ''}"]
     facts += [f"{done.kept} had been done before"] * bool(done.kept)
     facts += [f"{done.active} case{'s' if done.active != 1 else ''} under way"] * bool(done.active)
-    facts += [f"{done.skipped} skipped, for the reasons in their rows"] * bool(done.skipped)
+    facts += [f"{len(done.failed)} failed before: --retry-failed submits what can run"] * bool(done.failed)
+    facts += [f"{done.skipped} case{'s' if done.skipped != 1 else ''} skipped"] * bool(done.skipped)
     verb = "would submit" if dry_run else "submitted" if ids else "nothing to submit"
-    lines = [f"{verb}: {', '.join(facts)}"] + ([f"jobs: {', '.join(ids)}"] if ids else [])
-    say([*lines, f"table: {done.results}"]) if not dry_run else print(lines[0], file=sys.stderr)
+    lines = [f"{verb}: {', '.join(facts)}", *counted(done.skip_reasons)] + [f"jobs: {', '.join(ids)}"] * bool(ids)
+    say([*lines, f"table: {done.results}"]) if not dry_run else print(printable("\n".join(lines)), file=sys.stderr)
+    raise typer.Exit(done.exit_code)
 
 
 @app.command(epilog="Example: scalade status quickstart")
 def status(results: FoundResults = None, job: JobOption = "", as_json: Json = False) -> None:
     """What became of submitted jobs: waiting, running, done, failed, with the scheduler's reason.
 
-    Exit status 1: a job has failed.
+    Exit status 1: a job or one of its runs has failed, or a scheduler could not be asked.
     """
     from .launch.grid import make_console, print_grid
     from .launch.locate import locate
     from .launch.states import status as find
 
     lines, doubts = find(locate(results), job)
+    code = int(bool(doubts) or any(line.failed for line in lines))
     if as_json:
-        say({"jobs": [asdict(line) for line in lines], "doubts": doubts})
+        say({"jobs": [asdict(line) for line in lines], "doubts": doubts, "exit_code": code})
     else:
         headers = ("job", "case", ">nodes", ">ranks", "state", "runs", "on", ">time", "reason")
         rows = [
@@ -85,7 +95,7 @@ def status(results: FoundResults = None, job: JobOption = "", as_json: Json = Fa
         print_grid(make_console(), headers, rows)
     for doubt in doubts:
         print(f"scalade: {doubt}", file=sys.stderr)
-    raise typer.Exit(int(bool(doubts) or any(line.state == "failed" for line in lines)))
+    raise typer.Exit(code)
 
 
 @app.command(epilog="Example: scalade cancel quickstart --job 1234_3")

@@ -94,7 +94,7 @@ def efficiency(
         _located(results), mode=mode, form=form, base=base, where=where, target_loss=target_loss,
         loss_window=loss_window, allow=tuple(allow or ()), published=published, level=level, draws=draws, seed=seed,
     )  # fmt: skip
-    say(report.to_dict() if as_json else [report.to_text()])
+    say(report.to_dict() | {"exit_code": report.exit_code} if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)
 
 
@@ -125,7 +125,7 @@ def check(results: FoundResults = None, where: Filter = None, as_json: Json = Fa
     from .results.check import check as examine
 
     report = examine(_located(results), where)
-    say(report.to_dict() if as_json else [report.to_text()])
+    say(report.to_dict() | {"exit_code": report.exit_code} if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)
 
 
@@ -262,7 +262,7 @@ def compare(
         markdown.write_text(formats.as_markdown(done))
     if junit:
         junit.write_text(formats.as_junit(done))
-    say(formats.as_dict(done) if as_json else formats.as_text(done))
+    say(formats.as_dict(done) | {"exit_code": done.exit_code} if as_json else formats.as_text(done))
     if move_baseline:
         from .results.baseline import move_baseline as move
 

@@ -1,4 +1,5 @@
-"""What a person sees of a sweep: bars in a terminal, one line per finished run elsewhere, nothing when asked."""
+"""What a person sees of a sweep: bars in a terminal, one line per finished run elsewhere, when asked for
+quiet only those that failed."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ REFRESH_S = 0.25
 def make_display(quiet: bool) -> Display:
     """The one that suits standard error."""
     if quiet:
-        return Display()
+        return Failures()
     return Bars() if sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" else Lines()
 
 
 class Display:
-    """Shows nothing; the others say more. All methods are called by the sweep, in this order."""
+    """Shows nothing; the others do. All methods are called by the sweep, in this order."""
 
     def plan(self, total: int) -> None:
         self.total, self.number = total, 0
@@ -46,6 +47,15 @@ class Display:
 
     def close(self) -> None:
         pass
+
+
+class Failures(Display):
+    """One line for each run that failed, and nothing else."""
+
+    def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
+        super().ended(run, outcome, row, scratch)
+        if outcome.bad:
+            print(summary_line(run, outcome, row), file=sys.stderr, flush=True)
 
 
 class Lines(Display):

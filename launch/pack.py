@@ -76,6 +76,7 @@ class Tally:
     """What one allocation did."""
 
     ended: dict[str, str] = field(default_factory=dict)  # run_id -> status
+    kept: dict[str, str] = field(default_factory=dict)  # run_id -> status: had their row
     left: list[Piece] = field(default_factory=list)  # for the next allocation
     given_up: list[Piece] = field(default_factory=list)
     received: str | None = None  # the signal that ended it
@@ -83,12 +84,14 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """0: all done; 1: a run failed, or was given up; 75: the next allocation can do the rest."""
+        """What stands in the table: 0: all done; 1: a run failed or was given up, or none was measured; 75: the next
+        allocation can do the rest."""
         if self.received is not None:
             return 128 + signal.Signals[self.received]
         if self.left and (self.ended or any(piece.resumes for piece in self.left)):
             return REQUEUE_STATUS
-        return int(bool(self.left or self.given_up or any(status != "ok" for status in self.ended.values())))
+        statuses = {*self.ended.values(), *self.kept.values()}
+        return int(bool(self.left or self.given_up or statuses != {"ok"}))
 
 
 def read_job(path: Path) -> PackedJob:
@@ -266,7 +269,10 @@ def pack(path: Path) -> Tally:
         hosts = SCHEDULERS[job.scheduler].hosts(os.environ)
     except KeyError as error:
         raise ValueError(f"{path}: runs inside a job of {job.scheduler}, and {error} is not set here") from None
-    return Packer(job, store, hosts, path, begun).run(pieces(study, store, job))
+    tally = Packer(job, store, hosts, path, begun).run(pieces(study, store, job))
+    plan = make_plan(study, store, only=job.cases, cases=study.cases_elsewhere())
+    tally.kept = {run_id: status for run_id, status in plan.kept.items() if run_id not in tally.ended}
+    return tally
 
 
 def as_text(tally: Tally) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FAREWELL_S = 10.0  # for workers that were asked to end to write their row
 LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
+MOST_REASONS = 20  # that are shown
 ENDED_FILE = "SCALADE_ENDED_FILE"  # by which rank 0's supervisor says so
 
 
@@ -84,7 +86,7 @@ def _run_through(
     """Start the launcher once for each world size; its workers write the rows and show the progress."""
     options = ["--results", str(store.folder.absolute()), "--exit-zero"]
     options += ["--retry-failed"] * retry_failed + ["--quiet"] * quiet
-    summary = Summary(kept=dict(plan.kept), skipped=plan.skipped)
+    summary = Summary.of(plan)
     attempts = {run.run_id: store.attempts(run.run_id) for run in plan.pending}
     mark, guard = new_mark(), None
     stop_file = Path(os.environ.get(STOP_FILE, store.folder.absolute() / f".stop-{mark.rsplit('/', 1)[-1]}"))
@@ -193,7 +195,9 @@ def as_json(summary: Summary, folder: Path) -> dict[str, Any]:
     runs = [{"run_id": run_id} | asdict(outcome) for run_id, outcome in summary.outcomes.items()]
     return {
         "results": str(folder), "runs": runs, "kept": summary.kept, "skipped": summary.skipped,
-        "elsewhere": summary.elsewhere, "other_sizes": summary.other_sizes, "interrupted": summary.interrupted,
+        "skip_reasons": summary.skip_reasons, "elsewhere": summary.elsewhere, "other_sizes": summary.other_sizes,
+        "failed_before": {run_id: asdict(outcome) for run_id, outcome in summary.failed_before.items()},
+        "interrupted": summary.interrupted, "exit_code": summary.exit_code,
     }  # fmt: skip
 
 
@@ -201,18 +205,32 @@ def as_text(summary: Summary, folder: Path) -> list[str]:
     """The summary for people."""
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing to do"
     lines = [f"runs: {counts}" + (f"; {len(summary.kept)} had been done before" if summary.kept else "")]
-    before = sum(status in ("failed", "oom", "timeout", "diverged") for status in summary.kept.values())
-    if before:
-        lines.append(f"{before} of these had failed: --retry-failed runs them again")
+    if before := summary.failed_before.values():
+        lines.append(f"{_some(len(before), 'run')} had failed before; --retry-failed runs again what can run:")
+        lines += counted(Counter(f"{outcome.status}: {outcome.reason}" for outcome in before))
     if summary.skipped:
-        lines.append(f"{_some(summary.skipped, 'case')} skipped, for the reasons in their rows")
+        lines.append(f"{_some(summary.skipped, 'case')} skipped:")
+        lines += counted(summary.skip_reasons)
     if summary.elsewhere:
         lines.append(f"{_some(len(summary.elsewhere), 'run')} left to another sweep: {', '.join(summary.elsewhere)}")
     for size, count in summary.other_sizes.items():
         lines.append(f"{_some(count, 'case')} for a world of {size} left alone: start {_some(size, 'worker')} for that")
     if summary.interrupted:
         lines.append(f"ended early: {summary.interrupted}; start it again for the rest")
+    elif summary.nothing_measured:
+        lines.append("nothing was measured: the table has no run of these cases with status ok (exit status 1)")
     return [*lines, f"table: {folder}"]
+
+
+def counted(reasons: Mapping[str, int]) -> list[str]:
+    """Each distinct reason with its count, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"  {count} x {reason}" for reason, count in ordered[:MOST_REASONS]]
+    left = ordered[MOST_REASONS:]
+    if left:
+        count = sum(count for _, count in left)
+        lines.append(f"  {count} more, for {_some(len(left), 'other reason')}: scalade show --columns layout,reason")
+    return lines
 
 
 def _some(count: int, what: str) -> str:

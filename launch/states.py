@@ -38,6 +38,11 @@ class Line:
     where: str = ""
     elapsed: str = ""
 
+    @property
+    def failed(self) -> bool:
+        """The job has, or a run of it stands so in the table."""
+        return self.state == FAILED or any(status in RETRIED for status in self.runs)
+
 
 def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool = True) -> dict[str, dict[int, Task]]:
     """Name of a job -> task number -> its state, as far as it is known.

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..results.store import RunStore
@@ -26,7 +26,7 @@ from .spec import utc
 from .states import task_states
 from .study import Study, load_study
 from .submissions import FOLDER, JobRecord, Submission, locked, submissions, write_durably
-from .supervise import Signals
+from .supervise import Outcome, Signals
 from .sweep import LocalExecutor, Plan, PlannedRun, Sweep, make_plan
 
 MODES = ("array", "packed")
@@ -61,6 +61,15 @@ class Submitted:
     kept: int = 0  # runs that have their row
     active: int = 0  # cases that a job of an earlier submission waits for or runs
     skipped: int = 0
+    skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
+    failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table
+    measured: bool = True  # the table has a run with status ok
+
+    @property
+    def exit_code(self) -> int:
+        """0: handed over, or under way, or all is done; 1: there is nothing to hand over, and the table has a failed
+        run or none at all."""
+        return int(not self.runs and not self.active and bool(self.failed or not self.measured))
 
 
 def nodes_of(ranks: int, per_node: int) -> tuple[int, int]:
@@ -124,7 +133,8 @@ def _submit(
     pending = [run for run in plan.pending if run.case.case_id not in active]
     done = Submitted(
         results, {}, None, runs=len(pending), kept=len(plan.kept), skipped=plan.skipped,
-        active=len({run.case.case_id for run in plan.pending} & active),
+        active=len({run.case.case_id for run in plan.pending} & active), skip_reasons=plan.skip_reasons,
+        failed=plan.failed, measured="ok" in plan.kept.values(),
     )  # fmt: skip
     if not dry_run:
         _write_skipped(study, store, plan)

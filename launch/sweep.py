@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import socket
 import time
 from collections import Counter
@@ -32,7 +31,7 @@ from .same_link import refuse_another_link
 from .schedulers import job_columns
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, read_starts
-from .stop import REQUEUE_STATUS
+from .summary import Summary
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .taken import taken
 from .watchdog import Watchdog, keep_stacks
@@ -68,35 +67,9 @@ class Plan:
     kept: dict[str, str]  # run_id -> status: have their row
     to_skip: tuple[PlannedCase, ...]  # cannot run and have no row that says so
     skipped: int  # cases that cannot run, with a row or without
+    skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
+    failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table, of these cases
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases that need that many
-
-
-@dataclass
-class Summary:
-    """What a sweep did."""
-
-    outcomes: dict[str, Outcome] = field(default_factory=dict)  # by run_id, in order
-    kept: dict[str, str] = field(default_factory=dict)
-    skipped: int = 0
-    elsewhere: list[str] = field(default_factory=list)  # run_ids that another sweep holds
-    other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases left for such a world
-    interrupted: str | None = None  # why the sweep ended early, for people
-    signal: str | None = None  # that ended it, by name
-    requeue: bool = False  # the job's time is up; there is more to do
-
-    @property
-    def counts(self) -> Counter[str]:
-        return Counter(outcome.status for outcome in self.outcomes.values())
-
-    @property
-    def exit_code(self) -> int:
-        """0: all ran, was kept or cannot run; 1: a run failed now, or the sweep broke; 75: to be queued again; 128 + a
-        signal's number: cancelled by it."""
-        if self.requeue:
-            return REQUEUE_STATUS
-        if self.signal is not None:
-            return 128 + signal.Signals[self.signal]
-        return int(self.interrupted is not None or any(outcome.bad for outcome in self.outcomes.values()))
 
 
 def make_plan(
@@ -122,7 +95,7 @@ def make_plan(
     cases = [planned for planned in cases if planned.case.ranks not in others]
     possible = [planned for planned in cases if planned.skip_reason is None]
     impossible = [planned for planned in cases if planned.skip_reason is not None]
-    missing, kept = [], {}
+    missing, kept, failed = [], {}, {}
     for repeat in range(study.run.repeats):
         for planned in possible:
             run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
@@ -133,6 +106,10 @@ def make_plan(
                 missing.append(run)
             else:
                 kept[run.run_id] = status
+                failed |= _failed(store, run.run_id, status)
+    for planned in impossible:  # it could once
+        for run in (PlannedRun(planned.case, repeat) for repeat in range(study.run.repeats)):
+            failed |= _failed(store, run.run_id, store.finished(run.run_id))
     refuse_another_link(store, kept)
     if study.run.isolation == "pool":  # a world of each size starts once
         missing.sort(key=lambda run: run.case.ranks)
@@ -141,8 +118,16 @@ def make_plan(
         kept=kept,
         to_skip=tuple(planned for planned in impossible if store.finished(PlannedRun(planned.case, 0).run_id) is None),
         skipped=len(impossible),
+        skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
+        failed=failed,
         other_sizes=dict(sorted(others.items())),
     )
+
+
+def _failed(store: RunStore, run_id: str, status: str | None) -> dict[str, Outcome]:
+    if status not in RETRIED:
+        return {}
+    return {run_id: Outcome(status, (store.row(run_id) or {}).get("reason"))}
 
 
 def wanted(status: str | None, retry_failed: bool) -> bool:
@@ -222,7 +207,7 @@ class Sweep:
         self._plan: Plan | None = None  # whose skipped cases have to be written yet
 
     def run(self, plan: Plan) -> Summary:
-        summary = Summary(kept=dict(plan.kept), skipped=plan.skipped, other_sizes=plan.other_sizes)
+        summary = Summary.of(plan)
         self._plan = plan
         self.display.plan(len(plan.pending))
         self._tidy(plan)
@@ -274,6 +259,7 @@ class Sweep:
             status = self.store.finished(run.run_id)
             if not wanted(status, self.retry_failed):  # another sweep was faster
                 summary.kept[run.run_id] = status
+                summary.failed_before |= _failed(self.store, run.run_id, status)
                 self.display.passed_over(run)
                 return True
             try:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +75,11 @@ def test_help_lists_every_command(scalade):
     code, out, _ = scalade("--help")
     assert code == 0
     assert [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()] == COMMANDS
+
+
+def test_the_table_of_exit_statuses_has_every_command():
+    page = (Path(__file__).parents[1] / "docs" / "exit-status.md").read_text()
+    assert re.findall(r"^\| `([a-z]+)` \|", page, re.M) == COMMANDS
 
 
 def test_help_is_fast():

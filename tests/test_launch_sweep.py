@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scalade.launch.environment import LINK
-from scalade.launch.run import run_study
+from scalade.launch.run import as_json, as_text, counted, run_study
 from scalade.launch.study import load_study
 from scalade.launch.sweep import make_plan, wanted
 from scalade.results.store import RunStore
@@ -63,10 +63,15 @@ def test_only_what_is_missing_runs(tmp_path, monkeypatch):
     first = run(path, results)
     assert statuses(first) == ["ok", "failed"] and first.exit_code == 1
     second = run(path, results)
-    assert statuses(second) == [] and sorted(second.kept.values()) == ["failed", "ok"] and second.exit_code == 0
+    assert statuses(second) == [] and sorted(second.kept.values()) == ["failed", "ok"]
+    assert second.exit_code == 1  # nothing was run, and a failed run stands in the table
+    assert "1 run had failed before" in "\n".join(as_text(second, results))
+    assert "  1 x failed: rank 1: KeyError: 'no such thing'" in as_text(second, results)
+    (before,) = as_json(second, results)["failed_before"].values()
+    assert before["status"] == "failed" and as_json(second, results)["exit_code"] == 1
     monkeypatch.delenv("FAKE_RANK")
     third = run(path, results, retry_failed=True)
-    assert statuses(third) == ["ok"] and list(third.kept.values()) == ["ok"]
+    assert statuses(third) == ["ok"] and list(third.kept.values()) == ["ok"] and third.exit_code == 0
     more = run(write_study(tmp_path, repeats=2), results)
     assert statuses(more) == ["ok", "ok"] and len(more.kept) == 2
     assert all(run_id.endswith("-r1") for run_id in more.outcomes)
@@ -91,6 +96,50 @@ def test_a_case_that_cannot_run_has_one_row_with_its_reason(tmp_path):
     (skipped,) = [row for row in rows if row["status"] == "skipped"]
     assert skipped["attempt"] == 1 and skipped["started_at"] is None and skipped["dp_replicate"] == 5
     assert "12" in skipped["reason"] and skipped["model_layers"] == 2
+
+
+def test_a_failed_run_of_a_case_that_cannot_run_any_more_still_stands(tmp_path, monkeypatch):
+    path, results = write_study(tmp_path), tmp_path / "r"
+    monkeypatch.setenv("FAKE_RANK", "1:raise@0")
+    assert run(path, results).exit_code == 1
+    path.write_text(path.read_text().replace("max_ranks = 4", "max_ranks = 1"))
+    summary = run(path, results)
+    assert (summary.skipped, summary.exit_code, len(summary.failed_before)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("launcher", ["local", "torchrun"])
+def test_a_sweep_that_measures_nothing_is_no_success(tmp_path, launcher):
+    path = write_study(tmp_path, ranks="[5, 7, 8, 10]", repeats=2, launcher=launcher)
+    for _ in range(2):  # also when the rows are there
+        done = scalade("run", path, "--results", tmp_path / "r", "-q")
+        assert done.returncode == 1 and "nothing was measured" in done.stdout and not done.stderr
+        told = json.loads(scalade("run", path, "--results", tmp_path / "r", "--json").stdout)
+        assert told["exit_code"] == 1 and sum(told["skip_reasons"].values()) == told["skipped"] == 4
+
+
+def test_each_reason_for_skips_is_shown_once_with_its_count(tmp_path):
+    path = write_study(tmp_path, ranks="[5, 1, 6]")
+    path.write_text(path.read_text().replace("[layout]", "[measure]\nprofile_steps = [0, 1]\n[layout]"))
+    summary = run(path, tmp_path / "r")
+    assert summary.exit_code == 0 and summary.skipped == 4
+    lines = as_text(summary, tmp_path / "r")
+    at = lines.index("4 cases skipped:")
+    assert len(lines[at + 1 : -1]) == 2
+    assert lines[at + 1].startswith("  2 x ") and lines[at + 2] == "  2 x needs 6 ranks, run.max_ranks is 4"
+    many = counted({f"reason {number:02}": number for number in range(1, 31)})
+    assert len(many) == 21 and many[0] == "  30 x reason 30"
+    assert many[-1].startswith("  55 more, for 10 other reasons: ")
+
+
+def test_quiet_still_says_what_failed(tmp_path):
+    path = write_study(tmp_path, repeats=2)
+    command = [sys.executable, "-c", SWEEP.replace("command=", "quiet=True, command="), str(path), str(tmp_path / "r")]
+    done = subprocess.run(
+        [*command, *COMMAND], capture_output=True, text=True, env=os.environ | {"FAKE_RANK": "1:raise@0"}, timeout=60
+    )
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith("failed  ") and line.endswith("'no such thing'") for line in lines)
 
 
 def test_runs_are_interleaved_by_repeat(tmp_path):

@@ -3,6 +3,7 @@
 A real Slurm is in test_cluster_slurm.py.
 """
 
+import json
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from scalade.launch import states
 from scalade.launch.errors import StudyError
 from scalade.launch.pack import TRIES, Packer, Piece, Started, next_piece, pieces, read_job
 from scalade.launch.schedulers import SCHEDULERS
-from scalade.launch.schedulers.base import FAILED, RUNNING, WAITING, SchedulerError, Task
+from scalade.launch.schedulers.base import DONE, FAILED, RUNNING, WAITING, SchedulerError, Task
 from scalade.launch.schedulers.slurm import Slurm
 from scalade.launch.site import Kubernetes, Site, clock, load_site, parse_time
 from scalade.launch.study import load_study
@@ -107,6 +108,37 @@ def test_submitting_again_starts_nothing_twice(study, tmp_path, fake):
     third = submit_study(study, results, SLURM)
     assert (third.runs, third.active, len(fake.handed)) == (6, 0, 6)
     assert len(submissions(results)) == 2
+
+
+def test_the_exit_status_of_submit_is_that_of_run_once_there_is_nothing_to_hand_over(study, tmp_path, fake, capsys):
+    results = tmp_path / "r"
+
+    def submit(*options):
+        try:
+            cli.app(["submit", str(study), "--scheduler", "slurm", "--results", str(results), *options])
+        except SystemExit as end:
+            return end.code or 0, capsys.readouterr().out
+
+    code, out = submit()
+    assert code == 0 and "submitted: 6 runs, 1 case skipped\n  1 x " in out
+    (submission,) = submissions(results)
+    fake.all(submission, RUNNING)
+    assert submit()[0] == 0  # under way
+    fake.all(submission, DONE)
+    store = RunStore(results)
+    for case in load_study(study).all_cases:
+        for repeat in range(2):
+            if not case.refusal():
+                ended = {"status": "failed", "reason": "E"} if case.ranks == 4 and repeat else {"status": "ok"}
+                row = {"run_id": f"{case.case_id}-r{repeat}"} | ended
+                store.write_run(row | {"case_id": case.case_id, "repeat": repeat, "started_at": "2026-01-01"})
+    code, out = submit()
+    assert code == 1 and "nothing to submit: 0 runs, 6 had been done before, 1 failed before" in out
+    told = json.loads(submit("--json")[1])
+    assert told["exit_code"] == 1 and [each["status"] for each in told["failed"].values()] == ["failed"]
+    lines, _ = states.status(results)  # the scheduler calls all of them done
+    assert {line.ranks: line.failed for line in lines} == {1: False, 2: False, 4: True}
+    assert submit("--retry-failed")[0] == 0
 
 
 def test_a_dry_run_writes_nothing(study, tmp_path, fake):
