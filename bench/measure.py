@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .mistakes import Finder
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -21,7 +23,9 @@ class Measure:
     peak_matmul: bool = False  # measure the device's peak by matrix products, where no datasheet is known
 
     def __post_init__(self) -> None:
+        find = Finder("measure")
         for name in ("warmup_steps", "eval_every", "eval_sequences", "log_every", "checkpoint_every"):
             low = 1 if name == "log_every" else 0
             if getattr(self, name) < low:
-                raise ValueError(f"measure.{name} = {getattr(self, name)}: must be at least {low}")
+                find.add(name, f"{name} = {getattr(self, name)}: must be at least {low}")
+        find.done()

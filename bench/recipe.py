@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .mistakes import Finder
+
 OPTIMIZERS = ("adamw", "sgd", "muon", "deepspeed-cpu-adam", "deepspeed-fused-adam")  # its own two: AdamW in its code
 LR_SCHEDULES = ("cosine", "wsd", "constant")
 PRECISIONS = ("fp32", "bf16")  # bf16: compute in bf16; master weights, reductions, norms and loss in fp32
@@ -38,11 +40,12 @@ class Recipe:
     start_weights: str = ""  # a weights.npz (measure.keep_weights) of any engine to start from; empty: init_std, seed
 
     def __post_init__(self) -> None:
+        find = Finder("recipe")
         for name, allowed in (
             ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("precision", PRECISIONS),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
-                raise ValueError(f"recipe.{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+                find.add(name, f"{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         for name, low, high in (
             ("global_batch", 1, 2**53), ("steps", 1, 2**53), ("lr", 0, math.inf), ("beta1", 0, 1),
             ("beta2", 0, 1), ("eps", 0, math.inf), ("weight_decay", 0, math.inf), ("warmup_steps", 0, 2**53),
@@ -51,10 +54,11 @@ class Recipe:
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high or value == math.inf:  # also refuses NaN
-                raise ValueError(f"recipe.{name} = {value}: must be between {low} and {high}")
+                find.add(name, f"{name} = {value}: must be between {low} and {high}")
         for name in ("beta1", "beta2"):
             if getattr(self, name) == 1 and self.optimizer != "sgd":
-                raise ValueError(f"recipe.{name} = 1: {self.optimizer} needs less than 1")
+                find.add(f"{name} optimizer", f"{name} = 1: {self.optimizer} needs less than 1")
+        find.done()
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step` (0-based)."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from .mistakes import Finder
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -28,21 +30,25 @@ class ModelShape:
     norm_eps: float = 1e-5  # of RMSNorm
 
     def __post_init__(self) -> None:
+        find = Finder("model")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int" and not 1 <= value < MAX_DIMENSION:
-                raise ValueError(f"model.{field.name} = {value}: must be between 1 and {MAX_DIMENSION - 1}")
-        if self.width % self.heads:
-            raise ValueError(f"model.width = {self.width}: must be a multiple of model.heads = {self.heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"model.heads = {self.heads}: width/heads = {self.head_dim} must be even for RoPE")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"model.kv_heads = {self.kv_heads}: must divide model.heads = {self.heads}")
+                find.add(field.name, f"{field.name} = {value}: must be between 1 and {MAX_DIMENSION - 1}")
+        if not find.wrong("width") and not find.wrong("heads"):
+            if self.width % self.heads:
+                find.add("width heads", f"width = {self.width}: must be a multiple of model.heads = {self.heads}")
+            elif self.head_dim % 2:
+                line = f"heads = {self.heads}: width/heads = {self.head_dim} must be even for RoPE"
+                find.add("heads width", line)
+        if not find.wrong("heads") and not find.wrong("kv_heads") and self.heads % self.kv_heads:
+            find.add("kv_heads heads", f"kv_heads = {self.kv_heads}: must divide model.heads = {self.heads}")
         if self.mlp not in MLPS:
-            raise ValueError(f"model.mlp = {self.mlp!r}: allowed are {', '.join(MLPS)}")
+            find.add("mlp", f"mlp = {self.mlp!r}: allowed are {', '.join(MLPS)}")
         for name in ("rope_theta", "norm_eps"):
             if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
-                raise ValueError(f"model.{name} = {getattr(self, name)}: must be more than 0 and finite")
+                find.add(name, f"{name} = {getattr(self, name)}: must be more than 0 and finite")
+        find.done()
 
     @property
     def head_dim(self) -> int:

@@ -36,6 +36,7 @@ class CommStudy:
     case: CommCase
     run: Run
     name: str = "comm"
+    path: Path = Path("comm")  # for messages: there is no file
 
     @property
     def results(self) -> Path:

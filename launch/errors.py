@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-SHOWN = 5  # problems of one file told at once
+SHOWN = 30  # problems of one file told at once
 LINE = 500  # characters of a problem
 LONGEST = 60  # characters of a value or a key that are shown
 

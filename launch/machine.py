@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -22,6 +23,17 @@ def gpus() -> int:
     """NVIDIA devices that ranks started here will see; 0 without a driver."""
     devices = visible_devices()
     return visible_count(driver_cards(), os.environ.get(CHOSEN)) if devices is None else len(devices)
+
+
+def no_cuda() -> str | None:
+    """Why no rank can use a GPU here; None: as far as can be seen without importing torch, one can."""
+    if not gpus():
+        hidden = os.environ.get(CHOSEN)
+        by = "" if hidden is None else f" with {CHOSEN}={hidden}"
+        return f"this machine shows no NVIDIA GPU{by}"
+    found = importlib.util.find_spec("torch")
+    version = _read(str(Path(found.origin).with_name("version.py"))) if found and found.origin else ""
+    return "torch is built without CUDA here" if re.search(r"^cuda\b[^=]*= *None$", version, re.M) else None
 
 
 def gpu_memory_bytes(ranks: int | None = None) -> int | None:

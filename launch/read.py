@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,20 +19,53 @@ MAX_DOTS = 200  # dots of one key; tomllib takes time and memory with their squa
 ARRAYS = (*ALTERNATIVES, "zip", "exclude")  # may be one table or an array of them
 
 
-def read(path: Path) -> tuple[StudyFile, set[str]]:
-    """The file, and which of ARRAYS it holds as a single table (a list of one in StudyFile).
+@dataclass(frozen=True)
+class Contents:
+    """A study file as far as it can be read: what is wrong is left out, so that the rest is looked at, too."""
 
+    file: StudyFile
+    single: set[str]  # which of ARRAYS it holds as a single table (a list of one in `file`)
+    problems: tuple[str, ...] = ()  # unknown keys and wrong types
+    unsure: frozenset[str] = frozenset()  # sections of which something was left out: a key that is missing may be it
+
+
+def read(path: Path) -> Contents:
+    """
     Raises
     ------
-    StudyError: no file, no TOML, unknown keys or wrong types, all told at once
+    StudyError: no file, or no TOML
     """
     raw = _parse(path)
     single = {section for section in ARRAYS if isinstance(raw.get(section), dict)}
     raw |= {section: [raw[section]] for section in single}
     try:
-        return StudyFile.model_validate(raw), single
+        return Contents(StudyFile.model_validate(raw), single)
     except ValidationError as error:
-        raise StudyError(path, _problems(error, single)) from None
+        problems, unsure = _problems(error, single), _leave_out(raw, error)
+    return Contents(StudyFile.model_validate(raw), single, tuple(problems), frozenset(unsure))
+
+
+def _leave_out(raw: dict, error: ValidationError) -> set[str]:
+    """Take what is wrong out of the file's content; gives the sections that it was in, or may have been meant for."""
+    unsure: set[str] = set()
+    for found in error.errors(include_url=False):
+        section, *rest = found["loc"]
+        if section in ("zip", "exclude"):
+            raw.pop(section, None)
+            unsure.add(section)
+        elif not rest:
+            raw.pop(section, None)
+            unsure |= {section} if section in MODELS else set(MODELS) - set(raw) if section != "name" else set()
+        else:
+            unsure.add(section)
+            table = raw[section]
+            for part in rest[:-1]:
+                table = table[part]
+            if isinstance(table, list):
+                table[rest[-1]] = {}  # the numbers of the others stay
+            else:
+                table.pop(rest[-1], None)
+    return unsure
 
 
 def _parse(path: Path) -> dict:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from typing import Any
 
 from ..bench.data.spec import DataSpec
 from ..bench.flops import flops_per_token
 from ..bench.measure import Measure
+from ..bench.mistakes import Mistake, Mistakes
 from ..bench.recipe import Recipe
 from ..bench.shape import SIZES, ModelShape
 from ..parallelism.diloco.config import Outer
@@ -16,6 +18,7 @@ from ..parallelism.layout import Layout, canonical
 from .case import Case
 from .errors import shown, unknown
 from .expand import Point
+from .here import missing_files
 from .schema import BATCH, BUDGET, INT_LIMIT, KEYS, RATE, SECTIONS
 
 SEQ_LEN = 256  # where neither the study nor the size says
@@ -36,104 +39,121 @@ def case_of(point: Point, vocab_of: Callable[[DataSpec], int]) -> Case:
 
     Raises
     ------
-    ValueError: one line per problem; the values make no model, no recipe or no layout at all
+    Mistakes: the values make no model, no recipe or no layout at all; all that is wrong with them
     """
     parts: dict[str, dict] = {section: {} for section in SECTIONS}
     for key, value in point.items():
         section, dot, name = key.partition(".")
         if dot:
             parts[section][name] = value
-    problems: list[str] = []
-
-    def build(kind: Callable, **values: object) -> object | None:
-        try:
-            return kind(**values)
-        except ValueError as error:
-            problems.append(str(error))
-            return None
-
-    data = build(DataSpec, **parts["data"])
-    measure = build(Measure, **parts["measure"])
-    outer = build(Outer, **parts["outer"])
-    layout = build(Layout, **parts["layout"])
-    name, values = None, None
-    try:
-        name, values = _shape(parts["model"])
-    except ValueError as error:
-        problems.append(str(error))
+    found: list[Mistake] = []
+    data = _built(found, DataSpec, **parts["data"])
+    measure = _built(found, Measure, **parts["measure"])
+    outer = _built(found, Outer, **parts["outer"])
+    layout = _built(found, Layout, **parts["layout"])
+    name, values = _shape(parts["model"], found)
     shape = None
-    if values is not None and data is not None:
-        try:
-            values.setdefault("vocab", 0) or values.update(vocab=vocab_of(data))
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            shape = build(ModelShape, **values)
-    recipe = None
-    if shape and layout and outer:
-        try:
-            recipe = _recipe(parts["recipe"], parts["budget"], shape, layout.ranks * outer.placed_replicas)
-        except ValueError as error:
-            problems.append(str(error))
-    else:  # say what is wrong with the recipe itself in the same breath
-        own = {name: value for name, value in parts["recipe"].items() if name not in BATCH + RATE}
-        build(Recipe, **{"global_batch": 1, "steps": 1} | own)
-    if problems:
-        raise ValueError("\n".join(problems))
+    if values is not None:
+        values["vocab"] = values.get("vocab") or _vocab(data, vocab_of, found)
+        shape = _built(found, ModelShape, **values)
+    ranks = layout.ranks * outer.placed_replicas if layout and outer else None
+    recipe = _recipe(parts["recipe"], parts["budget"], shape, ranks, found)
+    if found:
+        raise Mistakes(found)
     return Case(shape, data, recipe, canonical(layout), outer, measure, model_name=name)
 
 
-def _shape(keys: dict) -> tuple[str, dict]:
+def _built(found: list[Mistake], kind: Callable, **values: object) -> Any:
+    """The part, or None where there is something wrong with it."""
+    try:
+        return kind(**values)
+    except Mistakes as error:
+        found += error.found
+        return None
+
+
+def _vocab(data: DataSpec | None, vocab_of: Callable[[DataSpec], int], found: list[Mistake]) -> int:
+    """The data's; any, where that cannot be told, so that the rest of the shape is looked at all the same."""
+    if data is None:
+        return 1
+    try:
+        return vocab_of(data)
+    except ValueError as error:
+        missing = missing_files(data)
+        more = "; and data.vocab is not given, so the tokenizer's size is looked for beside it"
+        line = f"{missing[0]}{more}" if missing else str(error)
+        found.append(Mistake(("data.path", "data.vocab"), line))
+        return 1
+
+
+def _shape(keys: dict, found: list[Mistake]) -> tuple[str, dict | None]:
     """Name and arguments of ModelShape; without `vocab` where the data decides it."""
     given = {name: value for name, value in keys.items() if name != "size"}
     size = keys.get("size")
     if size is not None and size not in SIZES:
-        raise ValueError(f"model.size = {shown(size)}: {unknown(size, SIZES, 'size')}")
+        found.append(Mistake(("model.size",), f"model.size = {shown(size)}: {unknown(size, SIZES, 'size')}"))
+        return "", None
     values = {"seq_len": SEQ_LEN} | (SIZES[size] if size else {}) | given
     if "heads" in values:
         values.setdefault("kv_heads", values["heads"])
     needed = [f.name for f in fields(ModelShape) if f.default is MISSING and f.name not in ("kv_heads", "vocab")]
     missing = [name for name in needed if name not in values]
     if missing:
-        raise ValueError(f"model: set size to a named size, or say the shape; missing: {', '.join(missing)}")
+        line = f"model: set size to a named size, or say the shape; missing: {', '.join(missing)}"
+        found.append(Mistake(("model.size", *(f"model.{name}" for name in missing)), line))
+        return "", None
     if not size:
         return f"{values['layers']}x{values['width']}", values
     changed = [name for name in NAMING if name in given and given[name] != SIZES[size].get(name)]
     return ",".join([size, *(f"{name}={given[name]}" for name in changed)]), values
 
 
-def _recipe(recipe: dict, budget: dict, shape: ModelShape, ranks: int) -> Recipe:
-    batch = _one(recipe, BATCH, "recipe")
+def _recipe(
+    recipe: dict, budget: dict, shape: ModelShape | None, ranks: int | None, found: list[Mistake]
+) -> Recipe | None:
+    """None where something is wrong with it, or with what it hangs on."""
+    rest = {name: value for name, value in recipe.items() if name not in BATCH + RATE}
+    _built(found, Recipe, **{"global_batch": 1, "steps": 1} | rest)
+    meant_for = recipe.get("lr_width", 0)
+    if meant_for < 0:
+        found.append(Mistake(("recipe.lr_width",), f"recipe.lr_width = {meant_for}: must be at least 0"))
+    batch = _one(recipe, BATCH, "recipe", found)
+    kind = _one(budget, BUDGET, "budget", found)
+    if batch and recipe[batch] < 1:
+        found.append(Mistake((f"recipe.{batch}",), f"recipe.{batch} = {recipe[batch]}: must be at least 1"))
+        batch = None
+    if kind and not budget[kind] > 0:
+        found.append(Mistake((f"budget.{kind}",), f"budget.{kind} = {budget[kind]}: must be more than 0"))
+        kind = None
+    if shape is None or batch is None:
+        return None
     count = recipe[batch]
-    if count < 1:
-        raise ValueError(f"recipe.{batch} = {count}: must be at least 1")
     if batch == "batch_tokens":
         if count % shape.seq_len:
             near = max(1, round(count / shape.seq_len)) * shape.seq_len
-            raise ValueError(
-                f"recipe.batch_tokens = {count}: must be a multiple of model.seq_len = {shape.seq_len}, "
-                f"the nearest is {near}"
-            )
+            line = f"recipe.batch_tokens = {count}: must be a multiple of model.seq_len = {shape.seq_len}"
+            found.append(Mistake(("recipe.batch_tokens", "model.seq_len"), f"{line}, the nearest is {near}"))
+            return None
         count //= shape.seq_len
     elif batch == "batch_per_rank":
+        if ranks is None:
+            return None
         count *= ranks
     if count * shape.seq_len >= INT_LIMIT:
-        raise ValueError(f"recipe.{batch} = {recipe[batch]}: more tokens in a step than 2**63")
-    rest = {name: value for name, value in recipe.items() if name not in BATCH + RATE}
-    meant_for = recipe.get("lr_width", 0)
-    if meant_for < 0:
-        raise ValueError(f"recipe.lr_width = {meant_for}: must be at least 0")
+        line = f"recipe.{batch} = {recipe[batch]}: more tokens in a step than 2**63"
+        found.append(Mistake((f"recipe.{batch}", "model.seq_len"), line))
+        return None
+    steps = _steps(kind, budget, shape, count, found) if kind else None
+    if found or steps is None:
+        return None
     if meant_for:
         rest["lr"] = rest.get("lr", Recipe.lr) * meant_for / shape.width
-    return Recipe(global_batch=count, steps=_steps(budget, shape, count), **rest)
+    return _built(found, Recipe, global_batch=count, steps=steps, **rest)
 
 
-def _steps(budget: dict, shape: ModelShape, global_batch: int) -> int:
+def _steps(kind: str, budget: dict, shape: ModelShape, global_batch: int, found: list[Mistake]) -> int | None:
     """Steps of the budget, rounded up."""
-    kind = _one(budget, BUDGET, "budget")
     amount = budget[kind]
-    if not amount > 0:
-        raise ValueError(f"budget.{kind} = {amount}: must be more than 0")
     tokens_per_step = global_batch * shape.seq_len
     if kind == "steps":
         steps = amount
@@ -144,13 +164,16 @@ def _steps(budget: dict, shape: ModelShape, global_batch: int) -> int:
         steps = math.ceil(amount / per_token / tokens_per_step * (1 - 1e-12))  # division may land a hair above a whole
     steps = max(1, steps)
     if steps * tokens_per_step >= INT_LIMIT:
-        raise ValueError(f"budget.{kind} = {amount}: more than 2**63 tokens")
+        found.append(Mistake((f"budget.{kind}",), f"budget.{kind} = {amount}: more than 2**63 tokens"))
+        return None
     return steps
 
 
-def _one(table: dict, names: tuple[str, ...], section: str) -> str:
+def _one(table: dict, names: tuple[str, ...], section: str, found: list[Mistake]) -> str | None:
     given = [name for name in names if name in table]
     if len(given) == 1:
         return given[0]
-    found = f"found {' and '.join(given)}" if given else "found none"
-    raise ValueError(f"{section}: give exactly one of {', '.join(names)}; {found}")
+    said = f"found {' and '.join(given)}" if given else "found none"
+    line = f"{section}: give exactly one of {', '.join(names)}; {said}"
+    found.append(Mistake(tuple(f"{section}.{name}" for name in given or names), line))
+    return None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..results.store import RunStore
 from .display import make_display
+from .here import refuse_here
 from .launchers import LAUNCHERS, Launcher
 from .processes import MARK, Guard, end_marked, new_mark
 from .stop import STOP_FILE, signal_names
@@ -66,6 +67,8 @@ def run_here(
         os.environ.update(lab.environment())  # of every process that is started from here on, and of the rows
     store = RunStore(results or study.results)
     plan = make_plan(study, store, retry_failed=retry_failed)
+    here = study.run.launcher in ("local", "torchrun")  # the others may start ranks on other hosts, which look then
+    refuse_here(study.path, study.run.device if here else "auto", plan.unfinished)
     _warn(study)
     with Signals(signal_names(study.run.requeue_signals)) as signals:
         executor = make_executor(signals) if make_executor else LocalExecutor(signals, command)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
+from ..bench.mistakes import Mistake, Mistakes
 from ..parallelism.engines import patches, unavailable
 from ..parallelism.memory import GIB, predict
 from . import machine
@@ -166,16 +167,18 @@ def load_study(path: str | Path) -> Study:
     StudyError: the file cannot be read or holds a mistake; the text says where and what would be right
     """
     path = Path(path)
-    file, single = read(path)
-    problems: list[str] = []
+    contents = read(path)
+    file, single, problems, unsure = contents.file, contents.single, list(contents.problems), set(contents.unsure)
     name = file.name or path.stem
     if not NAME.fullmatch(name):
         where = "name" if file.name else "name (taken from the file's)"
         problems.append(f"{where} = {shown(name)}: must be letters, digits and . _ -, at most 64, the first no sign")
     run = Run(**{key: tuple(value) if isinstance(value, list) else value for key, value in _given(file.run).items()})
     problems += run.problems()
-    zips = [_pairs(table, _at("zip", i, single), problems) for i, table in enumerate(file.zip)]
-    rules = [_pairs(table, _at("exclude", i, single), problems, lists=True) for i, table in enumerate(file.exclude)]
+    zips = [_pairs(table, _at("zip", i, single), problems, unsure) for i, table in enumerate(file.zip)]
+    rules = [
+        _pairs(table, _at("exclude", i, single), problems, unsure, lists=True) for i, table in enumerate(file.exclude)
+    ]
     tables = {
         section: [
             {f"{section}.{key}": value for key, value in _given(table).items()}
@@ -189,10 +192,13 @@ def load_study(path: str | Path) -> Study:
             problems.append("run.seeds and recipe.seed: give one of them")
         tables["recipe"][0] |= {"recipe.seed": list(run.seeds)}
     problems += _twice(zips, tables)
-    axes = [] if problems else _axes(zips, tables, problems)
+    if "zip" in unsure:
+        zips, unsure = [], unsure | set(MODELS)
+    zips, rules = [pairs for pairs in zips if pairs], [] if "exclude" in unsure else rules
+    axes = _axes(zips, tables, problems)
+    cases = _build(axes, rules, unsure, problems) if axes else ()
     if problems:
         raise StudyError(path, problems)
-    cases = _build(path, axes, rules, single)
     return Study(name=name, path=path, run=run, all_cases=cases)
 
 
@@ -205,8 +211,11 @@ def _at(section: str, index: int, single: set[str]) -> str:
     return section if section in single else f"{section}[{index}]"
 
 
-def _pairs(table: Mapping, where: str, problems: list[str], lists: bool = False) -> dict[str, list]:
-    """A `zip` or `exclude` table as dotted key -> values."""
+def _pairs(
+    table: Mapping, where: str, problems: list[str], unsure: set[str], lists: bool = False
+) -> dict[str, list]:
+    """A `zip` or (lists) `exclude` table as dotted key -> values; with a problem in it that section is unsure."""
+    before = len(problems)
     pairs: dict[str, list] = {}
     for key, value in _flat(table).items():
         at = f"{where}.{dotted([key]) if key not in KEYS else key}"
@@ -231,6 +240,8 @@ def _pairs(table: Mapping, where: str, problems: list[str], lists: bool = False)
     if not lists and len(set(lengths.values())) > 1:
         told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
         problems.append(f"{where}: lists must be of equal length; {told}")
+    if len(problems) > before:
+        unsure.add("exclude" if lists else "zip")
     return pairs
 
 
@@ -245,8 +256,11 @@ def _flat(table: Mapping, prefix: str = "") -> dict[str, object]:
 def _twice(zips: list[dict[str, list]], tables: dict[str, list[dict]]) -> list[str]:
     seen, problems = {key for section in tables.values() for table in section for key in table}, []
     for pairs in zips:
-        problems += [f"{key}: set twice, the second time in zip" for key in pairs if key in seen]
+        twice = [key for key in pairs if key in seen]
+        problems += [f"{key}: set twice, the second time in zip" for key in twice]
         seen |= set(pairs)
+        for key in twice:
+            del pairs[key]
     return problems
 
 
@@ -274,39 +288,44 @@ def _single(tables: dict[str, list[dict]]) -> list[tuple[str, list[dict]]]:
     return [(section, found) for section, found in tables.items() if section not in ALTERNATIVES]
 
 
-def _build(path: Path, axes: list[Axis], rules: list[dict[str, list]], single: set[str]) -> tuple[Case, ...]:
-    """The cases of all points, each once. A value that makes no case at all is the file's mistake."""
+def _build(
+    axes: list[Axis], rules: list[dict[str, list]], unsure: set[str], problems: list[str]
+) -> tuple[Case, ...]:
+    """The cases of all points, each once. A value that makes no case at all is the file's mistake.
+
+    unsure: sections of which something could not be read: a mistake that hangs on a key which is not given there, or
+    which a rule might have excluded, is not told
+    """
     cases: dict[str, Case] = {}
-    wrong: dict[str, int] = {}
+    wrong: Counter[tuple[str, bool]] = Counter()  # (line, is in one table of an array) -> cases
     points = 0
     for point in expand(axes, rules, value_of):
         points += 1
         try:
             case = case_of(point, _vocab_of)
-        except ValueError as error:
-            for line in str(error).splitlines():
-                line = _numbered(line, point)
-                wrong[line] = wrong.get(line, 0) + 1
+        except Mistakes as error:
+            sure = [
+                mistake for mistake in error.found
+                if all(key in point or key.partition(".")[0] not in unsure for key in mistake.keys)
+            ]  # fmt: skip
+            wrong.update(dict.fromkeys((_numbered(mistake, point) for mistake in sure), 1))
         else:
             cases.setdefault(case.case_id, case)
-    if wrong:
-        raise StudyError(path, [
-            line if n == points or re.match(r"\w+\[", line) else
-            f"{line} (in {n} of {points} cases; drop these with [[exclude]])"
-            for line, n in wrong.items()
-        ])  # fmt: skip
-    if not points:
-        raise StudyError(path, ["exclude leaves no case"])
+    for (line, in_table), count in wrong.items():
+        if count == points or in_table:
+            problems.append(line)
+        elif "exclude" not in unsure:
+            problems.append(f"{line} (in {count} of {points} cases; drop these with [[exclude]])")
+    if not points and not problems:
+        problems.append("exclude leaves no case")
     return tuple(cases.values())
 
 
-def _numbered(line: str, point: Point) -> str:
-    """`layout.tp = 0: ...` with the number of the table it is in."""
-    for section in ALTERNATIVES:
-        number = point.get(f"{section}#")
-        if number is not None and line.startswith(f"{section}."):
-            return f"{section}[{number}]{line[len(section):]}"
-    return line
+def _numbered(mistake: Mistake, point: Point) -> tuple[str, bool]:
+    """`layout.tp = 0: ...` with the number of the table it is in, and whether it is in one of several."""
+    section = mistake.keys[0].partition(".")[0]
+    number = point.get(f"{section}#")
+    return (mistake.line, False) if number is None else (f"{section}[{number}]{mistake.line[len(section):]}", True)
 
 
 @lru_cache(maxsize=256)

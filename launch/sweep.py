@@ -69,6 +69,7 @@ class Plan:
     skipped: int  # cases that cannot run, with a row or without
     skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
     failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table, of these cases
+    unfinished: tuple[Case, ...] = ()  # that lack a run, whether they can run or not
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases that need that many
 
 
@@ -120,6 +121,7 @@ def make_plan(
         skipped=len(impossible),
         skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
         failed=failed,
+        unfinished=tuple({run.case: None for run in missing} | {planned.case: None for planned in impossible}),
         other_sizes=dict(sorted(others.items())),
     )
 

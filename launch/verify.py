@@ -25,6 +25,7 @@ from ..parallelism.layout import Layout
 from ..results.store import RunStore
 from .case import Case
 from .display import make_display
+from .here import refuse_here
 from .study import Study, load_study
 from .supervise import RANK_COMMAND, Signals
 from .sweep import LocalExecutor, PlannedRun, Summary, Sweep, make_plan
@@ -100,6 +101,7 @@ def verify_study(
     try:
         checks = checks_of(study)
         skipped, runnable = prepare(study, checks)
+        refuse_here(path, study.run.device, [check.case for check in checks])
         summary = _sweep(runnable, folder, quiet, command)
         verdicts = judge_all(checks, skipped, folder, tolerance)
         kept = kept or any(verdict.verdict == "fail" for verdict in verdicts)

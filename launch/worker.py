@@ -27,6 +27,7 @@ from .environment import (
     reachable_address,
     slurm_meeting_point,
 )
+from .here import refuse_here
 from .judge import judge
 from .peers import BEAT_S, PATIENCE_S, Peers
 from .pool import Pool
@@ -227,6 +228,7 @@ def work(
     try:
         store = RunStore(store_folder)
         plan = make_plan(study, store, retry_failed=retry_failed, size=peers.place.size, only=only)
+        refuse_here(study.path, study.run.device, plan.unfinished)
         summary = Sweep(study, store, executor, display, signals, retry_failed=retry_failed).run(plan)
         message, code = summary.interrupted, summary.exit_code
         return summary

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from math import prod
 
+from ..bench.mistakes import Finder
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
 
@@ -53,6 +54,7 @@ class Layout:
     compile: bool = False  # torch.compile, block by block
 
     def __post_init__(self) -> None:
+        find = Finder("layout")
         for name, allowed in (
             ("engine", ENGINES), ("pp_schedule", SCHEDULES), ("cp_method", CP_METHODS), ("recompute", RECOMPUTE),
             ("zero_stage", ZERO_STAGES), ("offload_optimizer", OFFLOAD), ("offload_parameters", OFFLOAD),
@@ -60,10 +62,11 @@ class Layout:
             if getattr(self, name) not in allowed:
                 hint = " (0 is dp_replicate)" if name == "zero_stage" else ""
                 told = ", ".join(map(str, allowed))
-                raise ValueError(f"layout.{name} = {getattr(self, name)!r}: allowed are {told}{hint}")
+                find.add(name, f"{name} = {getattr(self, name)!r}: allowed are {told}{hint}")
         for name in ("dp_replicate", "dp_shard", "hpz", "tp", "pp", "virtual_stages", "microbatches", "cp", "ep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"layout.{name} = {getattr(self, name)}: must be at least 1")
+                find.add(name, f"{name} = {getattr(self, name)}: must be at least 1")
+        find.done()
 
     @property
     def ranks(self) -> int:

@@ -1,5 +1,6 @@
 """Every mistake in a study file costs one clear message: file, key, what was found, what is allowed. Exact texts."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scalade import cli
+from scalade.launch import machine
 from scalade.launch.errors import StudyError
 from scalade.launch.read import MAX_BYTES
 from scalade.launch.schema import KEYS, SECTIONS
@@ -123,7 +126,7 @@ MISTAKES = {
         "layout[0] = 3: must be a table",
     ),
     "value for a section": (
-        "model = 3\n",
+        BASE.replace("[model]\nsize = \"tiny-100k\"\n", "model = 3\n"),
         "model = 3: must be a table",
     ),
     "name": (
@@ -156,7 +159,12 @@ MISTAKES = {
     ),
     "empty file": (
         "\n",
-        "model: set size to a named size, or say the shape; missing: layers, heads, width, ffn",
+        (
+            "\n"
+            "  model: set size to a named size, or say the shape; missing: layers, heads, width, ffn\n"
+            "  recipe: give exactly one of global_batch, batch_tokens, batch_per_rank; found none\n"
+            "  budget: give exactly one of steps, tokens, tokens_per_param, flops; found none"
+        ),
     ),
     "half a shape": (
         instead('size = "tiny-100k"', "layers = 2"),
@@ -309,16 +317,85 @@ MISTAKES = {
             '  layout."dp.shard": unknown key; did you mean dp_shard?'
         ),
     ),
-    "more than five": (
-        BASE + "[run]\n" + "".join(f"repeats{i} = 1\n" for i in range(9)),
+    "more than thirty": (
+        BASE + "[run]\n" + "".join(f"repeats{i} = 1\n" for i in range(34)),
+        "".join(f"\n  run.repeats{i}: unknown key; did you mean repeats?" for i in range(30)) + "\n  and 4 more",
+    ),
+    "keys, types, ranges and what hangs on several keys at once": (
+        model("heads = 5\nmlp = 'relu'\nlayers = 0")
+        + "[layout]\ntpp = 2\ncp = 0\npp = 0\n[run]\nrepeats = 0\ndevice = 3\n[measure]\nlog_every = '1'\n",
         (
             "\n"
-            "  run.repeats0: unknown key; did you mean repeats?\n"
-            "  run.repeats1: unknown key; did you mean repeats?\n"
-            "  run.repeats2: unknown key; did you mean repeats?\n"
-            "  run.repeats3: unknown key; did you mean repeats?\n"
-            "  run.repeats4: unknown key; did you mean repeats?\n"
-            "  and 4 more"
+            "  measure.log_every = \"1\": must be an integer\n"
+            "  layout.tpp: unknown key; did you mean tp?\n"
+            "  run.device = 3: must be a string\n"
+            "  run.repeats = 0: must be at least 1\n"
+            "  layout.pp = 0: must be at least 1\n"
+            "  layout.cp = 0: must be at least 1\n"
+            "  model.layers = 0: must be between 1 and 999999\n"
+            "  model.width = 48: must be a multiple of model.heads = 5\n"
+            "  model.mlp = 'relu': allowed are swiglu, gelu"
+        ),
+    ),
+    "a misspelt key is not missing, too": (
+        instead("global_batch = 8", "global_bach = 8\nlr = -1\nbeta1 = 2").replace("steps = 3", "step = 3"),
+        (
+            "\n"
+            "  recipe.global_bach: unknown key; did you mean global_batch?\n"
+            "  budget.step: unknown key; did you mean steps?\n"
+            "  recipe.lr = -1.0: must be between 0 and inf\n"
+            "  recipe.beta1 = 2.0: must be between 0 and 1"
+        ),
+    ),
+    "a misspelt section is not missing, too": (
+        instead("[recipe]", "[recpie]") + "[layout]\ntp = 0\n",
+        (
+            "\n"
+            "  recpie: unknown key; did you mean recipe?\n"
+            "  layout.tp = 0: must be at least 1"
+        ),
+    ),
+    "a key of the wrong type is not missing, too": (
+        instead('size = "tiny-100k"', "layers = '2'\nheads = 2\nwidth = 48\nffn = 128") + "[layout]\npp = 0\n",
+        (
+            "\n"
+            "  model.layers = \"2\": must be an integer\n"
+            "  layout.pp = 0: must be at least 1"
+        ),
+    ),
+    "zip and the rest": (
+        recipe("lr = -1") + '[zip]\n"recipe.beta1" = [1, 2]\n"layout.tp" = [1]\n[run]\nrepeats = 0\n',
+        (
+            "\n"
+            "  run.repeats = 0: must be at least 1\n"
+            "  zip: lists must be of equal length; recipe.beta1 has 2, layout.tp has 1\n"
+            "  recipe.lr = -1.0: must be between 0 and inf"
+        ),
+    ),
+    "a wrong rule might have excluded it": (
+        model("heads = [2, 5]") + '[exclude]\n"model.heds" = 5\n[layout]\npp = 0\n',
+        (
+            "\n"
+            '  exclude."model.heds": unknown key; did you mean model.heads?\n'
+            "  layout.pp = 0: must be at least 1"
+        ),
+    ),
+    "two of the outer loop": (
+        BASE + "[outer]\nalgorithm = 'diloco'\nreplicas = 2\nmomentum = 3\nsync_every = 0\ncompression = 'int3'\n",
+        (
+            "\n"
+            "  outer.compression = 'int3': allowed are none, bf16, int8, int4, fp4, topk\n"
+            "  outer.sync_every = 0: must be between 1 and inf\n"
+            "  outer.momentum = 3.0: must be between 0 and 1"
+        ),
+    ),
+    "a token file that is not there, and no vocabulary": (
+        BASE + "[data]\nsource = 'tokens'\npath = '/no/such.bin'\n[layout]\npp = 0\n",
+        (
+            "\n"
+            "  layout.pp = 0: must be at least 1\n"
+            '  data.path = "/no/such.bin": no such file (/no/such.bin); '
+            "and data.vocab is not given, so the tokenizer's size is looked for beside it"
         ),
     ),
     "nested lists": (
@@ -340,6 +417,57 @@ MISTAKES = {
 def test_message(tmp_path, mistake):
     text, expected = MISTAKES[mistake]
     assert message(tmp_path, text) == expected
+
+
+def said_by(command, path, monkeypatch, capsys, *options):
+    """(exit status, stderr) of a command on a study."""
+    monkeypatch.setattr("sys.argv", ["scalade", command, str(path), *options])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code, capsys.readouterr().err
+
+
+TOKENS = BASE + "[data]\nsource = 'tokens'\npath = ['none.bin', 'some.bin', 'pair', 'gone.idx']\nvocab = 300\n"
+
+
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_all_that_is_missing_on_this_machine_is_said_before_anything_starts(tmp_path, command, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("some.bin", "pair.bin"):
+        Path(name).touch()
+    Path("t.toml").write_text(TOKENS + "[run]\ndevice = 'cuda'\n")
+    code, err = said_by(command, "t.toml", monkeypatch, capsys)
+    assert code == 2 and err == (
+        "scalade: t.toml:\n"
+        '  run.device = "cuda": this machine shows no NVIDIA GPU with CUDA_VISIBLE_DEVICES=; '
+        '"auto" takes the CPU where there is no GPU\n'
+        f'  data.path = "none.bin": no such file ({tmp_path}/none.bin)\n'
+        f'  data.path = "gone.idx": no such file ({tmp_path}/gone.idx)\n'
+    )
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_what_another_machine_has_is_not_asked_of_this_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    (tmp_path / "t.toml").write_text(TOKENS + "[run]\ndevice = 'cuda'\n")
+    assert load_study(tmp_path / "t.toml").device == "cuda"
+    code, err = said_by("submit", tmp_path / "t.toml", monkeypatch, capsys, "--scheduler", "slurm", "--dry-run")
+    assert code == 0 and err.startswith("would submit: 4 runs")
+
+
+def test_a_torch_without_cuda_is_seen_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise AssertionError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(machine, "gpus", lambda: 1)
+    for line, said in (("cuda: Optional[str] = None", "without CUDA"), ("cuda: Optional[str] = '12.4'", None)):
+        (tmp_path / "torch" / "version.py").write_text(f"debug = False\n{line}\nhip: Optional[str] = None\n")
+        assert said in machine.no_cuda() if said else machine.no_cuda() is None
+    monkeypatch.setattr(machine, "gpus", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.no_cuda() == "this machine shows no NVIDIA GPU"
 
 
 def test_files_that_are_no_study(tmp_path):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from types import ModuleType
 
+from ..mistakes import Finder
+
 SOURCES: dict[str, dict[str, object]] = {
     "stdlib": {"val_fraction": 0.05},
     "tokens": {"path": None, "val_path": None, "val_fraction": 0.05, "vocab": None, "dtype": "auto"},
@@ -47,8 +49,10 @@ class DataSpec:
     chain_seed: int | None = None  # zipf-markov: which chain (the recipe's seed draws from it)
 
     def __post_init__(self) -> None:
+        find = Finder("data")
         if self.source not in SOURCES:
-            raise ValueError(f"data.source = {self.source!r}: allowed are {', '.join(SOURCES)}")
+            find.add("source", f"source = {self.source!r}: allowed are {', '.join(SOURCES)}")
+            find.done()  # what else is there is that source's
         settings = SOURCES[self.source]
         for field in fields(self)[1:]:
             if getattr(self, field.name) == "":
@@ -58,31 +62,33 @@ class DataSpec:
                 object.__setattr__(self, field.name, settings.get(field.name))
             elif field.name not in settings:
                 takes = ", ".join(settings)
-                raise ValueError(f"data.{field.name} = {value!r}: not for source {self.source!r}, which takes {takes}")
+                line = f"{field.name} = {value!r}: not for source {self.source!r}, which takes {takes}"
+                find.add(f"{field.name} source", line)
             elif field.name == "val_fraction" and self.val_path:
-                raise ValueError(f"data.val_fraction = {value}: give this or data.val_path, not both")
+                find.add("val_fraction val_path", f"val_fraction = {value}: give this or data.val_path, not both")
         if self.val_path:
             object.__setattr__(self, "val_fraction", None)
         if self.source == "tokens" and not self.path:
-            raise ValueError("data.path is missing: source 'tokens' reads the file it names (.bin, or Megatron's pair)")
+            find.add("path", "path is missing: source 'tokens' reads the file it names (.bin, or Megatron's pair)")
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"data.dtype = {self.dtype!r}: allowed are {', '.join(DTYPES)}")
+            find.add("dtype", f"dtype = {self.dtype!r}: allowed are {', '.join(DTYPES)}")
         if self.dtype in HOLDS and self.vocab is not None and self.vocab > HOLDS[self.dtype]:
-            raise ValueError(
-                f"data.dtype = {self.dtype!r}: its tokens end at {HOLDS[self.dtype] - 1}, data.vocab = {self.vocab} "
-                f"needs a wider one; leave it at 'auto', or write what the file holds"
-            )
+            line = f"dtype = {self.dtype!r}: its tokens end at {HOLDS[self.dtype] - 1}, data.vocab = {self.vocab} "
+            find.add("dtype vocab", f"{line}needs a wider one; leave it at 'auto', or write what the file holds")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:  # also refuses NaN
-            raise ValueError(f"data.val_fraction = {self.val_fraction}: must be at least 0 and less than 1")
+            find.add("val_fraction", f"val_fraction = {self.val_fraction}: must be at least 0 and less than 1")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not (low <= value <= high and math.isfinite(value)):
-                raise ValueError(f"data.{name} = {value}: must be between {low} and {high}")
-        if self.source == "zipf-markov":
+                find.add(name, f"{name} = {value}: must be between {low} and {high}")
+        if self.source == "zipf-markov" and not find.wrong("vocab"):
             if not 2 <= self.vocab <= 4096:
-                raise ValueError(f"data.vocab = {self.vocab}: must be between 2 and 4096 for source 'zipf-markov'")
-            if self.zipf_levels > self.vocab:
-                raise ValueError(f"data.zipf_levels = {self.zipf_levels}: must be at most data.vocab = {self.vocab}")
+                line = f"vocab = {self.vocab}: must be between 2 and 4096 for source 'zipf-markov'"
+                find.add("vocab source", line)
+            elif self.zipf_levels > self.vocab and not find.wrong("zipf_levels"):
+                line = f"zipf_levels = {self.zipf_levels}: must be at most data.vocab = {self.vocab}"
+                find.add("zipf_levels vocab", line)
+        find.done()
 
     def module(self) -> ModuleType:
         """The source's own module."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from ...bench.mistakes import Finder
+
 ALGORITHMS = ("none", "localsgd", "diloco", "streaming", "delayed", "eager")
 PLACEMENTS = ("distributed", "folded")
 FRAGMENT_ORDERS = ("strided", "sequential")
@@ -69,25 +71,26 @@ class Outer:
     quorum_timeout_s: float | None = None  # how long an outer step waits for those beyond the quorum; 60
 
     def __post_init__(self) -> None:
+        find = Finder("outer")
         for name, allowed in (
             ("algorithm", ALGORITHMS), ("placement", PLACEMENTS), ("compression", COMPRESSIONS),
             ("fragment_order", (*FRAGMENT_ORDERS, None)), ("exchange", (*EXCHANGES, None)),
         ):  # fmt: skip
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"outer.{name} = {getattr(self, name)!r}: allowed are {', '.join(filter(None, allowed))}"
-                )
+                line = f"{name} = {getattr(self, name)!r}: allowed are {', '.join(filter(None, allowed))}"
+                find.add(name, line)
         if self.replicas < 1:
-            raise ValueError(f"outer.replicas = {self.replicas}: must be at least 1")
+            find.add("replicas", f"replicas = {self.replicas}: must be at least 1")
+        if find.found:
+            self._check_ranges(find)
+            find.done()
         if self.algorithm == "none":
             if self.replicas > 1:
-                raise ValueError(
-                    f"outer.replicas = {self.replicas}: algorithm 'none' has one replica; "
-                    f"allowed algorithms are {', '.join(ALGORITHMS[1:])}"
-                )
+                line = f"replicas = {self.replicas}: algorithm 'none' has one replica; "
+                find.add("replicas algorithm", f"{line}allowed algorithms are {', '.join(ALGORITHMS[1:])}")
             object.__setattr__(self, "compression", "none")
         if self.quorum:
-            self._check_quorum()
+            self._check_quorum(find)
         defaults = self._defaults()
         for field in fields(self):
             if field.default is None:
@@ -96,7 +99,10 @@ class Outer:
                 object.__setattr__(self, field.name, defaults.get(field.name) if unset else value)
         if self.placement == "distributed" or self.algorithm == "none":
             object.__setattr__(self, "offload", False)
-        self._check_ranges()
+        self._check_ranges(find)
+        find.done()
+        if self.nesterov and self.momentum == 0:
+            object.__setattr__(self, "nesterov", False)  # the same update
 
     def _defaults(self) -> dict[str, object]:
         """The settings that mean something here, with the value each takes when it is not given."""
@@ -122,25 +128,21 @@ class Outer:
             defaults |= dict(quorum=self.quorum, quorum_timeout_s=60.0)
         return defaults
 
-    def _check_quorum(self) -> None:
-        at = f"outer.quorum = {self.quorum}"
+    def _check_quorum(self, find: Finder) -> None:
+        at = f"quorum = {self.quorum}"
         if not 1 <= self.quorum <= self.replicas:
-            raise ValueError(f"{at}: must be from 1 to outer.replicas = {self.replicas}, or 0: all of them")
+            find.add("quorum replicas", f"{at}: must be from 1 to outer.replicas = {self.replicas}, or 0: all of them")
         if self.algorithm not in ("none", "localsgd", "diloco"):
-            raise ValueError(
-                f"{at}: {self.algorithm} has messages on their way between outer steps, which a replica that comes "
-                "back has missed; allowed algorithms are localsgd, diloco"
-            )
+            why = f"{self.algorithm} has messages on their way between outer steps, which a replica that comes back"
+            find.add("quorum algorithm", f"{at}: {why} has missed; allowed algorithms are localsgd, diloco")
         if self.placement == "folded" and self.algorithm != "none":
-            raise ValueError(
-                f"{at}: folded replicas share their ranks, none can be missing; set placement = 'distributed'"
-            )
+            why = "folded replicas share their ranks, none can be missing; set placement = 'distributed'"
+            find.add("quorum placement", f"{at}: {why}")
         if self.error_decay or (self.compression == "topk" and self.error_decay is None):
-            raise ValueError(
-                f"{at}: error feedback takes for sent what a round without its replica never saw; set error_decay = 0"
-            )
+            why = "error feedback takes for sent what a round without its replica never saw; set error_decay = 0"
+            find.add("quorum error_decay compression", f"{at}: {why}")
 
-    def _check_ranges(self) -> None:
+    def _check_ranges(self, find: Finder) -> None:
         for name, low, high in (
             ("sync_every", 1, math.inf), ("lr", 0, math.inf), ("momentum", 0, 1), ("fragment_layers", 1, math.inf),
             ("overlap_steps", 0, math.inf), ("mixing_alpha", 0, 1), ("block_size", 8, 65536), ("density", 0, 1),
@@ -148,21 +150,19 @@ class Outer:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # also refuses NaN
-                raise ValueError(f"outer.{name} = {value}: must be between {low} and {high}")
-        if self.block_size is not None and self.block_size % 8:
-            raise ValueError(f"outer.block_size = {self.block_size}: must be a multiple of 8")
+                find.add(name, f"{name} = {value}: must be between {low} and {high}")
+        if self.block_size is not None and not find.wrong("block_size") and self.block_size % 8:
+            find.add("block_size", f"block_size = {self.block_size}: must be a multiple of 8")
         if self.density == 0:
-            raise ValueError("outer.density = 0: must be above 0, or nothing is ever sent")
-        if self.overlap_steps is not None and self.overlap_steps >= self.sync_every:
-            raise ValueError(
-                f"outer.overlap_steps = {self.overlap_steps}: must be below outer.sync_every = {self.sync_every}"
-            )
+            find.add("density", "density = 0: must be above 0, or nothing is ever sent")
+        if None not in (self.overlap_steps, self.sync_every) and self.overlap_steps >= self.sync_every:
+            line = f"overlap_steps = {self.overlap_steps}: must be below outer.sync_every = {self.sync_every}"
+            find.add("overlap_steps sync_every", line)
         if self.exchange == "twoshot" and (self.compression == "topk" or self.quorum):
             why = "the sum of what they kept is no longer sparse" if not self.quorum else "an owner may be missing"
             at = f"outer.compression = {self.compression!r}" if not self.quorum else f"outer.quorum = {self.quorum}"
-            raise ValueError(f"outer.exchange = 'twoshot' with {at}: {why}; set exchange = 'allgather'")
-        if self.nesterov and self.momentum == 0:
-            object.__setattr__(self, "nesterov", False)  # the same update
+            line = f"exchange = 'twoshot' with {at}: {why}; set exchange = 'allgather'"
+            find.add("exchange compression quorum", line)
 
     @property
     def placed_replicas(self) -> int:
