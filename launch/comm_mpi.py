@@ -78,7 +78,7 @@ def measure_over_mpi(spec: RunSpec) -> None:
     scratch = Path(spec.scratch)
     if comm.rank == 0:
         write_atomically(scratch / WORLD, world.ranks_json())
-    reporter = Reporter(scratch, case.steps, active=comm.rank == 0, launched_at=spec.launched_at)
+    reporter = Reporter(scratch, case.steps, active=comm.rank == 0, launched=spec.launched)
 
     def transport(sets: list[list[int]]) -> MpiTransport:
         return MpiTransport(comm.Split(next(i for i, ranks in enumerate(sets) if comm.rank in ranks), comm.rank))
@@ -175,7 +175,7 @@ def follow_over_mpi() -> None:
         except BaseException as error:
             traceback.print_exc()
             row = {"status": "failed", "reason": f"rank {world.rank}: {one_line(error)}"}
-            now = time.time()
+            now = spec.launched.time_now()
             row |= {"finished_at": utc(now), "wall_s": now - spec.launched_at}
             try:  # rank 0 waits in a collective for this rank, and would wait for ever
                 RunStore(Path(spec.results)).write_run(spec.identity() | row)

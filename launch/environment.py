@@ -10,7 +10,9 @@ import json
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from .gpus import device_order
@@ -19,7 +21,8 @@ from .machine import cores
 
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "PRRTE_", "MPI_LOCAL", "HYDI_", "TORCHELASTIC_", "TORCHRUN_")
 LISTEN_FD = "SCALADE_LISTEN_FD"  # number of the listening socket that rank 0 inherits
-LOOPBACK = "127.0.0.1"
+LOOPBACKS = ("127.0.0.1", "::1")
+PORTS, FURTHER = 8, 2503  # on which the tasks of an srun may meet, and how far apart they are (coprime to 20,000)
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """How OpenMP's threads wait for work. Left to themselves they spin, which takes their core from whoever has work on it:
 where threads are more than free cores, a parallel region lasts for slices of the scheduler. libgomp (torch's wheels)
@@ -71,24 +74,30 @@ def _tasks_on_this_node(env: Mapping[str, str]) -> int:
         return 1
 
 
-def slurm_meeting_point(env: Mapping[str, str]) -> tuple[str, int, str]:
-    """(host, port, nonce) of one srun's tasks: each computes the same from its own environment.
+def slurm_meeting_point(env: Mapping[str, str]) -> tuple[str, tuple[int, ...], str]:
+    """(host, ports, nonce) of one srun's tasks: each computes the same from its own environment.
 
-    The host is the step's first. The port follows from the job's and the step's number, so that jobs that share a
-    node do not share a port, and stays below those that the kernel gives out by itself. Should it be taken all the
-    same, rank 0 says so; the nonce tells the ranks of this step from any that come by mistake.
+    The host is the step's first. The first port follows from the job's and the step's number, so that jobs that share
+    a node do not share one; the others are for when it is taken all the same (meeting.py). All stay below those that
+    the kernel gives out by itself. The nonce tells the ranks of this step from any that come by mistake. MASTER_ADDR
+    and MASTER_PORT, where they are set, are the host and the only port.
 
     Raises
     ------
-    WorldError: the step's variables are not there
+    WorldError: the step's variables are not there, or MASTER_PORT is no port
     """
+    said = env.get("MASTER_PORT", "1")
+    if not said.isdecimal() or not 0 < int(said) < 2**16:
+        raise WorldError(f"MASTER_PORT={said}: must be a port, from 1 to 65535")
     try:
         job, step, hosts = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]), env["SLURM_STEP_NODELIST"]
         first = expand_hosts(hosts)[0]
     except (KeyError, ValueError, IndexError) as error:
         said = f"srun left no SLURM_JOB_ID, SLURM_STEP_ID or SLURM_STEP_NODELIST that can be read ({error})"
         raise WorldError(f"{said}: set MASTER_ADDR and MASTER_PORT") from None
-    return first, 10_000 + (97 * job + step) % 20_000, f"{job}-{step}.{env.get('SLURM_RESTART_COUNT', '0')}"
+    ports = tuple(10_000 + (97 * job + step + FURTHER * number) % 20_000 for number in range(PORTS))
+    ports = (int(env["MASTER_PORT"]),) if "MASTER_PORT" in env else ports
+    return env.get("MASTER_ADDR", first), ports, f"{job}-{step}.{env.get('SLURM_RESTART_COUNT', '0')}"
 
 
 def _placement(
@@ -126,7 +135,7 @@ def child_environment(
         "RANK": str(place.rank), "WORLD_SIZE": str(place.size), "LOCAL_RANK": str(place.local_rank),
         "LOCAL_WORLD_SIZE": str(place.local_size), "MASTER_ADDR": address, "MASTER_PORT": str(port),
     }  # fmt: skip
-    if address == LOOPBACK:
+    if address in LOOPBACKS:
         child.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look up the host's name, which need not resolve
     return child
 
@@ -146,19 +155,65 @@ def link_columns(env: Mapping[str, str] = os.environ) -> dict[str, object]:
 
 def listen(address: str, backlog: int = 1024) -> socket.socket:
     """A listening socket on a free port of `address`: who inherits it cannot lose the port to another process."""
-    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener = socket.socket(_family(address))
     listener.bind((address, 0))
     listener.listen(backlog)
     return listener
 
 
+def listen_anywhere(port: int = 0, backlog: int = 1024) -> socket.socket:
+    """A listening socket on every address of this host, of IPv4 and IPv6. port: 0: a free one.
+
+    Raises
+    ------
+    OSError: somebody listens on that port
+    """
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", port), family=family, backlog=backlog, dualstack_ipv6=both)
+
+
+@lru_cache(maxsize=1)
+def loopback() -> str:
+    """The address at which this host reaches itself: IPv4's, else IPv6's.
+
+    Raises
+    ------
+    WorldError: there is none
+    """
+    for address in LOOPBACKS:
+        with suppress(OSError), socket.socket(_family(address), socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing; fails also where the device is down
+            return address
+    raise WorldError(f"this host has neither {' nor '.join(LOOPBACKS)}, by which ranks meet: `ip link set lo up`")
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def reachable_address(hosts: list[str], towards: str) -> str:
-    """An address of this host that the other hosts can connect to: that of the route towards one of them."""
+    """An address of this host that the other hosts can connect to: that of the route towards one of them.
+
+    Raises
+    ------
+    WorldError: there is no route, over IPv4 or IPv6, or no such host
+    """
     if len(set(hosts)) <= 1:
-        return LOOPBACK
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((towards, 9))  # sends nothing: only asks which interface would be used
-        return probe.getsockname()[0]
+        return loopback()
+    last: OSError | None = None
+    try:
+        found = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        found, last = [], error
+    for family, kind, _, _, address in found:
+        try:
+            with socket.socket(family, kind) as probe:
+                probe.connect(address)  # sends nothing: only asks which interface would be used
+                return probe.getsockname()[0]
+        except OSError as error:
+            last = error
+    raise WorldError(f"no address of this host reaches host {towards}: {last.strerror if last else 'it has none'}")
 
 
 def oom_kills() -> int:

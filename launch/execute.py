@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import torch
@@ -65,7 +64,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     engine, training, first_step = resume(build, reporter.folder, StepRecord(device))
     if world.meeting:
         world.meeting.begin()
-    startup_s = time.time() - reporter.launched_at
+    startup_s = reporter.launched.elapsed_s()
     reporter.begin(first_step)
     keeper = Keeper(reporter.folder, active=world.rank == 0)
     timed_from = first_step + case.measure.warmup_steps

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from .environment import loopback
+
 
 class Raw(str):
     """A word of a command that the shell has to read as it stands (`"$head"`); every other word is quoted."""
@@ -68,8 +70,13 @@ class Torchrun:
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
         # standalone: a rendezvous on a free port of this host; a worker that fails is not started again
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "0"]
-        return [*torchrun, "--nproc-per-node", str(ranks), *program]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", "0"]
+        return [*torchrun, *self._alone(loopback()), "--nproc-per-node", str(ranks), *program]
+
+    def _alone(self, address: str) -> list[str]:
+        """--standalone, said out: it means `localhost`, which /etc/hosts may know by an address that is not there."""
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"[{address}]:0" if ":" in address else f"{address}:0"]
+        return [*meet, "--rdzv-id", os.urandom(8).hex(), "--local-addr", address]
 
     def step(self, step: Step, starter: Starter, program: Sequence[str]) -> list[str]:
         """One agent a node; they meet on the step's first node, on no other and never on localhost."""

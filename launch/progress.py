@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .clock import Moment
 from .spec import read_json, write_atomically
 
 PROGRESS = "progress.json"
@@ -32,6 +33,7 @@ class Progress:
     first_step_at: float | None = None  # Unix time at which the first step was done, s
     trained_from: int | None = None  # the attempt's first step; None: it is not so far
     trained_at: float | None = None  # Unix time at which that began, s
+    at: float | None = None  # Unix time of this word; all three by the clock as it stood at the launch
 
 
 class Reporter:
@@ -40,12 +42,12 @@ class Reporter:
     Attributes
     ----------
     folder: the run's scratch folder; it outlives a killed attempt, so checkpoints belong there
-    launched_at: when the ranks were started, Unix time, s
+    launched: when the ranks were started
     """
 
-    def __init__(self, folder: Path, steps: int, active: bool, launched_at: float | None = None) -> None:
+    def __init__(self, folder: Path, steps: int, active: bool, launched: Moment | None = None) -> None:
         self.folder = folder
-        self.launched_at = launched_at or time.time()
+        self.launched = launched or Moment.now()
         self._active = active
         self._now = {"phase": "joining", "step": 0, "steps": steps, "loss": None, "tokens_per_s": None}
         self._first_step_at: float | None = None
@@ -61,7 +63,7 @@ class Reporter:
 
     def begin(self, first_step: int = 0) -> None:
         """Training begins, at a later step than the first where it goes on from a checkpoint."""
-        self._now["step"], self.trained_from, self.trained_at = first_step, first_step, time.time()
+        self._now["step"], self.trained_from, self.trained_at = first_step, first_step, self.launched.time_now()
         self.phase("training")
 
     def step(self, done: int, loss: float | None = None, tokens_per_s: float | None = None) -> None:
@@ -77,15 +79,16 @@ class Reporter:
             self._now["tokens_per_s"] = tokens_per_s
         first = self._first_step_at is None
         if first:
-            self._first_step_at = time.time()
+            self._first_step_at = self.launched.time_now()
         if first or time.monotonic() - self._written >= INTERVAL_S:
             self._write()
 
     def _write(self) -> None:
         self._written = time.monotonic()
         now = Progress(
-            **self._now, first_step_at=self._first_step_at, trained_from=self.trained_from, trained_at=self.trained_at
-        )
+            **self._now, first_step_at=self._first_step_at, trained_from=self.trained_from,
+            trained_at=self.trained_at, at=self.launched.time_now(),
+        )  # fmt: skip
         with suppress(OSError):
             write_atomically(self.folder / PROGRESS, json.dumps(asdict(now)))
 

@@ -95,7 +95,7 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     if world.rank == 0:
         write_atomically(scratch / WORLD, world.ranks_json())
     case = spec.parsed_case()
-    reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched_at=spec.launched_at)
+    reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched=spec.launched)
     reporter.phase("building")
     if program is None:
         from .execute import execute as program
@@ -117,7 +117,7 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
 def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -> None:
     from ..results.store import RunStore
 
-    now, store = time.time(), RunStore(Path(spec.results))
+    now, store = spec.launched.time_now(), RunStore(Path(spec.results))
     row = _goodput(store.run_folder(spec.run_id), result, reporter, now)
     row |= spec.identity() | {
         "status": result.status, "reason": result.reason, "finished_at": utc(now), "wall_s": now - spec.launched_at,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .case import Case
+from .clock import Moment
 from .comm_case import CommCase
 
 
@@ -37,6 +38,8 @@ class RunSpec:
     job: Mapping[str, Any] = field(default_factory=dict)  # columns of the scheduler's job that this is part of
     hang_limit_s: float = 0.0  # without a step; 0: no limit
     grace_s: float = 60.0  # for a checkpoint, when the job's time is up
+    launched_monotonic: float = 0.0  # the same moment on the monotonic clock of rank 0's host
+    launched_clock: str = ""  # and which clock that is
     isolation: str = "fresh"  # or pool
     requeue_signals: str = ""  # that say so; a scheduler may send them to the ranks, too
 
@@ -46,6 +49,10 @@ class RunSpec:
     @classmethod
     def from_json(cls, text: str) -> RunSpec:
         return cls(**json.loads(text))
+
+    @property
+    def launched(self) -> Moment:
+        return Moment(self.launched_at, self.launched_monotonic, self.launched_clock)
 
     def parsed_case(self) -> Case | CommCase:
         return (CommCase if CommCase.is_json(self.case) else Case).from_json(self.case)

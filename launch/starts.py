@@ -1,7 +1,7 @@
 """What became of every start of a run's ranks, and the goodput of the whole run that follows from it.
 
     <run>/starts.jsonl    append-only, one JSON object a line:
-        {"event": "start", "at", "attempt", "host", "mark"}
+        {"event": "start", "at", "monotonic", "clock", "attempt", "host", "mark"}
         {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done"}
 
 A row comes once, when a run has come to an end; its ranks may have been started several times before (killed,
@@ -27,8 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .clock import Moment
 from .processes import end_marked
-from .progress import PROGRESS, STEP, read_progress
+from .progress import read_progress
 
 LOG = "starts.jsonl"
 GONE = "gone"  # cause of a start whose supervisor left no word
@@ -36,7 +37,7 @@ GONE = "gone"  # cause of a start whose supervisor left no word
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run's ranks. Times are Unix times, s."""
+    """One start of a run's ranks. Times are Unix times, s, by the clock as it stood at this start (clock.py)."""
 
     at: float
     host: str = ""
@@ -46,6 +47,8 @@ class Start:
     trained_from: int | None = None  # its first step; None: it did not come so far
     trained_at: float | None = None  # when that began
     steps_done: int = 0  # of the run, those of earlier starts that it went on from included
+    monotonic: float = 0.0  # of `at`, s
+    clock: str = ""  # of which clock
 
 
 def read_starts(run_folder: Path) -> list[Start]:
@@ -60,7 +63,9 @@ def read_starts(run_folder: Path) -> list[Start]:
             content = json.loads(line)
             event = content["event"]
             if event == "start":
-                starts.append(Start(float(content["at"]), str(content["host"]), str(content["mark"])))
+                clock = float(content.get("monotonic", 0.0)), str(content.get("clock", ""))
+                at, host, mark = float(content["at"]), str(content["host"]), str(content["mark"])
+                starts.append(Start(at, host, mark, monotonic=clock[0], clock=clock[1]))
             elif event == "end" and starts and starts[-1].ended_at is None:
                 first, at = content["trained_from"], content["trained_at"]
                 starts[-1] = replace(
@@ -89,15 +94,14 @@ class StartLog:
             return
         if starts[-1].mark and starts[-1].host == socket.gethostname():
             end_marked(starts[-1].mark)
-        seen = [starts[-1].at]
-        for name in (STEP, PROGRESS):
-            with suppress(OSError):
-                seen.append((self.scratch / name).stat().st_mtime)
-        self.end(max(seen), GONE)
+        progress = read_progress(self.scratch)
+        said = progress.at if progress and progress.at is not None else starts[-1].at
+        self.end(max(starts[-1].at, said), GONE)
 
-    def begin(self, at: float, attempt: int, mark: str) -> None:
+    def begin(self, launched: Moment, attempt: int, mark: str) -> None:
         """Raises OSError where the disk is full."""
-        self._append(event="start", at=at, attempt=attempt, host=socket.gethostname(), mark=mark)
+        clock = {"at": launched.at, "monotonic": launched.monotonic, "clock": launched.clock}
+        self._append(event="start", **clock, attempt=attempt, host=socket.gethostname(), mark=mark)
 
     def end(self, at: float, cause: str) -> None:
         """A full disk takes no line: the next start then writes it."""
@@ -133,7 +137,7 @@ def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str
     over = starts[-1].ended_at
     ends = [over if start.ended_at is None else start.ended_at for start in starts]
     held_s = sum(max(0.0, end - start.at) for start, end in zip(starts, ends, strict=True))
-    elapsed_s = max(0.0, over - starts[0].at)
+    elapsed_s = held_s + sum(_wait_s(*pair) for pair in zip(starts, ends, starts[1:], strict=False))
     restart_s = sum(
         max(0.0, (end if start.trained_at is None else start.trained_at) - start.at)
         for start, end in zip(starts[1:], ends[1:], strict=True)
@@ -146,6 +150,13 @@ def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str
         row["goodput"] = useful_s / held_s if held_s else None
         row["effective_training_time"] = useful_s / elapsed_s if elapsed_s else None
     return row
+
+
+def _wait_s(start: Start, end: float, following: Start) -> float:
+    """From the end of one start to the next; by the monotonic clock where both have the same."""
+    if start.clock and start.clock == following.clock:
+        return max(0.0, following.monotonic - (start.monotonic + end - start.at))
+    return max(0.0, following.at - end)
 
 
 def lost_steps(starts: Sequence[Start]) -> int:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Protocol
 from ..results.store import FULL, Claim, RunStore
 from .case import Case
 from .cause import Cause
+from .clock import Moment
 from .display import Display
-from .environment import LOOPBACK, Placement, link_columns, listen
+from .environment import Placement, link_columns, listen, loopback
 from .judge import judge
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
@@ -152,11 +153,11 @@ class Executor(Protocol):
 class LocalExecutor:
     """Launcher `local`: this process starts all ranks of a run on this host."""
 
-    launcher, broken, address, one_host = "local", None, LOOPBACK, True
+    launcher, broken, one_host = "local", None, True
 
     def __init__(self, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> None:
         self.signals, self.command = signals, command
-        self.mark, self.guard, self.pool = new_mark(), None, Pool()
+        self.mark, self.guard, self.pool, self.address = new_mark(), None, Pool(), loopback()
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
@@ -285,7 +286,7 @@ class Sweep:
         log.settle()
         self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
         spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))
-        log.begin(spec.launched_at, claim.attempt, self.executor.mark)
+        log.begin(spec.launched, claim.attempt, self.executor.mark)
         self.store.reserve(run.run_id, ROW_BYTES + STEP_BYTES * run.case.steps)
 
         def started() -> None:
@@ -293,7 +294,7 @@ class Sweep:
             self.display.started(run, scratch)
 
         outcome = self.executor.execute(spec, self.study.run.time_limit_s, started, self.display.tick)
-        row, now = self.store.row(run.run_id), time.time()
+        row, now = self.store.row(run.run_id), spec.launched.time_now()
         if row is not None and row["attempt"] == claim.attempt:  # what the ranks wrote stands
             outcome = Outcome(row["status"], row["reason"])
             log.end(now, outcome.status)
@@ -319,12 +320,14 @@ class Sweep:
         return outcome
 
     def _spec(self, run: PlannedRun, claim: Claim, scratch: str) -> RunSpec:
+        launched = Moment.now()
         return RunSpec(
             run_id=run.run_id, case=run.case.to_json(), repeat=run.repeat, study=self.study.name,
             launcher=self.executor.launcher, results=str(self.store.folder.absolute()), scratch=scratch,
             size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
             threads=self.study.threads_per_rank(self.executor.one_host), attempt=claim.attempt,
-            launched_at=time.time(), predicted_memory_bytes=run.predicted_memory_bytes,
+            launched_at=launched.at, launched_monotonic=launched.monotonic, launched_clock=launched.clock,
+            predicted_memory_bytes=run.predicted_memory_bytes,
             link=link_columns(), job=job_columns(), hang_limit_s=self.study.run.hang_limit_s,
             grace_s=self.study.run.grace_s, requeue_signals=self.study.run.requeue_signals,
             isolation=self.study.run.isolation,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results.store import RunStore
-from . import mpi
+from . import meeting, mpi
 from .display import Display
 from .environment import (
     Placement,
@@ -24,6 +24,8 @@ from .environment import (
     find_placement,
     link_columns,
     listen,
+    listen_anywhere,
+    loopback,
     reachable_address,
     slurm_meeting_point,
 )
@@ -60,17 +62,24 @@ def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, pat
             "`mpirun -n N scalade worker STUDY`, `srun -n N scalade worker STUDY`, or `scalade run STUDY`, which "
             "starts the ranks itself"
         )
+    host, fd = None, None
     if place.source == "mpi":
         place, address, port, nonce, listener = _through_mpi(place)
         fd = None if listener is None else listener.detach()  # the store closes it
     elif place.source == "slurm":
-        address, port, nonce = slurm_meeting_point(env)
-        address, port, fd = env.get("MASTER_ADDR", address), int(env.get("MASTER_PORT", port)), None
+        address, ports, nonce = slurm_meeting_point(env)
+        if place.rank == 0:
+            listener = listen_anywhere()
+            port = listener.getsockname()[1]
+            address, host = loopback(), meeting.Host(ports, nonce, port)
+            fd = listener.detach()  # the store closes it
+        else:
+            address, port = meeting.find(place.rank, address, ports, nonce, timeout_s)
     else:
         for key in ("MASTER_ADDR", "MASTER_PORT"):
             if key not in env:
                 raise WorldError(f"{place.source} set rank and size but not {key}: set it to {_MASTER[key]}")
-        address, port, fd = env["MASTER_ADDR"], int(env["MASTER_PORT"]), None
+        address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
         nonce = f"{env.get('TORCHELASTIC_RUN_ID', 'none')}.{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     from torch.distributed import PrefixStore
 
@@ -83,6 +92,9 @@ def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, pat
             raise
         said = str(error).strip().splitlines()[0]
         raise WorldError(f"the store at {address}:{port} went away while supervisors came together: {said}") from error
+    finally:
+        if host:
+            host.close()
     return Peers(store, place, seats, patience_s)
 
 

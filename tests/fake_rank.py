@@ -65,6 +65,9 @@ def misbehave(action, reporter):
         while not (reporter.folder.parent / "a1").exists():
             time.sleep(0.005)
         os._exit(7)
+    elif action.startswith("clock"):  # somebody sets this host's clock
+        real, by_s = time.time, float(action.removeprefix("clock"))
+        time.time = lambda: real() + by_s
     elif action == "exit":
         os._exit(7)
     elif action == "grandchild":  # in a session of its own, and its parent does not wait for it

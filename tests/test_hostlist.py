@@ -61,8 +61,12 @@ def test_a_task_of_srun_knows_its_place():
     """Of the step, not of the job around it: SLURM_NTASKS and SLURM_NODELIST may be the job's."""
     place = find_placement(STEP)
     assert (place.source, place.rank, place.size, place.local_rank, place.local_size) == ("slurm", 2, 4, 1, 3)
-    host, port, nonce = slurm_meeting_point(STEP)
-    assert host == "n2" and nonce == "17-3.0" and 10_000 <= port < 30_000
+    host, ports, nonce = slurm_meeting_point(STEP)
+    assert host == "n2" and nonce == "17-3.0" and all(10_000 <= port < 30_000 for port in ports)
+    assert len(set(ports)) == len(ports) > 1
+    assert slurm_meeting_point(STEP | {"MASTER_ADDR": "h", "MASTER_PORT": "77"})[:2] == ("h", (77,))
+    with pytest.raises(WorldError, match="MASTER_PORT=70000: must be a port"):
+        slurm_meeting_point(STEP | {"MASTER_PORT": "70000"})
     assert find_placement({key: value for key, value in STEP.items() if key != "SLURM_STEP_ID"}) is None
     assert find_placement(STEP | {"RANK": "0", "WORLD_SIZE": "1"}).source == "torchrun"
 
@@ -70,8 +74,8 @@ def test_a_task_of_srun_knows_its_place():
 @settings(deadline=None)
 @given(st.integers(1, 10**7), st.integers(0, 50), st.integers(0, 5), st.integers(0, 50))
 def test_steps_of_one_job_and_of_neighbours_meet_on_ports_of_their_own(job, step, further, other_step):
-    port = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})[1]
-    other = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job + further), "SLURM_STEP_ID": str(other_step)})[1]
+    port = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})[1][0]
+    other = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job + further), "SLURM_STEP_ID": str(other_step)})[1][0]
     assert (port == other) == (further == 0 and step == other_step)
 
 

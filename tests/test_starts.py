@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalade.launch.clock import Moment, clock_id
 from scalade.launch.progress import Reporter
 from scalade.launch.run import run_study
 from scalade.launch.starts import GONE, LOG, Start, StartLog, goodput_columns, lost_steps, read_starts
@@ -48,19 +49,21 @@ def test_lost_steps_are_those_computed_more_than_once(parts):
     assert lost_steps(starts) == len(computed) - len(tail)
 
 
-def test_a_start_without_an_end_is_ended_by_the_next(tmp_path):
+def test_a_start_without_an_end_is_ended_by_the_next(tmp_path, monkeypatch):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    StartLog(tmp_path, scratch).begin(100.0, 1, "")
-    reporter = Reporter(scratch, 9, active=True)
+    StartLog(tmp_path, scratch).begin(Moment(100.0), 1, "")
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    now = [1000.0]
+    reporter = Reporter(scratch, 9, active=True, launched=Moment(100.0, 1000.0, clock_id()))
     reporter.begin(3)
+    now[0] += 150.0
+    monkeypatch.setattr(time, "time", lambda: 7.0)  # somebody set the clock
     reporter.step(5)
-    os.utime(scratch / "step", (250.0, 250.0))
-    os.utime(scratch / "progress.json", (240.0, 240.0))
     again = StartLog(tmp_path, scratch)
     again.settle()
     again.settle()  # says it once
-    again.begin(300.0, 1, "")
+    again.begin(Moment(300.0), 1, "")
     first, second = read_starts(tmp_path)
     assert (first.at, first.ended_at, first.cause) == (100.0, 250.0, GONE)
     assert (first.trained_from, first.steps_done) == (3, 5)
@@ -73,7 +76,7 @@ def test_what_is_left_of_a_dead_supervisor_is_ended_first(tmp_path):
     mark = f"{os.getpid()}.{os.urandom(6).hex()}"
     orphan = subprocess.Popen(["sleep", "600"], env=os.environ | {"SCALADE_SUPERVISOR": mark})
     log = StartLog(tmp_path, tmp_path)
-    log.begin(100.0, 1, mark)
+    log.begin(Moment(100.0), 1, mark)
     log.settle()
     assert orphan.wait(5) == -signal.SIGKILL
 
@@ -82,13 +85,13 @@ def test_what_is_left_of_a_dead_supervisor_is_ended_first(tmp_path):
 def test_a_log_cut_off_anywhere_costs_one_line(tmp_path, seed):
     log = StartLog(tmp_path, tmp_path)
     for number in range(3):
-        log.begin(100.0 * number, 1, "")
+        log.begin(Moment(100.0 * number), 1, "")
         log.end(100.0 * number + 50, "failed")
     whole = (tmp_path / LOG).read_bytes()
     cut = random.Random(seed).randrange(len(whole))
     (tmp_path / LOG).write_bytes(whole[:cut])
     before = read_starts(tmp_path)
-    log.begin(900.0, 1, "")
+    log.begin(Moment(900.0), 1, "")
     assert [start.at for start in read_starts(tmp_path)] == [start.at for start in before] + [900.0]
 
 
@@ -123,7 +126,7 @@ def test_the_row_counts_every_start(tmp_path, monkeypatch):
     assert (failed["status"], failed["restarts"], failed["goodput"]) == ("failed", 0, None)
     store.clean_scratch(run_id)
     log = StartLog(store.run_folder(run_id), store.scratch(run_id))
-    log.begin(begun, 2, "")  # and a supervisor that was killed
+    log.begin(Moment(begun), 2, "")  # and a supervisor that was killed
     monkeypatch.delenv("FAKE_RANK")
     run_study(study, results, quiet=True, retry_failed=True, command=FAKE)
     row = store.row(run_id)
@@ -133,3 +136,46 @@ def test_the_row_counts_every_start(tmp_path, monkeypatch):
     assert 0 < row["effective_training_time"] <= row["goodput"] < 1
     assert [json.loads(line)["event"] for line in (store.run_folder(run_id) / LOG).read_text().splitlines()] == [
         "start", "end"] * 3  # fmt: skip
+
+
+@pytest.mark.parametrize("step_s", [-86_400.0, 86_400.0])
+def test_a_clock_that_is_set_in_mid_run_bends_no_duration(tmp_path, monkeypatch, step_s):
+    """In the rank and in its supervisor, in the second of two starts: by a day, in a run of some seconds."""
+    study, results = tmp_path / "s.toml", tmp_path / "r"
+    study.write_text(STUDY)
+    store = RunStore(results)
+    monkeypatch.setenv("FAKE_RANK", "0:raise@2")
+    (run_id,) = run_study(study, results, quiet=True, command=FAKE)[0].outcomes
+    real, begun = time.time, time.monotonic()
+    monkeypatch.setenv("FAKE_RANK", f"0:clock{step_s:+}@2")
+
+    def started(self, run, scratch):
+        monkeypatch.setattr(time, "time", lambda: real() + step_s)
+
+    monkeypatch.setattr("scalade.launch.display.Failures.started", started)
+    summary, _ = run_study(study, results, quiet=True, retry_failed=True, command=FAKE)
+    most, row = time.monotonic() - begun + 60.0, store.row(run_id)
+    assert (summary.exit_code, row["status"], row["restarts"]) == (0, "ok", 1)
+    for name in ("wall_s", "elapsed_s", "held_s", "restart_time_s"):
+        assert 0.0 < row[name] < most, name
+    assert row["held_s"] <= row["elapsed_s"] and 0.0 < row["goodput"] < 1.0
+    assert row["started_at"] < row["finished_at"]
+
+
+def test_time_since_a_moment_is_of_its_own_clock(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    assert Moment.now() == Moment(1000.0, 50.0, clock_id()) and clock_id()
+    monkeypatch.setattr(time, "time", lambda: 10.0)  # set back
+    assert Moment(1000.0, 20.0, clock_id()).elapsed_s() == 30.0
+    assert Moment(1000.0, 20.0, clock_id()).time_now() == 1030.0
+    assert Moment(4.0, 20.0, "another host's").elapsed_s() == 6.0
+    assert Moment(1000.0).elapsed_s() == 0.0
+
+
+def test_a_wait_between_two_starts_is_of_the_clock_that_both_have():
+    first = Start(1000.0, ended_at=1010.0, monotonic=50.0, clock="a")
+    second = Start(90_000.0, ended_at=90_005.0, monotonic=65.0, clock="a")
+    assert goodput_columns([first, second], None)["elapsed_s"] == 10.0 + 5.0 + 5.0
+    elsewhere = Start(1100.0, ended_at=1105.0, monotonic=65.0, clock="b")
+    assert goodput_columns([first, elsewhere], None)["elapsed_s"] == 105.0
