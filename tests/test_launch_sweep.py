@@ -12,6 +12,7 @@ import pytest
 from scalade.launch.environment import LINK
 from scalade.launch.run import as_json, as_text, counted, run_study
 from scalade.launch.study import load_study
+from scalade.launch.summary import Summary
 from scalade.launch.sweep import make_plan, wanted
 from scalade.results.store import RunStore
 
@@ -153,6 +154,8 @@ def test_a_worker_leaves_cases_of_other_worlds_alone(tmp_path):
     plan = make_plan(study, RunStore(tmp_path / "r"), size=2)
     assert [run.case.ranks for run in plan.pending] == [2]
     assert plan.other_sizes == {1: 1, 4: 1, 5: 1} and not plan.to_skip
+    nothing = Summary.of(make_plan(study, RunStore(tmp_path / "r"), size=3))
+    assert nothing.nothing_measured and nothing.exit_code == 1  # a world for which the study has no case
 
 
 def test_two_sweeps_share_the_work(tmp_path):

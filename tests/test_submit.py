@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scalade import cli
 from scalade.launch import states
 from scalade.launch.errors import StudyError
-from scalade.launch.pack import TRIES, Packer, Piece, Started, next_piece, pieces, read_job
+from scalade.launch.pack import TRIES, Packer, Piece, Started, Tally, next_piece, pieces, read_job
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.base import DONE, FAILED, RUNNING, WAITING, SchedulerError, Task
 from scalade.launch.schedulers.slurm import Slurm
@@ -174,6 +174,23 @@ def test_a_refusal_is_remembered_and_what_was_taken_stays(study, tmp_path, fake)
     assert [line.state for line in states.status(tmp_path / "r")[0]][1:] == ["failed", "failed"]
 
 
+def test_a_refusal_in_a_record_of_before_is_still_one(study, tmp_path, fake):
+    """`closed` held the sentence once."""
+    fake.refuses = 1
+    with pytest.raises(SchedulerError):
+        submit_study(study, tmp_path / "r", SLURM)
+    (file,) = (tmp_path / "r").glob("submissions/*/submission.json")
+    content = json.loads(file.read_text())
+    said = "refused: slurm: `sbatch` failed: Invalid account"
+    closed = [(job["closed"], job.pop("refusal")) for job in content["jobs"]]
+    assert closed == [("", ""), ("failed", said), ("failed", said)]
+    for job in content["jobs"][1:]:
+        job["closed"] = said
+    file.write_text(json.dumps(content))
+    lines, _ = states.status(tmp_path / "r")
+    assert [(line.state, line.reason) for line in lines][-2:] == [("failed", said)] * 2
+
+
 def test_an_end_that_was_seen_is_kept_when_the_scheduler_forgets(study, tmp_path, fake):
     first = submit_study(study, tmp_path / "r", SLURM).submission
     fake.all(first, FAILED, "TIMEOUT: TimeLimit")
@@ -252,6 +269,18 @@ def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, n
     assert free == nodes and len(started) + len(pending) == len(wanted)
     assert started[0][1] is order[0], "the largest first"
     assert all(each.bound_s > seconds - now for each in pending), "what is left does not fit into the time"
+
+
+@pytest.mark.parametrize(
+    "tally, code",
+    [
+        (Tally(ended={"a": "ok"}, kept={"b": "ok"}), 0), (Tally(kept={"b": "ok"}), 0), (Tally(), 1),
+        (Tally(ended={"a": "ok"}, kept={"b": "diverged"}), 1), (Tally(ended={"a": "failed"}), 1),
+        (Tally(ended={"a": "ok"}, received="SIGTERM"), 143), (Tally(ended={"a": "ok"}, warned=True), 0),
+    ],
+)  # fmt: skip
+def test_the_exit_status_of_a_packed_job_is_what_stands_in_the_table(tally, code):
+    assert tally.exit_code == code
 
 
 def test_what_can_never_fit_starts_where_it_can_go_on():
