@@ -109,28 +109,31 @@ ERRATA: tuple[Erratum, ...] = (
 
 def of_runs(table: pa.Table) -> tuple[pa.Table, list[Taken]]:
     """`runs` with the wrong columns of old rows null and superseded_columns, superseded_reason filled."""
+    import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    found = [Taken(one, "runs", rows) for one, rows in _concerned(table, "runs")]
-    if not found:
+    concerned = _concerned(table, "runs")
+    if not concerned:
         return table, []
     names = [text.split(", ") if text else [] for text in table[NAMES].to_pylist()]
-    reasons = [[text] if text else [] for text in table[WHY].to_pylist()]
-    wrong: dict[str, np.ndarray] = {}
-    for taken in found:
-        for column in taken.erratum.columns["runs"]:
-            wrong[column] = wrong[column] | taken.rows if column in wrong else taken.rows
-        for row in taken.rows.nonzero()[0]:
-            names[row] += taken.erratum.columns["runs"]
-            if taken.erratum.why not in "; ".join(reasons[row]):  # an export of such rows has said it
-                reasons[row].append(taken.erratum.why)
-    for column, rows in wrong.items():
-        kept = pc.if_else(pa.array(rows), pa.scalar(None, table.schema.field(column).type), table[column])
-        table = _replaced(table, column, kept)
-    for column, texts, between in ((NAMES, names, ", "), (WHY, reasons, "; ")):
-        joined = [between.join(dict.fromkeys(some)) or None for some in texts]
-        table = _replaced(table, column, pa.array(joined, pa.string()))
+    reasons = [text or "" for text in table[WHY].to_pylist()]
+    found, wrong = [], {}
+    for one, rows in concerned:
+        held = {column: rows & table[column].is_valid().to_numpy() for column in one.columns["runs"]}
+        before = np.array([one.why in reason for reason in reasons])  # an export of such rows has said it
+        taken = Taken(one, "runs", rows & np.logical_or.reduce([before, *held.values()]))
+        found += [taken] if taken.rows.any() else []
+        for column, where in held.items():
+            wrong[column] = wrong.get(column, False) | where
+            for row in where.nonzero()[0]:
+                names[row].append(column)
+        for row in (taken.rows & ~before).nonzero()[0]:
+            reasons[row] += f"; {one.why}" if reasons[row] else one.why
+    for column, where in wrong.items():
+        table = _nulled(table, column, where)
+    texts = {NAMES: [", ".join(dict.fromkeys(some)) or None for some in names], WHY: [why or None for why in reasons]}
+    for column, values in texts.items():
+        table = _replaced(table, column, pa.array(values, pa.string()))
     return table, found
 
 
@@ -194,7 +197,10 @@ def lines(found: list[Taken], kept: np.ndarray | None = None, where: str | None 
 
 def why_missing(row: Mapping, column: str) -> str | None:
     """Why reading took that column out of a row of `runs`; None: it did not."""
-    return row.get(WHY) if column in (row.get(NAMES) or "").split(", ") else None
+    if column not in (row.get(NAMES) or "").split(", "):
+        return None
+    known = [one.why for one in ERRATA if column in one.columns.get("runs", ()) and one.why in row[WHY]]
+    return "; ".join(known) or row[WHY]  # an export of a newer version knows more
 
 
 def _concerned(runs: pa.Table, name: str) -> list[tuple[Erratum, np.ndarray]]:
@@ -211,14 +217,18 @@ def _concerned(runs: pa.Table, name: str) -> list[tuple[Erratum, np.ndarray]]:
 
 
 def _without(table: pa.Table, found: list[Taken]) -> pa.Table:
+    for taken in found:
+        for column in taken.erratum.columns[taken.name]:
+            table = _nulled(table, column, taken.rows)
+    return table
+
+
+def _nulled(table: pa.Table, name: str, rows: np.ndarray) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for taken in found:
-        for column in taken.erratum.columns[taken.name]:
-            nothing = pa.scalar(None, table.schema.field(column).type)
-            table = _replaced(table, column, pc.if_else(pa.array(taken.rows), nothing, table[column]))
-    return table
+    nothing = pa.scalar(None, table.schema.field(name).type)
+    return _replaced(table, name, pc.if_else(pa.array(rows), nothing, table[name]))
 
 
 def _replaced(table: pa.Table, name: str, values) -> pa.Table:

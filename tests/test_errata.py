@@ -70,6 +70,24 @@ def test_the_wrong_columns_of_old_rows_are_null_and_the_row_says_why(results):
     assert json.loads((results / "runs/wrong-r0/a1/run.json").read_text())["step_time_s"] == 0.5  # as it was written
 
 
+def test_a_row_that_held_nothing_wrong_is_not_counted(results):
+    add(results, "skipped", SCHEMA_VERSION - 1, layout="dp2", status="skipped", reason="no room",
+        **dict.fromkeys(("step_time_s", "tokens_per_s", "val_loss")))  # fmt: skip
+    add(results, "partly", SCHEMA_VERSION - 1, layout="dp2", tokens_per_s=None)
+    with pytest.warns(OldRows, match="2 rows of runs are read without"):
+        runs = by_run(scalade.read_runs(results))
+    assert runs["superseded_columns"].isna()["skipped-r0"]
+    assert runs.loc["partly-r0", "superseded_columns"] == "step_time_s, val_loss"
+
+
+def test_a_column_has_its_own_reason():
+    row = {"superseded_columns": "step_time_s, comm_time_s", "superseded_reason": "; ".join(e.why for e in SHIPPED)}
+    assert errata.why_missing(row, "step_time_s") == SHIPPED[0].why
+    assert errata.why_missing(row, "comm_time_s") == SHIPPED[1].why
+    assert errata.why_missing(row, "loss") is None
+    assert errata.why_missing(row | {"superseded_reason": "of tomorrow"}, "step_time_s") == "of tomorrow"
+
+
 def test_the_folder_of_one_run_reads_so_too(results):
     with pytest.warns(OldRows):
         assert scalade.read_runs(results / "runs" / "wrong-r0")["val_loss"].isna().all()

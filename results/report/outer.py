@@ -22,9 +22,10 @@ def diloco(source: Source) -> list[Drawn | Undrawn]:
         outer = [group for group in some if _algorithm(group) != "none"]
         plain = [group for group in some if _algorithm(group) == "none" and sent(group.rows[0])]
         talking = [group for group in outer if sent(group.rows[0])]
-        folded += len(outer) - len(talking)
+        apart = sum(group["outer_placement"] == "folded" for group in outer)
+        folded += apart
         if talking and plain:
-            ready.append((plain + talking, len(outer) - len(talking)))
+            ready.append((plain + talking, apart))
     if not ready:
         also = f" ({folded} layouts with an outer loop sent nothing: their replicas are folded)" if folded else ""
         return [Undrawn(title, "runs with an outer loop beside data parallel ones of the same model, data and recipe, "
