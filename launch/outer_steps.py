@@ -44,11 +44,11 @@ def warnings(case: Case) -> list[str]:
     of_round = round_of(outer, case.shape.layers)
     first = max(warmup + 1, of_round.whole_from)
     timed = {t % of_round.steps for t in range(first, min(steps, first + of_round.steps - 1) + 1)}
-    if steps > warmup and not of_round.phases <= timed:
-        found.append(
-            f"{at}, of which measure.warmup_steps = {warmup} are not timed: the outer step is not, or not all of its "
-            "fragments, so the run has no step time; take more steps"
-        )
+    missed = len(of_round.phases - timed)
+    if steps > warmup and missed:
+        of_all = f"{missed} of the {len(of_round.phases)} times at which a fragment is sent or applied are"
+        what = "no outer step is timed" if len(of_round.phases) == 1 else f"{of_all} not timed"
+        found.append(f"{at}, measure.warmup_steps = {warmup}: {what}, so the run has no step time; take more steps")
     return found
 
 
