@@ -1,7 +1,8 @@
 """The model's shape: what decides its parameters, and the named ladder of sizes.
 
 Sources of the named shapes: DiLoCo scaling ladder arXiv 2503.09799 Table 3; GPT-2 (Radford 2019);
-GPT-3 arXiv 2005.14165 Table 2.1; Llama 3 arXiv 2407.21783 Table 3. The `tiny-` sizes are ours, for CPUs.
+GPT-3 arXiv 2005.14165 Table 2.1; Llama 3 arXiv 2407.21783 Table 3. The `tiny-` sizes are ours, for CPUs. The GPTs'
+depth and widths are taken over, their body is not: no biases, no learned positions, RMSNorm for LayerNorm.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class ModelShape:
 
 
 MAX_DIMENSION = 1_000_000  # parameters, tokens and FLOPs of anything below it fit the table's columns
+BYTES = 256  # the vocabulary of a size that names none, on data that is text as bytes
 MLPS = {"swiglu": 3, "gelu": 2}  # matrices of width x ffn
 
 
@@ -104,8 +106,9 @@ def _named() -> dict[str, dict]:
         named[f"tiny-{name}"] = dict(layers=layers, heads=heads, width=width, ffn=ffn, tied=True)
     for name, (layers, heads, width, ffn) in diloco.items():
         named[f"diloco-{name}"] = dict(
-            layers=layers, heads=heads, width=width, ffn=ffn, mlp="gelu", qk_norm=True, tied=True, seq_len=2048
-        )
+            layers=layers, heads=heads, width=width, ffn=ffn, mlp="gelu", qk_norm=True, tied=True, vocab=32768,
+            seq_len=2048,
+        )  # fmt: skip
     for name, (layers, heads, width) in gpt2.items():
         named[f"gpt2{name}"] = dict(
             layers=layers, heads=heads, width=width, ffn=4 * width, mlp="gelu", tied=True, vocab=50257, seq_len=1024
@@ -123,3 +126,20 @@ def _named() -> dict[str, dict]:
 SIZES: dict[str, dict] = _named()
 """Named sizes: keyword arguments of ModelShape. kv_heads defaults to heads; vocab and seq_len, where the name
 does not fix them, come from the study (vocab: that of the data)."""
+NAMING = ("layers", "heads", "kv_heads", "width", "ffn", "mlp", "qk_norm", "vocab", "tied")  # of a name
+
+
+def name_of(shape: ModelShape, size: str = "") -> str:
+    """One name for one shape: the size's, and what differs from it; `8x64.h8kv4.f128` without a size.
+
+    The length of the sequences is not in it. Whether the head is tied is, where the size names its vocabulary too, as
+    the head is then a large part of what the name counts; `tiny-` sizes are taken with either.
+    """
+    own = {"kv_heads": shape.heads, "mlp": "swiglu", "qk_norm": False, "vocab": BYTES} | SIZES.get(size, {})
+    own |= {"tied": SIZES[size].get("tied", False) if "vocab" in SIZES.get(size, {}) else shape.tied}
+    if not size:
+        grouped = f"kv{shape.kv_heads}" if shape.kv_heads != shape.heads else ""
+        size = f"{shape.layers}x{shape.width}.h{shape.heads}{grouped}.f{shape.ffn}"
+        own |= {name: getattr(shape, name) for name in ("layers", "heads", "kv_heads", "width", "ffn")}
+    changed = [name for name in NAMING if getattr(shape, name) != own[name]]
+    return ",".join([size, *(f"{name}={getattr(shape, name)}" for name in changed)])

@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from ..bench.data.spec import SOURCES
 from ..bench.recipe import LR_SCHEDULES, OPTIMIZERS, PRECISIONS
-from ..bench.shape import MLPS, SIZES
+from ..bench.shape import BYTES, MLPS, SIZES, ModelShape
 from ..parallelism.diloco.config import ALGORITHMS, COMPRESSIONS
 from ..parallelism.layout import CP_METHODS, ENGINES, OFFLOAD, RECOMPUTE, SCHEDULES, ZERO_STAGES
 from .errors import shown
@@ -35,6 +36,18 @@ ALLOWED = {
     "layout.zero_stage": tuple(map(str, ZERO_STAGES)), "layout.offload_optimizer": OFFLOAD,
     "layout.offload_parameters": OFFLOAD, "run.launcher": LAUNCHERS, "run.device": DEVICES, "run.isolation": ISOLATIONS,
 }  # fmt: skip
+SOURCE_PARAMS = {
+    "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
+    "gpt3-175b": 174_604_259_328,
+}  # fmt: skip
+ABOUT_SIZES = """All are one body: RMSNorm, RoPE, no biases, no learned positions. `gpt2*` and `gpt3-175b` have the
+depth and the widths of those models in it, and so other counts (last column); `llama3-*` are Llama 3, parameter by
+parameter. N is in full, embedding and head included, with the vocabulary of the table; `llama3-*` have a head of their
+own, in all others it is the embedding (`tied`). A name stands for one shape: where the study or its data make another
+of it, the name says so (`tiny-300k,vocab=512`, `diloco-35m,tied=False`). `diloco-35m` has a vocabulary of 32,768 also
+where the data are bytes; for one that fits them set `vocab = 256`. `tiny-*` are for trying things out: the numbers in
+their names are rough, and go for tied and untied heads.
+"""
 ABOUT = {
     "model": "A named size, or `layers`, `heads`, `width` and `ffn`. A key given beside `size` changes that size.",
     "data": "Where the tokens come from.",
@@ -61,11 +74,22 @@ def reference() -> str:
         text += [f"### [{section}]\n", ABOUT[section] + "\n", "| key | type | default | meaning |", "|---|---|---|---|"]
         text += [_row(key) for key in KEYS.values() if key.section == section]
         text.append("")
-    text += ["### Named sizes\n", "| size | layers | heads | kv heads | width | ffn | MLP |", "|---" * 7 + "|"]
-    for name, size in SIZES.items():
-        shape = (size["layers"], size["heads"], size.get("kv_heads", size["heads"]), size["width"], size["ffn"])
-        text.append(f"| `{name}` | {' | '.join(map(str, shape))} | {size.get('mlp', 'swiglu')} |")
+    text += ["### Named sizes\n", ABOUT_SIZES, "| size | layers | heads | kv heads | width | ffn | MLP | vocab | N | |"]
+    text += ["|---" * 10 + "|", *map(_size_row, SIZES)]
     return "\n".join(text) + "\n"
+
+
+def _size_row(name: str) -> str:
+    size = SIZES[name]
+    shape = ModelShape(**{"kv_heads": size["heads"], "vocab": BYTES, "seq_len": SEQ_LEN} | size)
+    mlp = shape.mlp + (", QK-norm" if shape.qk_norm else "")
+    vocab = f"{shape.vocab:,}" + ("" if "vocab" in size else " (the data's)")
+    told = []
+    if name in SOURCE_PARAMS:
+        told.append(f"{SOURCE_PARAMS[name]:,} with that model's own body")
+    told.append(f"{replace(shape, tied=not shape.tied).params_total:,} {'untied' if shape.tied else 'tied'}")
+    counts = f"{shape.layers} | {shape.heads} | {shape.kv_heads} | {shape.width} | {shape.ffn} | {mlp} | {vocab}"
+    return f"| `{name}` | {counts} | {shape.params_total:,} | {'; '.join(told)} |"
 
 
 def _row(key: Key) -> str:

@@ -12,7 +12,7 @@ from ..bench.flops import flops_per_token
 from ..bench.measure import Measure
 from ..bench.mistakes import Mistake, Mistakes
 from ..bench.recipe import Recipe
-from ..bench.shape import SIZES, ModelShape
+from ..bench.shape import SIZES, ModelShape, name_of
 from ..parallelism.diloco.config import Outer
 from ..parallelism.layout import Layout, canonical
 from .case import Case
@@ -22,7 +22,6 @@ from .here import missing_files
 from .schema import BATCH, BUDGET, INT_LIMIT, KEYS, RATE, SECTIONS
 
 SEQ_LEN = 256  # where neither the study nor the size says
-NAMING = ("layers", "heads", "kv_heads", "width", "ffn", "mlp", "qk_norm")  # what makes a size another model
 
 
 def value_of(point: Point, key: str) -> object:
@@ -51,7 +50,7 @@ def case_of(point: Point, vocab_of: Callable[[DataSpec], int]) -> Case:
     measure = _built(found, Measure, **parts["measure"])
     outer = _built(found, Outer, **parts["outer"])
     layout = _built(found, Layout, **parts["layout"])
-    name, values = _shape(parts["model"], found)
+    values = _shape(parts["model"], found)
     shape = None
     if values is not None:
         values["vocab"] = values.get("vocab") or _vocab(data, vocab_of, found)
@@ -60,6 +59,7 @@ def case_of(point: Point, vocab_of: Callable[[DataSpec], int]) -> Case:
     recipe = _recipe(parts["recipe"], parts["budget"], shape, ranks, found)
     if found:
         raise Mistakes(found)
+    name = name_of(shape, parts["model"].get("size", ""))
     return Case(shape, data, recipe, canonical(layout), outer, measure, model_name=name)
 
 
@@ -86,13 +86,13 @@ def _vocab(data: DataSpec | None, vocab_of: Callable[[DataSpec], int], found: li
         return 1
 
 
-def _shape(keys: dict, found: list[Mistake]) -> tuple[str, dict | None]:
-    """Name and arguments of ModelShape; without `vocab` where the data decides it."""
+def _shape(keys: dict, found: list[Mistake]) -> dict | None:
+    """Arguments of ModelShape; without `vocab` where the data decides it."""
     given = {name: value for name, value in keys.items() if name != "size"}
     size = keys.get("size")
     if size is not None and size not in SIZES:
         found.append(Mistake(("model.size",), f"model.size = {shown(size)}: {unknown(size, SIZES, 'size')}"))
-        return "", None
+        return None
     values = {"seq_len": SEQ_LEN} | (SIZES[size] if size else {}) | given
     if "heads" in values:
         values.setdefault("kv_heads", values["heads"])
@@ -101,11 +101,8 @@ def _shape(keys: dict, found: list[Mistake]) -> tuple[str, dict | None]:
     if missing:
         line = f"model: set size to a named size, or say the shape; missing: {', '.join(missing)}"
         found.append(Mistake(("model.size", *(f"model.{name}" for name in missing)), line))
-        return "", None
-    if not size:
-        return f"{values['layers']}x{values['width']}", values
-    changed = [name for name in NAMING if name in given and given[name] != SIZES[size].get(name)]
-    return ",".join([size, *(f"{name}={given[name]}" for name in changed)]), values
+        return None
+    return values
 
 
 def _recipe(

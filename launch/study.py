@@ -100,7 +100,8 @@ class Study:
         need = predict(case.shape, case.recipe, case.layout, case.outer, fused_norm=self.device == "cuda").total
         vocab = _vocab_of(case.data)
         if case.shape.vocab < vocab:
-            reason = f"vocab {case.shape.vocab} is smaller than the {vocab} of data.source {case.data.source}"
+            what = f"vocab {case.shape.vocab} is smaller than the {vocab} of data.source {case.data.source}"
+            reason = f"{what}; set model.vocab to {vocab} or more"
         elif reason := unavailable(case.layout):
             pass
         elif case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():

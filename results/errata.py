@@ -104,6 +104,14 @@ ERRATA: tuple[Erratum, ...] = (
         why="the held-out set was rounded to whole batches: another one than measure_eval_sequences says (`evals` has "
         "how many sequences it was)",
     ),
+    Erratum(
+        before=2,
+        where="(model in [diloco-35m, diloco-90m, diloco-180m, diloco-335m, diloco-550m, diloco-1.3b, diloco-2.4b,"
+        " diloco-4b, diloco-10b] and (model_vocab != 32768 or model_tied == false)) or (model in [tiny-100k, tiny-300k,"
+        " tiny-800k, tiny-2m, tiny-5m, tiny-12m] and model_vocab != 256)",
+        columns={"runs": ("model",)},
+        why="the name did not say that the vocabulary or the head was another than the size's (params_total is right)",
+    ),
 )
 
 

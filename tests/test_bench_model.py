@@ -1,6 +1,8 @@
 """The model against a plain float64 one written here: logits, gradients, parameter counts, bf16, RMSNorm."""
 
 import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from scalade.bench.init import fill
 from scalade.bench.loss import cross_entropy
 from scalade.bench.model import Decoder, RMSNorm, rotate
-from scalade.bench.shape import SIZES, ModelShape
+from scalade.bench.shape import SIZES, ModelShape, name_of
 
 BASE = dict(layers=3, heads=4, kv_heads=4, width=32, ffn=48, vocab=19, seq_len=11)
 SHAPES = {
@@ -163,6 +165,37 @@ def test_named_sizes_have_the_published_parameters(name):
     size = {"kv_heads": SIZES[name]["heads"]} | SIZES[name]
     # Learned positions and biases of the GPTs are not ours: well below 1% of them.
     assert ModelShape(**size).params_total == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+COUNTS = {"k": 1e3, "m": 1e6, "b": 1e9}
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if re.search(r"[\d.]+[mb]$", name) and name[:4] != "tiny"])
+def test_a_size_s_name_is_its_count(name):
+    """At the vocabulary that the size itself pins, within 5%."""
+    promised, unit = re.search(r"([\d.]+)([mb])$", name).groups()
+    shape = ModelShape(**{"kv_heads": SIZES[name]["heads"]} | SIZES[name])
+    assert shape.params_total == pytest.approx(float(promised) * COUNTS[unit], rel=0.05)
+
+
+def test_one_name_is_one_shape():
+    shapes = {
+        name: ModelShape(**{"kv_heads": size["heads"], "vocab": 256, "seq_len": 64} | size)
+        for name, size in SIZES.items()
+    }
+    assert len({replace(shape, seq_len=64) for shape in shapes.values()}) == len(SIZES)
+    for name, shape in shapes.items():
+        assert name_of(shape, name) == name
+        changes = dict(layers=shape.layers + 1, ffn=8, vocab=999, qk_norm=not shape.qk_norm, kv_heads=1)
+        changes |= {} if name.startswith("tiny") else {"tied": not shape.tied}
+        for field, value in changes.items():
+            assert name_of(replace(shape, **{field: value}), name) == f"{name},{field}={value}"
+
+
+def test_a_shape_without_a_size_is_named_by_all_that_counts():
+    shape = ModelShape(layers=8, heads=8, kv_heads=4, width=64, ffn=128, vocab=256, seq_len=32)
+    assert name_of(shape) == "8x64.h8kv4.f128" and name_of(replace(shape, kv_heads=8)) == "8x64.h8.f128"
+    assert name_of(replace(shape, mlp="gelu", vocab=99)) == "8x64.h8kv4.f128,mlp=gelu,vocab=99"
 
 
 def test_named_sizes_are_built_as_counted():

@@ -193,6 +193,12 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
 
 OUTER = {"outer_algorithm": "diloco", "outer_placement": "distributed", "outer_sync_every": 30, "outer_steps": 2,
          "steps": 63, "timed_steps": 60, "measure_warmup_steps": 3, "comm_bytes_per_step": 7}  # fmt: skip
+
+
+def sized(model, vocab, tied):
+    return {"outer_algorithm": "none", "model": model, "model_vocab": vocab, "model_tied": tied}
+
+
 WRONG = {  # what an old row says -> (columns read as null, columns that stay)
     "whole rounds": ({}, "comm_bytes_per_step", "step_time_s val_loss"),
     "59 steps": ({"timed_steps": 56}, "step_time_s tokens_per_s comm_bytes_per_step", "val_loss loss"),
@@ -211,6 +217,11 @@ WRONG = {  # what an old row says -> (columns read as null, columns that stay)
     "declared as told": (
         {"outer_algorithm": "none", "parity": "not checked", "tokens_seen": 1024}, "", "tokens_per_step tokens_per_s"
     ),
+    "a name of 35 M at 19 M": (sized("diloco-35m", 256, True), "model", "step_time_s"),
+    "a head of its own": (sized("diloco-1.3b", 32768, False), "model", "step_time_s"),
+    "as named": (sized("diloco-35m", 32768, True), "", "model step_time_s"),
+    "tiny, of other data": (sized("tiny-2m", 512, True), "model", "step_time_s"),
+    "tiny": (sized("tiny-2m", 256, False), "", "model step_time_s"),
     "never said": ({"outer_algorithm": None, "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from scalade.bench.flops import flops_per_token
 from scalade.bench.loss import cross_entropy
 from scalade.bench.model import Decoder
 from scalade.bench.shape import SIZES, ModelShape
+from scalade.launch.reference import SOURCE_PARAMS
 
 pytestmark = pytest.mark.outside
 BASE = dict(layers=3, heads=4, kv_heads=4, width=48, ffn=80, vocab=61, seq_len=40)
@@ -122,6 +123,27 @@ def test_flops_are_torchtitan_s_and_megatron_s(size):
     assert flops["palm"] == torchtitan(shape, model)
     assert flops["causal"] == megatron(shape)
     assert flops["6n"] == 6 * sum(p.numel() for p in model.parameters())
+
+
+GPTS = {"gpt2": 1024, "gpt2-medium": 1024, "gpt2-large": 1024, "gpt2-xl": 1024, "gpt3-175b": 2048}  # positions
+LLAMAS = ("llama3-8b", "llama3-70b", "llama3-405b")
+
+
+@pytest.mark.parametrize("size", [*GPTS, *LLAMAS])
+def test_counts_of_the_models_that_sizes_are_named_after(size):
+    """Llama 3 is ours parameter by parameter; of the GPTs the size table gives both counts."""
+    import transformers
+
+    shape = ModelShape(**NAMED[size])
+    with torch.device("meta"):
+        if size in LLAMAS:
+            assert sum(p.numel() for p in theirs(shape).parameters()) == shape.params_total
+            return
+        config = transformers.GPT2Config(
+            n_layer=shape.layers, n_head=shape.heads, n_embd=shape.width, n_positions=GPTS[size]
+        )
+        counted = sum(p.numel() for p in transformers.GPT2LMHeadModel(config).parameters())
+    assert counted == SOURCE_PARAMS[size] and shape.params_total == pytest.approx(counted, rel=0.01)
 
 
 def test_llama_3_by_both_formulas():

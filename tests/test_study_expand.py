@@ -94,6 +94,24 @@ def test_exclude_drops_what_matches_in_all_keys(tmp_path_factory, lrs, tps, data
     assert found == {(lr, tp) for lr in lrs for tp in tps if not (lr in dropped_lrs and tp == dropped_tp)}
 
 
+def test_a_name_stands_for_one_shape_whatever_the_data(tmp_path):
+    """`diloco-35m` on bytes was a model of 18.9 M."""
+
+    def one(text):
+        (case,) = load(tmp_path, text).all_cases
+        return case.model_name, case.shape.vocab, case.shape.params_total
+
+    diloco = BASE.replace("tiny-100k", "diloco-35m")
+    assert one(diloco) == ("diloco-35m", 32768, 35_659_008)
+    zipf = '[data]\nsource = "zipf-markov"\nvocab = 512\n'
+    assert one(diloco + zipf) == ("diloco-35m", 32768, 35_659_008)
+    assert one(diloco.replace("[model]\n", "[model]\nvocab = 256\n")) == ("diloco-35m,vocab=256", 256, 19_012_864)
+    assert one(diloco.replace("[model]\n", "[model]\ntied = false\n"))[0] == "diloco-35m,tied=False"
+    assert one(BASE)[:2] == ("tiny-100k", 256) and one(BASE + zipf)[:2] == ("tiny-100k,vocab=512", 512)
+    same = "[model]\nkv_heads = 2\nqk_norm = false\nmlp = 'swiglu'\n"  # as the size has them anyway
+    assert one(BASE.replace("[model]\n", same))[0] == "tiny-100k"
+
+
 def test_exclude_sees_defaults_and_the_values_of_a_size(tmp_path):
     text = BASE.replace('"tiny-100k"', '["tiny-100k", "tiny-300k"]') + "[layout]\ndp_replicate = [1, 2]\n"
     by_size = load(tmp_path, text + '[exclude]\n"model.layers" = 2\n').all_cases

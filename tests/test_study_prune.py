@@ -189,7 +189,9 @@ def test_a_model_of_400_billion_does_not_start_here(tmp_path):
 
 def test_a_vocabulary_smaller_than_the_data(tmp_path):
     text = STUDY.replace("tied = false", "vocab = 128")
-    assert plan(tmp_path, text)[0] == "vocab 128 is smaller than the 256 of data.source stdlib"
+    assert plan(tmp_path, text)[0] == (
+        "vocab 128 is smaller than the 256 of data.source stdlib; set model.vocab to 256 or more"
+    )
 
 
 def test_a_case_that_no_layout_can_compute_has_no_prediction(tmp_path):
