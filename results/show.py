@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,14 +203,15 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
     said = [picked[at].header for at in laid.left_out]
     if said:
         _say(console, "")
-        _say(console, f"no room for {', '.join(said)}: --columns NAMES or a wider window shows them")
+        line = f"no room for {', '.join(said)}: --columns NAMES or a wider window shows them"
+        _say(console, *_wrapped(line, console.width))
     ended = [f"{row['run_id']} {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"]
     ended += [
         f"{row['run_id']} no tokens_per_s: {row['tokens_per_s_reason']}"
         for row in rows if row["status"] == "ok" and row["tokens_per_s"] is None and row["tokens_per_s_reason"]
     ]  # fmt: skip
     for line in ["", *ended] if ended else ():
-        _say(console, line)
+        _say(console, *_wrapped(line, console.width))
     sets, seen = set(table["val_hash"].drop_null().to_pylist()), {one.column for one in picked}
     if len(sets) > 1 and "val_loss" in seen and "val_hash" not in seen:
         _say(console, f"note: val_loss is over {len(sets)} sets of held-out sequences: see the column val_hash")
@@ -267,5 +269,13 @@ def _says_something(column: str, table: pa.Table) -> bool:
     return column in ("status", "loss") or table[column].null_count < len(table)
 
 
-def _say(console: Console, line: str, style: str = "") -> None:
-    console.print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
+def _wrapped(line: str, width: int) -> list[str]:
+    """The line as lines of whole words; a word that is longer than the screen stays one."""
+    return textwrap.wrap(
+        printable(line), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    ) or [""]  # fmt: skip
+
+
+def _say(console: Console, *lines: str, style: str = "") -> None:
+    for line in lines:
+        console.print(printable(line), style=style, markup=False, highlight=False, soft_wrap=True)
