@@ -210,7 +210,7 @@ def _because(rows: list[dict], metric: Metric) -> str:
 def _other_work(base: list[dict], head: list[dict]) -> str | None:
     """What keeps the two sides of a case from a ratio: recorded runs of one case may differ in tokens a step."""
     told = [[work for row in rows if (work := work_of(row))] for rows in (base, head)]
-    level = levels(work for side in told for work in side)
+    level = levels((work for side in told for work in side), repeats=True)
     if len({level[work] for side in told for work in side}) <= 1:
         return None
     amounts = [" and ".join(map(str, sorted(set(side), key=lambda work: work.tokens)[:3])) for side in told]

@@ -103,7 +103,7 @@ def _by_work(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
     works: dict[str, set] = defaultdict(set)
     for row in rows:
         works[row["case_id"]] |= {work for work in (work_of(row),) if work is not None}
-    level = {case_id: levels(some) for case_id, some in works.items()}
+    level = {case_id: levels(some, repeats=True) for case_id, some in works.items()}
     cases = defaultdict(list)
     for row in rows:
         cases[row["case_id"], level[row["case_id"]].get(work_of(row))].append(row)

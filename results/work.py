@@ -4,7 +4,8 @@
     rate = tokens_per_s:  tokens_per_step / step_time_s, or timed_tokens / timed_s where steps differ in tokens
 
 Two runs do the same work where these counts are equal. Where the steps of one of them differ in tokens (packed
-sequences, a short last batch) its work is a mean, and two means within VARIES of each other are the same.
+sequences, a short last batch) its work is a mean: means within VARIES of each other are the same, of runs that repeat
+each other within REPEATS, for chance makes them differ more than those of many runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fractions import Fraction
 
 from .errata import why_missing
 
-VARIES = Fraction(1, 20)
+VARIES, REPEATS = Fraction(1, 10), Fraction(1, 4)
 UNKNOWN = "tokens per step unknown: say run.step(tokens=...) or record(tokens_per_step=...)"
 
 
@@ -79,27 +80,27 @@ def _no_rate(row: Mapping) -> str | None:
     return row.get("tokens_per_s_reason") or (None if why is None else f"no tokens_per_s: {why}")
 
 
-def levels(works: Iterable[Work]) -> dict[Work, Fraction]:
+def levels(works: Iterable[Work], repeats: bool = False) -> dict[Work, Fraction]:
     """One number for each of these amounts of work: two of the same work have the same.
 
     Those that vary stand together from the smallest on as far as VARIES, and with the nearest fixed one that is as
-    close to their mean.
+    close to their mean. repeats: of runs that repeat each other; then as far as each is within REPEATS of the next.
     """
-    found = set(works)
+    found, within, like = set(works), REPEATS if repeats else VARIES, -1 if repeats else 0
     result = {one: one.tokens for one in found if not one.varies}
     fixed = sorted(result.values())
     together: list[list[Work]] = []
     for one in sorted((one for one in found if one.varies), key=lambda one: one.tokens):
-        if together and _close(together[-1][0].tokens, one.tokens):
+        if together and _close(together[-1][like].tokens, one.tokens, within):
             together[-1].append(one)
         else:
             together.append([one])
     for members in together:
         mean = sum(one.tokens for one in members) / len(members)
         near = min(fixed, key=lambda tokens: abs(tokens - mean), default=mean)
-        result |= dict.fromkeys(members, near if _close(near, mean) else mean)
+        result |= dict.fromkeys(members, near if _close(near, mean, within) else mean)
     return result
 
 
-def _close(one: Fraction, other: Fraction) -> bool:
-    return abs(one - other) <= VARIES * max(one, other)
+def _close(one: Fraction, other: Fraction, within: Fraction) -> bool:
+    return abs(one - other) <= within * max(one, other)

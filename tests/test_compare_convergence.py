@@ -96,3 +96,12 @@ def test_groups_go_by_every_field_of_a_case_but_the_seed():
     prefix = {"shape": "model_", "data": "data_", "outer": "outer_", "measure": "measure_"}
     said = {prefix.get(part, "") + field.name for part, kind in PARTS.items() for field in fields(kind)}
     assert said - set(DECIDED) == {"seed"}
+
+
+@pytest.mark.parametrize("seen, verdict", [((1000, 1005), "same"), ((1000, 1050), "missing")])
+def test_packed_runs_are_compared_at_nearly_equal_tokens(seen, verdict):
+    sides = [[run(loss=2.0, tokens_seen=tokens, parity="not checked")] for tokens in seen]
+    (found,) = compare_losses(*sides, alpha=0.05, declared=0.01)
+    assert found.verdict == verdict and f"{seen[0]}" in found.reason and f"{seen[1]}" in found.reason
+    fixed = [[row | {"tokens_per_step": 10} for row in side] for side in sides]
+    assert compare_losses(*fixed, alpha=0.05, declared=0.01)[0].verdict == "missing"

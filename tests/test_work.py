@@ -10,6 +10,7 @@ from scalade.results import ops
 from scalade.results.check import findings
 from scalade.results.compare import compare
 from scalade.results.efficiency import efficiency
+from scalade.results.gate_rule import Rule
 from scalade.results.history import history
 from scalade.results.ops import CaseOps
 from scalade.results.report import page
@@ -96,13 +97,21 @@ def test_steps_that_differ_are_compared_by_all_their_tokens(tmp_path):
     rng = np.random.default_rng(0)
     for world in (1, 2):
         for seed in range(3):
-            tokens = rng.integers(900, 1100, 40)
+            tokens = rng.integers(200, 1800, 60)
             recorded(tmp_path, [(int(n), 1e-3 * n / world) for n in tokens], world, seed=seed)
     for form in ("throughput", "step_time"):
         report = efficiency(tmp_path, form=form)
         ((_, point),) = (one.points for one in report.series)
         assert report.options.mode == "strong" and len(point.group.rows) == 3
-        assert point.efficiency.value == pytest.approx(1) and point.speedup.value == pytest.approx(2, rel=0.05)
+        assert point.efficiency.value == pytest.approx(1) and point.speedup.value == pytest.approx(2, rel=0.1)
+        assert "dp2 on 2 ranks: steps differ in tokens: " in report.to_text()
+    base = tmp_path / "base"
+    for seed in range(8):  # repeats of one case in the gate and in the history
+        for folder in (base, tmp_path / "head"):
+            tokens = np.random.default_rng(seed + 100 * (folder == base)).integers(200, 1800, 25)
+            recorded(folder, [(int(n), 1e-3 * n) for n in tokens])
+    assert compare(base, tmp_path / "head", Rule(metrics=("tokens_per_s",))).findings[0].ratio == pytest.approx(1)
+    assert len(history([base, tmp_path / "head"])) == 1
 
 
 def test_longer_sequences_of_the_same_batch_are_other_work(tmp_path):
@@ -121,7 +130,7 @@ def test_a_run_that_does_not_tell_its_tokens_is_refused_by_name(tmp_path):
 
 def test_levels_of_fixed_work_are_exact_and_of_varying_work_as_far_as_it_varies():
     fixed, near, other = Work(1000), Work(1001), Work(2000)
-    one, two, far = Work(990, True), Work(1030, True), Work(1200, True)
+    one, two, far = Work(990, True), Work(1030, True), Work(1300, True)
     level = levels([fixed, other, one, two, far])
     assert level[fixed] == level[one] == level[two] != level[far] != level[other]
     assert levels([fixed, near])[fixed] != levels([fixed, near])[near]

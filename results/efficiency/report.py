@@ -120,6 +120,9 @@ def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) 
     lines += [f"  too few runs (under 6) for an interval: {', '.join(few)}"] if few else []
     for point in series.points:
         lines += [f"  {point.group.where}: allowed to differ: {', '.join(point.allowed)}"] if point.allowed else []
+        if point.group.work.varies or base.work.varies:
+            mean = f"{point.group.work.over(1)} tokens a step on average"
+            lines.append(f"  {point.group.where}: steps differ in tokens: {mean}")
         if point.group.not_ok:
             lines.append(f"  {point.group.where}: {len(point.group.not_ok)} more runs are not ok (below)")
     lines += _part_lines(series)

@@ -121,7 +121,7 @@ class Group:
 def groups(rows: Sequence[dict]) -> tuple[list[Group], list[dict]]:
     """The groups by device count, and the runs that belong to none: not ok, not timed, or of unknown work."""
     timed = [row for row in rows if is_timed(row)]
-    level = _levels([(row, work_of(row)) for row in timed])
+    level = _levels([(row, work_of(row)) for row in timed], _GROUPED, repeats=True)
     kept: dict[tuple, list[dict]] = {}
     for row in timed:
         waits = row.get("omp_wait_policy") if row.get("device_type") == "cpu" else None
@@ -131,8 +131,8 @@ def groups(rows: Sequence[dict]) -> tuple[list[Group], list[dict]]:
         if not is_timed(row):
             lost.setdefault(tuple(row.get(name) for name in _GROUPED), []).append(row)
     works = [(members[0], _mean_work(members)) for members in kept.values()]
-    whole = _levels(works)
-    share = _levels([(row, work.over(row["world_size"])) for row, work in works])
+    whole = _levels(works, MODEL)
+    share = _levels([(row, work.over(row["world_size"])) for row, work in works], MODEL)
     found = [
         Group(tuple(members), tuple(lost.get(key[:-2], ())), work, (whole[id(row)], share[id(row)]))
         for (key, members), (row, work) in zip(kept.items(), works, strict=True)
@@ -152,14 +152,14 @@ def _mean_work(rows: Sequence[dict]) -> Work:
     return Work(sum(work.tokens for work in works) / len(works), any(work.varies for work in works))
 
 
-def _levels(told: Iterable[tuple[dict, Work]]) -> dict[int, Fraction]:
-    """The level of each run's work, by id of its row; runs of one model share levels."""
+def _levels(told: Iterable[tuple[dict, Work]], names: Sequence[str], repeats: bool = False) -> dict[int, Fraction]:
+    """The level of each run's work, by id of its row; runs that agree in these columns share levels."""
     pools: dict[tuple, list[tuple[dict, Work]]] = {}
     for row, work in told:
-        pools.setdefault(tuple(row.get(name) for name in MODEL), []).append((row, work))
+        pools.setdefault(tuple(row.get(name) for name in names), []).append((row, work))
     result = {}
     for members in pools.values():
-        level = levels(work for _, work in members)
+        level = levels((work for _, work in members), repeats)
         result |= {id(row): level[work] for row, work in members}
     return result
 
