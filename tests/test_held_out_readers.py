@@ -136,6 +136,18 @@ def test_efficiency_to_a_loss(tmp_path):
     assert efficiency(tmp_path).exit_code == 0  # no loss is compared
 
 
+def test_efficiency_of_two_lengths_is_two_series(tmp_path):
+    """Of other lengths are other sequences, and nobody sets them beside each other."""
+    store = RunStore(tmp_path)
+    for length, val_hash in ((128, ONE), (256, OTHER)):
+        for devices in (1, 2):
+            case = f"{length}-{devices}"
+            for row in several(devices, 0.1 / devices, 2, val_hash=val_hash, model_seq_len=length, case_id=case):
+                curve = steps_of(row, np.linspace(5, 2, 30).tolist())
+                store.write_run(row, {"step": [*range(30)], "loss": [one["loss"] for one in curve]})
+    assert efficiency(tmp_path, target_loss=3.0).exit_code == 0
+
+
 def test_show_says_that_there_are_two_sets(tmp_path):
     stored(tmp_path, seeds(ONE, "a") + seeds(OTHER, "b"))
     console = Console(file=io.StringIO(), width=200)

@@ -153,7 +153,7 @@ class DeepSpeedEngine:
         counts = counted.split(self.micro_rows)
         pieces = ((x, (y, c)) for (x, y), c in zip(self._pieces(tokens), counts, strict=True))
         if self.layout.pp > 1:
-            self.engine.eval_batch(pieces, reduce_output=None, bcast_loss=False)
+            self.engine.eval_batch(pieces, reduce_output=None, bcast_loss=False, num_micro_batches=len(counts))
         else:
             for x, y in pieces:
                 self._loss(self.engine.module(x), y)

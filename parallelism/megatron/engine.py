@@ -185,7 +185,7 @@ class MegatronEngine:
         pieces = list(zip(*(each.split(self.micro_rows) for each in given), strict=True))
         losses = self.forward_backward(
             forward_step_func=self._forward, data_iterator=[iter(pieces) for _ in self.chunks], model=self.chunks,
-            num_microbatches=self.layout.microbatches, seq_length=self.shape.seq_len,
+            num_microbatches=len(pieces), seq_length=self.shape.seq_len,
             micro_batch_size=self.micro_rows, forward_only=counted is not None, p2p_communicator=self.between,
             pg_collection=self.groups,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from .fastest import fastest
 from .loss import WINDOW
 from .report import EfficiencyReport, compared
 from .series import FORMS, Options, Refusal, read_series
-from .workload import allowed, groups, guess_mode
+from .workload import Group, allowed, groups, guess_mode
 
 MODES = ("strong", "weak")
 
@@ -58,9 +58,7 @@ def efficiency(
         said = f"; {why[0][1]} with status ok: {why[0][0]}" if why else ""
         raise ValueError(f"no timed run with status ok among the {len(rows)} runs{kept}{said}")
     if form == "loss" and "val_hash" not in allow:
-        differ = held_out.refusal([row for group in found for row in group.rows])
-        if differ:
-            raise ValueError(f"{differ}; or --allow val_hash, for the target is of the training loss")
+        _one_held_out_set(found)
     declared = None
     if bases is not None:
         declared = [group for group in found if group.rows[0]["run_id"] in bases]
@@ -77,6 +75,16 @@ def efficiency(
         compared(found, published) if published else (),
         tuple(one for one in fastest(found, level) if one.others) if form != "loss" else (),
     )  # fmt: skip
+
+
+def _one_held_out_set(found: Sequence[Group]) -> None:
+    """Losses of groups that may be compared are of runs held against the same sequences, or ValueError."""
+    pools: dict[tuple, list[dict]] = {}
+    for group in found:
+        pools.setdefault(group.match_key, []).extend(group.rows)
+    for rows in pools.values():
+        if differ := held_out.refusal(rows):
+            raise ValueError(f"{differ}; or --allow val_hash, for the target is of the training loss")
 
 
 def _steps(path: str | Path, found) -> dict[str, list[dict]]:
