@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..compare import Comparison, compare
 from ..gate_formats import summary
+from ..held_out import refusal
 from ..read import printable
 from . import gate, layouts, losses, outer, outer_law, published, scaling
 from .drawing import Drawn, Undrawn, encoded, style
@@ -35,17 +36,19 @@ class ReportFiles:
     runs: int
     gate: str | None = None  # its verdict, where a baseline was given
     fastest: tuple[str, ...] = ()  # of each workload, a line each
+    refused: str | None = None  # why held-out losses are not set side by side
 
     def to_dict(self) -> dict:
         return {
             "html": str(self.html), "figures": [str(path) for path in self.figures], "drawn": list(self.drawn),
             "not_drawn": [{"title": one.title, "needs": one.needs} for one in self.undrawn], "runs": self.runs,
             "gate": self.gate, "fastest": list(self.fastest),
+            "refused": self.refused,
         }  # fmt: skip
 
     def to_text(self) -> str:
         lines = [f"{self.html}: {self.runs} runs, {len(self.drawn)} figures"]
-        lines += [self.gate] if self.gate else []
+        lines += [line for line in (self.gate, self.refused) if line]
         lines += [f"fastest layout of {line}" for line in self.fastest]
         if self.figures:
             lines.append(f"{self.figures[0].parent}: {len(self.figures)} files")
@@ -106,7 +109,7 @@ def report(
     _write(out, rendered(source, drawn, undrawn, title, verdict).encode())
     tell("done", 1.0)
     return ReportFiles(out, tuple(written), tuple(one.name for one, _ in drawn), tuple(undrawn), len(source.rows),
-                       verdict and summary(verdict), tuple(fastest_lines(source)))  # fmt: skip
+                       verdict and summary(verdict), tuple(fastest_lines(source)), refusal(source.ok))  # fmt: skip
 
 
 def _each(source: Source, verdict: Comparison | None, tell: Progress) -> Iterator[Drawn | Undrawn]:
