@@ -51,7 +51,8 @@ def test_every_field_of_a_case_is_a_column():
 def test_column_names_are_unique_and_carry_their_units(table):
     flat = [column for group in TABLES[table].values() for column in group]
     assert len({column.name for column in flat}) == len(flat)
-    suffix = {"s": ("_s",), "bytes": ("bytes", "bytes_per_step", "bytes_per_rank"), "J": ("_j",), "MB": ("_mb",)}
+    counted = ("bytes", "bytes_per_step", "bytes_per_rank", "bytes_per_round")
+    suffix = {"s": ("_s",), "bytes": counted, "J": ("_j",), "MB": ("_mb",)}
     for column in flat:
         assert column.doc and column.doc == column.doc.strip()
         if column.name.startswith("comm_bytes_"):
