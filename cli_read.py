@@ -178,6 +178,7 @@ def fit(
     budget_device_hours: Annotated[float | None, typer.Option(help="Rank runs to add within this.")] = None,
     device_hours: Annotated[str | None, typer.Option(help="Column of what a run cost.", metavar="COLUMN")] = None,
     flops_per_device_hour: Annotated[float | None, typer.Option(help="Or the speed it comes from.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Fit a table that looks wrong, with warnings.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Fit a scaling law, with intervals and what the table cannot tell. Exit status 1: it did not converge."""
@@ -205,7 +206,7 @@ def fit(
         compare=() if compare == "none" else compare.split(",") if compare else None, approach=approach or (),
         nearest=nearest, alternatives=dict(_pairs("--alternative", alternative)), flops_per_nd=flops_per_nd,
         budget_device_hours=budget_device_hours, device_hours=device_hours,
-        flops_per_device_hour=flops_per_device_hour,
+        flops_per_device_hour=flops_per_device_hour, anyway=anyway,
     )  # fmt: skip
     say(report.to_dict() if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)

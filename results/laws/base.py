@@ -22,6 +22,7 @@ import numpy as np
 from .dual import Dual
 
 Columns = Mapping[str, np.ndarray]
+AMPLITUDE = (-80.0, 120.0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Law:
     parameters: tuple[Parameter, ...] = ()
     zero_ok: tuple[str, ...] = ()  # roles that may hold 0 (every other column must be positive)
     bent: tuple[str, ...] = ()  # parameters that are no affine function of theta: they cannot be held or profiled
+    falls: tuple[str, ...] = ()  # roles with which the response falls, so that a table where it rises is another's
     prior_reason: str = ""  # why `prior` says what it does, for the report
     needs_run: bool = False  # reads a curve per run, so a run column must be given
 
@@ -128,11 +130,14 @@ class Law:
         return np.linalg.solve(T, phi - shift)
 
     def box(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds on theta (p,), (p,): those of a parameter whose coordinate the centring leaves alone."""
+        """Bounds on theta (p,), (p,): those of a parameter whose coordinate the centring leaves alone. The log of an
+        amplitude at the centre stays within `AMPLITUDE`, where a term is nothing beside the rest or all of it."""
         T, shift = self.coordinates(centre)
         alone = np.abs(T - np.eye(len(T))).sum(1) == 0
         bounds = np.array([p.phi_bounds() for p in self.parameters])
-        return (np.where(alone, bounds[:, 0] - shift, -np.inf), np.where(alone, bounds[:, 1] - shift, np.inf))
+        log = np.array([p.log for p in self.parameters])
+        ends = np.where(log[:, None], AMPLITUDE, (-np.inf, np.inf))
+        return (np.where(alone, bounds[:, 0] - shift, ends[:, 0]), np.where(alone, bounds[:, 1] - shift, ends[:, 1]))
 
     def log_predict(
         self, theta: np.ndarray, inputs: Inputs, derivatives: bool = True

@@ -27,6 +27,7 @@ class Chinchilla(SumOfPowers):
     name = "chinchilla"
     equation = "L = E + A / N^alpha + B / D^beta"
     source = "Hoffmann et al. 2022, arXiv 2203.15556, section 3.3"
+    falls = ("params", "tokens")
     parameters = (
         Parameter("A", "scale of the parameter term", log=True),
         Parameter("alpha", "exponent of N", low=0.0, high=4.0, grid=EXPONENTS),

@@ -12,9 +12,11 @@ import pandas as pd
 from ..held_out import one_set
 from ..where import where as where_rows
 from .base import Law, get_law
-from .fit import Fit, fit, with_profiles, with_sensitivity
+from .curves import effective_rows, find_curves
+from .fit import Fit, fit, with_bootstrap, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast
 from .isoflop import envelope, isoflop
+from .look import after, before
 from .next_run import candidate_grid, next_runs
 from .optimum import identified_optimum, optimum
 from .predictions import holdout as held_out
@@ -64,6 +66,7 @@ def fit_file(
     flops_per_device_hour: float | None = None,
     profile: bool = True,
     sensitivity: bool = True,
+    anyway: bool = False,
     progress: Progress | None = None,
 ) -> FitReport:
     """Fit `law` to the table at `path` (CSV or Parquet), or to the frame itself.
@@ -79,6 +82,7 @@ def fit_file(
     none). approach: "isoflop" (`nearest`: how many sizes around the lowest loss a parabola is fitted to; default all),
     "envelope".
     budget_device_hours: rank runs to add; cost from `device_hours` (column) or `flops_per_device_hour`.
+    anyway: fit a table that looks wrong (`look.py`: units, ladders, diverged rows, noise) and say so in notes.
     progress(stage, fraction) is called while work is long. Raises ValueError with one line for a user's mistake.
     """
     the_law, given_frame = get_law(law), isinstance(path, pd.DataFrame)
@@ -102,35 +106,35 @@ def fit_file(
     given = rows(the_law, train_frame, names, response, run)
     sets = one_set(frame[keep], {response, *names.values()})
     settings = Objective(objective, delta)
+    wrong = _refused(before(the_law, given, names, response, bool(fix)), anyway)
+    given, copied = _as_runs(the_law, train_frame, given, run)
 
-    asked = dict(objective=settings, fix=dict(fix or {}), bootstrap_draws=bootstrap, level=level, seed=seed)
+    asked = dict(objective=settings, fix=dict(fix or {}), level=level, seed=seed)
     if prior is None:
-        f = fit(the_law, given, progress=progress, **asked)
+        f = fit(the_law, given, **asked)
     else:
-        f = fit_with_prior(the_law, given, prior, progress=progress, **asked)
-    notes = [f.no_draws] if f.no_draws else []
-    notes += [sets] if sets else []
-    if given.copies:
-        notes.append(
-            f"{given.copies} rows are exact copies of others" + ("" if run else "; copies were resampled as one run")
-        )
-    if run is None and f.draws is not None:
+        f = fit_with_prior(the_law, given, prior, **asked)
+    wrong += _refused(after(f.plain or f, response), anyway)
+    if profile:
+        f = with_profiles(f)
+    if bootstrap:
+        f = with_bootstrap(f, bootstrap, progress)
+    notes = [*wrong, *([f.no_draws] if f.no_draws else []), *([sets] if sets else []), *copied, *f.notes]
+    if run is None and f.draws is not None and not copied:
         notes.append("no run column: every row was resampled as a run of its own")
     if f.draws_converged is not None and f.draws_converged < 0.95:
         notes.append(
             f"{1 - f.draws_converged:.0%} of the resamples did not converge: the table hardly identifies this law, "
             "and its intervals are rough"
         )
-    if profile:
-        f = with_profiles(f)
-        notes += f.notes
     if prior is not None and profile:
         off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
         if off:
             notes.append(f"profiles are of the data without the prior, which moves {', '.join(off)} outside them")
-    if the_law.needs_run and profile:
+    alone = effective_rows(f.residuals, given.cluster)
+    if profile and alone < 0.9 * len(given.y):
         notes.append(
-            "profiles take the rows of a curve as independent; they are not, so read them as lower bounds of the width"
+            f"{len(given.y)} rows of {given.clusters} runs weigh about as {alone:.0f} independent rows: {_by_run(f)}"
         )
     if sensitivity:
         everything = None if where is None else _rows_if_usable(the_law, frame[~held], names, response, run)
@@ -196,6 +200,42 @@ def fit_file(
             flops_per_device_hour,
         )
     return report
+
+
+def _refused(lines: list[str], anyway: bool) -> list[str]:
+    """Raises ValueError with what is wrong, or hands it on as notes."""
+    if lines and not anyway:
+        raise ValueError("; ".join(lines) + " (--anyway fits it as it is)")
+    return [f"WARNING: {line}" for line in lines]
+
+
+def _as_runs(law, frame, given: Rows, run) -> tuple[Rows, list[str]]:
+    """The rows with copies and points of one curve as one run each, and what to say of it."""
+    notes = []
+    if given.copies:
+        notes.append(
+            f"{given.copies} rows are exact copies of others" + ("" if run else "; copies were resampled as one run")
+        )
+    if given.twins:
+        count, more = len(given.twins), len(given.twins) - 4
+        some = ", ".join(f"{a} and {b}" for a, b in given.twins[:4]) + (f" and {more} more pairs" if more > 0 else "")
+        notes.append(
+            f"{count} pair{'s' if count > 1 else ''} of rows hold one run twice, rounded or under another name (rows "
+            f"{some}): resampled as one run each, and counted twice in the fit; drop one of each"
+        )
+    curves = find_curves(law, frame, given) if run is None else None
+    if curves is not None:
+        given = replace(given, cluster=curves)
+        notes.append(
+            f"the {len(given.y)} rows look like points of {given.clusters} training curves: a curve was taken as one "
+            "run; name the column that tells runs apart (--run)"
+        )
+    return given, notes
+
+
+def _by_run(f: Fit) -> str:
+    withheld = next((p.withheld for p in f.profiles if p.withheld), "")
+    return f"profiles are withheld, {withheld}" if withheld else "profiles are widened for it"
 
 
 def _rows_if_usable(law, frame, names, response, run) -> Rows | None:

@@ -19,6 +19,7 @@ class DataConstrained(Law):
     name = "data_constrained"
     equation = "L = E + A/N'^alpha + B/D'^beta, X' = U_X (1 + R_X* (1 - exp(-R_X/R_X*))), R_X = X/U_X - 1"
     source = "Muennighoff et al. 2023, arXiv 2305.16264"
+    falls = ("params", "tokens")
     roles = ("params", "tokens", "unique_tokens")
     parameters = (
         Parameter("A", "scale of the parameter term", log=True),

@@ -24,6 +24,7 @@ class Farseer(Law):
     name = "farseer"
     equation = "L = e^(s N^q + S) + e^(B N^b + Q) D^(-e^(A N^a + E))"
     source = "Li et al. 2025, arXiv 2506.10972"
+    falls = ("params", "tokens")
     bent = ("s", "S", "B", "Q", "A", "E")
     parameters = (
         Parameter("s", "scale of the floor"),

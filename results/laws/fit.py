@@ -194,7 +194,9 @@ def with_profiles(f: Fit) -> Fit:
     """
     d, moved = f.plain or f, ""
     for _ in range(3):
-        found, low = profiles(d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level)
+        found, low = profiles(
+            d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level, d.rows.cluster
+        )
         lower = None if low is None else _lower(d, low)
         if lower is None:
             break

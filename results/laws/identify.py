@@ -4,17 +4,19 @@ For each parameter the objective is minimised over the others along a grid. The 
 rises by less than q_95(chi2_1)/2 * E psi^2 / E psi' (the robust likelihood ratio of Heritier and Ronchetti
 1994; for squares this is the usual variance). A profile that stays below that up to a bound, or for a
 positive parameter over more than three decades, means the table does not say the value: the estimate is refused.
-Rows are taken as independent here; the bootstrap is what knows of runs.
+Where a run has more than one row the threshold grows by what the rows of a run share; with too few runs for that the
+interval is withheld and only the refusal stands.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from .base import Inputs, Law, Parameter
+from .resample import too_few
 from .solver import Constraint, InUnits, Objective, constrain, minimise
 
 STEPS = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 12.0, 40.0])  # in standard errors, on either side
@@ -32,6 +34,7 @@ class Profile:
     reason: str
     values: tuple[float, ...]  # natural units, ascending
     rise: tuple[float, ...]  # objective above the optimum, over the 95% threshold
+    withheld: str = ""  # why low and high are not to be believed: too few runs
 
 
 def spread(residuals: np.ndarray, objective: Objective, free: int) -> tuple[float, float]:
@@ -76,6 +79,7 @@ def profiles(
     fix: dict,
     constraint: Constraint | None,
     level: float,
+    cluster: np.ndarray | None = None,
 ) -> tuple[tuple[Profile, ...], np.ndarray | None]:
     """A profile for every free parameter that is an affine function of theta, and the lowest point (p,) found on
     the way where it lies below `best`, else None."""
@@ -86,6 +90,10 @@ def profiles(
     tau, _ = spread(np.exp(log_y) - np.exp(m[0]) if raw else log_y - m[0], objective, free)
     threshold = max(0.5 * stats.chi2.ppf(level, 1) * tau, 1e-300)
     cov = asymptotic_covariance(law, inputs, log_y, theta, objective, constraint)
+    factor, withheld = np.ones(len(theta)), ""
+    if cluster is not None and (runs := int(cluster.max()) + 1) < len(log_y):
+        withheld = too_few(runs, free) or ""
+        factor = _by_run(law, inputs, log_y, theta, objective, constraint, cluster, level)
     out, lowest = [], (best, None)
     for j, p in enumerate(law.parameters):
         if p.name in law.bent or p.name in fix:
@@ -112,7 +120,7 @@ def profiles(
         )
         if s.objective[s.best] < lowest[0]:
             lowest = float(s.objective[s.best]), s.theta[s.best]
-        rise = np.maximum(s.objective - best, 0.0) / threshold  # below 0 by rounding only: the caller moves otherwise
+        rise = np.maximum(s.objective - best, 0.0) / (threshold * factor[j])  # below 0: the caller moves there
         at = np.append(grid, centre)
         order = np.argsort(at)
         at, rise = at[order], np.append(rise, 0.0)[order]
@@ -121,8 +129,34 @@ def profiles(
         low, high = _crossing(on[: middle + 1][::-1], rise[: middle + 1][::-1]), _crossing(on[middle:], rise[middle:])
         if p.vanishes:
             low, high = (None if v is None else float(np.log(v)) for v in (low, high))
-        out.append(_verdict(p, at, rise, low, high, lo, hi))
+        out.append(replace(_verdict(p, at, rise, low, high, lo, hi), withheld=withheld))
     return tuple(out), lowest[1]
+
+
+def _by_run(law, inputs, log_y, theta, objective, constraint, cluster, level) -> np.ndarray:
+    """By what each threshold (p,) grows where rows of one run move together.
+
+    A likelihood ratio of dependent rows is a chi2 times the ratio of the sandwich variance to the plain one (Kent
+    1982; Liang and Zeger 1986), here summed by run, with G/(G - q) and Student's t for few runs G and q parameters.
+    """
+    if objective.kind == "raw_squares":
+        law, log_y = InUnits(law), np.exp(log_y)
+    m, J = law.log_predict(theta[None], inputs)
+    basis = np.eye(len(theta)) if constraint is None else constraint.basis
+    J = J[0].T @ basis
+    norm = np.maximum(np.sqrt((J**2).sum(0)), 1e-300)
+    J = J / norm
+    bound = np.inf if objective.kind.endswith("squares") else 1e-6 if objective.kind == "l1" else objective.delta
+    psi = np.clip(log_y - m[0], -bound, bound)
+    runs, (n, q) = int(cluster.max()) + 1, J.shape
+    scores = np.zeros((runs, q))
+    np.add.at(scores, cluster, J * psi[:, None])
+    inverse = np.linalg.pinv(J.T @ J, rcond=1e-14)
+    a = (law.coordinates(inputs.centre)[0] @ basis / norm) @ inverse  # phi_j as a function of the scores
+    by_run = np.einsum("jq,qr,jr->j", a, scores.T @ scores, a) * runs / max(runs - q, 1)
+    by_row = np.einsum("jq,qr,jr->j", a, J.T @ J, a) * np.mean(psi**2) * n / max(n - q, 1)
+    t = stats.t.ppf(0.5 + level / 2, max(runs - q, 1)) / stats.norm.ppf(0.5 + level / 2)
+    return np.maximum(by_run / np.maximum(by_row, 1e-300), 1.0) * t**2
 
 
 def _grid(p: Parameter, centre: float, se: float) -> tuple[np.ndarray, float, float]:

@@ -18,6 +18,7 @@ class Kaplan(Law):
     name = "kaplan"
     equation = "L = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D"
     source = "Kaplan et al. 2020, arXiv 2001.08361"
+    falls = ("params", "tokens")
     parameters = (
         Parameter("N_c", "critical parameters", log=True),
         Parameter("alpha_N", "exponent of N", low=1e-3, high=4.0),

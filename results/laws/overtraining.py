@@ -25,6 +25,7 @@ class Overtraining(SumOfPowers):
     name = "overtraining"
     equation = "L = E + (a M^h + b M^-h) C^-h, M = D/N, C = 6ND"
     source = "Gadre et al. 2024, arXiv 2403.08540"
+    falls = ("params", "tokens")
     parameters = (
         Parameter("a", "scale of the parameter term", log=True),
         Parameter("b", "scale of the token term", log=True),

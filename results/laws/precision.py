@@ -26,6 +26,7 @@ class Precision(Law):
     name = "precision"
     equation = "L = E + A / N_eff^alpha + B / D^beta, N_eff = N (1 - exp(-P_w/gamma_w))"
     source = "Kumar et al. 2024, arXiv 2411.04330"
+    falls = ("params", "tokens")
     roles = ("params", "tokens", "weight_bits")
     parameters = CHINCHILLA + (Parameter("gamma_w", "sensitivity to weight bits", **GAMMA),)
 

@@ -117,7 +117,7 @@ def estimates(f: Fit) -> tuple[Estimate, ...]:
                 se,
                 low,
                 high,
-                None if seen is None else (seen.low, seen.high),
+                None if seen is None or seen.withheld else (seen.low, seen.high),
                 not reason,
                 reason,
                 held,

@@ -13,14 +13,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .base import Inputs, Law
+from .base import AMPLITUDE, Inputs, Law
 from .solver import Constraint, Objective, Penalty, Solution, minimise
 
 SAME = 1e-6  # two objectives this close, relatively, are the same optimum
 FLAT = 1e-3  # a gradient below this, over sum |psi J|, is none
 ROUNDS = 3
-AROUND = 24  # starts around the best in a round
-PLENTY, FEW = 0.2, 0.05  # the share of the starts at the optimum that asks for no more, and the one that proves nothing
+AROUND = 16  # starts around the best in a round, and as many around the law's own
+PLENTY, FEW = (
+    0.75,
+    0.05,
+)  # the share of the starts at the optimum that asks for no more, and the one that proves nothing
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,15 @@ def search(
     s = problem.solve(starts)
     rng = np.random.default_rng(seed)
     for k in range(ROUNDS):
-        if not np.isfinite(s.objective).any() or (at_best(s).mean() >= PLENTY and not why_not(s)):
+        if not np.isfinite(s.objective).any() or (k == 0 and at_best(s).mean() >= PLENTY and not why_not(s)):
             break
         if tick:
             tick(k / ROUNDS)
         before = float(s.objective[s.best])
-        more = _starts(problem, s, rng)
+        more = _starts(problem, s, starts, rng)
         s = joined(s, problem.solve(more))
         moved = float(s.objective[s.best]) < before - SAME * abs(before) - 1e-14
-        if not moved and not why_not(s):
+        if not moved and (k > 0 or not why_not(s)):
             break
     return s
 
@@ -97,8 +100,8 @@ def joined(a: Solution, b: Solution) -> Solution:
     return Solution(*(np.concatenate(pair) for pair in zip(vars(a).values(), vars(b).values(), strict=True)))
 
 
-def _starts(problem: Problem, s: Solution, rng) -> np.ndarray:
-    """A round of starts (S, p): at bounds, from wider objectives, around the best few."""
+def _starts(problem: Problem, s: Solution, own: np.ndarray, rng) -> np.ndarray:
+    """A round of starts (S, p): at bounds, from wider objectives, around the best few and around the law's own."""
     best = s.theta[np.argsort(s.objective)[:3]]
     out = [_at_bounds(problem, best[0])]
     if problem.objective.kind in ("huber", "l1"):
@@ -107,9 +110,10 @@ def _starts(problem: Problem, s: Solution, rng) -> np.ndarray:
         for d in (100 * delta, 10 * delta):
             wide = problem.solve(wide.theta, objective=Objective("huber", d))
         out.append(wide.theta)
-    scale = rng.choice([0.05, 0.3, 1.0], size=(AROUND, 1))
-    width = np.maximum(0.3 * np.abs(best[0]), 0.1)
-    out.append(best[rng.integers(len(best), size=AROUND)] + scale * width * rng.standard_normal((AROUND, len(width))))
+    for some, scales in ((best, (0.05, 0.3, 1.0)), (own, (0.3, 1.0))):
+        some = some[rng.integers(len(some), size=AROUND)]
+        width = rng.choice(scales, size=(AROUND, 1)) * np.maximum(0.3 * np.abs(some), 0.1)
+        out.append(some + width * rng.standard_normal(some.shape))
     return np.concatenate(out)
 
 
@@ -121,7 +125,7 @@ def _at_bounds(problem: Problem, theta: np.ndarray) -> np.ndarray:
     found = [theta[None]]
     for j in free:
         for edge in (low[j], high[j]):
-            if not np.isfinite(edge):
+            if not np.isfinite(edge) or edge == AMPLITUDE[1]:
                 continue
             start = theta.copy()
             start[j] = edge

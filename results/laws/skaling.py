@@ -17,6 +17,7 @@ class Skaling(Law):
     name = "skaling"
     equation = "L = E + (A / N^alpha + B / D^beta)^k"
     source = "nests Hoffmann et al. 2022 at k = 1"
+    falls = ("params", "tokens")
     parameters = (
         Parameter("A", "scale of the parameter term", log=True),
         Parameter("alpha", "exponent of N", low=0.0, high=8.0),

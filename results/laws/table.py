@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .base import Law, unknown
+from .copies import joined, twins, whole_copies
 from .csv_file import DECIMAL, numbers, read_csv, why_no_number
 
 
@@ -17,7 +18,8 @@ from .csv_file import DECIMAL, numbers, read_csv, why_no_number
 class Rows:
     """Clean rows of one fit: role columns and response (n,), clusters (n,) as codes, labels for messages.
 
-    missing: rows left out because a column they need is null; copies: rows that repeat another exactly.
+    missing: rows left out because a column they need is null; copies: rows that repeat another in every column of
+    the table; twins: pairs of labels of rows that are one run twice (`copies.twins`).
     """
 
     columns: dict[str, np.ndarray]
@@ -26,6 +28,7 @@ class Rows:
     index: np.ndarray
     missing: int = 0
     copies: int = 0
+    twins: tuple[tuple, ...] = ()
 
     @property
     def clusters(self) -> int:
@@ -39,6 +42,7 @@ class Rows:
             self.index[mask],
             self.missing,
             self.copies,
+            self.twins,
         )
 
 
@@ -125,26 +129,27 @@ def rows(
                 f"{'positive' if role not in law.zero_ok else 'non-negative'} values ({int(bad.sum())} such rows)"
             )
     y = data.pop("")
-    points = np.column_stack([*data.values(), y])
-    same = np.unique(points, axis=0, return_inverse=True)[1].ravel() if len(y) else np.zeros(0, int)
-    copies = len(y) - len(np.unique(same))
+    table = frame[keep]
+    same = whole_copies(table)
+    used = {name for name, _ in wanted.values()} | {response}
+    others = table.select_dtypes("number")
+    pairs = twins(data, y, others[[c for c in others if c not in used and c != run]], same)
     if run is not None:
         labels = column(frame, run, "run").to_numpy()[keep]
-        data["run"] = labels
         cluster = np.unique(labels.astype(str), return_inverse=True)[1]
+        data["run"] = labels
     else:
         cluster = same  # a row that copies another is no second run
-    return Rows(data, y, cluster, index, int((~keep).sum()), copies)
+    cluster = np.unique(joined(cluster, pairs), return_inverse=True)[1]
+    said = tuple((index[a], index[b]) for a, b in pairs)
+    return Rows(data, y, cluster, index, int((~keep).sum()), len(y) - len(np.unique(same)), said)
 
 
 def enough(law: Law, given: Rows, free: int | None = None) -> None:
     """Raises ValueError where there are too few rows, or nothing varies, to fit the law at all."""
     p = len(law.parameters) if free is None else free
-    distinct = (
-        len(np.unique(np.column_stack([given.columns[r] for r in law.roles] + [given.y]), axis=0))
-        if len(given.y)
-        else 0
-    )
+    seen = pd.DataFrame({r: given.columns[r] for r in law.roles} | {"": given.y})
+    distinct = int((~seen.duplicated()).sum())
     if distinct <= p:
         raise ValueError(
             f"too few rows: {law.name!r} has {p} free parameters and the table {distinct} distinct usable "
@@ -153,5 +158,6 @@ def enough(law: Law, given: Rows, free: int | None = None) -> None:
     for role in law.roles:
         if free is None and not law.needs_run and np.ptp(given.columns[role]) == 0:
             raise ValueError(
-                f"{role}: every row has the value {given.columns[role][0]:g}; its exponent cannot be fitted"
+                f"{role}: all {len(given.y)} rows have the value {given.columns[role][0]:g}; its exponent cannot be "
+                "fitted: add runs of other sizes, or take a law that does not read it"
             )
