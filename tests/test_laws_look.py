@@ -219,6 +219,13 @@ def test_seeds_of_one_size_are_no_copies():
     assert r.twins == () and r.clusters == 90
 
 
+def test_repeats_of_a_case_that_end_at_one_loss_are_one_run():
+    t = table(n=12).assign(case_id=[f"c{i}" for i in range(12)])
+    both = pd.concat([t.assign(step_time_s=1.0), t.assign(step_time_s=1.1)], ignore_index=True)
+    assert of(both).clusters == 12 and of(both).copies == 12
+    assert of(both.drop(columns="case_id")).clusters == 24  # other rows, however alike
+
+
 def test_decimals_are_counted():
     assert decimals(np.array([2.5, 2.917, 3.0, 1 / 3])).tolist() == [1, 3, 0, 12]
 

@@ -130,7 +130,8 @@ def rows(
             )
     y = data.pop("")
     table = frame[keep]
-    same = whole_copies(table)
+    repeats = "case_id" in table  # of a study: a case that ends at one loss twice is one run, whatever it took
+    same = whole_copies(table[["case_id"]].assign(loss=y) if repeats else table)
     used = {name for name, _ in wanted.values()} | {response}
     others = table.select_dtypes("number")
     pairs = twins(data, y, others[[c for c in others if c not in used and c != run]], same)
