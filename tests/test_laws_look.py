@@ -111,11 +111,12 @@ def test_an_accuracy_is_refused(scale):
     assert "rises with params and tokens" in line and "1 - accuracy" in line
 
 
-def test_a_perplexity_is_refused_and_bits_are_not():
+def test_a_perplexity_is_warned_of_and_bits_are_not():
     t = table()
-    assert "perplexity" in said(t.assign(loss=np.exp(1.4 * t.loss)))
-    bits = fitted(t.assign(loss=t.loss / np.log(2)))
-    assert bits.parameters[1].value == pytest.approx(fitted(t).parameters[1].value, rel=1e-3)
+    r = fitted(t.assign(loss=np.exp(1.4 * t.loss)), profile=False)
+    assert "perplexity" in r.notes[0] and r.notes[0].startswith("WARNING") and "all 48 rows" in r.notes[0]
+    bits = fitted(t.assign(loss=t.loss / np.log(2)), profile=False)
+    assert bits.parameters[1].value == pytest.approx(fitted(t).parameters[1].value, rel=1e-3) and len(bits.notes) == 0
 
 
 @pytest.mark.parametrize("bad", [1, 3])
@@ -137,12 +138,14 @@ def test_outliers_of_a_few_per_cent_are_no_divergence():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_noise_is_refused_whole(seed):
+def test_noise_gives_no_parameter_and_no_optimum(seed):
     t = table(seed)
-    line = said(
-        t.assign(loss=3 * np.exp(0.1 * np.random.default_rng(seed).standard_normal(len(t)))), target_flops=[1e23]
-    )
-    assert "a constant describes all 48 rows as well" in line
+    noise = t.assign(loss=3 * np.exp(0.1 * np.random.default_rng(seed).standard_normal(len(t))))
+    r = fitted(noise, target_flops=[1e23], bootstrap=50, sensitivity=True, compare=())
+    assert r.notes[0].startswith("WARNING: loss: a constant describes all 48 rows as well")
+    assert all(p.value is p.low is p.high is p.profile is None for p in r.parameters) and not r.sensitivity
+    assert r.optima[0].params is None and r.optima[0].params_interval is None
+    assert r.to_text().index("WARNING") < r.to_text().index("parameter ")
 
 
 @pytest.mark.parametrize("column", ["n_params", "n_tokens"])

@@ -16,7 +16,7 @@ from .curves import effective_rows, find_curves
 from .fit import Fit, fit, with_bootstrap, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast
 from .isoflop import envelope, isoflop
-from .look import after, before
+from .look import after, before, nothing_said, refused, unusual
 from .next_run import candidate_grid, next_runs
 from .optimum import identified_optimum, optimum
 from .predictions import holdout as held_out
@@ -107,6 +107,7 @@ def fit_file(
     sets = one_set(frame[keep], {response, *names.values()})
     settings = Objective(objective, delta)
     wrong = _refused(before(the_law, given, names, response, bool(fix)), anyway)
+    wrong += [f"WARNING: {line}" for line in unusual(the_law, given, response)]
     given, copied = _as_runs(the_law, train_frame, given, run)
 
     asked = dict(objective=settings, fix=dict(fix or {}), level=level, seed=seed)
@@ -115,6 +116,11 @@ def fit_file(
     else:
         f = fit_with_prior(the_law, given, prior, **asked)
     wrong += _refused(after(f.plain or f, response), anyway)
+    noise = nothing_said(f.plain or f)
+    if noise:
+        f = refused(f, "the law says no more than a constant")
+        wrong.append(f"WARNING: {the_law.response}: {noise}")
+        profile = sensitivity = bootstrap = False
     if profile:
         f = with_profiles(f)
     if bootstrap:
@@ -131,7 +137,11 @@ def fit_file(
         off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
         if off:
             notes.append(f"profiles are of the data without the prior, which moves {', '.join(off)} outside them")
-    alone = effective_rows(f.residuals, given.cluster)
+    if the_law.needs_run and profile:
+        notes.append(
+            "profiles take the rows of a curve as independent; they are not, so read them as lower bounds of the width"
+        )
+    alone = len(given.y) if the_law.needs_run else effective_rows(f.residuals, given.cluster)
     if profile and alone < 0.9 * len(given.y):
         notes.append(
             f"{len(given.y)} rows of {given.clusters} runs weigh about as {alone:.0f} independent rows: {_by_run(f)}"

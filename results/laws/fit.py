@@ -193,9 +193,10 @@ def with_profiles(f: Fit) -> Fit:
     The profiles are of the data without a prior, which would identify what the data does not.
     """
     d, moved = f.plain or f, ""
+    runs = None if f.law.needs_run else d.rows.cluster  # a law of whole curves has few, and says so
     for _ in range(3):
         found, low = profiles(
-            d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level, d.rows.cluster
+            d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level, runs
         )
         lower = None if low is None else _lower(d, low)
         if lower is None:

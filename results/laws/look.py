@@ -1,22 +1,23 @@
 """What is wrong with a table before a law is fitted to it, one line each: the cause, the rows, what to do instead.
 
 `before` reads the columns: units that are mixed or are no counts, logs, columns that move together, a response that
-does not vary or that rises. `after` reads the first fit: diverged runs, and a law that says no more than a constant.
-What either returns makes a fit's numbers look like a result without being one, so `fit_file` refuses the table
-unless it is told to fit it anyway. The limits are far from every published table that the tests read.
+does not vary or that rises. `after` reads the first fit: diverged runs. What either returns makes a fit's numbers
+look like a result without being one, so `fit_file` refuses the table unless it is told to fit it anyway. Where a law
+says no more than a constant (`nothing_said`) the report stands and every parameter is refused. The limits are far from every published table that the tests read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from scipy import stats
 
 from .base import Law
 from .fit import Fit, fit
-from .identify import spread
+from .identify import Profile, spread
 from .solver import Objective
 from .table import Rows
 
@@ -45,6 +46,8 @@ def named(index: np.ndarray, mask: np.ndarray, show: int = 4) -> str:
 
 def before(law: Law, given: Rows, names: Mapping[str, str], response: str, held: bool = False) -> list[str]:
     """Lines (none for a sound table). names: role -> column; held: parameters are fixed, so that a ladder may do."""
+    if len(given.y) == 0:
+        return []  # `table.enough` says so
     counts = [r for r in law.roles if r in COUNTS]
     for check in (_mixed, _no_counts):
         lines = [line for r in counts if (line := check(r, names.get(r, r), given))]
@@ -139,12 +142,18 @@ def _response(law: Law, given: Rows, column: str) -> list[str]:
                     f"{what}: column {column!r} rises with {' and '.join(up)} over {named(given.index, y > 0)} "
                     f"({_span(y)}): is it an accuracy? The law falls; give a loss or an error, such as 1 - accuracy"
                 )
-    if np.median(y) > UNIFORM and not lines:
-        lines.append(
-            f"{what}: column {column!r} holds {_span(y)} in {named(given.index, y > 0)}, above the {UNIFORM:g} nats of "
-            "a uniform guess: a perplexity or a per cent? Give nats, the log of a perplexity"
-        )
     return lines
+
+
+def unusual(law: Law, given: Rows, column: str) -> list[str]:
+    """Lines of what may be meant as it is: the fit is made, and they stand above it."""
+    y = given.y
+    if not law.falls or not len(y) or np.median(y) <= UNIFORM:
+        return []
+    return [
+        f"{law.response}: column {column!r} holds {_span(y)} over {named(given.index, y > 0)}, above the {UNIFORM:g} "
+        "nats of a uniform guess: a perplexity or a per cent? The law is of nats or bits, the log of a perplexity"
+    ]
 
 
 def _slopes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,7 +214,7 @@ def after(f: Fit, response: str) -> list[str]:
     robust = f
     if f.objective.kind.endswith("squares"):
         robust = fit(f.law, f.rows, objective=Objective(), fix=f.fix, start=f.theta)
-    return _diverged(robust, response) or _noise(f)
+    return _diverged(robust, response)
 
 
 def _diverged(f: Fit, response: str) -> list[str]:
@@ -229,20 +238,25 @@ def _diverged(f: Fit, response: str) -> list[str]:
     ]
 
 
-def _noise(f: Fit) -> list[str]:
-    """Robust likelihood ratio of the law against a constant, which it nests or nearly does."""
+def nothing_said(f: Fit) -> str:
+    """Why the table says nothing of the law's columns, or "": the robust likelihood ratio of the law against a
+    constant, which it nests or nearly does."""
     free = len(f.theta) - len(f.fix)
     n, y = len(f.log_y), f.log_y
-    if free < 2 or n <= free or f.objective.kind == "raw_squares":
-        return []
-    flat = min(
-        f.objective.of(y, np.full(n, c)) for c in np.quantile(y, np.linspace(0.2, 0.8, 61)).tolist() + [y.mean()]
-    )
+    if not f.law.falls or free < 2 or n <= free or f.objective.kind == "raw_squares":
+        return ""
+    flat = min(f.objective.of(y, np.full(n, c)) for c in [*np.quantile(y, np.linspace(0.2, 0.8, 61)), y.mean()])
     tau = spread(f.residuals, f.objective, free)[0]
     if stats.chi2.sf(2 * max(flat - f.value, 0.0) / max(tau, 1e-300), free - 1) < 1e-3:
-        return []
-    return [
-        f"{f.law.response}: a constant describes all {n} rows as well as {f.law.name} does (scatter "
-        f"{float(np.std(y)):.2%}, about the law {float(np.std(f.residuals)):.2%}): the table says nothing of "
-        f"{' or '.join(f.law.roles)}; check that rows and columns belong together, or add runs over a wider range"
-    ]
+        return ""
+    return (
+        f"a constant describes all {n} rows as well as {f.law.name} does (scatter {float(np.std(y)):.2%}, about the law "
+        f"{float(np.std(f.residuals)):.2%}): the table says nothing of {' or '.join(f.law.roles)}; check that rows and "
+        "columns belong together, or add runs over a wider range"
+    )
+
+
+def refused(f: Fit, why: str) -> Fit:
+    """The fit with every parameter refused."""
+    names = [n for n in f.law.names if n not in f.law.bent and n not in f.fix]
+    return replace(f, profiles=tuple(Profile(n, None, None, False, why, (), (), why) for n in names), draws=None)

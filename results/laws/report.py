@@ -159,6 +159,7 @@ def _text(r: FitReport):
     how = r.objective if r.delta is None else f"{r.objective} (delta {r.delta:g})"
     of = "residuals" if r.objective == "raw_squares" else "log residuals"
     yield f"  objective: {how} on {of} = {r.objective_value:.8g}; rms log residual {r.residual_rmse_log:.4g}"
+    yield from (f"\n{note}" for note in r.notes if note.startswith("WARNING"))
     yield from _not_converged(r)
     yield ""
     body = []
@@ -238,8 +239,7 @@ def _text(r: FitReport):
             f"  narrowing most within the budget: N = {number(most.params)}, D = {number(most.tokens)}, "
             f"{number(most.device_hours)} device-hours, by {most.narrows:.1%}"
         )
-    for note in r.notes:
-        yield f"\nnote: {note}"
+    yield from (f"\nnote: {note}" for note in r.notes if not note.startswith("WARNING"))
     yield from _not_converged(r)
 
 

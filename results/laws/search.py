@@ -20,10 +20,8 @@ SAME = 1e-6  # two objectives this close, relatively, are the same optimum
 FLAT = 1e-3  # a gradient below this, over sum |psi J|, is none
 ROUNDS = 3
 AROUND = 16  # starts around the best in a round, and as many around the law's own
-PLENTY, FEW = (
-    0.75,
-    0.05,
-)  # the share of the starts at the optimum that asks for no more, and the one that proves nothing
+PLENTY = 0.5  # the share of the law's own starts at the optimum that asks for no more
+FEW = 0.05  # the share that proves nothing
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,6 @@ def enough(law: Law, given: Rows, free: int | None = None) -> None:
     for role in law.roles:
         if free is None and not law.needs_run and np.ptp(given.columns[role]) == 0:
             raise ValueError(
-                f"{role}: all {len(given.y)} rows have the value {given.columns[role][0]:g}; its exponent cannot be "
-                "fitted: add runs of other sizes, or take a law that does not read it"
+                f"{role}: every row has the value {given.columns[role][0]:g} (all {len(given.y)} rows); its exponent "
+                "cannot be fitted: add runs of other sizes, or take a law that does not read it"
             )
