@@ -282,4 +282,5 @@ def _conditions(law, inputs, theta, constraint) -> tuple[float, float]:
     at = np.arange(len(theta)) if constraint is None else constraint.free
     at = at[~(law.vanishing & (theta <= law.box(inputs.centre)[0]))[at]]  # a term that is 0 has no slope
     J, raw = J[:, at], raw[:, at]
-    return tuple(float(np.linalg.cond(M) ** 2) if np.isfinite(M).all() else float("inf") for M in (J, raw))
+    with np.errstate(over="ignore"):
+        return tuple(float(np.linalg.cond(M) ** 2) if np.isfinite(M).all() else float("inf") for M in (J, raw))

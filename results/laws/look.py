@@ -3,7 +3,8 @@
 `before` reads the columns: units that are mixed or are no counts, logs, columns that move together, a response that
 does not vary or that rises. `after` reads the first fit: diverged runs. What either returns makes a fit's numbers
 look like a result without being one, so `fit_file` refuses the table unless it is told to fit it anyway. Where a law
-says no more than a constant (`nothing_said`) the report stands and every parameter is refused. The limits are far from every published table that the tests read.
+says no more than a constant (`nothing_said`) the report stands and every parameter is refused. The limits are far
+from every published table that the tests read.
 """
 
 from __future__ import annotations
@@ -250,9 +251,9 @@ def nothing_said(f: Fit) -> str:
     if stats.chi2.sf(2 * max(flat - f.value, 0.0) / max(tau, 1e-300), free - 1) < 1e-3:
         return ""
     return (
-        f"a constant describes all {n} rows as well as {f.law.name} does (scatter {float(np.std(y)):.2%}, about the law "
-        f"{float(np.std(f.residuals)):.2%}): the table says nothing of {' or '.join(f.law.roles)}; check that rows and "
-        "columns belong together, or add runs over a wider range"
+        f"a constant describes all {n} rows as well as {f.law.name} does (scatter {float(np.std(y)):.2%}, about the "
+        f"law {float(np.std(f.residuals)):.2%}): the table says nothing of {' or '.join(f.law.roles)}; check that rows "
+        "and columns belong together, or add runs over a wider range"
     )
 
 
