@@ -116,7 +116,7 @@ def names_that_exist(name, given):
                 assert (ROOT / str(one)).exists(), f"{one}: no such study"
     if name == "fit":
         for law in [given["law"], *(given["compare"] or "").split(",")]:
-            assert not law or get_law(law)
+            assert law in ("", "none") or get_law(law)
         return
     table = given.get("table") or "runs"
     if given.get("where") and name != "ops":

@@ -218,3 +218,13 @@ def test_the_command_takes_runs_and_targets(tmp_path, capsys):
     assert failed.exit_code and "'big' is not a number" in str(failed.exception)
     plain = json.loads(CliRunner().invoke(app, [*base[:-1], "none", "--target-flops", "1e22", "--json"]).stdout)
     assert plain["forecasts"] == [] and plain["laws"] == []
+
+
+def test_the_noise_of_the_next_run_is_about_the_law_not_about_its_discrepancy():
+    """Draws of the laws know no discrepancy: with its small noise every candidate would promise too much."""
+    r = of(table(bend=0.03, noise=0.0005))
+    c = forecast(["chinchilla"], r, r.columns["params"] * r.columns["tokens"])
+    residuals = c.fits[0].residuals
+    assert (
+        c.noise == pytest.approx(np.quantile(np.abs(residuals), 0.95) / 1.96, rel=0.1) and c.noise > 5 * c.laws[0].noise
+    )

@@ -85,7 +85,8 @@ class Forecast:
 
     @property
     def noise(self) -> float:
-        return float(sum(w * law.noise for law, w in zip(self.laws, self.weights, strict=True)))
+        """Scale of a run about the laws themselves, without their discrepancies, in log: what `draws` do not hold."""
+        return float(sum(w * _noise(f) for f, w in zip(self.fits, self.weights, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ class _Cut:
 
 def _z(level):
     return float(stats.norm.ppf(0.5 + level / 2))
+
+
+def _noise(f: Fit) -> float:
+    """From the 95% quantile of the residuals, for their tails are heavy."""
+    free = len(f.theta) if f.constraint is None else len(f.constraint.free)
+    n = len(f.residuals)
+    return float(np.quantile(np.abs(f.residuals), 0.95)) / 1.96 * np.sqrt(n / max(n - free, 1))
 
 
 def _stack(parts, weights) -> tuple[np.ndarray, np.ndarray]:
