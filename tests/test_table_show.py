@@ -167,7 +167,7 @@ def test_what_varies_between_the_rows_is_shown_and_nothing_that_a_label_says(tmp
 
 @pytest.mark.parametrize("width", range(20, 110, 3))
 def test_a_narrow_screen_has_whole_columns_and_says_which_are_left_out(tmp_path, width):
-    path = made(tmp_path, *SETTINGS, {"layout": "fsdp2.tp2", "status": "failed", "reason": "rank 1 got SIGKILL"})
+    path = made(tmp_path, *SETTINGS, {"layout": "fsdp2.tp2", "status": "failed", "reason": "torch.OutOfMemoryError"})
     every = header(shown(path, width=10_000)[1])
     text = shown(path, width=width)[1]
     table = text.split("\n\n")[0].splitlines()

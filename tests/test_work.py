@@ -15,7 +15,7 @@ from scalade.results.history import history
 from scalade.results.ops import CaseOps
 from scalade.results.report import page
 from scalade.results.report.source import read_source
-from scalade.results.work import Work, levels
+from scalade.results.work import Work, levels, mean_step_s
 
 KNOWN = {"name": "w", "model": "m", "model_seq_len": 128, "params_total": 10_000, "seed": 1}
 
@@ -43,6 +43,8 @@ def test_the_rate_of_steps_that_differ_is_all_tokens_over_all_time(tmp_path, ste
     assert row["tokens_per_s"] == pytest.approx(rate) and row["tokens_per_s_reason"] is None
     assert row["tokens_per_step"] is None and row["timed_tokens"] / row["timed_s"] == pytest.approx(rate)
     assert row["step_time_s"] == np.median([seconds for _, seconds in steps if seconds])
+    if row["tokens_seen"]:  # the seconds that a sum over steps counts each as
+        assert mean_step_s(row) == pytest.approx(sum(seconds for _, seconds in steps) / len(steps))
     verdicts = {one.rule: one.verdict for one in findings([row])}
     assert verdicts[3] == "pass"
     averaged = row | {"tokens_per_s": 1.1 * rate}
