@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from efficiency_table import repeats, run
 
-from scalade.results.check import FAIL, PASS, RULES, SKIP, beyond, check, findings
+from scalade.results.check import FAIL, PASS, RULES, SKIP, CheckReport, beyond, check, findings
 from scalade.results.store import RunStore
 
 
@@ -144,6 +144,9 @@ def test_a_disturbed_run_is_a_verdict_against_the_table(tmp_path):
         row |= QUIET | {"cpu_steal_share": 0.3}
         store.write_run({name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")})
     report = check(tmp_path)
-    assert report.exit_code == 1 and report.to_dict()["beyond"]["verdict"] == FAIL
+    assert report.to_dict()["beyond"]["verdict"] == FAIL
+    twelve = tuple(findings(good()))
+    assert CheckReport("", 18, twelve, beyond(good())).exit_code == 0
+    assert CheckReport("", 18, twelve, report.beyond).exit_code == 1
     assert "\n + FAIL  the machine was quiet: 18 of 18 runs were disturbed" in report.to_text()
     assert report.to_text().splitlines()[0] == "twelve rules (Hoefler and Belli, SC'15) over 18 runs"
