@@ -141,6 +141,17 @@ def _frame_of_ours(given: Path) -> tuple[Any, str] | None:
     return found
 
 
+def _progress():
+    """What says on a terminal how far a long fit is, on one line; None where nobody looks."""
+    if not sys.stderr.isatty():
+        return None
+
+    def tell(stage: str, share: float) -> None:
+        print(f"\r\033[K{stage}: {share:.0%}", end="\r", file=sys.stderr, flush=True)
+
+    return tell
+
+
 @app.command(epilog="Example: scalade fit runs.csv --params n_params --tokens n_tokens --where 'outlier == False'")
 def fit(
     table: Annotated[Path | None, typer.Argument(help="CSV or Parquet, or a results folder or study name.",
@@ -207,6 +218,7 @@ def fit(
         nearest=nearest, alternatives=dict(_pairs("--alternative", alternative)), flops_per_nd=flops_per_nd,
         budget_device_hours=budget_device_hours, device_hours=device_hours,
         flops_per_device_hour=flops_per_device_hour, anyway=anyway,
+        progress=_progress(),
     )  # fmt: skip
     say(report.to_dict() if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)

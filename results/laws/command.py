@@ -112,11 +112,12 @@ def fit_file(
 
     asked = dict(objective=settings, fix=dict(fix or {}), level=level, seed=seed)
     if prior is None:
-        f = fit(the_law, given, **asked)
+        f = fit(the_law, given, progress=progress, **asked)
     else:
         f = fit_with_prior(the_law, given, prior, **asked)
-    wrong += _refused(after(f.plain or f, response), anyway)
-    noise = nothing_said(f.plain or f)
+    first = f.plain or f.sample or f
+    wrong += _refused(after(first, response), anyway)
+    noise = nothing_said(first)
     if noise:
         f = refused(f, "the law says no more than a constant")
         wrong.append(f"WARNING: {the_law.response}: {noise}")
@@ -182,10 +183,11 @@ def fit_file(
     asked = points(the_law, at, names)
     cast, wanted = None, asked or target_flops or holdout is not None
     if compare or budget_device_hours is not None or (compare is None and wanted and not the_law.needs_run):
+        some = given if f.sample is None else f.sample.rows
         cast = forecast(
             _stack_of(the_law, compare),
-            given,
-            _compute(the_law, given, train_frame, flops, flops_per_nd),
+            some,
+            _compute(the_law, some, train_frame, flops, flops_per_nd),
             objective=settings,
             level=level,
             seed=seed,

@@ -40,8 +40,12 @@ def find_curves(law: Law, frame: pd.DataFrame, given: Rows) -> np.ndarray | None
     )
     code = group.ngroup().to_numpy()
     on = np.zeros(len(at), bool)
-    for rows_ in np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1]):
-        on[rows_] = _is_curve(at[rows_], given.y[rows_])
+    size = np.bincount(code)
+    if size[size >= POINTS].sum() <= 0.5 * len(at):
+        return None
+    for rows_ in np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1]):
+        if len(rows_) >= POINTS:
+            on[rows_] = _is_curve(at[rows_], given.y[rows_])
     return code if on.mean() > 0.5 else None
 
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from .base import Inputs, Law, get_law
 from .identify import Profile, asymptotic_covariance, profiles
+from .large import is_large, moved, polish, resample, sample_of
 from .resample import Progress, bootstrap, too_few
-from .search import SAME, Convergence, Problem, at_best, joined, search, why_not
+from .search import FLAT, SAME, Convergence, Problem, at_best, joined, search, why_not
 from .solver import LOGS, Constraint, Objective, Solution, constrain, penalise
 from .table import Rows, enough
 
@@ -54,6 +55,7 @@ class Fit:
     prior_weight: float = 0.0
     prior: PriorChoice | None = None
     plain: Fit | None = field(default=None, repr=False)  # the fit without its prior
+    sample: Fit | None = field(default=None, repr=False)  # of a large table: the fit of the rows drawn to find it
 
     @property
     def log_y(self) -> np.ndarray:
@@ -113,6 +115,9 @@ def fit(
     law = get_law(law)
     fix = dict(fix or {})
     enough(law, rows, len(law.parameters) - len(fix) if fix else None)
+    if start is None and not prior and not law.needs_run and is_large(rows):
+        asked = dict(objective=objective, fix=fix, level=level, seed=seed)
+        return _fit_large(law, rows, asked, bootstrap_draws, progress)
     inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
     constraint = constrain(law, inputs.centre, fix) if fix else None
     penalty = penalise(law, inputs.centre, law.prior(inputs, log_y), prior) if prior else None
@@ -136,6 +141,32 @@ def fit(
         prior_weight=prior,
     )
     return with_bootstrap(out, bootstrap_draws, progress) if bootstrap_draws else out
+
+
+def _fit_large(law: Law, rows: Rows, asked: dict, draws: int, progress: Progress | None) -> Fit:
+    """The fit of a table of more rows than are solved from many starts: found on a sample, polished on all."""
+    tell = progress or (lambda stage, share: None)
+    tell("search on a sample", 0.0)
+    found = fit(law, rows.take(sample_of(len(rows.y), rows.cluster, asked["seed"])), **asked)
+    tell("all rows", 0.0)
+    inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
+    constraint = constrain(law, inputs.centre, asked["fix"]) if asked["fix"] else None
+    problem = Problem(law, inputs, log_y, asked["objective"], constraint)
+    near = law.theta(found.natural, inputs.centre)
+    theta, value, gradient = polish(problem, near, lambda step: tell("all rows", step / 60))
+    reason = found.convergence.why_not
+    if not gradient < FLAT:
+        reason = f"the gradient left over all {len(log_y)} rows is {gradient:.1e} (below {FLAT:g} is flat)"
+    c = replace(found.convergence, gradient=gradient, why_not=reason, converged=not reason)
+    note = (
+        f"{len(log_y)} rows: starts, profiles, sensitivity and forecasts are of a random {len(found.rows.y)} of them, "
+        "the estimate and its resamples (one Newton step each) of all"
+    )
+    f = replace(
+        found, rows=rows, inputs=inputs, theta=theta, value=value, constraint=constraint, convergence=c,
+        notes=(note,), sample=found,
+    )  # fmt: skip
+    return with_bootstrap(f, draws, progress) if draws else f
 
 
 def _problem(f: Fit) -> Problem:
@@ -171,6 +202,9 @@ def with_bootstrap(f: Fit, draws: int, progress: Progress | None = None) -> Fit:
     if reason:
         return replace(f, no_draws=reason)
     problem = _problem(f)
+    if f.sample is not None:
+        found = resample(problem, f.theta, f.rows.cluster, draws, f.seed, progress)
+        return replace(f, draws=found, draws_converged=1.0)
     found, converged = bootstrap(
         f.law,
         f.inputs,
@@ -192,7 +226,9 @@ def with_profiles(f: Fit) -> Fit:
 
     The profiles are of the data without a prior, which would identify what the data does not.
     """
-    d, moved = f.plain or f, ""
+    if f.sample is not None:
+        return _profiles_of_sample(f)
+    d, lowered = f.plain or f, ""
     runs = None if f.law.needs_run else d.rows.cluster  # a law of whole curves has few, and says so
     for _ in range(3):
         found, low = profiles(
@@ -201,14 +237,26 @@ def with_profiles(f: Fit) -> Fit:
         lower = None if low is None else _lower(d, low)
         if lower is None:
             break
-        moved = moved or f"a profile found a lower point than every start ({d.value:.8g}): the estimate is moved there"
+        lowered = lowered or (
+            f"a profile found a lower point than every start ({d.value:.8g}): the estimate is moved there"
+        )
         d = lower
-    if not moved:
+    if not lowered:
         return replace(f, profiles=found)
     if f.plain is not None:
-        return replace(f, plain=d, profiles=found, notes=f.notes + (moved,))
-    d = replace(d, profiles=found, notes=f.notes + (moved,), draws=None)
+        return replace(f, plain=d, profiles=found, notes=f.notes + (lowered,))
+    d = replace(d, profiles=found, notes=f.notes + (lowered,), draws=None)
     return d if f.draws is None else with_bootstrap(d, len(f.draws))
+
+
+def _profiles_of_sample(f: Fit) -> Fit:
+    """The profiles of a large table's sample, with the threshold that all its rows have, around the fit of all."""
+    d = f.sample
+    share = len(d.rows.y) / len(f.rows.y)
+    found, _ = profiles(
+        d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level, d.rows.cluster, share
+    )
+    return replace(f, profiles=moved(f.law, found, d.natural, f.natural))
 
 
 def _lower(f: Fit, theta: np.ndarray) -> Fit | None:
@@ -231,6 +279,8 @@ def with_sensitivity(
 ) -> Fit:
     """The fit under other deltas and objectives, without its worst rows, with the rows the user left out
     (`everything`), and with other columns for a role (`alternatives`, labelled)."""
+    if f.sample is not None:
+        return replace(f, sensitivity=with_sensitivity(f.sample, progress=progress).sensitivity)
     cases: list[tuple[str, str, Rows, Objective]] = []
     for delta in (1e-4, 1e-3, 1e-2, 1e-1):
         if f.objective != Objective("huber", delta):

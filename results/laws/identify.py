@@ -80,15 +80,16 @@ def profiles(
     constraint: Constraint | None,
     level: float,
     cluster: np.ndarray | None = None,
+    share: float = 1.0,
 ) -> tuple[tuple[Profile, ...], np.ndarray | None]:
     """A profile for every free parameter that is an affine function of theta, and the lowest point (p,) found on
-    the way where it lies below `best`, else None."""
+    the way where it lies below `best`, else None. share: the rows' share of those whose intervals are wanted."""
     T, shift = law.coordinates(inputs.centre)
     m, _ = law.log_predict(theta[None], inputs, derivatives=False)
     free = len(theta) if constraint is None else len(constraint.free)
     raw = objective.kind == "raw_squares"
     tau, _ = spread(np.exp(log_y) - np.exp(m[0]) if raw else log_y - m[0], objective, free)
-    threshold = max(0.5 * stats.chi2.ppf(level, 1) * tau, 1e-300)
+    threshold = max(0.5 * stats.chi2.ppf(level, 1) * tau * share, 1e-300)
     cov = asymptotic_covariance(law, inputs, log_y, theta, objective, constraint)
     factor, withheld = np.ones(len(theta)), ""
     if cluster is not None and (runs := int(cluster.max()) + 1) < len(log_y):
