@@ -95,7 +95,8 @@ def identified_optimum(f: Fit, flops: float, flops_per_nd: float = 6.0) -> Optim
     moved = [p for p in f.profiles if not p.identified and _moves(f, p.name, flops, flops_per_nd, found.params)]
     if not moved:
         return found
-    names = " and ".join(p.name for p in moved)
+    *most, last = [p.name for p in moved]
+    names = f"{', '.join(most)} and {last}" if most else last
     note = f"no optimum: it moves with {names}, which the table does not identify"
     empty = {name: None for name in ("params", "tokens", "loss", "exponent")}
     return replace(found, **empty, **{f"{name}_interval": None for name in empty}, note=note)
