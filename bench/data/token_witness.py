@@ -84,11 +84,13 @@ def impossible(some: np.ndarray, kind: np.dtype, vocab: int) -> Witness | None:
 
 
 def _wider(some: np.ndarray, kind: np.dtype, vocab: int) -> Iterator[str]:
-    """The readings as wider numbers that are possible."""
+    """The readings as wider numbers that are possible, and not all of them one number: 0 1 0 1 is a text of its own."""
     for name, code in (READABLE | OTHERS).items():
         other = np.dtype(code)
         if other.itemsize > kind.itemsize and len(some) >= other.itemsize and impossible(some, other, vocab) is None:
-            yield name
+            values = some[: len(some) // other.itemsize * other.itemsize].view(other)
+            if values.min() != values.max():
+                yield name
 
 
 def _whole(some: np.ndarray, code: str, vocab: int) -> bool:
