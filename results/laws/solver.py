@@ -200,8 +200,11 @@ def minimise(
 
 def _reach(eta, low, high, value):
     """The least and the largest step (B, q) that the bounds allow; `value` (q,) marks steps taken in the value."""
+    ends = [edge - eta for edge in (low, high)]
     with np.errstate(over="ignore"):
-        return (np.where(value, np.expm1(edge - eta), edge - eta) for edge in (low, high))
+        for end in ends:
+            end[:, value] = np.expm1(end[:, value])
+    return ends
 
 
 def _moved(eta, step, low, high, value):
@@ -210,8 +213,10 @@ def _moved(eta, step, low, high, value):
     A term that may vanish is stepped in its value exp(eta), eta + log(1 + step): the law is linear in it. A step in
     its log has no end on the way to 0, and the damping that tames it stops all other parameters too.
     """
+    trial = eta + step
     with np.errstate(all="ignore"):
-        return np.clip(np.where(value, eta + np.log1p(step), eta + step), low, high)
+        trial[..., value] = eta[..., value] + np.log1p(step[..., value])
+    return np.clip(trial, low, high)
 
 
 def _minimise(law, inputs, log_y, start, w, delta, con, pen, iterations):
