@@ -122,7 +122,7 @@ def make_plan(
         skipped=len(impossible),
         skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
         failed=failed,
-        unfinished=tuple({run.case: None for run in missing} | {planned.case: None for planned in impossible}),
+        unfinished=tuple({planned.case.case_id: planned.case for planned in (*missing, *impossible)}.values()),
         other_sizes=dict(sorted(others.items())),
     )
 
