@@ -1,7 +1,8 @@
 """Durations that a step of the host's clock does not bend: Unix time once, at a start, then the monotonic clock.
 
 CLOCK_MONOTONIC is one for all processes of a host since it booted (clock_gettime(2)), in one time namespace
-(time_namespaces(7)). The clock's id says which: between two hosts there are only Unix times to go by.
+(time_namespaces(7)); kernels before 5.6 have no such namespaces. The clock's id says which: between two hosts there
+are only Unix times to go by.
 """
 
 from __future__ import annotations
@@ -37,9 +38,15 @@ class Moment:
 
 
 @lru_cache(maxsize=1)
-def clock_id() -> str:
+def clock_id(root: Path = Path("/")) -> str:
     """Of this process's monotonic clock; empty where the kernel does not tell."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/time')}"
+        boot = (root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    try:
+        return f"{boot} {os.readlink(root / 'proc/self/ns/time')}"
+    except FileNotFoundError:
+        return boot
     except OSError:
         return ""

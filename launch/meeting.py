@@ -35,15 +35,16 @@ class Host:
         self._question, self._answer = f"{HELLO} {nonce}\n".encode(), f"{HELLO} {nonce} {store_port}\n".encode()
         self._listener = _first_free(ports)
         self.port: int = self._listener.getsockname()[1]
+        self._closed = False
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            threading.Thread(target=self._reply, args=(connection,), daemon=True).start()
+                threading.Thread(target=self._reply, args=(connection,), daemon=True).start()
+            except (OSError, RuntimeError):  # closed; or one connection broke, or there are too many: it asks again
+                time.sleep(PAUSE_S[0])
 
     def _reply(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -52,6 +53,7 @@ class Host:
                 connection.sendall(self._answer)
 
     def close(self) -> None:
+        self._closed = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._listener.close()

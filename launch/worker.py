@@ -69,6 +69,8 @@ def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, pat
     elif place.source == "slurm":
         address, ports, nonce = slurm_meeting_point(env)
         if place.rank == 0:
+            import torch.distributed  # noqa: F401  # holds the interpreter for seconds, in which nobody is answered
+
             listener = listen_anywhere()
             port = listener.getsockname()[1]
             address, host = loopback(), meeting.Host(ports, nonce, port)

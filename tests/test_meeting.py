@@ -1,5 +1,6 @@
 """Where the tasks of one srun meet when ports are taken: strangers are recognised, and waiting in vain is not long."""
 
+import errno
 import os
 import shutil
 import socket
@@ -86,6 +87,40 @@ def test_rank_0_may_come_later(port):
     finally:
         timer.join()
         hosts[0].close()
+
+
+def test_rank_0_answers_after_a_connection_that_broke(monkeypatch):
+    """EMFILE and errors of the network come out of accept(2), of a connection that is not worth the run."""
+    listener = socket.create_server(("", 0))
+    failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "aborted")]
+
+    class Failing:
+        shutdown, close, getsockname = listener.shutdown, listener.close, listener.getsockname
+
+        def accept(self):
+            if failures:
+                raise failures.pop()
+            return listener.accept()
+
+    monkeypatch.setattr(meeting, "_first_free", lambda ports: Failing())
+    host = meeting.Host((1,), NONCE, 4321)
+    try:
+        assert meeting.find(1, "localhost", (host.port,), NONCE, 60.0)[1] == 4321 and not failures
+    finally:
+        host.close()
+
+
+@pytest.mark.slow
+def test_rank_0_listens_once_it_has_the_time_to_answer():
+    """The import of torch holds the interpreter: others would take a silent port for a stranger's."""
+    code = """
+import sys
+from scalade.launch import meeting, worker
+def host(*where): sys.exit(0 if "torch.distributed" in sys.modules else 3)
+meeting.Host = host
+worker.join_supervisors({**%r, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"})
+"""
+    assert subprocess.run([sys.executable, "-c", code % STEP]).returncode == 0
 
 
 def test_where_all_ports_are_taken_nobody_waits(port, monkeypatch):

@@ -173,6 +173,17 @@ def test_time_since_a_moment_is_of_its_own_clock(monkeypatch):
     assert Moment(1000.0).elapsed_s() == 0.0
 
 
+def test_a_kernel_without_time_namespaces_has_one_clock(tmp_path):
+    ids, boot = clock_id.__wrapped__, tmp_path / "proc/sys/kernel/random/boot_id"
+    assert ids(tmp_path) == ""
+    boot.parent.mkdir(parents=True)
+    boot.write_text("a-b-c\n")
+    assert ids(tmp_path) == "a-b-c"
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/ns/time").symlink_to("time:[4026531834]")
+    assert ids(tmp_path) == "a-b-c time:[4026531834]"
+
+
 def test_a_wait_between_two_starts_is_of_the_clock_that_both_have():
     first = Start(1000.0, ended_at=1010.0, monotonic=50.0, clock="a")
     second = Start(90_000.0, ended_at=90_005.0, monotonic=65.0, clock="a")
