@@ -126,10 +126,16 @@ def quotas(root: Path = ROOT) -> dict[str, Quota]:
 
 @dataclass
 class HostMeter:
-    """One rank's view, between start() and stop(). leads: it reads what is the same for all ranks of its host."""
+    """One rank's view, between start() and stop().
+
+    leads: it reads what is the same for all ranks of its host
+    meet: returns when every rank is here. Some kernels take 10 ms for the clock of each CPU (x86, Linux 4.13 to 5.17):
+    the others would wait for them in the first timed step
+    """
 
     leads: bool
     cuda_index: int | None = None
+    meet: Callable[[], None] = lambda: None
     root: Path = ROOT
     cpus: frozenset[int] = field(default_factory=lambda: frozenset(os.sched_getaffinity(0)))
     own_s: Callable[[], float] = time.process_time
@@ -138,6 +144,14 @@ class HostMeter:
 
     def __post_init__(self) -> None:
         self._gpu = GpuClocks(self.cuda_index)
+
+    def reached(self, done: int, first: int, last: int) -> None:
+        """So many steps are done; those after the first `first` are timed, up to `last`. Collective."""
+        if done == first < last:
+            self.start()
+            self.meet()
+        if done == last:
+            self.stop()
 
     def start(self) -> None:
         self._begin = self._read() | {"load": load_average(self.root)}

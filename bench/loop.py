@@ -70,15 +70,14 @@ def _train(
     # The last warm-up step, but not the first two, in which pipelines agree on shapes and DDP on buckets.
     probed = first_step + measure.warmup_steps - 1 if measure.probe_comm and measure.warmup_steps > 2 else None
     timed_from = first_step + measure.warmup_steps
-    metering, meet_at = False, first_step + 1
+    # What a killed attempt used is not known, so a resumed run has no energy.
+    joules = TimedEnergy(energy, device, training, None if first_step else timed_from)
+    meet_at = first_step + 1
     if measure.eval_start and measure.eval_sequences and not first_step:
         training.evals += evaluate(engine, source, recipe, measure, device, 0, 0)
     for step in range(first_step, recipe.steps):
-        # What a killed attempt used is not known, so a resumed run has no energy.
-        if step >= timed_from and not metering and not first_step:
-            device.finish()
-            energy.start()
-            metering = True
+        joules.before(step)
+        watched = _probed(engine, training) if step == probed else nullcontext()
         lr = recipe.lr_at(step)
         if waits:
             waits.found.clear()  # those of evaluations and checkpoints
@@ -86,14 +85,9 @@ def _train(
         position = step * recipe.global_batch
         tokens = to_device(source.train_rows(position + begin_row, position + end_row), device)
         loaded = device.mark()
-        if step == probed:
-            with CommProbe(engine.talks()) as training.probe:
-                output = engine.train_step(tokens, lr)
-        else:
+        with watched:
             output = engine.train_step(tokens, lr)
         end = device.mark()
-        if step == probed:
-            training.round_probe = getattr(engine, "count_round", lambda: None)()
         done = step + 1
         row = {"step": step, "warmup": step < timed_from, "tokens_seen": done * tokens_per_step, "lr": lr}
         if waits and step != probed:  # the probe itself waits for each collective
@@ -108,10 +102,8 @@ def _train(
             if not training.finite:
                 training.energy_j = None
                 break
-        if metering and (saves or evaluates):
-            device.finish()
-            used, metering = energy.read_j(), False
-            training.energy_j = None if used is None else used + (training.energy_j or 0.0)
+        if saves or evaluates:
+            joules.pause()
         on_step(done, training)
         if evaluates and measure.eval_sequences:
             training.evals += evaluate(engine, source, recipe, measure, device, done, done * tokens_per_step)
@@ -121,6 +113,36 @@ def _train(
         if training.stopped:
             break
     return training
+
+
+def _probed(engine: Engine, training: Training) -> CommProbe:
+    """What is to be around the probed step. Counts a round of outer steps first, where the engine has them: between
+    two steps, as no step's time has it."""
+    training.round_probe = getattr(engine, "count_round", lambda: None)()
+    training.probe = CommProbe(engine.talks())
+    return training.probe
+
+
+class TimedEnergy:
+    """Adds up the energy of the timed steps in training.energy_j, without that of what lies between them."""
+
+    def __init__(self, meter: EnergyMeter, device: Device, training: Training, timed_from: int | None) -> None:
+        self.meter, self.device, self.training, self.timed_from = meter, device, training, timed_from
+        self.on = False
+
+    def before(self, step: int) -> None:
+        """A step follows."""
+        if not self.on and self.timed_from is not None and step >= self.timed_from:
+            self.device.finish()
+            self.meter.start()
+            self.on = True
+
+    def pause(self) -> None:
+        """Something else follows."""
+        if self.on:
+            self.device.finish()
+            used, self.on = self.meter.read_j(), False
+            self.training.energy_j = None if used is None else used + (self.training.energy_j or 0.0)
 
 
 def evaluate(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from ..bench import weights
 from ..bench.data import Source, open_source
@@ -50,7 +51,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     asked = case.measure.eval_sequences
     source.val_rows(asked, asked)  # where there are fewer, that is said before the training and not after it
     cuda_index = device.torch.index if device.cuda else None
-    energy, host = EnergyMeter(cuda_index, world.local_rank), HostMeter(world.local_rank == 0, cuda_index)
+    energy, host = EnergyMeter(cuda_index, world.local_rank), HostMeter(world.local_rank == 0, cuda_index, _meet)
 
     def build() -> Engine:
         engine = build_engine(
@@ -70,17 +71,13 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     timed_from = first_step + case.measure.warmup_steps
 
     def on_step(done: int, training: Training) -> None:
-        if done == timed_from:
-            host.start()
-        if done == case.recipe.steps:
-            host.stop()
+        host.reached(done, timed_from, case.recipe.steps)
         keeper.keep(training)
         last = training.steps.rows[-1] if training.steps.rows else {}
         speed = last["tokens_seen"] / (last["step"] + 1) / last["step_time_s"] if last else None
         reporter.step(done, last.get("loss"), speed)
 
-    if timed_from == first_step:
-        host.start()
+    host.reached(first_step, timed_from, case.recipe.steps)
     train(
         engine, source, case.recipe, case.measure, case.shape.seq_len, device, energy, training,
         first_step=first_step, on_step=on_step, checkpoint=lambda done, now: save(engine, reporter.folder, done, now),
@@ -119,6 +116,12 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     if training.finite:
         return RunResult("ok", row, steps, evals, ops=ops)
     return RunResult("diverged", row, steps, evals, reason=_first_bad(training))
+
+
+def _meet() -> None:
+    """Return when every rank is here; over gloo, also beside GPUs."""
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))
 
 
 def _profiled(engine: Engine, source: Source, case: Case, device: Device) -> dict:

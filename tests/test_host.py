@@ -152,6 +152,24 @@ def test_what_is_not_told_is_null_and_never_0(tmp_path):
     assert never.told() == {} and host_columns([{}]) == dict.fromkeys(NAMES)
 
 
+@pytest.mark.parametrize("leads", [True, False])
+def test_no_rank_begins_a_timed_step_while_another_reads(machine, monkeypatch, leads):
+    happened = []
+    meter = HostMeter(leads, None, lambda: happened.append("met"), root=machine.root, cpus=frozenset({0}))
+    monkeypatch.setattr(meter, "_read", lambda: happened.append("read") or {})
+    for done in range(6):
+        meter.reached(done, 2, 4)
+        happened.append(done)
+    assert happened == [0, 1, "read", "met", 2, 3, "read", 4, 5]
+
+
+def test_where_every_step_is_warm_up_nothing_is_read(machine):
+    meter = machine.meter()
+    for done in range(5):
+        meter.reached(done, 4, 4)
+    assert meter.told() == {}
+
+
 def test_a_clock_that_stands_still_tells_nothing(machine):
     told = timed(machine, [machine.meter()], seconds={})  # as in a sandbox whose /proc/stat is all 0
     assert told["cpu_others_share"] is None and told["cpu_steal_share"] is None
