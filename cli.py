@@ -40,7 +40,7 @@ Results = Annotated[Path | None, typer.Option(help="Results folder; default: the
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")]
 LabName = Annotated[str | None, typer.Option("--lab", help="Run on this lab's nodes (`scalade lab up`).",
                                              metavar="NAME")]  # fmt: skip
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only what fails.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only failures.")]
 
 
 @app.callback()
@@ -55,8 +55,8 @@ def run(
 ) -> None:  # fmt: skip
     """Run what is missing of a study, each run in fresh processes.
 
-    Exit status 0: every case that can run has its runs in the table; 1: a run of the study stands there as failed,
-    whenever it was run, or nothing was measured.
+    Exit status 0: every case that can run has its runs in the table; 1: the table holds a failed run of the study,
+    also of an earlier day, or nothing was measured.
     """
     from .launch import run as launch
 
@@ -75,7 +75,7 @@ def worker(
 ) -> None:  # fmt: skip
     """Run the cases that fit the ranks that are there (torchrun, mpirun, srun).
 
-    Exit status 0: every one of them has its runs in the table; 1: one stands there as failed, or nothing was measured.
+    Exit status 0: all of these cases have their runs in the table; 1: one of the runs failed, or nothing was measured.
     """
     from .launch import run as launch
 
@@ -150,7 +150,7 @@ def _mistake(line: str) -> SystemExit:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *rest: object) -> None:
-    """Ours is one line for people; another library's says where it comes from."""
+    """One line; a warning of another library also says where it comes from."""
     ours = category.__module__.startswith(f"{__package__}.")
     said = f"warning: {message}" if ours else warnings.formatwarning(message, category, file, line).rstrip()
     print(said, file=sys.stderr)

@@ -120,8 +120,8 @@ def ops(
 
 @app.command(epilog="Example: scalade check quickstart")
 def check(results: FoundResults = None, where: Filter = None, as_json: Json = False) -> None:
-    """Hold a table against the twelve rules of honest benchmarking (Hoefler and Belli, SC'15), and ask beyond them
-    whether the machine was quiet."""
+    """Check a table against the twelve rules of honest benchmarking (Hoefler and Belli, SC'15), and whether the
+    machine was quiet."""
     from .results.check import check as examine
 
     report = examine(_located(results), where)
@@ -129,20 +129,30 @@ def check(results: FoundResults = None, where: Filter = None, as_json: Json = Fa
     raise typer.Exit(report.exit_code)
 
 
-def _frame_of_ours(given: Path) -> tuple[Any, str] | None:
-    """Frame and name of the table at a results folder or in a file that `export` wrote; None: read it as any table."""
-    if not given.is_dir() and not (given.is_file() and given.suffix.lower() in (".csv", ".parquet")):
-        return None
-    from .results.read import read_exported, read_runs
+def _to_fit(given: Path) -> tuple[Any, bool]:
+    """The frame at a path, and whether it is our table `runs`: of that the runs with status ok, from a results folder
+    as from what `export` wrote of one."""
+    from .results.laws import read_table
+    from .results.read import exported_runs, read_exported, read_runs
 
-    found = (read_runs(given, where="status == ok"), "runs") if given.is_dir() else read_exported(given)
-    if found:
-        found[0].attrs["table"] = given.name
-    return found
+    found = None
+    if given.is_dir():
+        found = read_runs(given, where="status == ok"), "runs"
+    elif given.is_file() and given.suffix.lower() in (".parquet", ".pq"):
+        found = read_exported(given)
+    if found is None:
+        read = read_table(given)
+        ours = exported_runs(read)
+        found = (read, "") if ours is None else (ours, "runs")
+    frame, name = found
+    if name == "runs" and "status" in frame:
+        frame = frame[frame["status"] == "ok"]
+    frame.attrs["table"] = given.name
+    return frame, name == "runs"
 
 
 def _progress():
-    """What says on a terminal how far a long fit is, on one line; None where nobody looks."""
+    """Shows the progress of a long fit on one line of the terminal; None where standard error is not one."""
     if not sys.stderr.isatty():
         return None
 
@@ -177,13 +187,13 @@ def fit(
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     flops: Annotated[str | None, typer.Option(help="Column of C; a study: train_flops_6n.", metavar="COLUMN")] = None,
     target_flops: Annotated[list[float] | None, typer.Option(help="Optimal N and D for this C.", metavar="C")] = None,
-    at: Annotated[list[str] | None, typer.Option(help="A run to forecast: params=1e9,tokens=2e10; again for more.",
+    at: Annotated[list[str] | None, typer.Option(help="A run to forecast, as params=1e9,tokens=2e10; repeatable.",
                                                  metavar="ROLE=VALUE,...")] = None,
-    compare: Annotated[str | None, typer.Option(help="Other laws to stack, with commas; `none` for no forecast.",
+    compare: Annotated[str | None, typer.Option(help="Other laws to stack, comma-separated; `none`: no forecast.",
                                                 metavar="NAMES")] = None,
     approach: Annotated[list[str] | None, typer.Option(help="isoflop or envelope.", metavar="NAME")] = None,
-    nearest: Annotated[int | None, typer.Option(help="isoflop: sizes around the lowest loss in a parabola.")] = None,
-    alternative: Annotated[list[str] | None, typer.Option(help="Another column for a role, to compare; again for more.",
+    nearest: Annotated[int | None, typer.Option(help="isoflop: fit this many sizes around the minimum.")] = None,
+    alternative: Annotated[list[str] | None, typer.Option(help="Sensitivity to another column for a role; repeatable.",
                                                           metavar="ROLE=COLUMN")] = None,
     flops_per_nd: Annotated[float, typer.Option(help="k of C = k N D.")] = 6.0,
     budget_device_hours: Annotated[float | None, typer.Option(help="Rank runs to add within this.")] = None,
@@ -201,9 +211,8 @@ def fit(
         return
     if table is None:
         raise typer.BadParameter("name a TABLE to fit, or --laws to list the laws")
-    given: Any = locate(table)
-    given, name = _frame_of_ours(given) or (given, "")
-    if name == "runs":
+    given, ours = _to_fit(locate(table))
+    if ours:
         roles = get_law(law).roles
         params = params or ("params_total" if "params" in roles else None)
         tokens = tokens or ("tokens_seen" if "tokens" in roles else None)
@@ -220,7 +229,7 @@ def fit(
         flops_per_device_hour=flops_per_device_hour, anyway=anyway,
         progress=_progress(),
     )  # fmt: skip
-    say(report.to_dict() if as_json else [report.to_text()])
+    say(report.to_dict() | {"exit_code": report.exit_code} if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)
 
 
@@ -240,9 +249,9 @@ def compare(
     margin: Annotated[float, typer.Option(help="Relative change within which two are the same.")] = 0.05,
     loss_tolerance: Annotated[float, typer.Option(help="Of the loss, where the base has under 3 seeds.")] = 0.01,
     where: Filter = None,
-    confirm: Annotated[Path | None, typer.Option(help="Other runs of HEAD, or the --json of comparing them: confirms "
-                                                 "gains.", metavar="FOLDER")] = None,
-    fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="`too noisy` fails, too.")] = False,
+    confirm: Annotated[Path | None, typer.Option(help="Other runs of HEAD, or the --json output of comparing them, "
+                                                 "to confirm gains.", metavar="FOLDER")] = None,
+    fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="Fail `too noisy`, too.")] = False,
     move_baseline: Annotated[bool, typer.Option("--move-baseline", help="Copy confirmed gains to BASE.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None,

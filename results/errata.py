@@ -168,22 +168,21 @@ def of_exported(name: str, table: pa.Table, version: int) -> tuple[pa.Table, lis
 
 
 def of_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Taken]]:
-    """A frame of `runs` read from elsewhere, as an exported CSV; frames without schema_version are not ours."""
+    """A frame of `runs` with run_id and schema_version, read from elsewhere: an exported CSV."""
     found = []
-    if {"run_id", "schema_version"} <= set(frame.columns):
-        for one in ERRATA:
-            names = [name for name in one.columns.get("runs", ()) if name in frame.columns]
-            old = frame["schema_version"].lt(one.before).fillna(False).to_numpy(bool)
-            if not names or not old.any():
-                continue
-            try:
-                old = old & frame_mask(frame, one.where).to_numpy()
-            except ValueError:
-                pass  # the columns that would tell are not there: all old rows
-            if old.any():
-                frame = frame.copy()
-                frame.loc[old, names] = None
-                found.append(Taken(one, "runs", old))
+    for one in ERRATA:
+        names = [name for name in one.columns.get("runs", ()) if name in frame.columns]
+        old = frame["schema_version"].lt(one.before).fillna(False).to_numpy(bool)
+        if not names or not old.any():
+            continue
+        try:
+            old = old & frame_mask(frame, one.where).to_numpy()
+        except ValueError:
+            pass  # the columns that would tell are not there: all old rows
+        if old.any():
+            frame = frame.copy()
+            frame.loc[old, names] = None
+            found.append(Taken(one, "runs", old))
     return frame, found
 
 

@@ -104,21 +104,20 @@ def read_ops(
     return to_pandas(rows_table(path, "ops", runs, all_attempts))
 
 
-def read_exported(file: Path) -> tuple[pd.DataFrame, str] | None:
-    """A file that `export` wrote, with the name of its table, for readers of any CSV or Parquet; None: another's.
+def exported_runs(frame: pd.DataFrame) -> pd.DataFrame | None:
+    """The frame of a CSV of `runs` that `export` wrote, with the wrong columns of old rows null; None: another's.
 
-    A CSV is known by its columns run_id and schema_version, keeps those it has beside ours, and is always of `runs`.
+    It is known by its columns run_id and schema_version, and keeps those it has beside ours.
     """
-    if file.suffix.lower() == ".csv":
-        import pandas as pd
+    if not {"run_id", "schema_version"} <= set(frame.columns):
+        return None
+    frame, taken = errata.of_frame(frame)
+    _say_old(errata.lines(taken))
+    return frame
 
-        with open(file, errors="replace") as lines:
-            names = lines.readline().replace('"', "").strip().split(",")
-        if not {"run_id", "schema_version"} <= set(names):
-            return None
-        frame, taken = errata.of_frame(pd.read_csv(file))
-        _say_old(errata.lines(taken))
-        return frame, "runs"
+
+def read_exported(file: Path) -> tuple[pd.DataFrame, str] | None:
+    """A Parquet file that `export` wrote, with the name of its table, for readers of any; None: another's."""
     import pyarrow.parquet as pq
 
     try:

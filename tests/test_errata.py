@@ -13,7 +13,7 @@ from scalade.results.check import check
 from scalade.results.compare import compare
 from scalade.results.efficiency.command import efficiency
 from scalade.results.errata import Erratum
-from scalade.results.read import OldRows, noted, read_exported, runs_table
+from scalade.results.read import OldRows, exported_runs, noted, runs_table
 from scalade.results.report.source import read_source
 from scalade.results.schema import SCHEMA_VERSION, known_column
 from scalade.results.store import RunStore
@@ -127,10 +127,10 @@ def test_an_exported_csv_is_known_by_its_columns(results, tmp_path, monkeypatch)
     frame.to_csv(file, index=False)
     frame.drop(columns="schema_version").to_csv(tmp_path / "other.csv", index=False)
     monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
-    assert read_exported(tmp_path / "other.csv") is None
+    assert exported_runs(pd.read_csv(tmp_path / "other.csv")) is None
     with pytest.warns(OldRows):
-        found, name = read_exported(file)
-    assert name == "runs" and found["mine"].tolist() == [1, 1, 1]
+        found = exported_runs(pd.read_csv(file))
+    assert found["mine"].tolist() == [1, 1, 1]
     assert by_run(found)["val_loss"].isna().to_dict() == {"right-r0": False, "today-r0": False, "wrong-r0": True}
 
 
@@ -160,20 +160,24 @@ def test_every_reader_says_what_it_leaves_out(results, tmp_path):
     assert WHY in text.read_text()
 
 
-@pytest.mark.parametrize("name", ["folder", "parquet", "csv"])
-def test_a_fit_never_sees_them(results, tmp_path, monkeypatch, name):
-    from scalade.cli_read import _frame_of_ours
+@pytest.mark.parametrize("name", ["folder", "parquet", "csv", "semicolons.csv"])
+def test_a_fit_never_sees_them_nor_runs_that_are_not_ok(results, tmp_path, monkeypatch, name):
+    from scalade.cli_read import _to_fit
 
+    add(results, "failed", status="failed", reason="killed")
     given = results
     if name != "folder":
         monkeypatch.setattr(errata, "ERRATA", ())
         given = tmp_path / f"runs.{name}"
         show.export(results, given)
+        if name.startswith("semicolons"):  # as a spreadsheet saves it
+            pd.read_csv(given).to_csv(given, index=False, sep=";", decimal=",")
         monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
     with pytest.warns(OldRows):
-        frame, table = _frame_of_ours(given)
-    assert table == "runs" and by_run(frame)["val_loss"].isna().to_dict()["wrong-r0"]
-    assert frame["val_loss"].notna().sum() == 2
+        frame, ours = _to_fit(given)
+    assert ours and by_run(frame)["val_loss"].isna().to_dict() == {
+        "right-r0": False, "today-r0": False, "wrong-r0": True
+    }  # fmt: skip
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path):

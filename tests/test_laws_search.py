@@ -99,7 +99,8 @@ def test_a_fit_that_did_not_converge_is_loud(stopped, tmp_path):
     assert "  converged:" not in text
     assert r.to_dict()["convergence"]["why_not"]
     ended = CliRunner().invoke(app, ["fit", str(table), "--bootstrap", "0", "--json"])
-    assert ended.exit_code == 1 and json.loads(ended.stdout)["convergence"]["converged"] is False
+    told = json.loads(ended.stdout)
+    assert ended.exit_code == told["exit_code"] == 1 and told["convergence"]["converged"] is False
 
 
 def test_a_profile_that_finds_a_lower_point_moves_the_fit(monkeypatch):
