@@ -53,7 +53,6 @@ class Finding:
     spread: float | None = None  # relative, between runs of one side
     interleaved: bool | None = None  # null: the rows do not say when they ran
     confirmed: bool | None = None  # of an improvement: seen by an earlier comparison, of other runs, too
-
     noise_fails: bool = False  # the rule fails what is too noisy
 
     @property
@@ -304,17 +303,24 @@ def _execution(row: dict) -> str:
     return f"{row['run_id']} attempt {row['attempt']} {row['started_at']}"
 
 
+def _differences(base: list[dict], head: list[dict]) -> list[str]:
+    """In what the machines and the software of the two sides differ, a line for each column."""
+    lines = []
+    for column in (*HARDWARE, *SOFTWARE):
+        values = [sorted({str(row[column]) for row in rows if row[column] is not None}) for rows in (base, head)]
+        if all(values) and values[0] != values[1]:
+            what = "the machines differ: " if column in HARDWARE else ""
+            lines.append(printable(f"{what}{column} {', '.join(values[0])} in BASE, {', '.join(values[1])} in HEAD"))
+    return lines
+
+
 def _notes(base: list[dict], head: list[dict], findings: Sequence[Finding]) -> list[str]:
     """What a reader must know of the two sides before believing a ratio."""
     notes = []
     sides = [[row for row in rows if row["status"] == "ok"] for rows in (base, head)]
     if {_execution(row) for row in sides[0] if row["started_at"]} & {_execution(row) for row in sides[1]}:
         notes.append("BASE and HEAD hold the same executions: this compares runs with themselves")
-    for column in (*HARDWARE, *SOFTWARE):
-        values = [sorted({str(row[column]) for row in rows if row[column] is not None}) for rows in sides]
-        if all(values) and values[0] != values[1]:
-            what = "the machines differ: " if column in HARDWARE else ""
-            notes.append(printable(f"{what}{column} {', '.join(values[0])} in BASE, {', '.join(values[1])} in HEAD"))
+    notes += _differences(*sides)
     unknown = [sum(row["parity"] is not None and work_of(row) is None for row in rows) for rows in sides]
     if any(unknown):
         where = f"{unknown[0]} runs of BASE, {unknown[1]} of HEAD"

@@ -17,11 +17,11 @@ LOAD = 0.25  # of the cores, above the ranks' own threads; where the time of oth
 
 Share = tuple[str, str, float, str]
 SHARES: tuple[Share, ...] = (
-    ("cpu_others_share", "other processes took more than 5% of the CPU time", OTHERS, "%"),
-    ("cpu_steal_share", "the hypervisor took more than 1% of it", STEAL, "%"),
-    ("cgroup_throttled_share", "a CPU quota held ranks back in more than 1% of its periods", QUOTA, "%"),
+    ("cpu_others_share", f"other processes took more than {OTHERS:.0%} of the CPU time", OTHERS, "%"),
+    ("cpu_steal_share", f"the hypervisor took more than {STEAL:.0%} of it", STEAL, "%"),
+    ("cgroup_throttled_share", f"a CPU quota held ranks back in more than {QUOTA:.0%} of its periods", QUOTA, "%"),
     ("cpu_heat_throttles", "a CPU slowed itself for heat", 0, "times"),
-    ("gpu_heat_share", "heat held a GPU's clock down for more than 1% of the time", HEAT, "%"),
+    ("gpu_heat_share", f"heat held a GPU's clock down for more than {HEAT:.0%} of the time", HEAT, "%"),
 )
 CLOCKS = (("cpu_mhz", "cpu_model"), ("gpu_mhz_min", "device_name"))
 

@@ -200,21 +200,21 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
     laid = folded(widths, console.width) if asked else fitted(widths, _wanted(picked, rows), console.width)
     for number, block in enumerate(laid.blocks):
         _block(console, [(picked[at], widths[at], cells[at]) for at in block], after=number > 0)
-    said = [picked[at].header for at in laid.left_out]
-    if said:
-        _say(console, "")
-        line = f"no room for {', '.join(said)}: --columns NAMES or a wider window shows them"
-        _say(console, *_wrapped(line, console.width))
-    ended = [f"{row['run_id']} {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"]
-    ended += [
-        f"{row['run_id']} no tokens_per_s: {row['tokens_per_s_reason']}"
-        for row in rows if row["status"] == "ok" and row["tokens_per_s"] is None and row["tokens_per_s_reason"]
-    ]  # fmt: skip
-    for line in ["", *ended] if ended else ():
-        _say(console, *_wrapped(line, console.width))
+    no_room = ", ".join(picked[at].header for at in laid.left_out)
+    _paragraph(console, [f"no room for {no_room}: --columns NAMES or a wider window shows them"] if no_room else [])
+    _paragraph(console, _reasons(rows))
     sets, seen = set(table["val_hash"].drop_null().to_pylist()), {one.column for one in picked}
     if len(sets) > 1 and "val_loss" in seen and "val_hash" not in seen:
         _say(console, f"note: val_loss is over {len(sets)} sets of held-out sequences: see the column val_hash")
+
+
+def _reasons(rows: Sequence[dict]) -> list[str]:
+    """Why runs are not ok, then why runs that are have no throughput; a line each."""
+    ended = [f"{row['run_id']} {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"]
+    return ended + [
+        f"{row['run_id']} no tokens_per_s: {row['tokens_per_s_reason']}"
+        for row in rows if row["status"] == "ok" and row["tokens_per_s"] is None and row["tokens_per_s_reason"]
+    ]  # fmt: skip
 
 
 def _with_varying(picked: list[Shown], table: pa.Table) -> list[Shown]:
@@ -267,6 +267,11 @@ def _says_something(column: str, table: pa.Table) -> bool:
     if column == "peak_host_memory_bytes" and _says_something("peak_memory_bytes", table):
         return False
     return column in ("status", "loss") or table[column].null_count < len(table)
+
+
+def _paragraph(console: Console, lines: Sequence[str]) -> None:
+    for line in ["", *lines] if lines else ():
+        _say(console, *_wrapped(line, console.width))
 
 
 def _wrapped(line: str, width: int) -> list[str]:

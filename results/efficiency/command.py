@@ -53,10 +53,7 @@ def efficiency(
         bases = {row["run_id"] for row in runs_table(path, where=base).to_pylist()} if base else None
     found, lost = groups(rows)
     if not found:
-        kept = f" that match {where!r}" if where else ""
-        why = Counter(no_work(row) for row in lost if row["status"] == "ok").most_common(1)
-        said = f"; {why[0][1]} with status ok: {why[0][0]}" if why else ""
-        raise ValueError(f"no timed run with status ok among the {len(rows)} runs{kept}{said}")
+        raise ValueError(_nothing_timed(lost, where))
     if form == "loss" and "val_hash" not in allow:
         _one_held_out_set(found)
     declared = None
@@ -66,9 +63,7 @@ def efficiency(
             raise ValueError(f"base {base!r}: matches no run with status ok")
     options = Options(mode or guess_mode(found), form, target_loss, loss_window, allowed(allow), level, draws, seed)
     series, refused = read_series(found, _steps(path, found), options, declared)
-    for row in lost:
-        why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else no_work(row)
-        refused.append(Refusal(f"{row['layout'] or '?'} on {row['world_size'] or '?'} ranks", (row["run_id"],), why))
+    refused += map(_lost, lost)
     notes = [f"warning: {line}" for line in told]
     return EfficiencyReport(
         str(path), options, tuple(series), tuple(refused), tuple(notes + _mixed(found)),
@@ -77,14 +72,28 @@ def efficiency(
     )  # fmt: skip
 
 
+def _nothing_timed(lost: Sequence[dict], where: str | None) -> str:
+    """Why there is nothing to compare: no run that `groups` keeps; with the commonest reason of those that are ok."""
+    kept = f" that match {where!r}" if where else ""
+    why = Counter(no_work(row) for row in lost if row["status"] == "ok").most_common(1)
+    said = f"; {why[0][1]} with status ok: {why[0][0]}" if why else ""
+    return f"no timed run with status ok among the {len(lost)} runs{kept}{said}"
+
+
+def _lost(row: dict) -> Refusal:
+    """A run of which no ratio can be formed."""
+    why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else no_work(row)
+    return Refusal(f"{row['layout'] or '?'} on {row['world_size'] or '?'} ranks", (row["run_id"],), why)
+
+
 def _one_held_out_set(found: Sequence[Group]) -> None:
-    """Losses of groups that may be compared are of runs held against the same sequences, or ValueError."""
+    """Raises ValueError where groups that may be compared were evaluated on different held-out sequences."""
     pools: dict[tuple, list[dict]] = {}
     for group in found:
         pools.setdefault(group.match_key, []).extend(group.rows)
     for rows in pools.values():
         if differ := held_out.refusal(rows):
-            raise ValueError(f"{differ}; or --allow val_hash, for the target is of the training loss")
+            raise ValueError(f"{differ}; or --allow val_hash, since the target is of the training loss")
 
 
 def _steps(path: str | Path, found) -> dict[str, list[dict]]:

@@ -91,17 +91,8 @@ def fit_file(
         raise ValueError(f"level must lie between 0 and 1, got {level:g}")
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be 0 or more resamples, got {bootstrap}")
-    names = dict(columns or {}) | {r: c for r, c in (("params", params), ("tokens", tokens)) if c}
-    if loss and "loss" in the_law.roles:  # the law reads the loss and predicts something else
-        names.setdefault("loss", loss)
-        loss = None
-    response = names.pop(the_law.response, None) or names.pop("y", None) or loss or the_law.response
-    keep = pd.Series(True, index=frame.index) if where is None else where_rows(frame, where)
-    held = pd.Series(False, index=frame.index) if holdout is None else where_rows(frame, holdout)
-    if not keep.any():
-        raise ValueError(f"where {where!r}: no row is left")
-    if holdout is not None and not (keep & held).any():
-        raise ValueError(f"holdout {holdout!r}: matches no row" + (" that where keeps" if where else ""))
+    names, response = _names(the_law, columns, params, tokens, loss)
+    keep, held = _kept_and_held(frame, where, holdout)
     train_frame = frame[keep & ~held]
     given = rows(the_law, train_frame, names, response, run)
     sets = one_set(frame[keep], {response, *names.values()})
@@ -126,27 +117,10 @@ def fit_file(
         f = with_profiles(f)
     if bootstrap:
         f = with_bootstrap(f, bootstrap, progress)
-    notes = [*wrong, *([f.no_draws] if f.no_draws else []), *([sets] if sets else []), *copied, *f.notes]
+    notes = [*wrong, *filter(None, (f.no_draws, sets)), *copied, *f.notes]
     if run is None and f.draws is not None and not copied:
         notes.append("no run column: every row was resampled as a run of its own")
-    if f.draws_converged is not None and f.draws_converged < 0.95:
-        notes.append(
-            f"{1 - f.draws_converged:.0%} of the resamples did not converge: the table hardly identifies this law, "
-            "and its intervals are rough"
-        )
-    if prior is not None and profile:
-        off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
-        if off:
-            notes.append(f"profiles are of the data without the prior, which moves {', '.join(off)} outside them")
-    if the_law.needs_run and profile:
-        notes.append(
-            "profiles take the rows of a curve as independent; they are not, so read them as lower bounds of the width"
-        )
-    alone = len(given.y) if the_law.needs_run else effective_rows(f.residuals, given.cluster)
-    if profile and alone < 0.9 * len(given.y):
-        notes.append(
-            f"{len(given.y)} rows of {given.clusters} runs weigh about as {alone:.0f} independent rows: {_by_run(f)}"
-        )
+    notes += _doubts(f, given, profile, prior is not None)
     if sensitivity:
         everything = None if where is None else _rows_if_usable(the_law, frame[~held], names, response, run)
         others = {
@@ -212,6 +186,52 @@ def fit_file(
             flops_per_device_hour,
         )
     return report
+
+
+def _names(law: Law, columns, params, tokens, loss) -> tuple[dict[str, str], str]:
+    """Role -> column as the user named them, and the column of the response."""
+    names = dict(columns or {}) | {r: c for r, c in (("params", params), ("tokens", tokens)) if c}
+    if loss and "loss" in law.roles:  # the law reads the loss and predicts something else
+        names.setdefault("loss", loss)
+        loss = None
+    response = names.pop(law.response, None) or names.pop("y", None) or loss or law.response
+    return names, response
+
+
+def _kept_and_held(frame: pd.DataFrame, where: str | None, holdout: str | None) -> tuple[pd.Series, pd.Series]:
+    """Masks of the rows that `where` keeps and that `holdout` names. Raises ValueError where they leave no row."""
+    keep = pd.Series(True, index=frame.index) if where is None else where_rows(frame, where)
+    held = pd.Series(False, index=frame.index) if holdout is None else where_rows(frame, holdout)
+    if not keep.any():
+        raise ValueError(f"where {where!r}: no row is left")
+    if holdout is not None and not (keep & held).any():
+        raise ValueError(f"holdout {holdout!r}: matches no row" + (" that where keeps" if where else ""))
+    return keep, held
+
+
+def _doubts(f: Fit, given: Rows, profile: bool, prior: bool) -> list[str]:
+    """What a reader must know of the intervals before believing them."""
+    notes = []
+    if f.draws_converged is not None and f.draws_converged < 0.95:
+        notes.append(
+            f"{1 - f.draws_converged:.0%} of the resamples did not converge: the table hardly identifies this law, "
+            "and its intervals are rough"
+        )
+    if not profile:
+        return notes
+    off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
+    if off and prior:
+        notes.append(f"profiles are of the data without the prior, which moves {', '.join(off)} outside them")
+    if f.law.needs_run:
+        notes.append(
+            "profiles take the rows of a curve as independent; they are not, so read them as lower bounds of the width"
+        )
+    alone = len(given.y) if f.law.needs_run else effective_rows(f.residuals, given.cluster)
+    if alone < 0.9 * len(given.y):
+        notes.append(
+            f"{len(given.y)} rows of {given.clusters} runs weigh about as {alone:.0f} independent rows: {_by_run(f)}"
+        )
+    return notes
 
 
 def _refused(lines: list[str], anyway: bool) -> list[str]:

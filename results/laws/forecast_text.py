@@ -1,4 +1,4 @@
-"""The parts of a report that look ahead: optima, approaches 1 and 2, forecasts, held-out rows."""
+"""The parts of a report that look ahead: optima, approaches 1 and 2, forecasts, held-out rows, the run to add next."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from .isoflop import Frontier
+from .predictions import Prediction
 from .text import number, span, table
 
 if TYPE_CHECKING:
@@ -84,6 +85,48 @@ def frontier(f: Frontier, pct: str) -> Iterator[str]:
     yield from (f"  left out: {w}" for w in f.left_out)
 
 
+def laws(r: FitReport) -> Iterator[str]:
+    """How each law did above the cuts, its weight, and the coverage that was reached there."""
+    if r.laws:
+        yield "\nlaws, out of sample above rolling compute cuts"
+        yield from table(
+            ["law", "rms log error", "weight"], [[s.law, number(s.rmse), f"{s.weight:.2f}"] for s in r.laws]
+        )
+        yield from (f"  {s.law}: {s.error}" for s in r.laws if s.error)
+    if r.calibration:
+        k = r.calibration
+        plain = "" if k.plain is None else f"plain bootstrap {k.plain:.0%}, "
+        yield (
+            f"  coverage reached at nominal {k.level:.0%} over {k.rows} rows above {k.cuts} cuts: {plain}"
+            f"stacked {k.stacked:.0%}, calibrated {k.calibrated:.0%} (intervals scaled by {k.scale:.2f} sd)"
+        )
+        yield from below("the calibrated intervals above the rolling cuts", k.calibrated, k.level)
+
+
+def next_runs(r: FitReport) -> Iterator[str]:
+    if not r.next_runs:
+        return
+    yield "\nrun to add next"
+    yield from table(
+        ["N", "D", "device-hours", "narrows by", "per 1000 device-hours"],
+        [
+            [
+                number(n.params),
+                number(n.tokens),
+                number(n.device_hours),
+                f"{n.narrows:.1%}",
+                f"{1000 * n.narrows_per_device_hour:.3g}",
+            ]
+            for n in r.next_runs[:4]
+        ],
+    )
+    most = max(r.next_runs, key=lambda n: n.narrows)
+    yield (
+        f"  narrowing most within the budget: N = {number(most.params)}, D = {number(most.tokens)}, "
+        f"{number(most.device_hours)} device-hours, by {most.narrows:.1%}"
+    )
+
+
 def forecasts(r: FitReport) -> Iterator[str]:
     """Runs without a loss: the stack's point, its calibrated interval, and how far beyond the table they lie."""
     if not r.forecasts:
@@ -91,28 +134,26 @@ def forecasts(r: FitReport) -> Iterator[str]:
     pct, first = f"calibrated {r.level:.0%}", r.forecasts[0]
     names, roles = list(first.columns), list(first.beyond)
     yield f"\nforecast by the stack of {', '.join(f'{s.law} {s.weight:.2f}' for s in r.laws if s.weight >= 0.005)}"
-    whole = "compute" if {"params", "tokens"} <= set(names) else "extent"
-    head = [f"{'compute' if role == 'extent' and whole == 'compute' else role} / largest" for role in roles]
-    yield from table(
-        [*names, "forecast", pct, "width", *head, "nearest run"],
-        [
-            [
-                *(number(v) for v in p.columns.values()),
-                number(p.point),
-                "-" if p.low is None else span((p.low, p.high)),
-                "-" if p.width is None else f"{p.width:.1%}",
-                *(f"{p.beyond[role]:.3g}" for role in roles),
-                ", ".join(number(v, 3) for v in p.nearest.values()) + f" (within {p.nearest_factor:.3g}x)",
-            ]
-            for p in r.forecasts
-        ],
-    )
+    extent = "compute" if {"params", "tokens"} <= set(names) else "extent"
+    head = [f"{extent if role == 'extent' else role} / largest" for role in roles]
+    yield from table([*names, "forecast", pct, "width", *head, "nearest run"], [_cells(p) for p in r.forecasts])
     best = [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in r.forecasts if p.target_flops is not None]
     if best:
         yield f"  the optimum of a budget: {', '.join(best)} FLOPs"
     if first.why_not:
         yield f"  no interval: {first.why_not}"
     yield from (f"  WARNING: {note}" for note in dict.fromkeys(p.note for p in r.forecasts) if note)
+
+
+def _cells(p: Prediction) -> list[str]:
+    return [
+        *(number(v) for v in p.columns.values()),
+        number(p.point),
+        "-" if p.low is None else span((p.low, p.high)),
+        "-" if p.width is None else f"{p.width:.1%}",
+        *(f"{v:.3g}" for v in p.beyond.values()),
+        ", ".join(number(v, 3) for v in p.nearest.values()) + f" (within {p.nearest_factor:.3g}x)",
+    ]
 
 
 def holdout(r: FitReport) -> Iterator[str]:

@@ -149,8 +149,7 @@ def _plain(value):
     return value
 
 
-def _text(r: FitReport):
-    c, pct = r.convergence, f"{r.level:.0%}"
+def _text(r: FitReport) -> Iterator[str]:
     yield f"{r.law}: {r.equation}"
     yield f"  {r.source}"
     yield f"  {r.rows} rows of {r.runs} runs from {r.table}" + "".join(
@@ -161,33 +160,8 @@ def _text(r: FitReport):
     yield f"  objective: {how} on {of} = {r.objective_value:.8g}; rms log residual {r.residual_rmse_log:.4g}"
     yield from (f"\n{note}" for note in r.notes if note.startswith("WARNING"))
     yield from _not_converged(r)
-    yield ""
-    body = []
-    for e in r.parameters:
-        value = "held " + number(e.value) if e.held else number(e.value) if e.identified else "not identified"
-        body.append([e.name, value, number(e.se, 3), "-" if e.low is None else span((e.low, e.high)), span(e.profile)])
-    yield from table(["parameter", "value", "se", f"{pct} by run", f"{pct} profile"], body)
-    for e in r.parameters:
-        if not e.identified:
-            yield f"  {e.name}: no point estimate, {e.reason}"
-    yield ""
-    yield (
-        f"  {'converged' if c.converged else 'NOT CONVERGED'}: {c.at_optimum} of {c.starts} starts at the optimum, "
-        f"gradient {c.gradient:.1e}, condition {c.condition:.2g} (natural parameters: {c.condition_natural:.2g})"
-    )
-    if r.prior:
-        yield f"\nprior: strength {r.prior.strength:g}, {r.prior.how}"
-        yield f"  {r.prior.reason}"
-        yield from table(
-            ["", "centre", "scale", "without the prior"],
-            [
-                [n, *(("-", "-") if n not in r.prior.terms else map(number, r.prior.terms[n])), number(v)]
-                for n, v in r.prior.without.items()
-            ],
-        )
-        yield f"  objective without the prior: {r.prior.without_value:.8g}"
-        if r.prior.tried:
-            yield "  left-out score by strength: " + ", ".join(f"{s:g}: {v:.0f}" for s, v in r.prior.tried)
+    yield from _parameters(r)
+    yield from _prior(r)
     if r.bootstrap_converged is not None:
         yield (
             f"  bootstrap: {r.bootstrap_draws} resamples of {r.runs} runs, {r.bootstrap_converged:.1%} converged, "
@@ -202,45 +176,46 @@ def _text(r: FitReport):
         )
     yield from forecast_text.optima(r)
     for f in r.frontiers:
-        yield from forecast_text.frontier(f, pct)
-    if r.laws:
-        yield "\nlaws, out of sample above rolling compute cuts"
-        yield from table(
-            ["law", "rms log error", "weight"], [[s.law, number(s.rmse), f"{s.weight:.2f}"] for s in r.laws]
-        )
-        yield from (f"  {s.law}: {s.error}" for s in r.laws if s.error)
-    if r.calibration:
-        k = r.calibration
-        plain = "" if k.plain is None else f"plain bootstrap {k.plain:.0%}, "
-        yield (
-            f"  coverage reached at nominal {k.level:.0%} over {k.rows} rows above {k.cuts} cuts: {plain}"
-            f"stacked {k.stacked:.0%}, calibrated {k.calibrated:.0%} (intervals scaled by {k.scale:.2f} sd)"
-        )
-        yield from forecast_text.below("the calibrated intervals above the rolling cuts", k.calibrated, k.level)
+        yield from forecast_text.frontier(f, f"{r.level:.0%}")
+    yield from forecast_text.laws(r)
     yield from forecast_text.forecasts(r)
     yield from forecast_text.holdout(r)
-    if r.next_runs:
-        yield "\nrun to add next"
-        yield from table(
-            ["N", "D", "device-hours", "narrows by", "per 1000 device-hours"],
-            [
-                [
-                    number(n.params),
-                    number(n.tokens),
-                    number(n.device_hours),
-                    f"{n.narrows:.1%}",
-                    f"{1000 * n.narrows_per_device_hour:.3g}",
-                ]
-                for n in r.next_runs[:4]
-            ],
-        )
-        most = max(r.next_runs, key=lambda n: n.narrows)
-        yield (
-            f"  narrowing most within the budget: N = {number(most.params)}, D = {number(most.tokens)}, "
-            f"{number(most.device_hours)} device-hours, by {most.narrows:.1%}"
-        )
+    yield from forecast_text.next_runs(r)
     yield from (f"\nnote: {note}" for note in r.notes if not note.startswith("WARNING"))
     yield from _not_converged(r)
+
+
+def _parameters(r: FitReport) -> Iterator[str]:
+    c, pct = r.convergence, f"{r.level:.0%}"
+    yield ""
+    body = []
+    for e in r.parameters:
+        value = "held " + number(e.value) if e.held else number(e.value) if e.identified else "not identified"
+        body.append([e.name, value, number(e.se, 3), "-" if e.low is None else span((e.low, e.high)), span(e.profile)])
+    yield from table(["parameter", "value", "se", f"{pct} by run", f"{pct} profile"], body)
+    yield from (f"  {e.name}: no point estimate, {e.reason}" for e in r.parameters if not e.identified)
+    yield ""
+    yield (
+        f"  {'converged' if c.converged else 'NOT CONVERGED'}: {c.at_optimum} of {c.starts} starts at the optimum, "
+        f"gradient {c.gradient:.1e}, condition {c.condition:.2g} (natural parameters: {c.condition_natural:.2g})"
+    )
+
+
+def _prior(r: FitReport) -> Iterator[str]:
+    if not r.prior:
+        return
+    yield f"\nprior: strength {r.prior.strength:g}, {r.prior.how}"
+    yield f"  {r.prior.reason}"
+    yield from table(
+        ["", "centre", "scale", "without the prior"],
+        [
+            [n, *(("-", "-") if n not in r.prior.terms else map(number, r.prior.terms[n])), number(v)]
+            for n, v in r.prior.without.items()
+        ],
+    )
+    yield f"  objective without the prior: {r.prior.without_value:.8g}"
+    if r.prior.tried:
+        yield "  left-out score by strength: " + ", ".join(f"{s:g}: {v:.0f}" for s, v in r.prior.tried)
 
 
 def _not_converged(r: FitReport) -> Iterator[str]:

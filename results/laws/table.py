@@ -79,6 +79,19 @@ def column(frame: pd.DataFrame, name: str, what: str) -> pd.Series:
     return frame[name]
 
 
+def _numbers(frame: pd.DataFrame, name: str, label: str) -> np.ndarray:
+    """A column (n,), NaN for null. Raises ValueError where a cell is no number, with what to write."""
+    series, decimal = column(frame, name, label), frame.attrs.get(DECIMAL, ".")
+    values = numbers(series, decimal)
+    text = series.notna() & values.isna()
+    if text.any():
+        at = text.idxmax()
+        why = why_no_number(series[at], name, decimal)
+        hint = f" ({why})" if why else ""
+        raise ValueError(f"{label}: column {name!r} holds {series[at]!r} in row {at}, not a number{hint}")
+    return values.to_numpy(float, na_value=np.nan)
+
+
 def rows(
     law: Law,
     frame: pd.DataFrame,
@@ -102,16 +115,7 @@ def rows(
     wanted = {r: (names.get(r, r), r) for r in law.roles + tuple(e for e in extra if e in names)}
     data = {}
     for role, (name, label) in (wanted | {"": (response, law.response)}).items():
-        series = column(frame, name, label)
-        decimal = frame.attrs.get(DECIMAL, ".")
-        values = numbers(series, decimal)
-        text = series.notna() & values.isna()
-        if text.any():
-            at = text.idxmax()
-            why = why_no_number(series[at], name, decimal)
-            hint = f" ({why})" if why else ""
-            raise ValueError(f"{label}: column {name!r} holds {series[at]!r} in row {at}, not a number{hint}")
-        data[role] = values.to_numpy(float, na_value=np.nan)
+        data[role] = _numbers(frame, name, label)
     keep = np.all([~np.isnan(v) for v in data.values()], 0)
     if run is not None:
         keep &= column(frame, run, "run").notna().to_numpy()

@@ -106,17 +106,22 @@ def read_source(
     for one in (one for mode in modes for one in refusals[mode] if not compared & set(one.run_ids)):
         if one.run_ids not in told or len(one.columns) < len(told[one.run_ids].columns):
             told[one.run_ids] = one
-    silent = Counter(no_work(row) for row in lost if row["status"] == "ok")
-    notes += [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
-    notes += unchecked(rows)
-    ok = [row for row in rows if row["status"] == "ok"]
-    notes += filter(None, (held_out.refusal(ok), held_out.unknown(ok), *held_out.unbelieved(ok)))
+    notes += _notes(rows, lost)
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
     return Source(
         Path(path), where, level, convention, tuple(rows), tuple(found), steps, series, tuple(told.values()),
         tuple(dict.fromkeys(notes)), dict(zip(map(id, found), _told_apart(found), strict=True)),
     )  # fmt: skip
+
+
+def _notes(rows: Sequence[dict], lost: Sequence[dict]) -> list[str]:
+    """What a reader must know of the runs. lost: those in no group."""
+    silent = Counter(no_work(row) for row in lost if row["status"] == "ok")
+    notes = [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
+    ok = [row for row in rows if row["status"] == "ok"]
+    about_losses = (held_out.refusal(ok), held_out.unknown(ok), *held_out.unbelieved(ok))
+    return [*notes, *unchecked(rows), *filter(None, about_losses)]
 
 
 def label(text: object, longest: int = LONGEST) -> str:

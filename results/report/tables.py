@@ -9,6 +9,7 @@ from functools import cached_property
 from statistics import median
 
 from ..columns import RUNS
+from ..efficiency.series import Point
 from ..efficiency.workload import Group
 from ..held_out import refusal
 from ..rank_intervals import Estimate
@@ -50,7 +51,7 @@ class Table:
 def layouts(source: Source) -> Table:
     """One row for each group of runs that repeat each other."""
     efficiency = {
-        (mode, id(p.group)): (p, one) for mode, some in source.series.items() for one in some for p in one.points
+        (mode, id(p.group)): p for mode, some in source.series.items() for one in some for p in one.points
     }  # fmt: skip
     modes = [mode for mode, some in source.series.items() if some]
     differ = refusal(source.ok)
@@ -74,15 +75,7 @@ def layouts(source: Source) -> Table:
             _middle(group, "step_time_s", "{:,.1f}", 1e3),
         ]  # fmt: skip
         for mode in modes:
-            point = efficiency.get((mode, id(group)), (None, None))[0]
-            if point is not None and point.is_base:
-                cells.append(Cell("1 (base)", 1.0))
-            elif point is not None:
-                cells.append(
-                    Cell(f"{point.efficiency.value:.3f}{_bounds(point.efficiency, 3)}", point.efficiency.value)
-                )
-            else:
-                cells.append(Cell("-", None))
+            cells.append(_efficiency(efficiency.get((mode, id(group)))))
         cells += [
             _middle(group, source.convention, "{:.2f} %", 100), _middle(group, "peak_memory_bytes", "{:,.0f}", 1 / MIB),
             _middle(group, "peak_host_memory_bytes", "{:,.0f}", 1 / MIB),
@@ -96,6 +89,14 @@ def layouts(source: Source) -> Table:
         f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs."
         + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""),
     )  # fmt: skip
+
+
+def _efficiency(point: Point | None) -> Cell:
+    if point is None:
+        return Cell("-", None)
+    if point.is_base:
+        return Cell("1 (base)", 1.0)
+    return Cell(f"{point.efficiency.value:.3f}{_bounds(point.efficiency, 3)}", point.efficiency.value)
 
 
 def runs(source: Source) -> Table:
