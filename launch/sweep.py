@@ -95,23 +95,22 @@ def make_plan(
         cases = [planned for planned in cases if any(name.split("-r")[0] == planned.case.case_id for name in only)]
     others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
     cases = [planned for planned in cases if planned.case.ranks not in others]
-    possible = [planned for planned in cases if planned.skip_reason is None]
     impossible = [planned for planned in cases if planned.skip_reason is not None]
-    missing, kept, failed = [], {}, {}
+    missing, kept, failed, unfinished = [], {}, {}, {}
     for repeat in range(study.run.repeats):
-        for planned in possible:
+        for planned in cases:
             run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
             if only and run.run_id not in only and run.case.case_id not in only:
                 continue
-            status = store.finished(run.run_id)
-            if wanted(status, retry_failed):
+            status, possible = store.finished(run.run_id), planned.skip_reason is None
+            if status == "ok" or (possible and not wanted(status, retry_failed)):  # ok: what cannot run here could once
+                kept[run.run_id] = status
+            else:
+                unfinished[planned.case.case_id] = planned.case
+            if possible and run.run_id not in kept:
                 missing.append(run)
             else:
-                kept[run.run_id] = status
                 failed |= _failed(store, run.run_id, status)
-    for planned in impossible:  # it could once
-        for run in (PlannedRun(planned.case, repeat) for repeat in range(study.run.repeats)):
-            failed |= _failed(store, run.run_id, store.finished(run.run_id))
     refuse_another_link(store, kept)
     if study.run.isolation == "pool":  # a world of each size starts once
         missing.sort(key=lambda run: run.case.ranks)
@@ -122,7 +121,7 @@ def make_plan(
         skipped=len(impossible),
         skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
         failed=failed,
-        unfinished=tuple({planned.case.case_id: planned.case for planned in (*missing, *impossible)}.values()),
+        unfinished=tuple(unfinished.values()),
         other_sizes=dict(sorted(others.items())),
     )
 

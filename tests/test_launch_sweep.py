@@ -108,6 +108,16 @@ def test_a_failed_run_of_a_case_that_cannot_run_any_more_still_stands(tmp_path, 
     assert (summary.skipped, summary.exit_code, len(summary.failed_before)) == (1, 1, 1)
 
 
+def test_what_was_measured_stands_where_it_cannot_run_any_more(tmp_path):
+    path, results = write_study(tmp_path, ranks="[2]"), tmp_path / "r"
+    assert run(path, results).exit_code == 0
+    path.write_text(path.read_text().replace("max_ranks = 4", "max_ranks = 1"))
+    summary = run(path, results)
+    assert (summary.skipped, summary.exit_code, list(summary.kept.values())) == (1, 0, ["ok"])
+    assert not make_plan(load_study(path), RunStore(results)).unfinished  # nothing more is asked of this machine
+    assert not any("nothing was measured" in line for line in as_text(summary, results))
+
+
 @pytest.mark.parametrize("launcher", ["local", "torchrun"])
 def test_a_sweep_that_measures_nothing_is_no_success(tmp_path, launcher):
     path = write_study(tmp_path, ranks="[5, 7, 8, 10]", repeats=2, launcher=launcher)
