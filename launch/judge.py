@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,19 +31,8 @@ def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None)
     causes = {Cause(ending.cause): ending for ending in endings}
     exits = all_exits(endings)
     reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
-    if Cause.CANCELLED in causes:
-        by = causes[Cause.CANCELLED].detail or "a signal"
-        return Outcome("cancelled", f"cancelled by {by}", Cause.CANCELLED)
-    if Cause.PREEMPTED in causes:
-        told = [ending.detail for ending in endings if ending.cause == Cause.PREEMPTED and ending.detail]
-        return Outcome("preempted", f"{told[0] if told else 'stopped'} {_where(scratch)}", Cause.PREEMPTED)
-    if Cause.HANG in causes:
-        halted = sorted(rank for ending in endings for rank in ending.halted)
-        more = "".join(f"; rank {rank} was stopped by a signal" for rank in halted)
-        line = f"hang: {causes[Cause.HANG].detail} {_where(scratch)}{more}"
-        return Outcome("timeout", line, Cause.HANG, halted[0] if halted else None)
-    if Cause.TIMEOUT in causes:
-        return Outcome("timeout", f"time limit {time_limit_s:g} s reached {_where(scratch)}", Cause.TIMEOUT)
+    if ended := _ended_by_supervisor(causes, endings, scratch, time_limit_s):
+        return ended
     if all(code == 0 for code in exits.values()) and set(causes) <= {Cause.DONE}:
         return Outcome("ok", cause=Cause.DONE)
     killed = [rank for rank, code in sorted(exits.items()) if code == -signal.SIGKILL]
@@ -76,6 +65,26 @@ def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None)
     rank, code = next(((rank, code) for rank, code in sorted(exits.items()) if code), (0, None))
     line = f"rank {rank} ended with status {code} and no report: {last_line(scratch, rank)}"
     return Outcome("failed", line, Cause.FAILED, rank)
+
+
+def _ended_by_supervisor(
+    causes: Mapping[Cause, Ending], endings: Sequence[Ending], scratch: Path, time_limit_s: float | None
+) -> Outcome | None:
+    """Where ranks that may have gone on were ended."""
+    if Cause.CANCELLED in causes:
+        by = causes[Cause.CANCELLED].detail or "a signal"
+        return Outcome("cancelled", f"cancelled by {by}", Cause.CANCELLED)
+    if Cause.PREEMPTED in causes:
+        told = [ending.detail for ending in endings if ending.cause == Cause.PREEMPTED and ending.detail]
+        return Outcome("preempted", f"{told[0] if told else 'stopped'} {_where(scratch)}", Cause.PREEMPTED)
+    if Cause.HANG in causes:
+        halted = sorted(rank for ending in endings for rank in ending.halted)
+        more = "".join(f"; rank {rank} was stopped by a signal" for rank in halted)
+        line = f"hang: {causes[Cause.HANG].detail} {_where(scratch)}{more}"
+        return Outcome("timeout", line, Cause.HANG, halted[0] if halted else None)
+    if Cause.TIMEOUT in causes:
+        return Outcome("timeout", f"time limit {time_limit_s:g} s reached {_where(scratch)}", Cause.TIMEOUT)
+    return None
 
 
 GONE = (Why.NO_SUPERVISOR, Why.NO_STORE)

@@ -67,15 +67,7 @@ def over_ranks(
     if not all_there:
         return row
     row |= {"energy_j": over("energy_j", sum), "energy_source": over("energy_source", min)}
-    if not all(rank["comm"] for rank in every):
-        return row
-    inner = _sums([rank["comm"] for rank in every])
-    if outer.algorithm == "none":
-        return row | _communication(inner)
-    of_round = _sums([rank["round"] for rank in every])
-    return row | _communication(inner, of_round, outer.sync_every) | {
-        "comm_bytes_inner_step": _bytes(inner), "comm_bytes_outer_round": _bytes(of_round),
-    }  # fmt: skip
+    return row | _communication_columns(every, outer)
 
 
 Sums = dict[str, dict[str, dict[str, float]]]
@@ -91,6 +83,19 @@ def _sums(ranks: list[Sums]) -> Sums:
         }
         for axis in ("collective", "dim")
     }
+
+
+def _communication_columns(ranks: list[dict], outer: Outer) -> dict[str, object]:
+    """Of what every rank's probes counted; none where one has probed no step."""
+    if not all(rank["comm"] for rank in ranks):
+        return {}
+    inner = _sums([rank["comm"] for rank in ranks])
+    if outer.algorithm == "none":
+        return _communication(inner)
+    of_round = _sums([rank["round"] for rank in ranks])
+    return _communication(inner, of_round, outer.sync_every) | {
+        "comm_bytes_inner_step": _bytes(inner), "comm_bytes_outer_round": _bytes(of_round),
+    }  # fmt: skip
 
 
 def _bytes(sums: Sums) -> int:

@@ -105,7 +105,7 @@ def test_rank_0_answers_after_a_connection_that_broke(monkeypatch):
     monkeypatch.setattr(meeting, "_first_free", lambda ports: Failing())
     host = meeting.Host((1,), NONCE, 4321)
     try:
-        assert meeting.find(1, "localhost", (host.port,), NONCE, 60.0)[1] == 4321 and not failures
+        assert meeting.find(1, "localhost", (host.port, free()), NONCE, 60.0)[1] == 4321 and not failures
     finally:
         host.close()
 
