@@ -20,7 +20,7 @@ def refusal(case: Case) -> str | None:
     elif outer.algorithm == "streaming":
         what = "some fragments would never be synchronised"
     else:
-        what = "nothing would be received, which is one round late"
+        what = "what is sent is received one round later, after the end"
     least = first_outer_step(outer)
     return f"{steps} steps and outer.sync_every = {outer.sync_every}{_overlap(case)}: {what}; at least {least} steps"
 

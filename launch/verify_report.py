@@ -102,7 +102,7 @@ def notes(study: Study) -> list[str]:
         found.append("DeepSpeed's ZeRO and Megatron cut parameters where only they know: their messages are bf16 here")
     allowed = sorted({(case.outer.compression, allowance(case.outer)) for case in map(short, cases)})
     if told := ", ".join(f"{kind} {share:g}" for kind, share in allowed if share):
-        found.append(f"a last bit decides between two codes of a compressed message: its tolerance is more by {told}")
+        found.append(f"a last bit may decide between two codes of a message: the tolerance is larger by {told}")
     if len({case.recipe.seed for case in cases}) > 1:
         found.append("one seed of each case")
     return found

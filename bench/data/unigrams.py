@@ -72,7 +72,7 @@ def believed(
         what = f"{rate:.4f}, the entropy rate of the source, which nothing can beat"
     elif val_loss < h1 - slack and independent(rows):
         what = (
-            f"{h1:.4f}, the entropy of single tokens, and in the text no token tells the next: what is held out is in "
+            f"{h1:.4f}, the entropy of single tokens, and no token of the text predicts the next: what is held out is in "
             "the training text, too, or the file is no text of these tokens"
         )
     else:
