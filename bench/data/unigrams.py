@@ -72,8 +72,8 @@ def believed(
         what = f"{rate:.4f}, the entropy rate of the source, which nothing can beat"
     elif val_loss < h1 - slack and independent(rows):
         what = (
-            f"{h1:.4f}, the entropy of single tokens, and no token of the text predicts the next: what is held out is in "
-            "the training text, too, or the file is no text of these tokens"
+            f"{h1:.4f}, the entropy of single tokens, and no token of the text predicts the next: what is held out is "
+            "in the training text, too, or the file is no text of these tokens"
         )
     else:
         return h1, None
