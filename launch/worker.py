@@ -85,9 +85,9 @@ def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, pat
         nonce = f"{env.get('TORCHELASTIC_RUN_ID', 'none')}.{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     from torch.distributed import PrefixStore
 
-    store = PrefixStore(f"scalade/{nonce.rsplit('.', 1)[-1]}", connect(place, address, port, timeout_s, fd))
     seat = Seat(place.rank, place.local_rank, place.size, nonce, socket.gethostname(), os.getpid(), "cpu")
     try:
+        store = PrefixStore(f"scalade/{nonce.rsplit('.', 1)[-1]}", connect(place, address, port, timeout_s, fd))
         seats = agree(store, seat, timeout_s)
     except RuntimeError as error:  # torch's DistError; a WorldError says it better
         if isinstance(error, WorldError):

@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import pytest
 from test_launch_worker import FAKE, finish, nothing_left, rows, write_study
 
-from scalade.launch import meeting
+from scalade.launch import meeting, worker
 from scalade.launch.environment import WorldError, slurm_meeting_point
 
 NONCE = "17-3.0"
@@ -148,6 +149,20 @@ def tasks(tmp_path, results, **env):
         )
         for rank in (0, 1)
     ]  # fmt: skip
+
+
+def test_rank_0_leaves_no_socket_where_the_store_fails(monkeypatch):
+    closed = []
+
+    def fail(place, address, port, timeout_s, listener):
+        os.close(listener)
+        raise WorldError("no store")
+
+    monkeypatch.setattr(worker, "connect", fail)
+    monkeypatch.setattr(meeting, "Host", lambda *where: SimpleNamespace(close=lambda: closed.append(1)))
+    with pytest.raises(WorldError, match="no store"):
+        worker.join_supervisors(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"})
+    assert closed
 
 
 @pytest.mark.slow
