@@ -360,7 +360,12 @@ def _pairs(option: str, given: list[str] | None) -> list[tuple[str, str]]:
     for pair in given or []:
         if "=" not in pair:
             raise ValueError(f"{option} {pair}: wants NAME=VALUE")
-    return [tuple(pair.split("=", 1)) for pair in given or []]
+    out = [tuple(pair.split("=", 1)) for pair in given or []]
+    names = [name.strip() for name, _ in out]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{option}: {twice} is given twice")
+    return out
 
 
 def _run(text: str) -> dict[str, float]:
@@ -369,7 +374,7 @@ def _run(text: str) -> dict[str, float]:
     for name, value in _pairs("--at", text.split(",")):
         number = _number(value)
         if isinstance(number, str):
-            raise ValueError(f"--at {text}: {value!r} is not a number")
+            raise ValueError(f"--at {text}: {value!r} is not a number, such as 7e9")
         out[name.strip()] = number
     return out
 

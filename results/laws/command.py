@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 
 from ..held_out import one_set
-from ..where import where as where_rows
+from .asked import check, kept_and_held, names_of
 from .base import Law, get_law
 from .curves import effective_rows, find_curves
 from .fit import Fit, fit, with_bootstrap, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast
 from .isoflop import envelope, isoflop
-from .look import after, before, nothing_said, refused, unusual
+from .look import after, before, doubts, nothing_said, refused, unusual
 from .next_run import candidate_grid, next_runs
 from .optimum import identified_optimum, optimum
+from .predictions import OTHER_UNITS, points, predictions
 from .predictions import holdout as held_out
-from .predictions import points, predictions
 from .prior import fit_with_prior
 from .report import FitReport, estimates
 from .resample import Progress
@@ -33,6 +33,7 @@ STACKS = (  # laws of the same columns that a forecast is stacked from; any othe
     ("routed", "routed_saturating"),
     ("power", "power_constant"),
 )
+NOTHING = "the law says no more than a constant"
 
 
 def fit_file(
@@ -87,12 +88,9 @@ def fit_file(
     """
     the_law, given_frame = get_law(law), isinstance(path, pd.DataFrame)
     frame = path if given_frame else read_table(path)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level:g}")
-    if bootstrap < 0:
-        raise ValueError(f"bootstrap must be 0 or more resamples, got {bootstrap}")
-    names, response = _names(the_law, columns, params, tokens, loss)
-    keep, held = _kept_and_held(frame, where, holdout)
+    check(level, bootstrap, seed, fix or {}, flops_per_nd, target_flops, at, compare)
+    names, response = names_of(the_law, columns, params, tokens, loss)
+    keep, held = kept_and_held(frame, where, holdout)
     train_frame = frame[keep & ~held]
     given = rows(the_law, train_frame, names, response, run)
     sets = one_set(frame[keep], {response, *names.values()})
@@ -109,9 +107,11 @@ def fit_file(
     first = f.plain or f.sample or f
     wrong += _refused(after(first, response), anyway)
     noise = nothing_said(first)
+    used = {response, run, *names.values(), *the_law.roles}
+    some = [f"{the_law.response}: {noise}"] if noise else doubts(first, train_frame, used, response)
+    wrong += [f"WARNING: {line}" for line in some]
     if noise:
-        f = refused(f, "the law says no more than a constant")
-        wrong.append(f"WARNING: {the_law.response}: {noise}")
+        f = refused(f, NOTHING)
         profile = sensitivity = bootstrap = False
     if profile:
         f = with_profiles(f)
@@ -154,8 +154,12 @@ def fit_file(
     )
     report = _optima(report, f, train_frame, given, flops, flops_per_nd, target_flops)
     report = _frontiers(report, the_law, approach, train_frame, given, run, flops, flops_per_nd, target_flops, nearest)
-    asked = points(the_law, at, names)
-    cast, wanted = None, asked or target_flops or holdout is not None
+    asked = points(the_law, at, names, given)
+    cast, wanted = None, asked or target_flops or holdout is not None or budget_device_hours is not None
+    if noise:
+        if wanted or compare:
+            report = replace(report, notes=report.notes + (f"no forecast: {NOTHING}",))
+        asked, wanted, compare, budget_device_hours = [], False, (), None
     if compare or budget_device_hours is not None or (compare is None and wanted and not the_law.needs_run):
         some = given if f.sample is None else f.sample.rows
         cast = forecast(
@@ -186,27 +190,6 @@ def fit_file(
             flops_per_device_hour,
         )
     return report
-
-
-def _names(law: Law, columns, params, tokens, loss) -> tuple[dict[str, str], str]:
-    """Role -> column as the user named them, and the column of the response."""
-    names = dict(columns or {}) | {r: c for r, c in (("params", params), ("tokens", tokens)) if c}
-    if loss and "loss" in law.roles:  # the law reads the loss and predicts something else
-        names.setdefault("loss", loss)
-        loss = None
-    response = names.pop(law.response, None) or names.pop("y", None) or loss or law.response
-    return names, response
-
-
-def _kept_and_held(frame: pd.DataFrame, where: str | None, holdout: str | None) -> tuple[pd.Series, pd.Series]:
-    """Masks of the rows that `where` keeps and that `holdout` names. Raises ValueError where they leave no row."""
-    keep = pd.Series(True, index=frame.index) if where is None else where_rows(frame, where)
-    held = pd.Series(False, index=frame.index) if holdout is None else where_rows(frame, holdout)
-    if not keep.any():
-        raise ValueError(f"where {where!r}: no row is left")
-    if holdout is not None and not (keep & held).any():
-        raise ValueError(f"holdout {holdout!r}: matches no row" + (" that where keeps" if where else ""))
-    return keep, held
 
 
 def _doubts(f: Fit, given: Rows, profile: bool, prior: bool) -> list[str]:
@@ -328,6 +311,14 @@ def _compute(law: Law, given: Rows, frame, flops, flops_per_nd) -> np.ndarray:
 def _optima(report, f: Fit, frame, given, flops, k, targets) -> FitReport:
     if not targets:
         return report
+    if {"params", "tokens"} <= set(given.columns):
+        least = float((k * given.columns["params"] * given.columns["tokens"]).min())
+        low = next((c for c in targets if c * OTHER_UNITS**2 < least), None)
+        if low is not None:
+            raise ValueError(
+                f"target_flops: {low:g} is {least / low:.3g} times below the smallest run of the table, {least:.3g} "
+                "FLOPs: give FLOPs"
+            )
     found = [identified_optimum(f, float(c), k) for c in targets]
     notes = report.notes
     if flops is not None:

@@ -318,16 +318,9 @@ def _conditions(law, inputs, theta, constraint) -> tuple[float, float]:
     J = law.log_predict(theta[None], inputs)[1][0].T
     T, shift = law.coordinates(inputs.centre)
     phi = T @ theta + shift
-    slope = (
-        np.array(
-            [
-                p.link(np.float64(v + 1e-6)) - p.link(np.float64(v - 1e-6))
-                for p, v in zip(law.parameters, phi, strict=True)
-            ]
-        )
-        / 2e-6
-    )
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # an amplitude far out is inf
+        ends = [[p.link(np.float64(v + d)) for p, v in zip(law.parameters, phi, strict=True)] for d in (1e-6, -1e-6)]
+        slope = (np.array(ends[0]) - np.array(ends[1])) / 2e-6
         raw = J @ np.linalg.inv(T) / slope
     at = np.arange(len(theta)) if constraint is None else constraint.free
     at = at[~(law.vanishing & (theta <= law.box(inputs.centre)[0]))[at]]  # a term that is 0 has no slope

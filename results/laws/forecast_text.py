@@ -49,6 +49,8 @@ def frontier(f: Frontier, pct: str) -> Iterator[str]:
         f"\n{f.method}: N* = G C^a from {len(f.flops)} {of}, a = {f.exponent:.3f} {span(f.exponent_interval)}, "
         f"G = {number(f.coefficient)} {span(f.coefficient_interval)}; D* = C / ({f.flops_per_nd:g} N*)"
     )
+    if len(f.flops) == 2:
+        yield "  WARNING: a line through two points shows nothing of how far it holds, and has no interval; add budgets"
     if f.vertices:
         yield from table(
             ["C", "N at the minimum", pct, "D", pct, "loss", pct, "sizes", "curvature"],

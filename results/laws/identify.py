@@ -20,6 +20,8 @@ from .resample import too_few
 from .solver import Constraint, InUnits, Objective, constrain, minimise
 
 STEPS = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 12.0, 40.0])  # in standard errors, on either side
+STEEP = 4.0  # sqrt(rise) beyond the crossing above which a straight line to there says nothing of where it lies
+REFINE = 4  # times that such a gap is divided
 DECADES = 3.0  # a positive parameter known to less than this ratio has no point estimate
 
 
@@ -110,21 +112,22 @@ def profiles(
         held = constrain(law, inputs.centre, fix, {p.name: centre})
         # phi_j = c is R theta = c - shift; the pivot of this row carries the whole change
         unit = constrain(law, inputs.centre, fix, {p.name: centre + 1.0}).offset - held.offset
-        offset = held.offset + (grid - centre)[:, None] * unit
-        s = minimise(
-            law,
-            inputs,
-            log_y,
-            np.repeat(theta[None], len(grid), 0),
-            objective=objective,
-            constraint=Constraint(held.basis, offset, held.free),
-        )
-        if s.objective[s.best] < lowest[0]:
-            lowest = float(s.objective[s.best]), s.theta[s.best]
-        rise = np.maximum(s.objective - best, 0.0) / (threshold * factor[j])  # below 0: the caller moves there
-        at = np.append(grid, centre)
-        order = np.argsort(at)
-        at, rise = at[order], np.append(rise, 0.0)[order]
+        at, rise = np.array([centre]), np.zeros(1)
+        for _ in range(1 + REFINE):
+            offset = held.offset + (grid - centre)[:, None] * unit
+            some = Constraint(held.basis, offset, held.free)
+            start = np.repeat(theta[None], len(grid), 0)
+            s = minimise(law, inputs, log_y, start, objective=objective, constraint=some)
+            if s.objective[s.best] < lowest[0]:
+                lowest = float(s.objective[s.best]), s.theta[s.best]
+            # below 0: the caller moves there
+            rise = np.append(rise, np.maximum(s.objective - best, 0.0) / (threshold * factor[j]))
+            at = np.append(at, grid)
+            order = np.argsort(at)
+            at, rise = at[order], rise[order]
+            grid = _between(at, rise, centre)
+            if len(grid) == 0:
+                break
         middle = int(np.flatnonzero(at == centre)[0])
         on = np.exp(at) if p.vanishes else at  # a term that may be 0 is linear in its value
         low, high = _crossing(on[: middle + 1][::-1], rise[: middle + 1][::-1]), _crossing(on[middle:], rise[middle:])
@@ -168,10 +171,21 @@ def _grid(p: Parameter, centre: float, se: float) -> tuple[np.ndarray, float, fl
     step = float(np.clip(se, 1e-6 * max(abs(centre), 1e-2), width / 3))
     points = np.concatenate([centre - step * STEPS, centre + step * STEPS, [lo, hi]])
     if p.vanishes:
-        value = np.exp(centre) * (1.0 + np.concatenate([-STEPS, STEPS]) * se)
+        value = np.exp(centre) * (1.0 + np.concatenate([-STEPS, STEPS]) * max(se, 1e-6))
         points = np.append(np.log(np.maximum(value, p.low)), [lo, hi])
     grid = np.unique(np.clip(points, lo, hi))
     return grid[np.abs(grid - centre) > 1e-9 * max(abs(centre), 1e-3)], lo, hi
+
+
+def _between(at: np.ndarray, rise: np.ndarray, centre: float) -> np.ndarray:
+    """Where to look again (k,), in gaps of the grid `at` (n,) that hold a crossing and are too wide to read it off."""
+    middle, out = int(np.flatnonzero(at == centre)[0]), []
+    for side in (np.arange(middle, -1, -1), np.arange(middle, len(at))):
+        above = np.flatnonzero(~(np.sqrt(rise[side]) < 1.0))
+        if len(above) and above[0] > 0 and not np.sqrt(rise[side[above[0]]]) < STEEP:
+            out.append(np.linspace(at[side[above[0] - 1]], at[side[above[0]]], 10)[1:-1])
+    new = np.concatenate(out) if out else np.zeros(0)
+    return new[np.abs(new - centre) > 1e-9 * max(abs(centre), 1e-3)]
 
 
 def _crossing(at: np.ndarray, rise: np.ndarray) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 1000
+WIDEST = 1.5  # largest over least FLOPs of what may be called one budget
 
 
 Interval = tuple[float, float] | None
@@ -135,6 +136,10 @@ def isoflop(
     log_c, found, vertices, left_out = [], [], [], []  # found: per budget ln N (1 + draws,), the table's own first
     for g in range(group.max() + 1):
         at = np.flatnonzero(group == g)
+        if np.ptp(flops[at]) > (WIDEST - 1) * flops[at].min():
+            span = f"{flops[at].min():.3g} to {flops[at].max():.3g}"
+            left_out.append(f"C = {span}: {len(at)} rows in between, no one budget")
+            continue
         if nearest and len(at) > nearest:
             u = np.log(params[at])
             at = at[np.argsort(np.abs(u - u[np.argmin(loss[at])]), kind="stable")[:nearest]]

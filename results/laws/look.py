@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from . import mixed
 from .base import Law
 from .fit import Fit, fit
 from .identify import Profile, spread
@@ -25,7 +26,7 @@ from .table import Rows
 COUNTS = ("params", "tokens", "unique_tokens")
 GAP = 300.0  # neighbours this far apart in a column of sizes are in different units
 LEAST = {"params": 1e3, "tokens": 1e4, "unique_tokens": 1e4}  # no language model is smaller, or reads less
-LIKELY = {"params": 1e6, "tokens": 1e8, "unique_tokens": 1e8}  # the least that a ladder begins with, to guess a unit
+LIKELY = {"params": 3e8, "tokens": 1e10, "unique_tokens": 1e10}  # the middle of a ladder, to guess a unit
 BASES = {"10": 10.0, "2": 2.0, "e": math.e}
 FEWEST, MOST = 0.1, 1e4  # tokens a parameter, median: published tables lie between 4 and 40
 TOGETHER = 0.12  # spread of the logs of two columns across the line they lie on: 12%
@@ -47,8 +48,8 @@ def named(index: np.ndarray, mask: np.ndarray, show: int = 4) -> str:
 
 def before(law: Law, given: Rows, names: Mapping[str, str], response: str, held: bool = False) -> list[str]:
     """Lines (none for a sound table). names: role -> column; held: parameters are fixed, so that a ladder may do."""
-    if len(given.y) == 0:
-        return []  # `table.enough` says so
+    if len(given.y) <= len(law.roles) + 1:
+        return []  # `table.enough` says so, and so few rows lie on a line whatever they are
     counts = [r for r in law.roles if r in COUNTS]
     for check in (_mixed, _no_counts):
         lines = [line for r in counts if (line := check(r, names.get(r, r), given))]
@@ -57,7 +58,7 @@ def before(law: Law, given: Rows, names: Mapping[str, str], response: str, held:
     lines = _ratio(law, given, names) + _response(law, given, response)
     if not held:
         lines += _together(law, given, names) + _steady(law, given, names)
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _span(values: np.ndarray) -> str:
@@ -98,7 +99,7 @@ def _no_counts(role: str, column: str, given: Rows) -> str | None:
         base = min(("10", "2", "e"), key=lambda n: abs(np.median(v) * math.log10(BASES[n]) - middle))
         guess = f"logarithms, to base {base} it seems (or billions): give {base}^{column}"
     else:
-        factor = next(k for k in (1e3, 1e6, 1e9, 1e12) if v.min() * k >= LIKELY[role] or k == 1e12)
+        factor = min((1e3, 1e6, 1e9, 1e12), key=lambda k: abs(math.log(float(np.median(v)) * k / LIKELY[role])))
         guess = f"{_unit(factor)}, it seems: multiply by {factor:.0e}"
     few = "all" if small.all() else int(small.sum())
     return (
@@ -174,7 +175,10 @@ def _together(law: Law, given: Rows, names) -> list[str]:
             if np.ptp(u) == 0 or np.ptp(v) == 0:
                 continue
             across, along = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(u, v)), 0.0))
-            if across < TOGETHER and along > 2 * across:
+            still = min((np.std(u), a), (np.std(v), b))
+            if across < TOGETHER and still[0] < 1.5 * TOGETHER:
+                out.append(_still(still[1], given, names))
+            elif across < TOGETHER and along > 2 * across:
                 out.append(_ladder(a, b, given, names, float(np.sum((u - u.mean()) * (v - v.mean())))))
     return out
 
@@ -197,25 +201,36 @@ def _ladder(a: str, b: str, given: Rows, names, covariance: float) -> str:
 
 
 def _steady(law: Law, given: Rows, names) -> list[str]:
-    out = []
-    for r in law.roles:
-        v = given.columns[r]
-        if r in COUNTS and 0 < np.ptp(np.log(v)) < 0.05:
-            out.append(
-                f"{r}: column {names.get(r, r)!r} hardly varies, {_span(v)} in all {len(v)} rows; its exponent cannot "
-                "be fitted: add runs of other sizes, or a law of the other column (--law power_constant)"
-            )
-    return out
+    near = [r for r in law.roles if r in COUNTS and 0 < np.ptp(np.log(given.columns[r])) < 0.05]
+    return [_still(r, given, names) for r in near]
+
+
+def _still(role: str, given: Rows, names) -> str:
+    v = given.columns[role]
+    return (
+        f"{role}: column {names.get(role, role)!r} hardly varies, {_span(v)} in all {len(v)} rows; its exponent cannot "
+        "be fitted: add runs of other sizes, or a law of the other column (--law power_constant)"
+    )
 
 
 def after(f: Fit, response: str) -> list[str]:
     """Lines (none for a sound table) from a first fit."""
     if not f.law.falls:
         return []
-    robust = f
-    if f.objective.kind.endswith("squares"):
-        robust = fit(f.law, f.rows, objective=Objective(), fix=f.fix, start=f.theta)
-    return _diverged(robust, response)
+    f = robust(f)
+    return _diverged(f, response) or mixed.refuse(f, named)
+
+
+def doubts(f: Fit, frame, used: set[str], response: str) -> list[str]:
+    """Lines of what a first fit shows that may be meant as it is."""
+    return mixed.warn(robust(f), frame, used, response, named) if f.law.falls else []
+
+
+def robust(f: Fit) -> Fit:
+    """The fit by Huber's objective, whose residuals are those of the rows that are off."""
+    if not f.objective.kind.endswith("squares"):
+        return f
+    return fit(f.law, f.rows, objective=Objective(), fix=f.fix, start=f.theta)
 
 
 def _diverged(f: Fit, response: str) -> list[str]:

@@ -17,6 +17,8 @@ from .forecast import Forecast
 from .table import Rows
 
 WORST = 20  # held-out rows that a report lists
+FAR = 10.0  # times above the largest or below the smallest of a column that wants a warning where no cut tested it
+OTHER_UNITS = 1e3  # times below the smallest: no run of this table's kind
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,13 @@ class Holdout:
     worst: tuple[dict, ...]  # per row: columns, observed, predicted, relative error, interval
 
 
-def points(law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str]) -> list[dict[str, float]]:
+def points(
+    law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str], given: Rows
+) -> list[dict[str, float]]:
     """The runs asked for, role -> value. `at` may say roles or the table's columns (names: role -> column).
 
-    Raises ValueError on a name that is neither, a role left out, and a value that is no positive number.
+    Raises ValueError on a name that is neither, a role left out or given twice, and a value that is no positive
+    number or so far below the table's that it is in other units.
     """
     if at and law.needs_run:
         raise ValueError(f"at: law {law.name!r} reads whole curves, not single runs")
@@ -81,12 +86,25 @@ def points(law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str]
                 raise ValueError(f"at: law {law.name!r} reads {reads}: " + unknown("role", name, role_of))
             if not np.isfinite(value) or value < 0 or (value == 0 and role_of[name] not in law.zero_ok):
                 raise ValueError(f"at: {name} must be a positive number, got {value:g}")
+            if role_of[name] in run:
+                raise ValueError(f"at: {role_of[name]} is given twice, the second time as {name}={value:g}")
             run[role_of[name]] = float(value)
         left = [role for role in law.roles if role not in run]
         if left:
             raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(left)} is not given")
+        for role, least in _least(law, given).items():
+            if run[role] * OTHER_UNITS < least:
+                raise ValueError(
+                    f"at: {role}={run[role]:g} is {least / run[role]:.3g} times below the smallest of the table, "
+                    f"{least:.4g}: give it in the units of the table"
+                )
         out.append(run)
     return out
+
+
+def _least(law: Law, given: Rows) -> dict[str, float]:
+    """The smallest value of each column that is above 0 everywhere."""
+    return {r: float(given.columns[r].min()) for r in law.roles if r not in law.zero_ok}
 
 
 def predictions(
@@ -115,7 +133,7 @@ def predictions(
                 factor,
                 None if flops is None else flops[i],
                 cast.why_not,
-                _doubt(cast, float(beyond["extent"][i])),
+                _doubt(cast, run, {r: float(v[i]) for r, v in beyond.items()}, _least(law, given)),
             )
         )
     return tuple(out)
@@ -128,11 +146,15 @@ def _nearest(law: Law, given: Rows, run: Mapping[str, float]) -> tuple[dict[str,
     return {r: float(given.columns[r][k]) for r in law.roles}, float(np.exp(away[k].max()))
 
 
-def _doubt(cast: Forecast, extent: float) -> str:
-    tested = cast.calibration.reach if cast.calibration else np.inf
-    if extent <= tested * 1.001:
-        return ""
-    return f"{extent:.3g} times the largest run; intervals were tested up to {tested:.3g} times"
+def _doubt(cast: Forecast, run: Mapping[str, float], beyond: Mapping[str, float], least: Mapping[str, float]) -> str:
+    """What makes the forecast of a run doubtful, or "": how far it lies outside the table."""
+    tested = cast.calibration.reach if cast.calibration else 1.0
+    far = max(tested**0.5, FAR)  # each of two columns takes its half of a reach in compute
+    say = [f"{role} is {v:.3g} times the largest" for role, v in beyond.items() if role != "extent" and v > far]
+    say += [f"{r} is {v / run[r]:.3g} times below the smallest" for r, v in least.items() if run[r] * FAR < v]
+    if cast.calibration and beyond["extent"] > tested * 1.001:
+        say.insert(0, f"{beyond['extent']:.3g} times the largest run; intervals were tested up to {tested:.3g} times")
+    return "; ".join(say)
 
 
 def score(log_y: np.ndarray, log_low: np.ndarray, log_high: np.ndarray, level: float) -> float:

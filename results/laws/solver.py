@@ -62,6 +62,7 @@ class InUnits:
         return y, None if J is None else J * y[:, None]
 
 
+ROUNDING = 1e-12  # residuals of a table that follows the law exactly are rounding errors, and so is their gradient
 LOGS = Objective()  # the default: Huber, delta 1e-3, on log residuals
 
 
@@ -92,7 +93,8 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Solution:
-    """theta (B, p), objective (B,), gradient (B,): its largest component over sum w |psi J|; converged (B,)."""
+    """theta (B, p), objective (B,), gradient (B,): its largest component over sum w |psi J|, where residuals below
+    `ROUNDING` are none; converged (B,)."""
 
     theta: np.ndarray
     objective: np.ndarray
@@ -252,7 +254,7 @@ def _minimise(law, inputs, log_y, start, w, delta, con, pen, iterations):
             g = -(J @ psi[:, :, None])[:, :, 0]
             G = (J * (wr * np.minimum(1.0, delta / np.maximum(a, 1e-300)))[:, None]) @ J.transpose(0, 2, 1)
             H = G if np.isinf(delta) else (J * (wr * (a < delta))[:, None]) @ J.transpose(0, 2, 1)
-            gauge = np.abs(J * psi[:, None]).sum(2)
+            gauge = (np.abs(J) * (wr * (np.minimum(a, delta) + ROUNDING))[:, None]).sum(2)
             if pen is not None:
                 theta = expand(eta[rows], rows)
                 push = pen.weight * (theta @ pen.R.T - pen.target)

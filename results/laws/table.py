@@ -126,11 +126,14 @@ def rows(
         low_ok = (values >= 0) if role in law.zero_ok else (values > 0)
         bad = ~(low_ok & np.isfinite(values))
         if bad.any():
-            k = int(np.argmax(bad))
+            k, rest = int(np.argmax(bad)), f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+            out = " or leave them out" if rest else " or leave it out"
+            if np.isfinite(values).all() and not bad.all():
+                out += f" (--where '{name} > 0')" if name.isidentifier() else " (--where)"
             raise ValueError(
-                f"{label}: column {name!r} holds {values[k]:g} in row {index[k]}; "
+                f"{label}: column {name!r} holds {values[k]:g} in row {index[k]}{rest}; "
                 f"{'logs need' if role not in law.zero_ok else 'it must hold'} finite "
-                f"{'positive' if role not in law.zero_ok else 'non-negative'} values ({int(bad.sum())} such rows)"
+                f"{'positive' if role not in law.zero_ok else 'non-negative'} values: mend{out}"
             )
     y = data.pop("")
     table = frame[keep]
