@@ -26,8 +26,8 @@ ALIASES = {
 }
 
 
-def resolved(name: str) -> Alias:
-    """The column that a name means, and the factor; a column's own name means that column.
+def resolved(name: str, table: str = "runs") -> Alias:
+    """The column of a table that a name means, and the factor; a column's own name means that column.
 
     Raises
     ------
@@ -35,4 +35,5 @@ def resolved(name: str) -> Alias:
     """
     from .schema import known_column
 
-    return ALIASES.get(name) or Alias(name, known_column("runs", name).name)
+    short = ALIASES.get(name) if table == "runs" else None
+    return short or Alias(name, known_column(table, name).name)

@@ -40,6 +40,11 @@ def _scaled(factor: float, digits: int) -> Callable[[object], str]:
     return lambda value: f"{value * factor:,.{digits}f}"
 
 
+def _short(name: str, digits: int) -> Shown:
+    """A short name of aliases.py, in its unit."""
+    return Shown(name, ALIASES[name].column, _scaled(ALIASES[name].factor, digits))
+
+
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -49,15 +54,15 @@ def _plain(value: object) -> str:
 DEFAULT = (
     Shown("model", "model", str, left=True),
     Shown("layout", "layout", str, left=True),
-    Shown("ranks", "world_size", str),
-    Shown("rep", "repeat", str),
+    Shown("ranks", ALIASES["ranks"].column, str),
+    Shown("rep", ALIASES["rep"].column, str),
     Shown("status", "status", str, left=True),
     Shown("tokens_per_s", "tokens_per_s", _scaled(1, 0)),
-    Shown("step_ms", "step_time_s", _scaled(1e3, 1)),
+    _short("step_ms", 1),
     Shown("loss", "loss", "{:.4f}".format),
     Shown("val_loss", "val_loss", "{:.4f}".format),
-    Shown("peak_mib", "peak_memory_bytes", _scaled(2**-20, 0)),
-    Shown("host_mib", "peak_host_memory_bytes", _scaled(2**-20, 0)),
+    _short("peak_mib", 0),
+    _short("host_mib", 0),
 )
 LABELS = ("model", "layout", "ranks", "rep")  # that come first
 WANTED = ("layout", "model", "ranks", "status", "tokens_per_s", "loss")  # first on a narrow screen, where they differ

@@ -69,14 +69,13 @@ def mask(table: pa.Table, name: str, where: str) -> pa.Array:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from .aliases import ALIASES, Alias
+    from .aliases import resolved
     from .schema import known_column
 
     kinds = {"string": (TEXT, ""), "bool": (TRUTH, False), "int64": (NUMBER, 0), "float64": (NUMBER, 0.0)}
 
     def column(wanted: str) -> Cells:
-        short = ALIASES.get(wanted) if name == "runs" else None
-        of = short or Alias(wanted, wanted)
+        of = resolved(wanted, name)
         kind, filler = kinds[known_column(name, of.column).type]
         cells = table[of.column]
         values = pc.fill_null(cells, filler).to_numpy()

@@ -111,6 +111,16 @@ def test_more_threads_on_one_process_are_another_device():
     assert not read(rows, allow=("threads_per_rank",))[1]
 
 
+def test_values_stand_beside_the_column_that_they_are_of():
+    """One thread waits for none, and the tokens of a step differ, too."""
+    rows = [run(1, 1.0, device_type="cpu", threads_per_rank=2, omp_wait_policy="passive"),
+            run(2, 0.6, device_type="cpu", global_batch=32)]  # fmt: skip
+    assert (
+        "in threads_per_rank (1, there 2), omp_wait_policy, tokens_per_step (4,096 against 8,192): set "
+        "run.threads_per_rank = 1" in read(rows)[1][0].why
+    )
+
+
 def test_repeats_whose_threads_waited_otherwise_are_not_one_group():
     """An older table that is gone on with: r0 spun, r1 sleeps."""
     waits = (None, "passive", "passive")

@@ -16,7 +16,7 @@ from ..system_laws import LAWS, LawFit, fit_law
 from ..work import mean_step_s
 from .breakdown import Breakdown, breakdown
 from .loss import time_to_loss_s
-from .workload import TOKENS, Bases, Group, differing, remedy
+from .workload import Bases, Group, difference, differing
 
 FORMS = ("throughput", "step_time", "loss")
 
@@ -147,7 +147,9 @@ def read_series(
         if base is not None and not names:
             members.setdefault((position[id(base)], group.family, group["engine"] or ""), []).append(group)
         elif base is not None:
-            refused.append(_other_work(group, base, names, options.mode))
+            why = f"differs from {base.where} in {difference(group, base, options.mode, names)}"
+            runs = tuple(row["run_id"] for row in group.rows)
+            refused.append(Refusal(group.where, runs, why, base.where, tuple(names)))
     said = {id(usable[i]) for i, *_ in members} | {id(group) for rest in members.values() for group in rest}
     named = {run for one in refused for run in one.run_ids}
     for i, group in enumerate(usable):  # alone: no base, and nobody's
@@ -158,14 +160,6 @@ def read_series(
         for (i, family, _), rest in sorted(members.items(), key=lambda item: item[0])
     ]
     return series, refused
-
-
-def _other_work(group: Group, base: Group, names: Sequence[str], mode: str) -> Refusal:
-    """names: the columns in which the two differ."""
-    tokens = f"{TOKENS} ({group.amount(mode)} against {base.amount(mode)})"
-    shown = ", ".join(tokens if name == TOKENS else name for name in names)
-    why = f"differs from {base.where} in {shown}{remedy(group, base, names)}"
-    return Refusal(group.where, tuple(row["run_id"] for row in group.rows), why, base.where, tuple(names))
 
 
 def _series(base: Group, rest: list[Group], family: str, steps, times, options: Options) -> Series:

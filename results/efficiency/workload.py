@@ -208,19 +208,22 @@ def differing(group: Group, base: Group, mode: str, allow: Sequence[str] = ()) -
     return [name for name in names if name not in allow]
 
 
-def remedy(group: Group, base: Group, names: Sequence[str]) -> str:
-    """What to change in a study whose runs differ in these columns, where that is a matter of how it is run; or ""."""
-    counts = [group["threads_per_rank"], base["threads_per_rank"]]
-    if "threads_per_rank" in names and all(counts):
-        here, there = counts
-        return (
-            f" ({here}, there {there}): set run.threads_per_rank = {min(counts)} in the study and run it again with "
-            "a --results of its own"
-        )
-    if "omp_wait_policy" in names:
-        here, there = (group["omp_wait_policy"] or "not told", base["omp_wait_policy"] or "not told")
-        return f" ({here}, there {there}): run both again by one version, with a --results of its own"
-    return ""
+def difference(group: Group, base: Group, mode: str, names: Sequence[str]) -> str:
+    """The columns in which two groups differ, for people: with the values, and what to change in the study, where the
+    work or the threads are among them."""
+    threads = next((name for name in ("threads_per_rank", "omp_wait_policy") if name in names), None)
+    here, there = (one[threads] if threads else None for one in (group, base))
+    told = {
+        TOKENS: f"{TOKENS} ({group.amount(mode)} against {base.amount(mode)})",
+        threads: f"{threads} ({here or 'not told'}, there {there or 'not told'})",
+    }
+    shown = ", ".join(told.get(name, name) for name in names)
+    if threads == "threads_per_rank" and here and there:
+        least = min(here, there)
+        return f"{shown}: set run.threads_per_rank = {least} in the study and run it again with a --results of its own"
+    if threads == "omp_wait_policy":
+        return f"{shown}: run both again by one version, with a --results of its own"
+    return shown
 
 
 def allowed(names: Sequence[str]) -> tuple[str, ...]:
