@@ -33,7 +33,7 @@ def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
         tokens = np.asarray(part)
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.ndim != 2 or length not in (None, tokens.shape[1]):
-            raise ValueError(f"sequences of shape {tokens.shape}: wants (rows, seq_len + 1), all of one length")
+            raise ValueError(f"sequences of shape {tokens.shape}: must be (rows, seq_len + 1), all of one length")
         if tokens.dtype.kind not in "iu" or (tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**32):
             raise ValueError("tokens of sequences are integers from 0 to 2**32 - 1")
         digest.update(np.ascontiguousarray(tokens, "<u4"))
@@ -62,19 +62,14 @@ def refusal(rows: Sequence[dict]) -> str | None:
 
 
 def unknown(rows: Sequence[dict]) -> str | None:
-    """What to say where some or all of the rows do not tell their sequences; None: all do, or none has a loss."""
+    """A note where some or all rows with a held-out loss have no val_hash; None: all have, or none has a loss."""
     told = [row for row in rows if row.get("val_loss") is not None]
     silent = sum(not row.get("val_hash") for row in told)
     if not silent:
         return None
     if silent == len(told):
-        return (
-            f"val_hash is null in all {silent} rows: nothing says that their held-out losses are of the same sequences"
-        )
-    return (
-        f"val_hash is null in {silent} of {len(told)} rows: nothing says that their held-out losses are of the others' "
-        "sequences"
-    )
+        return f"val_hash is null in all {silent} rows: their held-out losses may be over different sequences"
+    return f"val_hash is null in {silent} of {len(told)} rows: their held-out losses may be over other sequences"
 
 
 def unbelieved(rows: Sequence[dict]) -> list[str]:

@@ -23,7 +23,7 @@ NAMED = 4  # layouts that tie, by name
 
 @dataclass(frozen=True)
 class Fastest:
-    """The groups of one workload: the fastest, and who is not shown to be slower.
+    """The groups of one workload: the fastest, and those that are not shown to be slower.
 
     ties: with runs as fast as one of the fastest's, fastest first. unproven: slower in every run, and too few runs to
     show it. needed: runs a layout that could; null: there are enough.
