@@ -150,7 +150,8 @@ FILES = [
     ("never filled", bytes(10_000), "all 5000 tokens looked at are 0"),
     ("one token", b"\x07\x00" * 5000, "all 5000 tokens looked at are 7"),
     ("negative", np.r_[np.arange(500), np.full(500, -100)].astype("<i4").tobytes(), r"negative numbers \(-100\)"),
-    ("bytes", bytes(np.random.default_rng(0).integers(0, 256, 5000).astype("u1")), "looks like uint8"),
+    ("bytes", bytes(np.random.default_rng(0).integers(0, 256, 5000).astype("u1")),
+     r"if every byte is a token, write data\.dtype = 'uint8'"),
     ("llm.c, another version", struct.pack("<3i", 20240520, 2, 5000) + bytes(1012) + NOISE, "version 2; read are"),
     ("its like", struct.pack("<3i", 777, 1, 5000) + bytes(1012) + NOISE, "256 int32 as llm.c's, of magic 777"),
     ("llm.c over int64", struct.pack("<3i", 20240520, 1, 4000) + bytes(1012) + np.arange(1000).tobytes(),
@@ -165,6 +166,21 @@ def test_what_is_no_token_file_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         open_tokens(str(tmp_path / "t.bin"), "auto", vocab)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "vocab", "message"), [
+    (np.r_[np.arange(250), np.full(500, -100)].astype("<i4"), 256, r"as int32 it holds negative numbers \(-100\)"),
+    (np.arange(50_257, dtype="<u2"), 256, r"wrong; if every byte is a token"),
+    (np.arange(50_257, dtype="<u2")[1:], 65_537, r"as uint16, .* its largest token is 50256: is data\.vocab too large"),
+    (np.arange(50_257, dtype="<u2")[1:], 128_256, r"is data\.vocab too large\? .*astype\('uint32'\)"),
+    (np.arange(128_256, dtype="<u4"), 100_000, r"token 128255 is outside .* this, the file or data\.dtype is wrong$"),
+])  # fmt: skip
+def test_no_reading_is_named_that_any_bytes_would_allow(tmp_path, content, vocab, message):
+    """All bytes are below 256, and all 16 bits below 65,537: a vocabulary of these sizes tells nothing of a file."""
+    content.tofile(tmp_path / "t.bin")
+    with pytest.raises(ValueError, match=message) as caught:
+        open_tokens(str(tmp_path / "t.bin"), "auto", vocab)
+    assert "looks like" not in str(caught.value)
 
 
 def test_bytes_of_text_may_be_asked_for(tmp_path):

@@ -130,9 +130,11 @@ def refuse(some: np.ndarray, size: int, kind: np.dtype, vocab: int, where: str, 
     found = impossible(some, kind, vocab)
     if found is None:
         return
-    other = _instead(some, size, kind, vocab, own_header)
-    if not other:
-        other = _negative(some, size, vocab) or ("; this, the file or data.dtype is wrong" if found.outside else "")
+    other = _instead(some, size, kind, vocab, own_header) or _negative(some, size, vocab)
+    if not other and found.outside:
+        other = _too_large(some, size, vocab) or "; this, the file or data.dtype is wrong"
+        if vocab == 256 and kind.itemsize > 1:  # nothing speaks against bytes, whatever they are
+            other += "; if every byte is a token, write data.dtype = 'uint8'"
     raise ValueError(f"{where}: {found.what}{other}")
 
 
@@ -140,7 +142,8 @@ def _instead(some: np.ndarray, size: int, kind: np.dtype, vocab: int, own_header
     """What the bytes look like, and what to write for it."""
     for name, code in (READABLE | OTHERS).items():
         other = np.dtype(code)
-        narrow = HOLDS.get(name, vocab) < vocab or (name == "uint8" and vocab > 256)
+        holds = vocab if other.kind == "f" else 2 ** (8 * other.itemsize)
+        narrow = holds < vocab or (name == "uint8" and vocab >= 256)  # every byte is below 256: that tells nothing
         if other == kind or narrow or size % other.itemsize or impossible(some, other, vocab):
             continue
         if own_header:
@@ -161,6 +164,19 @@ def _negative(some: np.ndarray, size: int, vocab: int) -> str:
             if -1000 <= low < 0 and impossible(tokens, kind, vocab) is None:
                 return f"; as {kind.name} it holds negative numbers ({low}), which are no tokens"
     return ""
+
+
+def _too_large(some: np.ndarray, size: int, vocab: int) -> str:
+    """What to say of a file of uint16 where the vocabulary is larger; any bytes make tokens up to about 65,535."""
+    if vocab <= HOLDS["uint16"] or size % 2 or impossible(some, np.dtype("<u2"), 0):
+        return ""
+    largest = int(some[: len(some) // 2 * 2].view("<u2").max())
+    if largest > 0.95 * HOLDS["uint16"]:
+        return ""
+    return (
+        f"; as uint16, too narrow for that, its largest token is {largest}: is data.vocab too large? "
+        f"If not, write the file again, as with tokens.astype('{_able(vocab)}').tofile(path)"
+    )
 
 
 def _able(vocab: int) -> str:
