@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .columns import Column
 from .out_of_memory import is_out_of_memory
-from .recorded import BY_US, FOUND, LOG, MEASURED, case_of, checked_settings, row_of, written_of
+from .recorded import BY_US, FOUND, LOG, MEASURED, case_of, checked_settings, refuse_negative, row_of, written_of
 from .schema import SchemaError, checked, known_column
 from .store import Claim, RunStore
 
@@ -165,6 +165,7 @@ def _checked(table: str, told: dict[str, object], ours: tuple[str, ...], more: t
             row[name] = checked(column, value)
         except SchemaError as error:
             raise ValueError(str(error)) from None
+        refuse_negative(name, row[name])
     return row
 
 

@@ -42,6 +42,7 @@ FOUND = tuple(
 )  # fmt: skip
 MEASURED = tuple(name for name in columns("runs") if name not in SETTINGS and name not in FOUND)
 BY_US = "found out by the recorder"
+SEEDS = ("seed", "data_chain_seed")
 DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "pp": "pp"}
 
 
@@ -59,6 +60,19 @@ class Written:
     notes: dict = field(default_factory=dict)
 
 
+def refuse_negative(name: str, value: object) -> None:
+    """Counts, seconds, bytes and tokens are 0 or more, ranks and the outer loop's period 1 or more.
+
+    Raises
+    ------
+    ValueError: this one is less
+    """
+    least = 1 if name in ("world_size", "outer_sync_every", *DEGREES) else 0
+    counted = columns("runs")[name].type == "int64" if name in SETTINGS and name not in SEEDS else name == "tokens"
+    if (counted or name.endswith(("_s", "_bytes"))) and isinstance(value, (int, float)) and value < least:
+        raise ValueError(f"{name} = {value:g}: must be at least {least}")
+
+
 def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
     """Columns as the table holds them, with what can be said of this process; ValueError on a mistake."""
     known = {}
@@ -70,6 +84,7 @@ def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
             known[name] = checked(column, value)
         except SchemaError as error:
             raise ValueError(str(error)) from None
+        refuse_negative(name, known[name])
     degrees = {name: known.get(name) for name in DEGREES}
     ranks = math.prod(value or 1 for value in degrees.values())
     ranks *= (known.get("outer_replicas") or 1) if known.get("outer_placement") == "distributed" else 1
@@ -181,7 +196,7 @@ def _per_step(steps: list[dict], declared: int | None) -> int | None:
 def _speed(steps: list[dict], row: dict) -> dict[str, object]:
     timed = [one for one in steps if not one["warmup"] and one.get("step_time_s") is not None]
     found = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
-    step = _step_time(timed, row) if timed else {"step_time_s_reason": _untimed(steps, row)}
+    step = _step_time(steps, timed, row) if timed else {"step_time_s_reason": _untimed(steps, row)}
     found |= step | _rate(steps, timed, row, step)
     if not timed:
         return found
@@ -194,7 +209,7 @@ def _speed(steps: list[dict], row: dict) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _step_time(timed: list[dict], row: dict) -> dict[str, object]:
+def _step_time(steps: list[dict], timed: list[dict], row: dict) -> dict[str, object]:
     """step_time_s: the median; with an outer loop as outer_cost.py has it, where each step says what it waited for its
     outer step, else (streaming: always) the mean over the last whole rounds; or why there is none."""
     if (row.get("outer_algorithm") or "none") == "none":
@@ -203,9 +218,9 @@ def _step_time(timed: list[dict], row: dict) -> dict[str, object]:
     if not period:
         return {"step_time_s_reason": f"{row['outer_algorithm']} without its period: record(outer_sync_every=...)"}
     if row["outer_algorithm"] == "streaming" or any(one.get("outer_exposed_s") is None for one in timed):
-        rounds = _whole_rounds(timed, row)
-        if not rounds:
-            return {"step_time_s_reason": f"{len(timed)} timed steps are no whole round of {period}: more steps"}
+        rounds, why = _whole_rounds(steps, timed, row)
+        if why:
+            return {"step_time_s_reason": why}
         return {"step_time_s": statistics.fmean(one["step_time_s"] for one in rounds)}
     waits = [one["outer_exposed_s"] for one in timed if one.get("outer_step", one["outer_exposed_s"] > 0)]
     inner = statistics.median(one["step_time_s"] - one["outer_exposed_s"] for one in timed)
@@ -216,12 +231,16 @@ def _step_time(timed: list[dict], row: dict) -> dict[str, object]:
     return found | {"outer_round_exposed_s": exposed, "step_time_s": inner + exposed / period}
 
 
-def _whole_rounds(timed: list[dict], row: dict) -> list[dict]:
-    """Without an outer loop all of them, else the last that make whole rounds."""
-    if (row.get("outer_algorithm") or "none") == "none":
-        return timed
-    period = row.get("outer_sync_every") or len(timed) + 1
-    return timed[len(timed) % period :]
+def _whole_rounds(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
+    """Without an outer loop all timed steps, else the last that make whole rounds; or why there are none."""
+    period = row.get("outer_sync_every")
+    if (row.get("outer_algorithm") or "none") == "none" or not period:
+        return timed, None
+    for index, one in enumerate(steps):
+        if not one["warmup"] and one.get("step_time_s") is None:  # it may be the outer step, and then a round is cheap
+            return [], f"step {index} of an outer loop does not say its time: run.step(step_time_s=...) in every step"
+    rounds = timed[len(timed) % period :]
+    return rounds, None if rounds else f"{len(timed)} timed steps are no whole round of {period}: more steps"
 
 
 def _rate(steps: list[dict], timed: list[dict], row: dict, step: dict) -> dict[str, object]:
@@ -232,20 +251,32 @@ def _rate(steps: list[dict], timed: list[dict], row: dict, step: dict) -> dict[s
     """
     if "step_time_s" not in step:
         return {"tokens_per_s_reason": step["step_time_s_reason"]}
-    told = [one for one in _whole_rounds(timed, row) if one["tokens"] is not None]
     found: dict[str, object] = {}
     if row["tokens_per_step"] is not None:
         tokens, seconds = row["tokens_per_step"], step["step_time_s"]
-    elif not told:
-        which = "no timed step" if any(one["tokens"] is not None for one in steps) else "no step"
-        return {"tokens_per_s_reason": f"tokens per step unknown: {which} says run.step(tokens=...)"}
     else:
+        told, why = _told(steps, timed, row)
+        if why:
+            return {"tokens_per_s_reason": why}
         tokens, seconds = sum(one["tokens"] for one in told), math.fsum(one["step_time_s"] for one in told)
         found = {"timed_tokens": tokens, "timed_s": seconds}
     if not tokens or not 0 < seconds < math.inf:
         what = f"{tokens} tokens in {seconds:g} s is no rate"
         return found | {"tokens_per_s_reason": f"{what}: tokens and step_time_s must be above 0"}
     return found | {"tokens_per_s": tokens / seconds, "tokens_per_s_per_device": tokens / seconds / row["world_size"]}
+
+
+def _told(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
+    """The timed steps that say their tokens, with an outer loop of whole rounds; or why there are none."""
+    told = [one for one in timed if one["tokens"] is not None]
+    if not told:
+        which = "no timed step" if any(one["tokens"] is not None for one in steps) else "no step"
+        return [], f"tokens per step unknown: {which} says run.step(tokens=...)"
+    rounds, why = _whole_rounds(steps, timed, row)
+    outer = (row.get("outer_algorithm") or "none") != "none"
+    if outer and not why and any(one["tokens"] is None for one in rounds):
+        why = "steps of an outer loop differ in tokens, and some do not say them: run.step(tokens=...) in every step"
+    return [one for one in rounds if one["tokens"] is not None], why
 
 
 def _untimed(steps: list[dict], row: dict) -> str:

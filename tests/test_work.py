@@ -76,6 +76,25 @@ def test_a_run_without_a_rate_says_why(tmp_path, steps, warm, reason):
         efficiency(tmp_path)
 
 
+OUTER = {"outer_algorithm": "diloco", "outer_sync_every": 5, "outer_replicas": 2}
+
+
+@pytest.mark.parametrize(("of_outer", "reason"), [
+    ((100, 31.0), None),
+    ((100, None), "step 4 of an outer loop does not say its time: run.step(step_time_s=...) in every step"),
+    ((None, 31.0), "steps of an outer loop differ in tokens, and some do not say them"),
+])  # fmt: skip
+def test_a_round_of_an_outer_loop_without_its_outer_step_is_no_rate(tmp_path, of_outer, reason):
+    """Four steps of 1 s and the outer one's 31 s are 7 s a step; whoever leaves the outer step out gets 1 s."""
+    of_inner = [(100, 1.0)] * 3 + [(200, 1.0)]
+    row = recorded(tmp_path, [*of_inner, of_outer] * 4, **OUTER)
+    assert row["step_time_s"] == (None if reason and "time" in reason else 7.0)
+    if reason is None:
+        assert row["tokens_per_s"] == pytest.approx(600 / 35) and row["tokens_per_s_reason"] is None
+    else:
+        assert row["tokens_per_s"] is None and row["tokens_per_s_reason"].startswith(reason)
+
+
 def test_other_tokens_on_more_ranks_are_neither_strong_nor_weak_scaling(tmp_path):
     for world, tokens, seconds in ((1, 1000, 0.1), (4, 7000, 0.2)):
         recorded(tmp_path, [(tokens, seconds)] * 4, world)
@@ -128,6 +147,18 @@ def test_a_run_that_does_not_tell_its_tokens_is_refused_by_name(tmp_path):
     run = recorded(tmp_path, [(None, 0.1)] * 4, 2)
     (refused,) = efficiency(tmp_path).refused
     assert refused.run_ids == (run["run_id"],) and "tokens per step unknown" in refused.why
+
+
+def test_runs_that_are_refused_for_one_reason_are_one_line(tmp_path):
+    recorded(tmp_path, [(1000, 0.1)] * 3)
+    for _ in range(5):
+        recorded(tmp_path, [(None, 0.1)] * 3, 4)
+    report = efficiency(tmp_path, mode="strong")
+    (refused,) = report.refused
+    assert len(refused.run_ids) == 5
+    text = report.to_text()
+    assert text.count("tokens per step unknown") == 1 and "-r2 and 2 more): tokens per step unknown" in text
+    assert "tokens/s [10,000 .. 10,000], 1 run\n" in text
 
 
 def test_levels_of_fixed_work_are_exact_and_of_varying_work_as_far_as_it_varies():
