@@ -17,3 +17,8 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), inde
         return indent + "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(cells))
 
     return [line(row).rstrip() for row in rows]
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """`a, b, c and 5 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from rich.cells import cell_len
 
 from .aliases import ALIASES, resolved
+from .aligned import listed
 from .read import EXPORT_KEY, noted, printable, rows_table, runs_table
 from .schema import SCHEMA_VERSION, columns, known_column
 from .screen import GAP, fitted, folded, varying
@@ -207,19 +208,24 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
         _block(console, [(picked[at], widths[at], cells[at]) for at in block], after=number > 0)
     no_room = ", ".join(picked[at].header for at in laid.left_out)
     _paragraph(console, [f"no room for {no_room}: --columns NAMES or a wider window shows them"] if no_room else [])
-    _paragraph(console, _reasons(rows))
+    _paragraph(console, _causes(rows))
     sets, seen = set(table["val_hash"].drop_null().to_pylist()), {one.column for one in picked}
     if len(sets) > 1 and "val_loss" in seen and "val_hash" not in seen:
         _say(console, f"note: val_loss is over {len(sets)} sets of held-out sequences: see the column val_hash")
 
 
-def _reasons(rows: Sequence[dict]) -> list[str]:
-    """Why runs are not ok, then why runs that are have no throughput; a line each."""
-    ended = [f"{row['run_id']} {row['status']}: {row['reason']}" for row in rows if row["status"] != "ok"]
-    return ended + [
-        f"{row['run_id']} no tokens_per_s: {row['tokens_per_s_reason']}"
-        for row in rows if row["status"] == "ok" and row["tokens_per_s"] is None and row["tokens_per_s_reason"]
-    ]  # fmt: skip
+def _causes(rows: Sequence[dict]) -> list[str]:
+    """What became of runs that are not ok, then why others have no throughput: a line each cause, with its runs."""
+    found: dict[tuple[bool, str], list[str]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            found.setdefault((False, f"{row['status']}: {row['reason']}"), []).append(row["run_id"])
+        elif row["tokens_per_s"] is None and row["tokens_per_s_reason"]:
+            found.setdefault((True, f"no tokens_per_s: {row['tokens_per_s_reason']}"), []).append(row["run_id"])
+    return [
+        f"{runs[0]} {cause}" if len(runs) == 1 else f"{len(runs)} runs {cause} ({listed(runs)})"
+        for (_, cause), runs in sorted(found.items(), key=lambda one: one[0][0])
+    ]
 
 
 def _with_varying(picked: list[Shown], table: pa.Table) -> list[Shown]:
@@ -238,9 +244,11 @@ def _wanted(picked: Sequence[Shown], rows: Sequence[dict]) -> list[int]:
     same = {one.header for one in picked if len(rows) > 1 and len({row[one.column] for row in rows}) == 1}
     usual = [one.header for one in DEFAULT]
     varied = [one.header for one in picked if one.header not in usual]
-    order = [*(name for name in WANTED if name not in same), *varied, *NEXT]
+    labels = [name for name in ("layout", *WANTED) if name not in same]
+    first = [name for name in labels if name in LABELS] or varied[:1] or ["layout"]  # what tells one row from another
+    order = [*first, *labels, *varied, "layout", *NEXT]
     places = {one.header: at for at, one in enumerate(picked)}
-    return [places[name] for name in dict.fromkeys(("layout", *order, *usual)) if name in places]
+    return [places[name] for name in dict.fromkeys((*order, *usual)) if name in places]
 
 
 def _cell(one: Shown, row: dict) -> str:

@@ -203,3 +203,21 @@ def test_the_names_in_the_header_are_taken_by_filter_sort_and_columns(tmp_path):
 def test_a_run_without_throughput_says_why(tmp_path):
     path = made(tmp_path, {"tokens_per_s": None, "tokens_per_s_reason": "no step says its time"})
     assert "0000-r0 no tokens_per_s: no step says its time" in shown(path)[1]
+
+
+def test_a_cause_is_said_once_with_its_runs(tmp_path):
+    silent = [{"tokens_per_s": None, "tokens_per_s_reason": "all steps are warm-up", "lr": n} for n in range(5)]
+    lost = [{"status": status, "reason": "out of memory"} for status in ("oom", "oom", "failed")]
+    causes = shown(made(tmp_path, *silent, *lost), width=200)[1].split("\n\n")[1].splitlines()
+    assert causes == [
+        "2 runs oom: out of memory (0005-r0, 0006-r0)", "0007-r0 failed: out of memory",
+        "5 runs no tokens_per_s: all steps are warm-up (0000-r0, 0001-r0, 0002-r0 and 2 more)",
+    ]  # fmt: skip
+
+
+def test_what_tells_rows_apart_is_there_on_the_narrowest_screen(tmp_path):
+    fast = [{"layout": "diloco.M2.H4", "steps": n, "tokens_per_s": 1e4 * n} for n in (4, 7, 8)]
+    path = made(
+        tmp_path, *fast, {"layout": "diloco.M2.H4", "steps": 2, "status": "oom", "reason": "x", "tokens_per_s": None}
+    )
+    assert header(shown(path, width=40)[1])[:2] == ["steps", "status"]

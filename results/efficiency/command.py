@@ -63,7 +63,7 @@ def efficiency(
             raise ValueError(f"base {base!r}: matches no run with status ok")
     options = Options(mode or guess_mode(found), form, target_loss, loss_window, allowed(allow), level, draws, seed)
     series, refused = read_series(found, _steps(path, found), options, declared)
-    refused += map(_lost, lost)
+    refused += _lost(lost)
     notes = [f"warning: {line}" for line in told]
     return EfficiencyReport(
         str(path), options, tuple(series), tuple(refused), tuple(notes + _mixed(found)),
@@ -80,10 +80,14 @@ def _nothing_timed(lost: Sequence[dict], where: str | None) -> str:
     return f"no timed run with status ok among the {len(lost)} runs{kept}{said}"
 
 
-def _lost(row: dict) -> Refusal:
-    """A run of which no ratio can be formed."""
-    why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else no_work(row)
-    return Refusal(f"{row['layout'] or '?'} on {row['world_size'] or '?'} ranks", (row["run_id"],), why)
+def _lost(rows: Sequence[dict]) -> list[Refusal]:
+    """Runs that no ratio is formed of: one refusal for each layout and cause."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else no_work(row)
+        ranks = f"{row['world_size'] or '?'} rank{'s' * (row['world_size'] != 1)}"
+        found.setdefault((f"{row['layout'] or '?'} on {ranks}", why), []).append(row["run_id"])
+    return [Refusal(what, tuple(runs), why) for (what, why), runs in found.items()]
 
 
 def _one_held_out_set(found: Sequence[Group]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median as middle
 
-from ..aligned import aligned
+from ..aligned import aligned, listed
 from ..published import Against, against
 from ..rank_intervals import Estimate
 from ..system_laws import Fitted, LawFit
@@ -84,7 +84,7 @@ class EfficiencyReport:
             lines += ["", *_published_lines(self.published)]
         if self.refused:
             lines += ["", "not compared"]
-            lines += [f"  {one.what} ({_runs(one.run_ids)}): {one.why}" for one in self.refused]
+            lines += [f"  {one.what} ({listed(one.run_ids)}): {one.why}" for one in self.refused]
         return "\n".join(lines + ["", *self.notes] if self.notes else lines)
 
 
@@ -100,7 +100,7 @@ def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) 
     lines = [
         ", ".join([series.engine or "engine unknown", series.family, base["model"] or "model unnamed", *settings]),
         f"  base: {base.where}{', ' + str(base['engine']) if base['engine'] != series.engine else ''}: "
-        f"{_number(absolute.value)} {unit} {_interval(absolute)}, {absolute.runs} runs",
+        f"{_number(absolute.value)} {unit} {_interval(absolute)}, {absolute.runs} run{'s' * (absolute.runs != 1)}",
     ]
     if len(series.points) == 1:
         return lines + ["  nothing to compare with it"]
@@ -124,7 +124,8 @@ def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) 
             mean = f"{point.group.work.over(1)} tokens a step on average"
             lines.append(f"  {point.group.where}: steps differ in tokens: {mean}")
         if point.group.not_ok:
-            lines.append(f"  {point.group.where}: {len(point.group.not_ok)} more runs are not ok (below)")
+            count = len(point.group.not_ok)
+            lines.append(f"  {point.group.where}: {count} more run{'s are' if count > 1 else ' is'} not ok (below)")
     lines += _part_lines(series)
     for fit in series.laws:
         lines += ["  " + line for line in _law_lines(fit)]
@@ -233,7 +234,3 @@ def _interval(estimate: Estimate, digits: int | None = None) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _runs(run_ids: Sequence[str]) -> str:
-    return ", ".join(run_ids[:3]) + (f" and {len(run_ids) - 3} more" if len(run_ids) > 3 else "")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
+from ..aligned import listed
 from ..columns import RUNS
 from ..efficiency.series import Point
 from ..efficiency.workload import Group
@@ -141,7 +141,7 @@ def refusals(source: Source) -> Table | None:
     """Runs that no ratio uses, with the columns in which they differ."""
     columns = (("what", ""), ("why it is not compared", ""), ("base", ""), ("runs", ""))
     rows = tuple(
-        (text(one.what), text(one.why), text(one.base), text(_some(one.run_ids)))
+        (text(one.what), text(one.why), text(one.base), text(listed(one.run_ids)))
         for one in source.refused if one.columns
     )  # fmt: skip
     return (
@@ -205,7 +205,3 @@ def _bounds(estimate: Estimate, digits: int = 0) -> str:
     if estimate.low is not None:
         return f" [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]"
     return "" if estimate.runs == 1 else f" [{estimate.least:,.{digits}f} .. {estimate.most:,.{digits}f}]"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
