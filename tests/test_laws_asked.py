@@ -37,7 +37,7 @@ def table(n=40, noise=0.004, seed=0) -> pd.DataFrame:
         (dict(fix={"E": np.nan}), "fix E=nan: a parameter is held at a finite number"),
         (dict(at=[dict(params=1e9, n_params=2e9, tokens=1e10)]), "at: params is given twice"),
         (dict(at=[dict(params=7, tokens=140)]), "at: params=7 is .* times below the smallest .* the units of the"),
-        (dict(at=[dict(params=1e9, tokens=1e10)], compare=()), "at: .* `compare none` asks for no forecast"),
+        (dict(at=[dict(params=1e9, tokens=1e10)], compare=()), "at: .* `--compare none` asks for no forecast"),
         (dict(holdout="n_params > 0"), "holdout 'n_params > 0': matches all 40 rows, so that none is left to fit"),
     ],
 )

@@ -43,7 +43,7 @@ def check(
         if not (flops > 0 and math.isfinite(flops)):
             raise ValueError(f"target_flops must be positive FLOPs, such as 1e21, got {flops:g}")
     if at and compare is not None and not compare:
-        raise ValueError("at: a run is forecast by a stack of laws, and --compare none asks for no forecast: drop one")
+        raise ValueError("at: a stack of laws forecasts a run, and `--compare none` asks for no forecast: drop one")
 
 
 def names_of(law: Law, columns, params, tokens, loss) -> tuple[dict[str, str], str]:
