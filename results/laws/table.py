@@ -92,6 +92,19 @@ def _numbers(frame: pd.DataFrame, name: str, label: str) -> np.ndarray:
     return values.to_numpy(float, na_value=np.nan)
 
 
+def _check_sign(values: np.ndarray, index: np.ndarray, name: str, label: str, zero_ok: bool) -> None:
+    """Raises ValueError where a value (n,) of a column is not finite, negative or, unless zero_ok, zero."""
+    bad = ~(((values >= 0) if zero_ok else (values > 0)) & np.isfinite(values))
+    if not bad.any():
+        return
+    k, rest = int(np.argmax(bad)), f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+    out = " or leave them out" if rest else " or leave it out"
+    if np.isfinite(values).all() and not bad.all():
+        out += f" (--where '{name} > 0')" if name.isidentifier() else " (--where)"
+    needs = "it must hold finite non-negative" if zero_ok else "logs need finite positive"
+    raise ValueError(f"{label}: column {name!r} holds {values[k]:g} in row {index[k]}{rest}; {needs} values: mend{out}")
+
+
 def rows(
     law: Law,
     frame: pd.DataFrame,
@@ -123,18 +136,7 @@ def rows(
     data = {r: v[keep] for r, v in data.items()}
     for role, values in data.items():
         name, label = wanted.get(role, (response, law.response))
-        low_ok = (values >= 0) if role in law.zero_ok else (values > 0)
-        bad = ~(low_ok & np.isfinite(values))
-        if bad.any():
-            k, rest = int(np.argmax(bad)), f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
-            out = " or leave them out" if rest else " or leave it out"
-            if np.isfinite(values).all() and not bad.all():
-                out += f" (--where '{name} > 0')" if name.isidentifier() else " (--where)"
-            raise ValueError(
-                f"{label}: column {name!r} holds {values[k]:g} in row {index[k]}{rest}; "
-                f"{'logs need' if role not in law.zero_ok else 'it must hold'} finite "
-                f"{'positive' if role not in law.zero_ok else 'non-negative'} values: mend{out}"
-            )
+        _check_sign(values, index, name, label, role in law.zero_ok)
     y = data.pop("")
     table = frame[keep]
     repeats = "case_id" in table  # of a study: a case that ends at one loss twice is one run, whatever it took
