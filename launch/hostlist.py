@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MOST = 1_000_000  # of one range: no machine has more
+MOST = 1_000_000  # hosts or tasks: no machine has more
 
 
 def expand_hosts(text: str) -> list[str]:
@@ -12,7 +12,7 @@ def expand_hosts(text: str) -> list[str]:
 
     Raises
     ------
-    ValueError: brackets do not match, a range is none or runs backwards, or a name holds a space
+    ValueError: brackets do not match, a range is none or runs backwards, a name holds a space, or MOST are exceeded
     """
     hosts: list[str] = []
     for part in _split(text):
@@ -22,13 +22,16 @@ def expand_hosts(text: str) -> list[str]:
             continue
         closed = part.find("]", opened)
         tails = expand_hosts(part[closed + 1 :]) or [""]
-        hosts += [part[:opened] + n + tail for n in _numbers(part[opened + 1 : closed], text) for tail in tails]
+        numbers = _numbers(part[opened + 1 : closed], text)
+        if len(numbers) * len(tails) + len(hosts) > MOST:
+            raise ValueError(f"not a host list: {text!r}: it is more than {MOST:,} hosts")
+        hosts += [part[:opened] + number + tail for number in numbers for tail in tails]
     return hosts
 
 
 def _split(text: str) -> list[str]:
     """At the commas outside of brackets."""
-    if text.count("[") != text.count("]") or re.search(r"\][^\[]*\]|\[[^\]]*\[", text):
+    if not re.fullmatch(r"[^\[\]]*(\[[^\[\]]*\][^\[\]]*)*", text):
         raise ValueError(f"not a host list: {text!r}")
     parts = [part.strip() for part in re.split(r",(?![^\[]*\])", text)]
     if any(re.search(r"\s", re.sub(r"\[.*?\]", "", part)) for part in parts):
@@ -63,6 +66,8 @@ def expand_counts(text: str) -> list[int]:
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", piece.strip())
         if match is None:
             raise ValueError(f"not counts per node: {text!r}")
+        if len(counts) + int(match[2] or 1) > MOST:
+            raise ValueError(f"not counts per node: {text!r}: it is more than {MOST:,} nodes")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 

@@ -29,8 +29,9 @@ def test_host_lists(text, hosts):
 
 
 @pytest.mark.parametrize(
-    "text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]", "n[3-1]", "n[1,10-9]", "n1 n2", "n[0-99999999]"]
-)
+    "text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]", "n[3-1]", "n[1,10-9]", "n1 n2", "n[0-99999999]", "n]1[",
+             "n[1]]2[", "n[1-2]-[3", "r[0-1999]n[0-999]", "a,n[0-999999]"]
+)  # fmt: skip
 def test_what_is_no_host_list(text):
     with pytest.raises(ValueError, match="not a host list"):
         expand_hosts(text)
@@ -41,6 +42,12 @@ def test_a_range_that_runs_backwards_is_said_to():
         expand_hosts("n[3-1]")
     with pytest.raises(WorldError, match="SLURM_STEP_NODELIST.* 3-1 runs backwards.*MASTER_ADDR"):
         slurm_meeting_point(STEP | {"SLURM_STEP_NODELIST": "n[3-1]"})
+
+
+@pytest.mark.parametrize("text", ["1(x1000001)", "2,1(x1000000)", "2,", "1(x)", "-1", ""])
+def test_what_are_no_counts(text):
+    with pytest.raises(ValueError, match="not counts per node"):
+        expand_counts(text)
 
 
 @settings(deadline=None)
