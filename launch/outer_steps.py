@@ -40,13 +40,15 @@ def warnings(case: Case) -> list[str]:
         found.append(
             f"{at}: {lost} in no outer step, and so not in val_loss nor in the weights that are kept; with "
             f"{steps - dropped} or {steps - dropped + outer.sync_every} steps none is lost"
+            + (" but the last round's, which is on its way" if outer.algorithm in ("delayed", "eager") else "")
         )
     of_round = round_of(outer, case.shape.layers)
     first = max(warmup + 1, of_round.whole_from)
     timed = {t % of_round.steps for t in range(first, min(steps, first + of_round.steps - 1) + 1)}
     missed = len(of_round.phases - timed)
     if steps > warmup and missed:
-        of_all = f"{missed} of the {len(of_round.phases)} times at which a fragment is sent or applied are"
+        of_all = f"{missed} of the {len(of_round.phases)} times at which a fragment is sent or applied"
+        of_all += " is" if missed == 1 else " are"
         what = "no outer step is timed" if len(of_round.phases) == 1 else f"{of_all} not timed"
         found.append(f"{at}, measure.warmup_steps = {warmup}: {what}, so the run has no step time; take more steps")
     return found

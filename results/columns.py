@@ -162,7 +162,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         real("val_loss", "held-out loss at the end of the run", "nats/token"),
         string("val_loss_reason", "why val_loss is null though the run was evaluated, in one line"),
         count("steps_after_outer", "inner steps after the last outer step (streaming: the last round): trained on, and "
-              "not in val_loss nor in the kept weights"),
+              "not in val_loss nor in the kept weights; delayed and eager: nor is the round of H before them, which "
+              "was on its way (eager: but for a replica's own share)"),
         count("val_sequences", "held-out sequences val_loss is the mean over: those asked for", "sequences"),
         string("val_hash", "hash of their tokens: losses compare where it agrees; null: not known"),
         real("unigram_nats", "entropy of single tokens, of a sample of the training text: the best loss without a past",

@@ -58,6 +58,8 @@ def test_a_run_that_would_end_on_start_weights_is_refused(tmp_path, outer, steps
     ("algorithm = 'diloco'; sync_every = [30, 40]", "steps = 120", None),
     ("algorithm = 'diloco'", f"tokens = {12 * 64 * 100 - 1}", "100 steps and outer.sync_every = 30: the last 10"),
     ("algorithm = 'diloco'", "steps = 60", None),
+    ("algorithm = 'diloco'", "steps = 61", "with 60 or 90 steps none is lost (1 case)"),
+    ("algorithm = 'delayed'", "steps = 61", "90 steps none is lost but the last round's, which is on its way"),
     ("algorithm = 'streaming'; overlap_steps = 4", "steps = 60", "outer.overlap_steps = 4: the last 26 inner steps of"),
     ("algorithm = 'streaming'; overlap_steps = 4", "steps = 64", None),
 ])  # fmt: skip
@@ -81,7 +83,8 @@ def test_a_run_whose_outer_step_is_not_timed_is_said(tmp_path, outer, steps, war
     told = load(tmp_path, outer, f"steps = {steps}", measure).warnings()
     assert bool(told) == said
     if said:
-        which = "1 of the 2 times at which a fragment" if "streaming" in outer else "no outer step is timed"
+        fragments = "1 of the 2 times at which a fragment is sent or applied is not timed"
+        which = fragments if "streaming" in outer else "no outer step is timed"
         assert f"measure.warmup_steps = {warmup}: {which}" in told[0] and "so the run has no step time" in told[0]
 
 
