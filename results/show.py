@@ -223,7 +223,7 @@ def _causes(rows: Sequence[dict]) -> list[str]:
         elif row["tokens_per_s"] is None and row["tokens_per_s_reason"]:
             found.setdefault((True, f"no tokens_per_s: {row['tokens_per_s_reason']}"), []).append(row["run_id"])
     return [
-        f"{runs[0]} {cause}" if len(runs) == 1 else f"{len(runs)} runs {cause} ({listed(runs)})"
+        f"{runs[0]} {cause}" if len(runs) == 1 else f"{len(runs)} x {cause} ({listed(runs)})"
         for (_, cause), runs in sorted(found.items(), key=lambda one: one[0][0])
     ]
 

@@ -210,8 +210,8 @@ def test_a_cause_is_said_once_with_its_runs(tmp_path):
     lost = [{"status": status, "reason": "out of memory"} for status in ("oom", "oom", "failed")]
     causes = shown(made(tmp_path, *silent, *lost), width=200)[1].split("\n\n")[1].splitlines()
     assert causes == [
-        "2 runs oom: out of memory (0005-r0, 0006-r0)", "0007-r0 failed: out of memory",
-        "5 runs no tokens_per_s: all steps are warm-up (0000-r0, 0001-r0, 0002-r0 and 2 more)",
+        "2 x oom: out of memory (0005-r0, 0006-r0)", "0007-r0 failed: out of memory",
+        "5 x no tokens_per_s: all steps are warm-up (0000-r0, 0001-r0, 0002-r0 and 2 more)",
     ]  # fmt: skip
 
 
