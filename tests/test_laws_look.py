@@ -214,6 +214,17 @@ def test_a_run_logged_twice_is_one_run_and_said(digits, run):
     assert "8 pairs of rows hold one run twice" in note and "0 and 20, 1 and 21" in note
 
 
+def test_runs_that_branched_from_one_trunk_are_two():
+    t = pd.DataFrame(dict(n_params=1e8, n_tokens=1e8 * np.arange(1, 21), loss=4 - 0.0512345 * np.arange(20)))
+    other = t.assign(loss=t.loss.where(t.index < 15, t.loss - 0.0312345))
+    far = t.assign(n_params=5e8, loss=t.loss - 0.312345)
+    both = pd.concat([t.assign(run="a"), other.assign(run="b"), far.assign(run="c")], ignore_index=True)
+    given = rows(get_law("chinchilla"), both, dict(params="n_params", tokens="n_tokens"), "loss", "run")
+    assert given.clusters == 3 and given.twins == ()
+    logged = pd.concat([both, t.assign(run="again", loss=t.loss.round(4))], ignore_index=True)
+    assert rows(get_law("chinchilla"), logged, dict(params="n_params", tokens="n_tokens"), "loss", "run").clusters == 3
+
+
 def test_seeds_of_one_size_are_no_copies():
     rng = np.random.default_rng(0)
     t = table(n=30)

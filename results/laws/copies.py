@@ -102,6 +102,17 @@ def _agree(numbers: pd.DataFrame, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return fine
 
 
+def of_whole_runs(cluster: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """The pairs (k, 2) of runs that agree in nine tenths of the rows of the longer one: runs that branched from one
+    trunk share its rows and are two."""
+    if not len(pairs):
+        return pairs
+    ends = np.sort(cluster[pairs], 1)
+    _, code, count = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+    rows = np.bincount(cluster)
+    return pairs[count[code.ravel()] >= 0.9 * rows[ends].max(1)]
+
+
 def joined(cluster: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Cluster codes (n,) in which the two rows of every pair are of one cluster."""
     from scipy.sparse import coo_matrix

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .base import Law, unknown
-from .copies import joined, twins, whole_copies
+from .copies import joined, of_whole_runs, twins, whole_copies
 from .csv_file import DECIMAL, numbers, read_csv, why_no_number
 
 
@@ -148,6 +148,7 @@ def rows(
         labels = column(frame, run, "run").to_numpy()[keep]
         cluster = np.unique(labels.astype(str), return_inverse=True)[1]
         data["run"] = labels
+        pairs = of_whole_runs(cluster, pairs)
     else:
         cluster = same  # a row that copies another is no second run
     cluster = np.unique(joined(cluster, pairs), return_inverse=True)[1]
