@@ -176,7 +176,8 @@ def connect(place: Placement, address: str, port: int, timeout_s: float, listen_
     # Its timeout does not hold against a listener that accepts and says nothing: so it is made aside, and waited for.
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
-    thread.join(timeout_s + 2.0)
+    # Some seconds more than its timeout: an interpreter that ends while it is still in C++ aborts.
+    thread.join(timeout_s + 10.0)
     made = made or [TimeoutError("something listens there, but it is no store")]
     if not isinstance(made[0], Exception):
         return made[0]
