@@ -287,6 +287,22 @@ def test_profiles_of_curves_cover_the_truth():
     assert inside["by run"] >= 17 and inside["by row"] <= 14
 
 
+def test_profiles_of_few_runs_that_each_have_their_own_sizes_cover_the_truth():
+    inside = 0
+    for seed in range(200, 230):
+        rng, some = np.random.default_rng(seed), []
+        for i in range(14):
+            N = np.exp(rng.uniform(np.log(1e7), np.log(3e9)))
+            D = N * np.exp(rng.uniform(np.log(5), np.log(100))) * np.arange(1, 9) / 8
+            off = 0.01 * rng.standard_normal()
+            L = (1.8 + 480 / N**0.35 + 2100 / D**0.37) * np.exp(off + 0.0005 * rng.standard_normal(8))
+            some.append(pd.DataFrame(dict(run=f"r{i}", n_params=N, n_tokens=D, loss=L)))
+        f = with_profiles(fit("chinchilla", of(pd.concat(some, ignore_index=True), "run")))
+        low, high = next((p.low, p.high) for p in f.profiles if p.name == "alpha")
+        inside += (low is None or low < 0.35) and (high is None or high > 0.35)
+    assert inside >= 26  # 24 with G/(G - q)
+
+
 def test_effective_rows():
     rng = np.random.default_rng(0)
     cluster = np.repeat(np.arange(20), 10)

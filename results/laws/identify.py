@@ -141,7 +141,8 @@ def _by_run(law, inputs, log_y, theta, objective, constraint, cluster, level) ->
     """By what each threshold (p,) grows where rows of one run move together.
 
     A likelihood ratio of dependent rows is a chi2 times the ratio of the sandwich variance to the plain one (Kent
-    1982; Liang and Zeger 1986), here summed by run, with G/(G - q) and Student's t for few runs G and q parameters.
+    1982; Liang and Zeger 1986), here summed by run, with (G/(G - q))^2, the jackknife's for an even leverage (Bell and
+    McCaffrey 2002), and Student's t for few runs G and q parameters.
     """
     if objective.kind == "raw_squares":
         law, log_y = InUnits(law), np.exp(log_y)
@@ -157,7 +158,7 @@ def _by_run(law, inputs, log_y, theta, objective, constraint, cluster, level) ->
     np.add.at(scores, cluster, J * psi[:, None])
     inverse = np.linalg.pinv(J.T @ J, rcond=1e-14)
     a = (law.coordinates(inputs.centre)[0] @ basis / norm) @ inverse  # phi_j as a function of the scores
-    by_run = np.einsum("jq,qr,jr->j", a, scores.T @ scores, a) * runs / max(runs - q, 1)
+    by_run = np.einsum("jq,qr,jr->j", a, scores.T @ scores, a) * (runs / max(runs - q, 1)) ** 2
     by_row = np.einsum("jq,qr,jr->j", a, J.T @ J, a) * np.mean(psi**2) * n / max(n - q, 1)
     t = stats.t.ppf(0.5 + level / 2, max(runs - q, 1)) / stats.norm.ppf(0.5 + level / 2)
     return np.maximum(by_run / np.maximum(by_row, 1e-300), 1.0) * t**2
