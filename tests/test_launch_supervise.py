@@ -42,7 +42,7 @@ sys.exit(summary.exit_code)
 """
 
 
-def write_study(folder, ranks="[2]", steps=5, limit=30, repeats=1):
+def write_study(folder, ranks="[2]", steps=5, limit=120, repeats=1):
     path = folder / "study.toml"
     path.write_text(STUDY.format(ranks=ranks, steps=steps, limit=limit, repeats=repeats))
     return path
