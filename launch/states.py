@@ -14,7 +14,8 @@ from ..results.store import RunStore
 from .errors import unknown
 from .progress import read_progress
 from .schedulers import SCHEDULERS
-from .schedulers.base import ACTIVE, CANCELLED, DONE, FAILED, UNKNOWN, Scheduler, SchedulerError, Task
+from .schedulers.base import Scheduler, SchedulerError, Task
+from .schedulers.state import ACTIVE, State
 from .study import StudyError, load_study
 from .submissions import JobRecord, Submission, locked, submissions
 from .sweep import RETRIED, UNFINISHED
@@ -41,7 +42,7 @@ class Line:
     @property
     def failed(self) -> bool:
         """The job has, or a run of it stands so in the table."""
-        return self.state == FAILED or any(status in RETRIED for status in self.runs)
+        return self.state == State.FAILED or any(status in RETRIED for status in self.runs)
 
 
 def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool = True) -> dict[str, dict[int, Task]]:
@@ -52,7 +53,7 @@ def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool 
     SchedulerError: the scheduler cannot be asked about jobs whose end has not been seen
     """
     open_ = {job.name: job.job_id for job in submission.jobs
-             if job.closed in ("", CANCELLED) and set(job.tasks()) - _seen(job)}  # fmt: skip
+             if job.closed in ("", State.CANCELLED) and set(job.tasks()) - _seen(job)}  # fmt: skip
     told = scheduler.tasks(open_) if open_ else {}
     changed = False
     for job in submission.jobs:
@@ -60,7 +61,7 @@ def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool 
         if seen and not job.job_id:  # submitting was cut off before the id was heard
             job.job_id, changed = scheduler.find(job.name) or "", True
         for number, task in seen.items():
-            final = task.state not in (*ACTIVE, UNKNOWN)
+            final = task.state not in (*ACTIVE, State.UNKNOWN)
             if final and job.seen.get(str(number)) != asdict(task):
                 job.seen[str(number)], changed = asdict(task), True
             elif not final:
@@ -74,7 +75,7 @@ def task_states(scheduler: Scheduler, submission: Submission, *, remember: bool 
 
 def _seen(job: JobRecord) -> set[int]:
     """Tasks that cannot change any more. One that failed may have been put back into the queue: it is asked about."""
-    return {int(number) for number, kept in job.seen.items() if job.closed or kept["state"] == DONE}
+    return {int(number) for number, kept in job.seen.items() if job.closed or kept["state"] == State.DONE}
 
 
 def status(results: Path, job: str = "") -> tuple[list[Line], list[str]]:
@@ -150,19 +151,19 @@ def _line(
 
 def _judge(record: JobRecord, task: Task | None, counts: Counter[str]) -> tuple[str, str]:
     """State and reason of one task."""
-    if record.closed == CANCELLED and (task is None or task.state in ACTIVE):
-        return (task.state, "is being cancelled") if task else (CANCELLED, "by `scalade cancel`")
-    if record.closed == FAILED:
-        return FAILED, record.refusal
+    if record.closed == State.CANCELLED and (task is None or task.state in ACTIVE):
+        return (task.state, "is being cancelled") if task else (State.CANCELLED, "by `scalade cancel`")
+    if record.closed == State.FAILED:
+        return State.FAILED, record.refusal
     if task is not None:
         return task.state, task.reason
     missing = counts["missing"]
     if not missing and counts:
-        return DONE, ""
+        return State.DONE, ""
     left = f"{missing} run{'s' if missing != 1 else ''} missing: submit again"
     if not record.job_id:
-        return UNKNOWN, "submitting was cut off: see whether the job is there; `scalade cancel` forgets it"
-    return FAILED, f"the scheduler does not know it any more; {left}"
+        return State.UNKNOWN, "submitting was cut off: see whether the job is there; `scalade cancel` forgets it"
+    return State.FAILED, f"the scheduler does not know it any more; {left}"
 
 
 def _progress(store: RunStore, run_ids: list[str]) -> str:
@@ -182,7 +183,7 @@ def cancel(results: Path, job: str = "") -> list[str]:
     lines, doubts = status(results, job)
     if doubts:
         raise SchedulerError(doubts[0])
-    named = {line.name for line in lines if line.state in (*ACTIVE, UNKNOWN)}
+    named = {line.name for line in lines if line.state in (*ACTIVE, State.UNKNOWN)}
     tasks = {line.name: line.job for line in lines if job and line.job == job and "_" in job and line.name in named}
     said = []
     with locked(results):
@@ -193,7 +194,7 @@ def cancel(results: Path, job: str = "") -> list[str]:
                 SCHEDULERS[submission.scheduler].cancel(heard)
             for record in records:
                 if record.name not in tasks:
-                    record.closed = CANCELLED
+                    record.closed = State.CANCELLED
             if records:
                 submission.save()
                 said += [f"cancelled: {tasks.get(record.name, record.job_id or record.name)}" for record in records]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .schedulers import SCHEDULERS
-from .schedulers.base import CANCELLED, FAILED
+from .schedulers.state import State
 
 FOLDER = "submissions"
 RECORD = "submission.json"
@@ -96,8 +96,8 @@ def _read(file: Path) -> Submission:
     content: dict[str, Any] = json.loads(file.read_text())
     jobs = [JobRecord(**job) for job in content.pop("jobs")]
     for job in jobs:
-        if job.closed not in ("", CANCELLED, FAILED):  # written before `refusal` was a field
-            job.closed, job.refusal = FAILED, job.closed
+        if job.closed not in ("", State.CANCELLED, State.FAILED):  # written before `refusal` was a field
+            job.closed, job.refusal = State.FAILED, job.closed
     for word in [content["study"], *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
         if "/" in word or not word.isprintable() or word.startswith("-"):  # they name files, and stand in commands
             raise ValueError(f"{word!r} cannot be")

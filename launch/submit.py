@@ -20,7 +20,8 @@ from ..results.store import RunStore
 from .errors import unknown
 from .launchers import LAUNCHERS
 from .schedulers import SCHEDULERS
-from .schedulers.base import ACTIVE, CANCELLED, FAILED, Job, Part, Scheduler, SchedulerError, exports
+from .schedulers.base import Job, Part, Scheduler, SchedulerError, exports
+from .schedulers.state import ACTIVE, State
 from .site import Site, load_site
 from .spec import utc
 from .states import task_states
@@ -171,7 +172,7 @@ def _hand_over(scheduler: Scheduler, submission: Submission) -> None:
             record.job_id = scheduler.submit(submission.folder / record.script, len(record.tasks()))
         except SchedulerError as error:
             for each in submission.jobs[number:]:
-                each.closed, each.refusal = FAILED, f"refused: {error}"
+                each.closed, each.refusal = State.FAILED, f"refused: {error}"
             submission.save()
             before = f"; {number} jobs of it had been taken: scalade status" if number else ""
             raise SchedulerError(f"{error} (script: {submission.folder / record.script}){before}") from None
@@ -189,7 +190,7 @@ def _active_cases(results: Path, remember: bool) -> set[str]:
     for submission in submissions(results):
         told = task_states(SCHEDULERS[submission.scheduler], submission, remember=remember)
         for record in submission.jobs:
-            if record.closed not in ("", CANCELLED):
+            if record.closed not in ("", State.CANCELLED):
                 continue
             states = told.get(record.name, {})
             for number, cases in record.tasks().items():

@@ -20,8 +20,9 @@ from scalade.launch import states
 from scalade.launch.errors import StudyError
 from scalade.launch.pack import TRIES, Packer, Piece, Started, Tally, next_piece, pieces, read_job
 from scalade.launch.schedulers import SCHEDULERS
-from scalade.launch.schedulers.base import DONE, FAILED, RUNNING, WAITING, SchedulerError, Task
+from scalade.launch.schedulers.base import SchedulerError, Task
 from scalade.launch.schedulers.slurm import Slurm
+from scalade.launch.schedulers.state import State
 from scalade.launch.site import Kubernetes, Site, clock, load_site, parse_time
 from scalade.launch.study import load_study
 from scalade.launch.submissions import submissions
@@ -101,10 +102,10 @@ def test_submitting_again_starts_nothing_twice(study, tmp_path, fake):
     results = tmp_path / "r"
     first = submit_study(study, results, SLURM)
     assert (first.runs, first.skipped, len(fake.handed)) == (6, 1, 3)  # 5 ranks do not divide the batch
-    fake.all(first.submission, WAITING, "Priority")
+    fake.all(first.submission, State.WAITING, "Priority")
     again = submit_study(study, results, SLURM)
     assert (again.runs, again.active, len(fake.handed)) == (0, 3, 3)
-    fake.all(first.submission, FAILED, "NODE_FAIL")  # and not queued again
+    fake.all(first.submission, State.FAILED, "NODE_FAIL")  # and not queued again
     third = submit_study(study, results, SLURM)
     assert (third.runs, third.active, len(fake.handed)) == (6, 0, 6)
     assert len(submissions(results)) == 2
@@ -122,9 +123,9 @@ def test_the_exit_status_of_submit_is_that_of_run_once_there_is_nothing_to_hand_
     code, out = submit()
     assert code == 0 and "submitted: 6 runs, 1 case skipped\n  1 x " in out
     (submission,) = submissions(results)
-    fake.all(submission, RUNNING)
+    fake.all(submission, State.RUNNING)
     assert submit()[0] == 0  # under way
-    fake.all(submission, DONE)
+    fake.all(submission, State.DONE)
     store = RunStore(results)
     for case in load_study(study).all_cases:
         for repeat in range(2):
@@ -156,7 +157,7 @@ def test_a_lost_id_is_under_way_until_it_is_forgotten(study, tmp_path, fake):
     assert submit_study(study, results, SLURM).active == 3
     lines, _ = states.status(results)
     assert {line.state for line in lines} == {"unknown"} and "cut off" in lines[0].reason
-    fake.answers[first.jobs[0].name] = {0: Task(RUNNING)}
+    fake.answers[first.jobs[0].name] = {0: Task(State.RUNNING)}
     assert [line.job for line in states.status(results)[0]] == ["777", "?", "?"]
     states.cancel(results)
     assert fake.cancelled == ["777"] and submit_study(study, results, SLURM, dry_run=True).active == 1, "on its way out"
@@ -193,7 +194,7 @@ def test_a_refusal_in_a_record_of_before_is_still_one(study, tmp_path, fake):
 
 def test_an_end_that_was_seen_is_kept_when_the_scheduler_forgets(study, tmp_path, fake):
     first = submit_study(study, tmp_path / "r", SLURM).submission
-    fake.all(first, FAILED, "TIMEOUT: TimeLimit")
+    fake.all(first, State.FAILED, "TIMEOUT: TimeLimit")
     states.status(tmp_path / "r")
     fake.answers.clear()
     lines, _ = states.status(tmp_path / "r")
@@ -408,7 +409,7 @@ def test_counts_of_a_study_that_changed_meanwhile(study, tmp_path, fake):
     """Jobs that wait run the copy; a worker that is given a case its study does not have says so."""
     done = submit_study(study, tmp_path / "r", SLURM)
     study.write_text(STUDY.replace("steps = 5", "steps = 6"))
-    fake.all(done.submission, WAITING)
+    fake.all(done.submission, State.WAITING)
     again = submit_study(study, tmp_path / "r", SLURM, dry_run=True)
     assert (again.runs, again.active) == (6, 0), "other cases: they are missing"
     assert Counter(line.state for line in states.status(tmp_path / "r")[0]) == {"waiting": 3}

@@ -17,10 +17,9 @@ from ..launchers import LAUNCHERS, Raw, Step
 from ..site import Site, clock
 from ..stop import REQUEUE_STATUS, STOP_FILE
 from .shell import command, comment, quote
+from .state import State
 
 PATIENCE_S = 60.0  # for a command of the scheduler
-WAITING, RUNNING, DONE, FAILED, CANCELLED, UNKNOWN = "waiting", "running", "done", "failed", "cancelled", "unknown"
-ACTIVE = (WAITING, RUNNING)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def exports(site: Site, warned: bool) -> tuple[str, ...]:
 class Task:
     """A job, or one task of an array, as its scheduler sees it."""
 
-    state: str
+    state: State
     reason: str = ""  # in the scheduler's words; empty: it has none
     where: str = ""  # its nodes
     elapsed: str = ""

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from ..hostlist import expand_hosts
 from ..launchers import Step
-from .base import CANCELLED, DONE, FAILED, RUNNING, WAITING, Capabilities, Job, Scheduler, Task
+from .base import Capabilities, Job, Scheduler, Task
+from .state import State
 
-STATES = {"DEPEND": WAITING, "PRIORITY": WAITING, "SCHED": WAITING, "RUN": RUNNING, "CLEANUP": RUNNING}
+STATES = {
+    **dict.fromkeys(("DEPEND", "PRIORITY", "SCHED"), State.WAITING), **dict.fromkeys(("RUN", "CLEANUP"), State.RUNNING)
+}  # fmt: skip
 
 
 class Flux(Scheduler):
@@ -63,7 +66,7 @@ class Flux(Scheduler):
                 continue
             name, number = ids[each["id"]]
             state, result = each.get("state", ""), each.get("result", "")
-            ended = {"COMPLETED": DONE, "CANCELED": CANCELLED}.get(result, FAILED)
+            ended = {"COMPLETED": State.DONE, "CANCELED": State.CANCELLED}.get(result, State.FAILED)
             reason = "" if result in ("", "COMPLETED") else f"{result}: {each.get('exception', {}).get('note', '')}"
             task = Task(STATES.get(state, ended), reason.rstrip(": "), each.get("nodelist", ""))
             found.setdefault(name, {})[number] = task

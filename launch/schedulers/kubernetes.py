@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..launchers import LAUNCHERS, Step
-from .base import DONE, FAILED, RUNNING, WAITING, Capabilities, Job, Part, Scheduler, Task
+from .base import Capabilities, Job, Part, Scheduler, Task
 from .shell import comment
+from .state import State
 
 PORT = "29400"
 LABEL = "scalade.dev"
@@ -156,9 +157,11 @@ def _task(status: dict[str, Any]) -> Task:
     for condition in status.get("conditions") or []:
         if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
             if condition["type"] == "Complete":
-                return Task(DONE)
-            return Task(FAILED, f"{condition.get('reason', 'Failed')}: {condition.get('message', '')}".rstrip(": "))
-    return Task(RUNNING if status.get("ready") or status.get("active") and "ready" not in status else WAITING)
+                return Task(State.DONE)
+            said = f"{condition.get('reason', 'Failed')}: {condition.get('message', '')}"
+            return Task(State.FAILED, said.rstrip(": "))
+    runs = status.get("ready") or status.get("active") and "ready" not in status
+    return Task(State.RUNNING if runs else State.WAITING)
 
 
 def _dns(name: str) -> str:

@@ -9,22 +9,14 @@ from pathlib import Path
 
 from ..launchers import Step, mpirun_starter
 from ..stop import REQUEUE_STATUS
-from .base import (
-    DONE,
-    FAILED,
-    RUNNING,
-    UNKNOWN,
-    WAITING,
-    Capabilities,
-    Job,
-    Scheduler,
-    SchedulerError,
-    Task,
-    walltime,
-)
+from .base import Capabilities, Job, Scheduler, SchedulerError, Task, walltime
+from .state import State
 
-STATES = {"PEND": WAITING, "PSUSP": WAITING, "WAIT": WAITING, "RUN": RUNNING, "USUSP": RUNNING, "SSUSP": RUNNING,
-          "DONE": DONE, "EXIT": FAILED, "ZOMBI": FAILED}  # fmt: skip
+STATES = {
+    **dict.fromkeys(("PEND", "PSUSP", "WAIT"), State.WAITING),
+    **dict.fromkeys(("RUN", "USUSP", "SSUSP"), State.RUNNING),
+    "DONE": State.DONE, **dict.fromkeys(("EXIT", "ZOMBI"), State.FAILED),
+}  # fmt: skip
 
 
 class Lsf(Scheduler):
@@ -79,13 +71,13 @@ class Lsf(Scheduler):
             name = names.get(each.get("JOBID", ""))
             if name is None or "STAT" not in each:
                 continue  # forgotten
-            state = STATES.get(each["STAT"], UNKNOWN)
-            reason = each.get("PEND_REASON", "") if state == WAITING else each.get("EXIT_REASON", "")
-            if state == FAILED and each.get("EXIT_CODE"):
+            state = STATES.get(each["STAT"], State.UNKNOWN)
+            reason = each.get("PEND_REASON", "") if state == State.WAITING else each.get("EXIT_REASON", "")
+            if state == State.FAILED and each.get("EXIT_CODE"):
                 reason = f"exit status {each['EXIT_CODE']}" + (f": {reason}" if reason else "")
             number = max(0, int(each.get("JOBINDEX") or 0) - 1)
             where = "+".join(dict.fromkeys(host.split("*")[-1] for host in each.get("EXEC_HOST", "").split(":")))
-            found.setdefault(name, {})[number] = Task(state, "" if state == DONE else reason, where,
+            found.setdefault(name, {})[number] = Task(state, "" if state == State.DONE else reason, where,
                                                       each.get("RUN_TIME", ""))  # fmt: skip
         return found
 

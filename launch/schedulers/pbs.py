@@ -7,22 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..launchers import Step, mpirun_starter
-from .base import (
-    DONE,
-    FAILED,
-    RUNNING,
-    UNKNOWN,
-    WAITING,
-    Capabilities,
-    Job,
-    Scheduler,
-    SchedulerError,
-    Task,
-    walltime,
-)
+from .base import Capabilities, Job, Scheduler, SchedulerError, Task, walltime
+from .state import State
 
-STATES = {"Q": WAITING, "H": WAITING, "W": WAITING, "T": WAITING, "M": WAITING, "R": RUNNING, "E": RUNNING,
-          "B": RUNNING, "S": RUNNING, "U": RUNNING, "X": DONE, "F": DONE, "C": DONE}  # fmt: skip
+STATES = {
+    **dict.fromkeys("QHWTM", State.WAITING), **dict.fromkeys("REBSU", State.RUNNING),
+    **dict.fromkeys("XFC", State.DONE),
+}  # fmt: skip
 
 # Exit statuses of qstat: numbers of pbs_error.h, of which a status keeps the last eight bits.
 UNKNOWN_JOB = (15001 % 256, 15139 % 256)  # PBSE_UNKJOBID, PBSE_HISTJOBID
@@ -107,11 +98,11 @@ def _task(text: str) -> tuple[int, Task] | None:
     index = re.search(r"\[(\d*)\]", job_id)
     if index and not index[1]:
         return None
-    state = STATES.get(facts.get("job_state", ""), UNKNOWN)
+    state = STATES.get(facts.get("job_state", ""), State.UNKNOWN)
     status = facts.get("Exit_status", facts.get("exit_status", ""))
     reason = facts.get("comment", "").replace("\n\t", "")
-    if state == DONE and status not in ("", "0"):
-        state, reason = FAILED, f"exit status {status}" + (f": {reason}" if reason else "")
+    if state == State.DONE and status not in ("", "0"):
+        state, reason = State.FAILED, f"exit status {status}" + (f": {reason}" if reason else "")
     where = "+".join(dict.fromkeys(re.findall(r"([^+/\s]+)/", facts.get("exec_host", "").replace("\n\t", ""))))
     elapsed = facts.get("resources_used.walltime", "")
-    return int(index[1]) if index else 0, Task(state, reason if state != DONE else "", where, elapsed)
+    return int(index[1]) if index else 0, Task(state, reason if state != State.DONE else "", where, elapsed)

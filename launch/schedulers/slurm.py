@@ -9,24 +9,14 @@ from pathlib import Path
 
 from ..hostlist import expand_hosts
 from ..launchers import Step
-from .base import (
-    CANCELLED,
-    DONE,
-    FAILED,
-    RUNNING,
-    WAITING,
-    Capabilities,
-    Job,
-    Scheduler,
-    SchedulerError,
-    Task,
-    walltime,
-)
+from .base import Capabilities, Job, Scheduler, SchedulerError, Task, walltime
+from .state import State
 
 STATES = {
-    "PENDING": WAITING, "REQUEUED": WAITING, "REQUEUE_HOLD": WAITING, "REQUEUE_FED": WAITING, "SPECIAL_EXIT": WAITING,
-    "CONFIGURING": RUNNING, "RUNNING": RUNNING, "COMPLETING": RUNNING, "SUSPENDED": RUNNING, "STAGE_OUT": RUNNING,
-    "SIGNALING": RUNNING, "STOPPED": RUNNING, "RESIZING": RUNNING, "COMPLETED": DONE, "CANCELLED": CANCELLED,
+    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"), State.WAITING),
+    **dict.fromkeys(("CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED",
+                     "RESIZING"), State.RUNNING),
+    "COMPLETED": State.DONE, "CANCELLED": State.CANCELLED,
 }  # fmt: skip
 FIELDS = "%i|%T|%M|%j|%N|%r"  # id, state, time used, name, nodes, reason: none but the last holds a `|`
 
@@ -97,7 +87,7 @@ class Slurm(Scheduler):
         for line in told.splitlines():
             job_id, state, elapsed, name, nodes, reason = (line.strip().split("|", 5) + [""] * 5)[:6]
             if name in jobs and (not jobs[name] or job_id.partition("_")[0] == jobs[name]):
-                task = Task(STATES.get(state, FAILED), _reason(state, reason), nodes, elapsed)
+                task = Task(STATES.get(state, State.FAILED), _reason(state, reason), nodes, elapsed)
                 found.setdefault(name, {})[_number(job_id)] = task
         forgotten = {job_id: name for name, job_id in jobs.items() if job_id and name not in found}
         if forgotten:
@@ -117,7 +107,7 @@ class Slurm(Scheduler):
                 code = status.partition(":")[0]
                 if reason in ("None", "") and code not in ("0", ""):
                     reason = f"exit status {code}"
-                task = Task(STATES.get(state, FAILED), _reason(state, reason), nodes, elapsed)
+                task = Task(STATES.get(state, State.FAILED), _reason(state, reason), nodes, elapsed)
                 found.setdefault(name, {})[_number(job_id)] = task
 
     def find(self, name: str) -> str | None:
@@ -147,6 +137,6 @@ def _reason(state: str, reason: str) -> str:
     """The scheduler's words; a plain end has none."""
     said = reason.strip().strip("()")
     said = "" if said in ("None", "") else said
-    if STATES.get(state) in (WAITING, RUNNING, DONE):
+    if STATES.get(state) in (State.WAITING, State.RUNNING, State.DONE):
         return said
     return f"{state}: {said}" if said else state
