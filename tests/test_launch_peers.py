@@ -16,7 +16,8 @@ from scalade.launch.judge import judge
 from scalade.launch.peers import LEFT, Peers
 from scalade.launch.rendezvous import Seat
 from scalade.launch.schedulers import SCHEDULERS
-from scalade.launch.schedulers.base import DONE, SchedulerError
+from scalade.launch.schedulers.base import SchedulerError
+from scalade.launch.schedulers.state import State
 from scalade.launch.supervise import Ending, Outcome, Signals, watch
 from scalade.launch.sweep import Summary
 
@@ -184,4 +185,4 @@ def test_a_job_that_pbs_does_not_know_is_told_by_qstat_s_status(tmp_path, monkey
     assert pbs.tasks({"a": "1.s"}) == {}
     with pytest.raises(SchedulerError, match="does not exist"):
         pbs.tasks({"a": "2.s"})
-    assert pbs.tasks({"a": "3.s"})["a"][0].state == DONE
+    assert pbs.tasks({"a": "3.s"})["a"][0].state == State.DONE
