@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 
 from ..bench.data import DataSpec
 from ..bench.measure import Measure
@@ -24,7 +25,14 @@ LATER = {"measure": ("profile_steps",)}
 
 def content_id(content: dict) -> str:
     """16 hexadecimal digits that name a content of scalars in nested tables, whatever the order of its keys."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return _digits(_compact(content))
+
+
+def _compact(content: dict) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def _digits(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -40,9 +48,11 @@ class Case:
     # One process compresses blocks of parameters cut as this layout cuts them. `scalade verify` makes such references.
     borders: Layout | None = None
 
-    @property
+    @cached_property
     def case_id(self) -> str:
-        return content_id({part: _plain(value, LATER.get(part, ())) for part, value in self._content().items()})
+        """content_id of the parts' contents; the text of each part is made once, however many cases share it."""
+        texts = (f'"{part}":{_text(value, LATER.get(part, ()))}' for part, value in sorted(self._content().items()))
+        return _digits(f"{{{','.join(texts)}}}")
 
     def _content(self) -> dict[str, object]:
         return {part: getattr(self, part) for part in PARTS} | ({"borders": self.borders} if self.borders else {})
@@ -109,12 +119,20 @@ class Case:
         return row
 
 
+def _text(part: object, later: tuple[str, ...]) -> str:
+    """A part's share of the id's text, kept on the part itself: not by its value, since 1 and True are equal."""
+    kept = vars(part)
+    if "_text" not in kept:
+        kept["_text"] = _compact(_plain(part, later))
+    return kept["_text"]
+
+
 def _plain(part: object, later: tuple[str, ...]) -> dict[str, object]:
     """Fields by name, those of `later` only where they say something; a number field is a float also where it was
     given as an integer, and -0.0 is 0.0."""
     numbers = {field.name for field in fields(part) if "float" in str(field.type)}
     return {
         name: float(value) + 0.0 if name in numbers and value is not None else value
-        for name, value in asdict(part).items()
+        for name, value in ((field.name, getattr(part, field.name)) for field in fields(part))
         if name not in later or value != getattr(type(part), name)
     }

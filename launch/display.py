@@ -15,7 +15,7 @@ from .progress import read_progress
 from .supervise import Outcome
 
 if TYPE_CHECKING:
-    from .sweep import PlannedRun
+    from .plan import PlannedRun
 
 REFRESH_S = 0.25
 

@@ -1,10 +1,10 @@
-"""From a point of a study (values of the keys it names) to the case it means."""
+"""From a combination of a study's lists (values of the keys it names) to the case it means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ..bench.data.spec import DataSpec
@@ -17,11 +17,21 @@ from ..parallelism.diloco.config import Outer
 from ..parallelism.layout import Layout, canonical
 from .case import Case
 from .errors import shown, unknown
-from .expand import Point
+from .expand import Axis, Combination, Point, chooser
 from .here import missing_files
 from .schema import BATCH, BUDGET, INT_LIMIT, KEYS, RATE, SECTIONS
 
 SEQ_LEN = 256  # where neither the study nor the size says
+PLAIN = {"data": DataSpec, "measure": Measure, "outer": Outer, "layout": Layout}  # parts that hang on no other section
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A part of a case, None where it cannot be made, and what is wrong with it."""
+
+    part: Any
+    wrong: tuple[Mistake, ...]
+    name: str = ""  # of a model
 
 
 def value_of(point: Point, key: str) -> object:
@@ -33,34 +43,83 @@ def value_of(point: Point, key: str) -> object:
     return size.get(name, SEQ_LEN if key == "model.seq_len" else KEYS[key].default)
 
 
-def case_of(point: Point, vocab_of: Callable[[DataSpec], int]) -> Case:
-    """The case that a point means.
+class Resolver:
+    """The cases of combinations. Each part of a case is made, and what is wrong with it found, once for all
+    combinations that agree in what it hangs on; the cases share it."""
 
-    Raises
-    ------
-    Mistakes: the values make no model, no recipe or no layout at all; all that is wrong with them
-    """
-    parts: dict[str, dict] = {section: {} for section in SECTIONS}
-    for key, value in point.items():
-        section, dot, name = key.partition(".")
-        if dot:
-            parts[section][name] = value
-    found: list[Mistake] = []
-    data = _built(found, DataSpec, **parts["data"])
-    measure = _built(found, Measure, **parts["measure"])
-    outer = _built(found, Outer, **parts["outer"])
-    layout = _built(found, Layout, **parts["layout"])
-    values = _shape(parts["model"], found)
-    shape = None
-    if values is not None:
-        values["vocab"] = values.get("vocab") or _vocab(data, vocab_of, found)
-        shape = _built(found, ModelShape, **values)
-    ranks = layout.ranks * outer.placed_replicas if layout and outer else None
-    recipe = _recipe(parts["recipe"], parts["budget"], shape, ranks, found)
-    if found:
-        raise Mistakes(found)
-    name = name_of(shape, parts["model"].get("size", ""))
-    return Case(shape, data, recipe, canonical(layout), outer, measure, model_name=name)
+    def __init__(self, axes: Sequence[Axis], vocab_of: Callable[[DataSpec], int]) -> None:
+        self.axes, self.vocab_of = axes, vocab_of
+        self.sections = {
+            section: chooser(axes, lambda key, start=f"{section}.": key.startswith(start)) for section in SECTIONS
+        }
+        given = {key for axis in axes for point in axis.points for key in point}
+        self.by_ranks = "recipe.batch_per_rank" in given
+        self.parts: dict[object, Found] = {}
+        self.shapes: dict[object, Found] = {}
+        self.recipes: dict[object, Found] = {}
+
+    def case_of(self, combination: Combination) -> Case:
+        """The case that a combination means.
+
+        Raises
+        ------
+        Mistakes: the values make no model, no recipe or no layout at all; all that is wrong with them
+        """
+        at = {section: chosen(combination) for section, (_, chosen) in self.sections.items()}
+        data, measure, outer, layout = (
+            self._part(kind, section, at[section], combination) for section, kind in PLAIN.items()
+        )
+        key = at["model"], at["data"]
+        shape = self.shapes.get(key)
+        if shape is None:
+            shape = self.shapes[key] = self._shape(combination, data.part)
+        ranks = layout.part.ranks * outer.part.placed_replicas if self.by_ranks and layout.part and outer.part else None
+        key = at["recipe"], at["budget"], key, ranks
+        recipe = self.recipes.get(key)
+        if recipe is None:
+            recipe = self.recipes[key] = self._recipe(combination, shape.part, ranks)
+        found = data.wrong + measure.wrong + outer.wrong + layout.wrong + shape.wrong + recipe.wrong
+        if found:
+            raise Mistakes(found)
+        return Case(
+            shape.part, data.part, recipe.part, layout.part, outer.part, measure.part, model_name=shape.name
+        )
+
+    def values(self, section: str, combination: Combination) -> dict[str, object]:
+        """What the combination sets in a section, by the key's own name."""
+        found = {}
+        for position in self.sections[section][0]:
+            for key, value in self.axes[position].points[combination[position]].items():
+                of, dot, name = key.partition(".")
+                if dot and of == section:
+                    found[name] = value
+        return found
+
+    def _part(self, kind: type, section: str, at: object, combination: Combination) -> Found:
+        made = self.parts.get((section, at))
+        if made is None:
+            wrong: list[Mistake] = []
+            part = _built(wrong, kind, **self.values(section, combination))
+            if kind is Layout and part is not None:
+                part = canonical(part)
+            made = self.parts[section, at] = Found(part, tuple(wrong))
+        return made
+
+    def _shape(self, combination: Combination, data: DataSpec | None) -> Found:
+        wrong: list[Mistake] = []
+        given = self.values("model", combination)
+        values, shape, name = _shape(given, wrong), None, ""
+        if values is not None:
+            values["vocab"] = values.get("vocab") or _vocab(data, self.vocab_of, wrong)
+            shape = _built(wrong, ModelShape, **values)
+        if shape is not None:
+            name = name_of(shape, given.get("size", ""))
+        return Found(shape, tuple(wrong), name)
+
+    def _recipe(self, combination: Combination, shape: ModelShape | None, ranks: int | None) -> Found:
+        wrong: list[Mistake] = []
+        recipe, budget = self.values("recipe", combination), self.values("budget", combination)
+        return Found(_recipe(recipe, budget, shape, ranks, wrong), tuple(wrong))
 
 
 def _built(found: list[Mistake], kind: Callable, **values: object) -> Any:

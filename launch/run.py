@@ -17,11 +17,12 @@ from ..results.store import RunStore
 from .display import make_display
 from .here import refuse_here
 from .launchers import LAUNCHERS, Launcher
+from .plan import Plan, make_plan
 from .processes import MARK, Guard, end_marked, new_mark
 from .stop import STOP_FILE, signal_names
 from .study import load_study
 from .supervise import RANK_COMMAND, Outcome, Signals
-from .sweep import LocalExecutor, Plan, Summary, Sweep, make_plan
+from .sweep import LocalExecutor, Summary, Sweep
 
 if TYPE_CHECKING:
     from .lab.lab import Lab

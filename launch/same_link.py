@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 
-from ..results.store import RunStore
 from .environment import link_columns
 from .lab.link import Link
 
 ASKED = ("link_rate_asked_bits_per_s", "link_rtt_asked_s")
 
 
-def refuse_another_link(store: RunStore, run_ids: Iterable[str]) -> None:
-    """Runs over another link than the one here are not kept as if they were these.
+class SameLink:
+    """Runs over another link than the one here are not kept as if they were these."""
 
-    Raises
-    ------
-    ValueError: one of these runs has a row that another link gave
-    """
-    here = _link(link_columns())
-    for run_id in run_ids:
-        if (there := _link(store.row(run_id) or {})) != here:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.here = folder, _link(link_columns())
+
+    def refuse(self, run_id: str, row: Mapping[str, object]) -> None:
+        """
+        Raises
+        ------
+        ValueError: another link gave this row
+        """
+        if (there := _link(row)) != self.here:
             raise ValueError(
-                f"{store.folder}: run {run_id} was made over {_text(there)}, this would be over {_text(here)}: "
+                f"{self.folder}: run {run_id} was made over {_text(there)}, this would be over {_text(self.here)}: "
                 "give each link its own --results"
             )
 

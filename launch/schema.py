@@ -21,6 +21,7 @@ from ..bench.shape import ModelShape
 from ..parallelism.diloco.config import Outer
 from ..parallelism.layout import Layout
 from .errors import shown
+from .expand import MOST_RUNS
 from .launchers import LAUNCHERS as STARTERS
 from .stop import signal_names
 
@@ -77,6 +78,7 @@ class Run:
     device: str = "auto"  # auto: cuda where the NVIDIA driver shows a device
     device_memory_gib: float = 0.0  # of one GPU, to skip what cannot fit; 0: ask the driver
     max_ranks: int = 0  # cases of more ranks are skipped; 0: as many as GPUs, or as cores on CPU
+    max_runs: int = 100_000  # cases times repeats; what makes more is refused. At most 1,000,000
     results: str = ""  # folder of the table; empty: scalade-results/<name> in the current folder
 
     def problems(self) -> list[str]:
@@ -88,6 +90,8 @@ class Run:
         for name, low in (("repeats", 1), ("threads_per_rank", 0), ("device_memory_gib", 0), ("max_ranks", 0)):
             if getattr(self, name) < low:
                 found.append(f"run.{name} = {getattr(self, name)}: must be at least {low}")
+        if not 1 <= self.max_runs <= MOST_RUNS:
+            found.append(f"run.max_runs = {self.max_runs}: must be between 1 and {MOST_RUNS}")
         if not self.time_limit_s > 0:
             found.append(f"run.time_limit_s = {self.time_limit_s}: must be more than 0")
         for name in ("hang_limit_s", "grace_s"):

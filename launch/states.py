@@ -12,13 +12,13 @@ from pathlib import Path
 
 from ..results.store import RunStore
 from .errors import unknown
+from .plan import RETRIED, UNFINISHED
 from .progress import read_progress
 from .schedulers import SCHEDULERS
 from .schedulers.base import Scheduler, SchedulerError, Task
 from .schedulers.state import ACTIVE, State
 from .study import StudyError, load_study
 from .submissions import JobRecord, Submission, locked, submissions
-from .sweep import RETRIED, UNFINISHED
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ..results.store import RunStore
 from .errors import unknown
 from .launchers import LAUNCHERS
+from .plan import Plan, PlannedRun, make_plan
 from .schedulers import SCHEDULERS
 from .schedulers.base import Job, Part, Scheduler, SchedulerError, exports
 from .schedulers.state import ACTIVE, State
@@ -28,7 +29,7 @@ from .states import task_states
 from .study import Study, load_study
 from .submissions import FOLDER, JobRecord, Submission, locked, submissions, write_durably
 from .supervise import Outcome, Signals
-from .sweep import LocalExecutor, Plan, PlannedRun, Sweep, make_plan
+from .sweep import LocalExecutor, Sweep
 
 MODES = ("array", "packed")
 MOST_TASKS = 1000  # of one array; Slurm's default limit is 1001

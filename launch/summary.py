@@ -11,7 +11,7 @@ from .stop import REQUEUE_STATUS
 from .supervise import Outcome
 
 if TYPE_CHECKING:
-    from .sweep import Plan
+    from .plan import Plan
 
 
 @dataclass

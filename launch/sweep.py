@@ -1,7 +1,6 @@
-"""The sweep: which runs of a study are missing, one after the other, each leaving a row. Starting it again resumes.
+"""The sweep: the missing runs of a study, one after the other, each leaving a row. Starting it again resumes.
 
-Runs are interleaved by repeat (the first of every case, then the second ...): a machine that drifts then does not
-favour one case. A run is claimed before it starts, so two sweeps over one results folder share the work.
+A run is claimed before it starts, so two sweeps over one results folder share the work.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ import json
 import os
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..results.store import FULL, Claim, RunStore
-from .case import Case
 from .cause import Cause
 from .clock import Moment
 from .display import Display
 from .environment import Placement, link_columns, listen, loopback
 from .judge import judge
+from .plan import Plan, PlannedRun, failed_row, wanted
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
 from .rank import WORLD
-from .same_link import refuse_another_link
 from .schedulers import job_columns
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, read_starts
@@ -38,104 +35,11 @@ from .taken import taken
 from .watchdog import Watchdog, keep_stacks
 
 if TYPE_CHECKING:
-    from .study import PlannedCase, Study
+    from .study import Study
 
 Callback = Callable[[], None]
 CHECKPOINT = "checkpoint"  # in the scratch folder: what a later attempt resumes from
 ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
-UNFINISHED = (None, "cancelled")
-RETRIED = ("failed", "oom", "timeout", "diverged")
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    case: Case
-    repeat: int
-    predicted_memory_bytes: int | None = None
-
-    @property
-    def run_id(self) -> str:
-        return f"{self.case.case_id}-r{self.repeat}"
-
-    @property
-    def label(self) -> str:
-        return f"{self.case.model_name or 'model'} {self.case.layout_name} r{self.repeat}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    pending: tuple[PlannedRun, ...]  # in the order of their execution
-    kept: dict[str, str]  # run_id -> status: have their row
-    to_skip: tuple[PlannedCase, ...]  # cannot run and have no row that says so
-    skipped: int  # cases that cannot run, with a row or without
-    skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
-    failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table, of these cases
-    unfinished: tuple[Case, ...] = ()  # that lack a run, whether they can run or not
-    other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases that need that many
-
-
-def make_plan(
-    study: Study, store: RunStore, *, retry_failed: bool = False, size: int | None = None, only: Collection[str] = (),
-    cases: list[PlannedCase] | None = None,
-) -> Plan:  # fmt: skip
-    """size: the world that is there; cases of another number of ranks are left alone and counted. None: all run.
-    only: case_ids and run_ids, and nothing else is planned; empty: all. cases: those of the study, as planned for
-    another machine than this.
-
-    Raises
-    ------
-    ValueError: `only` names what the study does not have; or runs were made over another link
-    """
-    cases = study.cases(size) if cases is None else cases
-    if only:
-        known = {planned.case.case_id for planned in cases}
-        unknown = [name for name in only if name.split("-r")[0] not in known]
-        if unknown:
-            raise ValueError(f"{study.path}: has no case {unknown[0]}: was it changed since?")
-        cases = [planned for planned in cases if any(name.split("-r")[0] == planned.case.case_id for name in only)]
-    others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
-    cases = [planned for planned in cases if planned.case.ranks not in others]
-    impossible = [planned for planned in cases if planned.skip_reason is not None]
-    missing, kept, failed, unfinished = [], {}, {}, {}
-    for repeat in range(study.run.repeats):
-        for planned in cases:
-            run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
-            if only and run.run_id not in only and run.case.case_id not in only:
-                continue
-            status, possible = store.finished(run.run_id), planned.skip_reason is None
-            if status == "ok" or (possible and not wanted(status, retry_failed)):  # ok: what cannot run here could once
-                kept[run.run_id] = status
-            else:
-                unfinished[planned.case.case_id] = planned.case
-            if possible and run.run_id not in kept:
-                missing.append(run)
-            else:
-                failed |= _failed(store, run.run_id, status)
-    refuse_another_link(store, kept)
-    if study.run.isolation == "pool":  # a world of each size starts once
-        missing.sort(key=lambda run: run.case.ranks)
-    return Plan(
-        pending=tuple(missing),
-        kept=kept,
-        to_skip=tuple(planned for planned in impossible if store.finished(PlannedRun(planned.case, 0).run_id) is None),
-        skipped=len(impossible),
-        skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
-        failed=failed,
-        unfinished=tuple(unfinished.values()),
-        other_sizes=dict(sorted(others.items())),
-    )
-
-
-def _failed(store: RunStore, run_id: str, status: str | None) -> dict[str, Outcome]:
-    if status not in RETRIED:
-        return {}
-    return {run_id: Outcome(status, (store.row(run_id) or {}).get("reason"))}
-
-
-def wanted(status: str | None, retry_failed: bool) -> bool:
-    """Whether a run whose last attempt has this status runs (again). A case that was skipped and now can run does."""
-    return status in UNFINISHED or status == "skipped" or (retry_failed and status in RETRIED)
-
 
 class Executor(Protocol):
     """Runs one run's ranks to their end."""
@@ -261,7 +165,7 @@ class Sweep:
             status = self.store.finished(run.run_id)
             if not wanted(status, self.retry_failed):  # another sweep was faster
                 summary.kept[run.run_id] = status
-                summary.failed_before |= _failed(self.store, run.run_id, status)
+                summary.failed_before |= failed_row(self.store, run.run_id, status)
                 self.display.passed_over(run)
                 return True
             try:

@@ -26,9 +26,10 @@ from ..results.store import RunStore
 from .case import Case
 from .display import make_display
 from .here import refuse_here
+from .plan import PlannedRun, make_plan
 from .study import Study, load_study
 from .supervise import RANK_COMMAND, Signals
-from .sweep import LocalExecutor, PlannedRun, Summary, Sweep, make_plan
+from .sweep import LocalExecutor, Summary, Sweep
 
 STEPS = 10
 TOLERANCE = 1e-4  # relative; measured of sums in another order: at most 1e-5, AdamW with lr from 1e-4 to 5e-2

@@ -32,6 +32,7 @@ from .environment import (
 from .here import refuse_here
 from .judge import judge
 from .peers import BEAT_S, PATIENCE_S, Peers
+from .plan import make_plan
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
@@ -39,7 +40,7 @@ from .rendezvous import Seat, agree, connect
 from .schedulers import job_columns
 from .spec import RunSpec
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
-from .sweep import Callback, Summary, Sweep, make_plan
+from .sweep import Callback, Summary, Sweep
 from .watchdog import Watchdog
 
 if TYPE_CHECKING:

@@ -95,8 +95,7 @@ class RunStore:
 
     def finished(self, run_id: str) -> str | None:
         """Status of the run's last attempt; None: it has to run."""
-        status = (self.row(run_id) or {}).get("status")
-        return status if status in columns("runs")["status"].values else None
+        return known_status(self.row(run_id) or {})
 
     def claim(self, run_id: str) -> Claim | None:
         """Claim the run for this process; None: another holds it.
@@ -228,6 +227,12 @@ class RunStore:
         """Where the run's attempts lie; it need not be there yet."""
         assert RUN_ID.fullmatch(run_id), f"not a run_id: {run_id!r}"
         return self.runs / run_id
+
+
+def known_status(row: Mapping[str, object]) -> str | None:
+    """Status of a run's last attempt, given its row; None: it has to run."""
+    status = row.get("status")
+    return status if status in columns("runs")["status"].values else None
 
 
 def _place(files: Mapping[str, bytes], folder: Path, final: Path) -> None:

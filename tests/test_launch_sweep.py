@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from scalade.launch.environment import LINK
+from scalade.launch.plan import make_plan, wanted
 from scalade.launch.run import as_json, as_text, counted, run_study
 from scalade.launch.study import load_study
 from scalade.launch.summary import Summary
-from scalade.launch.sweep import make_plan, wanted
 from scalade.results.store import RunStore
 
 FAKE = Path(__file__).with_name("fake_rank.py")

@@ -19,6 +19,7 @@ from scalade import cli
 from scalade.launch import states
 from scalade.launch.errors import StudyError
 from scalade.launch.pack import TRIES, Packer, Piece, Started, Tally, next_piece, pieces, read_job
+from scalade.launch.plan import PlannedRun
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.base import SchedulerError, Task
 from scalade.launch.schedulers.slurm import Slurm
@@ -27,7 +28,6 @@ from scalade.launch.site import Kubernetes, Site, clock, load_site, parse_time
 from scalade.launch.study import load_study
 from scalade.launch.submissions import submissions
 from scalade.launch.submit import Wish, nodes_of, submit_study
-from scalade.launch.sweep import PlannedRun
 from scalade.results.store import RunStore
 
 STUDY = """

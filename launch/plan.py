@@ -1,0 +1,153 @@
+"""Which runs of a study are missing: the plan that a sweep executes.
+
+Runs are interleaved by repeat (the first of every case, then the second ...): a machine that drifts then does not
+favour one case.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..results.store import RunStore, known_status
+from .case import Case
+from .same_link import SameLink
+from .supervise import Outcome
+
+if TYPE_CHECKING:
+    from .study import PlannedCase, Study
+
+UNFINISHED = (None, "cancelled")
+RETRIED = ("failed", "oom", "timeout", "diverged")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    case: Case
+    repeat: int
+    predicted_memory_bytes: int | None = None
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.case.case_id}-r{self.repeat}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.case.model_name or 'model'} {self.case.layout_name} r{self.repeat}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    pending: tuple[PlannedRun, ...]  # in the order of their execution
+    kept: dict[str, str]  # run_id -> status: have their row
+    to_skip: tuple[PlannedCase, ...]  # cannot run and have no row that says so
+    skipped: int  # cases that cannot run, with a row or without
+    skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
+    failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table, of these cases
+    unfinished: tuple[Case, ...] = ()  # that lack a run, whether they can run or not
+    other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases that need that many
+
+
+def make_plan(
+    study: Study, store: RunStore, *, retry_failed: bool = False, size: int | None = None, only: Collection[str] = (),
+    cases: list[PlannedCase] | None = None,
+) -> Plan:  # fmt: skip
+    """size: the world that is there; cases of another number of ranks are left alone and counted. None: all run.
+    only: case_ids and run_ids, and nothing else is planned; empty: all. cases: those of the study, as planned for
+    another machine than this.
+
+    Raises
+    ------
+    ValueError: `only` names what the study does not have; or runs were made over another link
+    """
+    cases = study.cases(size) if cases is None else cases
+    asked = _asked(study, cases, only)
+    cases = [planned for planned in cases if asked is None or planned.case.case_id in asked]
+    others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
+    cases = [planned for planned in cases if planned.case.ranks not in others]
+    impossible = [planned for planned in cases if planned.skip_reason is not None]
+    rows = Rows(store)
+    missing, kept, failed, unfinished = [], {}, {}, {}
+    for repeat in range(study.run.repeats):
+        for planned in cases:
+            case, possible = planned.case, planned.skip_reason is None
+            run_id = f"{case.case_id}-r{repeat}"
+            if asked and asked[case.case_id] and run_id not in asked[case.case_id]:
+                continue
+            status = rows.status(run_id)
+            if status == "ok" or (possible and not wanted(status, retry_failed)):  # ok: what cannot run here could once
+                kept[run_id] = status
+                rows.refuse_another_link(run_id)
+            else:
+                unfinished[case.case_id] = case
+            if possible and run_id not in kept:
+                missing.append(PlannedRun(case, repeat, planned.predicted_memory_bytes))
+            elif status in RETRIED:
+                failed[run_id] = Outcome(status, rows.row(run_id).get("reason"))
+    if study.run.isolation == "pool":  # a world of each size starts once
+        missing.sort(key=lambda run: run.case.ranks)
+    return Plan(
+        pending=tuple(missing),
+        kept=kept,
+        to_skip=tuple(planned for planned in impossible if rows.status(f"{planned.case.case_id}-r0") is None),
+        skipped=len(impossible),
+        skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
+        failed=failed,
+        unfinished=tuple(unfinished.values()),
+        other_sizes=dict(sorted(others.items())),
+    )
+
+
+def _asked(study: Study, cases: Sequence[PlannedCase], only: Collection[str]) -> dict[str, set[str]] | None:
+    """case_id -> the runs of it that are asked for, empty: all of it. None: all is asked for."""
+    if not only:
+        return None
+    known, asked = {planned.case.case_id for planned in cases}, dict[str, set[str]]()
+    for name in only:
+        case_id = name.split("-r")[0]
+        if case_id not in known:
+            raise ValueError(f"{study.path}: has no case {name}: was it changed since?")
+        asked.setdefault(case_id, set())
+        if name != case_id:
+            asked[case_id].add(name)
+    return {case_id: set() if case_id in only else runs for case_id, runs in asked.items()}
+
+
+class Rows:
+    """The last row of each run as a plan looks at it. One listing says which runs have a folder at all; a row that is
+    there is read once."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store, self.link = store, SameLink(store.folder)
+        self.begun = set(os.listdir(store.runs))
+        self.last: tuple[str, dict] = "", {}
+
+    def row(self, run_id: str) -> dict:
+        """Empty where there is none, or where it is damaged."""
+        if run_id not in self.begun:
+            return {}
+        if self.last[0] != run_id:
+            self.last = run_id, self.store.row(run_id) or {}
+        return self.last[1]
+
+    def status(self, run_id: str) -> str | None:
+        """None: it has to run."""
+        return known_status(self.row(run_id))
+
+    def refuse_another_link(self, run_id: str) -> None:
+        self.link.refuse(run_id, self.row(run_id))
+
+
+def failed_row(store: RunStore, run_id: str, status: str | None) -> dict[str, Outcome]:
+    """What stands in the table of a run that failed, by its run_id; empty: it did not."""
+    if status not in RETRIED:
+        return {}
+    return {run_id: Outcome(status, (store.row(run_id) or {}).get("reason"))}
+
+
+def wanted(status: str | None, retry_failed: bool) -> bool:
+    """Whether a run whose last attempt has this status runs (again). A case that was skipped and now can run does."""
+    return status in UNFINISHED or status == "skipped" or (retry_failed and status in RETRIED)
