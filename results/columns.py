@@ -29,6 +29,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         count("eval_rows", "rows of this run in `evals`", required=True),
         count("comm_rows", "rows of this run in `comm`: a sweep over collectives has some, training none"),
         count("op_rows", "rows of this run in `ops`: where measure.profile_steps asked for them"),
+        string("tables_sha256", "SHA-256 of the run's other files by table, as JSON; null: none, or an older row"),
+        string("row_sha256", "SHA-256 of the row's own file up to this entry; null: an older row"),
         count("schema_version", "version of this table's schema that wrote the row", required=True),
         string("superseded_columns", "columns that an older version wrote wrong, with commas: null when read"),
         string("superseded_reason", "why they are; null where nothing was taken out"),

@@ -47,10 +47,10 @@ class Refused(OSError):
         return f"{self.filename}: {self.strerror}"
 
 
-def open_folder(folder: str | Path, below: str | Path | None = None, make: bool = False) -> int:
+def open_folder(folder: str | Path, below: str | Path | None = None, make: bool = False, mode: int = 0o777) -> int:
     """File descriptor of the folder, for listing, syncing, and as dir_fd. The caller closes it.
 
-    make: make it where it is missing, and the folders between `below` and it
+    make: make it where it is missing, with this mode, and the folders between `below` and it
 
     Raises
     ------
@@ -58,7 +58,7 @@ def open_folder(folder: str | Path, below: str | Path | None = None, make: bool 
     """
     with _parent(folder, below, make) as (parent, name):
         if make:
-            _make(parent, name)
+            _make(parent, name, mode)
         return _open_part(name, parent, folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
@@ -168,9 +168,9 @@ def is_folder(path: str | Path, below: str | Path | None = None) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
-def make_folder(folder: str | Path, below: str | Path | None = None) -> None:
+def make_folder(folder: str | Path, below: str | Path | None = None, mode: int = 0o777) -> None:
     """Make the folder where it is missing, and those between `below` and it. Refused: a link or a file is there."""
-    os.close(open_folder(folder, below, make=True))
+    os.close(open_folder(folder, below, make=True, mode=mode))
 
 
 def write(file: str | Path, content: str | bytes, below: str | Path | None = None, sync: bool = True) -> None:
@@ -206,7 +206,7 @@ def write_folder(folder: str | Path, contents: Mapping[str, bytes], below: str |
             inside = os.open(aside, _PART & ~getattr(os, "O_PATH", 0), dir_fd=parent)
             try:
                 for file, content in contents.items():
-                    _write_new(file, content, inside, sync=True)
+                    _write_new(file, content, inside, True)
                 os.fsync(inside)
             finally:
                 os.close(inside)
@@ -262,9 +262,9 @@ def _parent(path: str | Path, below: str | Path | None, make: bool = False) -> I
         os.close(descriptor)
 
 
-def _make(parent: int, name: str) -> None:
+def _make(parent: int, name: str, mode: int = 0o777) -> None:
     try:
-        os.mkdir(name, dir_fd=parent)
+        os.mkdir(name, mode, dir_fd=parent)
     except FileExistsError:  # a folder, or what opening it then refuses
         pass
 

@@ -20,7 +20,6 @@ former and in 2.1 s as the latter (pyarrow 26, one core). tests/benchmarks/test_
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import errata
+from . import arrow_file, digests, errata, files
+from .arrow_file import rows_in, under
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked
 from .schema import columns as schema_columns
 from .store import IN_FOLDER, attempts_in, rows_column
@@ -177,14 +177,14 @@ def _rows_table(path: str | Path, name: str, runs: Iterable[str] | pd.DataFrame 
         if wanted is not None:
             table = table.filter(pc.is_in(table["run_id"], pa.array(wanted, pa.string())))
         return table
-    schema = arrow_schema(name)
+    path, schema = Path(path), arrow_schema(name)
     stored = pa.schema([field for field in schema if field.name not in IN_FOLDER])
     parts, owners = [], []
-    for folder, row in _attempts(Path(path), all_attempts):
+    for folder, row in _attempts(path, all_attempts):
         count, file = row[rows_column(name)], folder / f"{name}.arrow"
-        there = file.exists() if count is None else count > 0  # null: written before there was such a column
+        there = count > 0 if count is not None else files.is_file(file, path)  # null: older than this column
         if (wanted is None or row["run_id"] in wanted) and there:
-            part = _stored_rows(file, stored, count)
+            part = _stored_rows(file, path, stored, row, name)
             if part is not None:
                 parts.append(part)
                 owners.append(row)
@@ -221,19 +221,19 @@ def _attempts(path: Path, all_attempts: bool) -> Iterator[tuple[Path, dict]]:
     if not path.is_dir():
         raise ValueError(f"no results at {str(path)!r}: neither a results folder, nor a run, nor an exported file")
     runs = path / "runs"
-    if runs.is_dir():
-        run_folders = [runs / name for name in sorted(os.listdir(runs)) if not name.startswith(".")]
+    if files.look(runs, path) is not None:
+        run_folders = [(runs / name, name) for name in files.names(runs, path) if not name.startswith(".")]
     else:
-        run_folders = [path.resolve()] if attempts_in(path) else []
-    for folder in run_folders:
+        run_folders = [(path, path.resolve().name)] if attempts_in(path) else []
+    for folder, run_id in run_folders:
         try:
-            numbers = attempts_in(folder)
+            numbers = attempts_in(folder, path)
         except OSError as error:
-            _warn(folder, error.strerror)
+            _warn(folder, error)
             continue
         found = []
         for number in reversed(numbers):
-            row = _row(folder / f"a{number}" / "run.json", folder.name, number)
+            row = _row(folder / f"a{number}" / "run.json", path, run_id, number)
             if row:
                 found.append((folder / f"a{number}", row))
                 if not all_attempts:
@@ -241,12 +241,10 @@ def _attempts(path: Path, all_attempts: bool) -> Iterator[tuple[Path, dict]]:
         yield from reversed(found)
 
 
-def _row(file: Path, run_id: str, attempt: int) -> dict | None:
+def _row(file: Path, below: Path, run_id: str, attempt: int) -> dict | None:
     """The row in the file, every column of the schema; None, and a warning, where it is damaged."""
     try:
-        content = json.loads(_bytes(file))
-        if not isinstance(content, dict):
-            raise SchemaError("not a JSON object")
+        content = digests.unsealed(files.read(file, below))
         version = checked(schema_columns("runs")["schema_version"], content.get("schema_version"))
         if version <= SCHEMA_VERSION:
             current = version == SCHEMA_VERSION
@@ -265,14 +263,10 @@ def _row(file: Path, run_id: str, attempt: int) -> dict | None:
     )
 
 
-def _stored_rows(file: Path, schema: pa.Schema, count: int | None) -> pa.Table | None:
+def _stored_rows(file: Path, below: Path, schema: pa.Schema, row: dict, table: str) -> pa.Table | None:
     """The rows in an Arrow file under our schema (what it does not have is null); None, and a warning: damaged."""
     try:
-        table = pa.ipc.open_file(pa.BufferReader(_bytes(file))).read_all()
-        table.validate(full=True)
-        if count is not None and len(table) != count:
-            raise SchemaError(f"{len(table)} rows, the run wrote {count}")
-        return _under(schema, table)
+        return rows_in(files.read(file, below, arrow_file.LIMIT), schema, row, table)
     except DAMAGE as error:
         _warn(file, error)
         return None
@@ -291,24 +285,11 @@ def _exported(file: Path, name: str) -> pa.Table:
         raise ValueError(f"{printable(file)} holds {what}, not {name}")
     if about["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"{printable(file)} has schema version {about['schema_version']}: upgrade scalade")
-    table = _under(arrow_schema(name), table)
+    table = under(arrow_schema(name), table)
     if name != "runs":  # of runs, each row says by which version it was written
         table, taken = errata.of_exported(name, table, about["schema_version"])
         _say_old(errata.lines(taken))
     return table
-
-
-def _under(schema: pa.Schema, table: pa.Table) -> pa.Table:
-    """The table with exactly the schema's columns: others dropped, missing ones null."""
-    if table.schema.equals(schema):
-        return table
-    return pa.table(
-        [
-            table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-            for field in schema
-        ],
-        schema=schema,
-    )
 
 
 def _repeated(lengths: list[int]) -> pa.Array:
@@ -316,12 +297,6 @@ def _repeated(lengths: list[int]) -> pa.Array:
     import numpy as np
 
     return pa.array(np.repeat(np.arange(len(lengths)), lengths))
-
-
-def _bytes(file: Path) -> bytes:
-    # Not blocking: a named pipe put in the place of a row reads as empty.
-    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as handle:
-        return handle.read()
 
 
 def printable(text: object) -> str:

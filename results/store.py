@@ -10,17 +10,17 @@
                             /reserve                 room on the disk for its row
 
 An attempt is written aside in the run's folder, synced to the disk, and renamed into place: a process killed at any
-moment leaves a finished attempt or none. Nothing is rewritten: of two writers of one attempt the first wins.
+moment leaves a finished attempt or none. Nothing is rewritten: of two writers of one attempt the first wins. The row
+carries SHA-256s of itself and of the other files (digests.py). The folder may be somebody else's: no link in it is
+followed, and only regular files are opened (files.py).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
-import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import digests, files
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, checked_row, columns, refuse_unknown
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ ATTEMPT = re.compile(r"a([1-9][0-9]{0,8})")
 IN_FOLDER = ("run_id", "attempt")  # columns of the other tables that the folder says
 FULL = (errno.ENOSPC, errno.EDQUOT)
 RESERVE = "reserve"  # in the run's folder: room for its row
-ASIDE = ".writing-"  # an attempt not finished yet; left behind by a killed writer, swept by the next claim
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,22 @@ class RunStore:
             raise ValueError(f"results folder {str(folder)!r}: it, or a part of its path, is a file") from None
         except OSError as error:
             raise ValueError(f"results folder {str(folder)!r} cannot be made: {error.strerror}") from None
+        os.close(files.open_folder(self.runs, self.folder))
         if not os.access(self.runs, os.W_OK | os.X_OK):
             raise ValueError(f"results folder {str(folder)!r} may not be written by this user")
 
     def attempts(self, run_id: str) -> list[int]:
         """Finished attempts of the run, in order; a damaged one counts."""
-        return attempts_in(self.run_folder(run_id))
+        return attempts_in(self.run_folder(run_id), self.folder)
 
     def row(self, run_id: str) -> dict | None:
         """The row of the run's last attempt; None: it has none, or it is damaged."""
         attempts = self.attempts(run_id)
         try:
-            row = json.loads((self.run_folder(run_id) / f"a{attempts[-1]}" / "run.json").read_bytes())
-        except (IndexError, OSError, ValueError, RecursionError):
+            file = self.run_folder(run_id) / f"a{attempts[-1]}" / "run.json"
+            return digests.unsealed(files.read(file, self.folder))
+        except (IndexError, OSError, ValueError):
             return None
-        return row if isinstance(row, dict) else None
 
     def finished(self, run_id: str) -> str | None:
         """Status of the run's last attempt; None: it has to run."""
@@ -105,14 +106,16 @@ class RunStore:
         """
         folder = self.run_folder(run_id)
         with _said(f"claim run {run_id}", folder):
-            folder.mkdir(exist_ok=True)
-            lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            files.make_folder(folder, self.folder)
+            lock_fd = files.open_file(folder / "lock", self.folder, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for left in folder.glob(f"{ASIDE}*"):
-                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-                os.truncate(lock_fd, 0)
-                os.write(lock_fd, f"{socket.gethostname()} {os.getpid()}\n".encode())  # for people who look
+                for name in files.names(folder, self.folder):
+                    if name.startswith(files.ASIDE):  # left behind by a killed writer
+                        files.remove(folder / name, self.folder)
+                if os.fstat(lock_fd).st_nlink == 1:  # not another's file
+                    os.truncate(lock_fd, 0)
+                    os.write(lock_fd, f"{socket.gethostname()} {os.getpid()}\n".encode())  # for people who look
             except BlockingIOError:
                 os.close(lock_fd)
                 return None
@@ -125,22 +128,22 @@ class RunStore:
         """Folder of the running attempt: progress, error reports, checkpoints. Not part of the table."""
         folder = self.run_folder(run_id) / "scratch"
         with _said(f"make the scratch folder of run {run_id}", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(folder, self.folder)
         return folder
 
     def has_scratch(self, run_id: str) -> bool:
         folder = self.run_folder(run_id)
-        return (folder / "scratch").exists() or (folder / RESERVE).exists()
+        return any(files.look(folder / name, self.folder) is not None for name in ("scratch", RESERVE))
 
     def clean_scratch(self, run_id: str, keep: Iterable[str] = ()) -> None:
         """Empty the scratch folder, but for the names in `keep` (a checkpoint, say). For who holds the claim."""
         keep = set(keep)
         folder = self.run_folder(run_id) / "scratch"
-        for entry in list(folder.iterdir()) if folder.is_dir() else ():
-            if entry.name not in keep:
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
-        if folder.is_dir() and not keep:
-            folder.rmdir()
+        for name in files.names(folder, self.folder):
+            if name not in keep:
+                files.remove(folder / name, self.folder)
+        if not keep:
+            files.remove(folder, self.folder)
 
     def write_run(
         self,
@@ -168,8 +171,9 @@ class RunStore:
         attempt = row.get("attempt") or max(self.attempts(run_id), default=0) + 1
         given = {"steps": steps, "evals": evals, "comm": comm, "ops": ops}
         tables = {name: _rows(name, rows) for name, rows in given.items()}
+        contents = {name: _arrow_bytes(table) for name, table in tables.items() if len(table)}
         full = checked_row("runs", {
-            **row, "attempt": attempt, "schema_version": SCHEMA_VERSION,
+            **row, "attempt": attempt, "schema_version": SCHEMA_VERSION, digests.TABLES: digests.of_tables(contents),
             **{rows_column(name): len(table) for name, table in tables.items()},
         })  # fmt: skip
         ok = full["status"] == "ok"
@@ -178,23 +182,20 @@ class RunStore:
         for name in ("loss", "val_loss"):
             if ok and row.get(name) is not None and full[name] is None:
                 raise SchemaError(f"run {run_id} is ok with {name} = {row[name]}: its status is diverged")
-        files = {"run.json": (json.dumps(full, indent=1, allow_nan=False) + "\n").encode()}
-        files |= {f"{name}.arrow": _arrow_bytes(table) for name, table in tables.items() if len(table)}
-
+        contents = {"run.json": digests.sealed(full)} | {f"{name}.arrow": each for name, each in contents.items()}
         final = folder / f"a{attempt}"
         with _said(f"write the row of run {run_id}", folder):
-            folder.mkdir(exist_ok=True)
+            files.make_folder(folder, self.folder)
             try:
-                _place(files, folder, final)
+                files.write_folder(final, contents, self.folder)
+            except FileExistsError:
+                raise FileExistsError(f"attempt {attempt} of run {run_id} was written already: {final}") from None
             except OSError as error:
-                if final.exists():
-                    raise FileExistsError(f"attempt {attempt} of run {run_id} was written already: {final}") from None
-                if error.errno not in FULL or not (folder / RESERVE).exists():
+                if error.errno not in FULL or files.look(folder / RESERVE, self.folder) is None:
                     raise
-                (folder / RESERVE).unlink()
-                _place(files, folder, final)
-            _sync(folder)
-            _sync(self.runs)
+                files.remove(folder / RESERVE, self.folder)
+                files.write_folder(final, contents, self.folder)
+            files.sync_folder(self.runs, self.folder)
         return final
 
     def reserve(self, run_id: str, size_bytes: int) -> None:
@@ -203,25 +204,31 @@ class RunStore:
         For who holds the claim. Raises OSError where there is no such room.
         """
         with _said(f"reserve {size_bytes} bytes for the row of run {run_id}", self.run_folder(run_id)):
-            (self.run_folder(run_id) / RESERVE).unlink(missing_ok=True)
-            with open(self.run_folder(run_id) / RESERVE, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            self.release(run_id)
+            self._set_aside(self.run_folder(run_id) / RESERVE, size_bytes)
 
     def release(self, run_id: str) -> None:
         """Give back what `reserve` set aside."""
-        (self.run_folder(run_id) / RESERVE).unlink(missing_ok=True)
+        files.remove(self.run_folder(run_id) / RESERVE, self.folder)
 
     def has_room(self, run_id: str, size_bytes: int = 2**16) -> bool:
         """Whether the disk takes so much more, beside what is reserved."""
-        probe = self.run_folder(run_id) / f"{ASIDE}probe"
+        probe = self.run_folder(run_id) / f"{files.ASIDE}probe"
+        files.remove(probe, self.folder)
         try:
-            with open(probe, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            self._set_aside(probe, size_bytes)
         except OSError as error:
             return error.errno not in FULL
         finally:
-            probe.unlink(missing_ok=True)
+            files.remove(probe, self.folder)
         return True
+
+    def _set_aside(self, file: Path, size_bytes: int) -> None:
+        descriptor = files.open_file(file, self.folder, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        finally:
+            os.close(descriptor)
 
     def run_folder(self, run_id: str) -> Path:
         """Where the run's attempts lie; it need not be there yet."""
@@ -235,31 +242,17 @@ def known_status(row: Mapping[str, object]) -> str | None:
     return status if status in columns("runs")["status"].values else None
 
 
-def _place(files: Mapping[str, bytes], folder: Path, final: Path) -> None:
-    """All files as the folder `final`, whole and on the disk, or none."""
-    aside = folder / f"{ASIDE}{os.getpid()}-{os.urandom(4).hex()}"
-    try:
-        aside.mkdir()
-        for name, content in files.items():
-            _write(aside / name, content)
-        _sync(aside)
-        os.rename(aside, final)  # refused where an attempt stands: a full folder is not replaced
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
 def rows_column(table: str) -> str:
     """Column of `runs` that counts a run's rows in another table."""
     return f"{table.removesuffix('s')}_rows"
 
 
-def attempts_in(run_folder: Path) -> list[int]:
-    """Numbers of the finished attempts in a run's folder, in order. No folder: none."""
-    try:
-        names = os.listdir(run_folder)
-    except FileNotFoundError:
-        return []
+def attempts_in(run_folder: Path, below: Path | None = None) -> list[int]:
+    """Numbers of the finished attempts in a run's folder, in order. No folder: none.
+
+    below: the folder that the user named (files.py). OSError: it is a link, or cannot be read.
+    """
+    names = files.names(run_folder, below)
     return sorted(int(match[1]) for name in names if (match := ATTEMPT.fullmatch(name)))
 
 
@@ -296,21 +289,6 @@ def _arrow_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextmanager
 def _said(doing: str, where: Path) -> Iterator[None]:
     """Turns an OSError inside into one line that says what was being done and where."""
@@ -319,4 +297,5 @@ def _said(doing: str, where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, f"cannot {doing}: {error.strerror}", str(where)) from None
+        found = error.filename if isinstance(error, files.Refused) else where
+        raise OSError(error.errno, f"cannot {doing}: {error.strerror}", str(found)) from None

@@ -36,7 +36,7 @@ def add(folder, name, version=SCHEMA_VERSION, **row):
     identity = {"run_id": f"{name}-r0", "case_id": name, "started_at": f"2026-01-01T00:00:{len(name):02}Z"}
     rows = {"step": [0], "step_time_s": [0.5], "loss": [2.0]}, {"step": [1], "val_loss": [2.5]}
     file = RunStore(folder).write_run(ROW | identity | row, *rows) / "run.json"
-    content = json.loads(file.read_text()) | {"schema_version": version}
+    content = json.loads(file.read_text()) | {"schema_version": version, "row_sha256": None}
     file.write_text(json.dumps(content))
 
 

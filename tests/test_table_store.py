@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 import scalade
-from scalade.results import store as store_module
+from scalade.results import files
 from scalade.results.schema import SchemaError
 from scalade.results.store import RunStore
 
@@ -181,15 +181,15 @@ def test_a_results_folder_that_cannot_be(tmp_path):
         RunStore("/proc/scalade-results")
 
 
-@pytest.mark.parametrize("failing", ["_write", "_sync", "rename"])
+@pytest.mark.parametrize("failing", ["_write_new", "fsync", "rename"])
 def test_a_full_disk_leaves_no_half_row_and_says_so(tmp_path, monkeypatch, failing):
     store = RunStore(tmp_path)
     store.write_run(row(status="failed", reason="rank 0 was killed", loss=None))
 
-    def full(*args):
+    def full(*args, **keywords):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    where = os if failing == "rename" else store_module
+    where = files if failing == "_write_new" else os
     with monkeypatch.context() as patch:
         patch.setattr(where, failing, full)
         with pytest.raises(OSError, match="cannot write the row of run c0ffee-r0: No space left") as error:
@@ -207,9 +207,9 @@ def test_everything_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
         events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
         fsync(fd)
 
-    def noted_rename(source, target):
+    def noted_rename(source, target, **folders):
         events.append("rename")
-        rename(source, target)
+        rename(source, target, **folders)
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(os, "rename", noted_rename)
