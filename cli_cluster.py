@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .cli_read import FoundResults, Json, say
 from .launch.grid import printable
 
+if TYPE_CHECKING:
+    from .launch.submit import Submitted
+
+TELL_S = 5.0
 app = typer.Typer()
 
 JobOption = Annotated[str, typer.Option("--job", help="A job's or task's id, or a submission; default: all.",
@@ -37,20 +43,26 @@ def submit(
     results: Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")]
     = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False,
+    resubmit: Annotated[bool, typer.Option("--resubmit", help="Also the cases of jobs that are lost or unknown.")]
+    = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice.
 
-    Exit status 1: there is nothing to hand over, and the table has a failed run or none at all.
+    A job of which nobody has heard the end may be running: its cases are left alone, unless --resubmit is given.
+    Exit status 1: there is nothing to hand over, and the table has a failed run or none at all, or such jobs are left.
     """
+    from .launch.jobs import Wish
     from .launch.run import counted
-    from .launch.submit import Wish, submit_study
+    from .launch.submit import submit_study
 
-    wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed)
-    done = submit_study(study, results, wish, dry_run=dry_run)
+    wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed,
+                resubmit)
+    done = submit_study(study, results, wish, dry_run=dry_run, tell=_every_few_seconds())
     ids = [job.job_id for job in done.submission.jobs] if done.submission else []
     if as_json:
         say({"results": str(done.results), "runs": done.runs, "kept": done.kept, "active_cases": done.active,
+             "unheard_cases": done.unheard_cases, "unheard": done.unheard, "left_cases": done.left,
              "skipped": done.skipped, "jobs": ids, "submission": done.submission.id if done.submission else None,
              "scripts": done.scripts if dry_run else list(done.scripts), "skip_reasons": done.skip_reasons,
              "failed": {run_id: asdict(outcome) for run_id, outcome in done.failed.items()},
@@ -64,27 +76,71 @@ def submit(
     facts += [f"{done.active} case{'s' if done.active != 1 else ''} under way"] * bool(done.active)
     facts += [f"{len(done.failed)} failed before: --retry-failed submits what can run"] * bool(done.failed)
     facts += [f"{done.skipped} case{'s' if done.skipped != 1 else ''} skipped"] * bool(done.skipped)
+    more = _left_alone(done)
     verb = "would submit" if dry_run else "submitted" if ids else "nothing to submit"
-    lines = [f"{verb}: {', '.join(facts)}", *counted(done.skip_reasons)] + [f"jobs: {', '.join(ids)}"] * bool(ids)
+    lines = [f"{verb}: {', '.join(facts)}", *counted(done.skip_reasons), *more]
+    lines += [f"jobs: {_some_of(ids)}"] * bool(ids)
     say([*lines, f"table: {done.results}"]) if not dry_run else print(printable("\n".join(lines)), file=sys.stderr)
     raise typer.Exit(done.exit_code)
 
 
+def _left_alone(done: Submitted) -> list[str]:
+    """What was not handed over, one line each: what it waits for, and how that is changed."""
+    lines = []
+    if done.unheard_cases:
+        jobs = [f"{job} ({state})" for job, state in done.unheard.items()]
+        lines.append(f"not started again: {_counted(done.unheard_cases, 'case')} of {_some_of(jobs)}: they may be "
+                     "running; scalade status says more, --resubmit starts them all the same")  # fmt: skip
+    if done.left:
+        lines.append(f"left for later: {_counted(done.left, 'case')}, since {done.left_why}: submit again, or --mode "
+                     "packed")  # fmt: skip
+    return lines
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
+
+
+def _some_of(words: Sequence[str], most: int = 8) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
+
+
+def _every_few_seconds() -> Callable[[int, int], None]:
+    """Says on standard error how many jobs have been handed over, where that takes its time."""
+    last = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TELL_S and done < of:
+            last = time.monotonic()
+            print(f"scalade: {done:,} of {of:,} jobs handed over", file=sys.stderr, flush=True)
+
+    return tell
+
+
 @app.command(epilog="Example: scalade status quickstart")
-def status(results: FoundResults = None, job: JobOption = "", as_json: Json = False) -> None:
+def status(
+    results: FoundResults = None, job: JobOption = "",
+    limit: Annotated[int, typer.Option(min=0, help="So many lines, what needs a look first; 0: all.")] = 100,
+    as_json: Json = False,
+) -> None:  # fmt: skip
     """What became of submitted jobs: waiting, running, done, failed, with the scheduler's reason.
 
-    Exit status 1: a job or one of its runs has failed, or a scheduler could not be asked.
+    lost: the scheduler does not know it any more, and runs are missing; unknown: the scheduler did not answer. Nothing
+    is started again for these by itself. Exit status 1: a job or one of its runs has failed, is lost or unknown.
     """
     from .launch.grid import make_console, print_grid
     from .launch.locate import locate
+    from .launch.states import counted_states, shortened
     from .launch.states import status as find
 
     lines, doubts = find(locate(results), job)
-    code = int(bool(doubts) or any(line.failed for line in lines))
+    code = int(bool(doubts) or any(line.wanting for line in lines))
     if as_json:
-        say({"jobs": [asdict(line) for line in lines], "doubts": doubts, "exit_code": code})
+        say({"jobs": [vars(line) for line in lines], "states": counted_states(lines), "doubts": doubts,
+             "exit_code": code})  # fmt: skip
     else:
+        everything, lines = lines, shortened(lines, limit)
         headers = ("job", "case", ">nodes", ">ranks", "state", "runs", "on", ">time", "reason")
         rows = [
             (line.job, line.what, str(line.nodes), str(line.ranks), line.state,
@@ -93,6 +149,9 @@ def status(results: FoundResults = None, job: JobOption = "", as_json: Json = Fa
             for line in lines
         ]  # fmt: skip
         print_grid(make_console(), headers, rows)
+        if len(lines) < len(everything):
+            counts = ", ".join(f"{count:,} {state}" for state, count in counted_states(everything).items())
+            say([f"{len(lines):,} of {len(everything):,} jobs are shown (--limit): {counts}"])
     for doubt in doubts:
         print(f"scalade: {doubt}", file=sys.stderr)
     raise typer.Exit(code)
@@ -101,8 +160,8 @@ def status(results: FoundResults = None, job: JobOption = "", as_json: Json = Fa
 @app.command(epilog="Example: scalade cancel quickstart --job 1234_3")
 def cancel(results: FoundResults = None, job: JobOption = "", as_json: Json = False) -> None:
     """Cancel submitted jobs that wait or run. Runs that have their row keep it."""
+    from .launch.cancel import cancel as end
     from .launch.locate import locate
-    from .launch.states import cancel as end
 
     said = end(locate(results), job)
     say({"said": said} if as_json else said)
@@ -115,7 +174,7 @@ def logs(
 ) -> None:  # fmt: skip
     """Show the end of what submitted jobs printed, the newest last."""
     from .launch.locate import locate
-    from .launch.states import logs as read
+    from .launch.logs import logs as read
 
     tails = read(locate(results), job, lines)
     if as_json:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..results.store import RunStore
+from .jobs import nodes_of
 from .launchers import LAUNCHERS, Step
 from .plan import UNFINISHED, PlannedRun, make_plan
 from .processes import MARK, Guard, end_marked, new_mark
@@ -27,7 +28,6 @@ from .schedulers import SCHEDULERS
 from .site import Kubernetes, Site
 from .stop import REQUEUE_STATUS, STOP_FILE
 from .study import Study, load_study
-from .submit import nodes_of
 
 TRIES = 3  # starts of a run that leaves no row: its port was taken, a node did not answer
 FAREWELL_S = 15.0  # for steps that were asked to end to write their rows

@@ -2,7 +2,7 @@
 
     <results>/submissions/<id>/submission.json   this record, replaced atomically
                               <study file>       a copy: jobs that wait do not see later changes
-                              <job>.sh, .yaml    the batch scripts, with <job>.json for `scalade pack`
+                              <job>.sh, .manifest.json   the batch scripts, with <job>.json for `scalade pack`
                               <job>.*.log        what the jobs printed
 
 The record is written before the scheduler is asked, so that a job whose id was never heard (the submission was killed
@@ -43,6 +43,10 @@ class JobRecord:
     refusal: str = ""  # in the scheduler's words
     seen: dict[str, dict[str, str]] = field(default_factory=dict)  # task number -> how it ended, once it was seen to
 
+    def give_up(self, task: int, why: str) -> None:
+        """Nobody waits for this task any more, unless its scheduler speaks of it again."""
+        self.seen[str(task)] = {"state": str(State.CANCELLED), "reason": why, "where": "", "elapsed": ""}
+
     def tasks(self) -> dict[int, list[int]]:
         """Task number -> indices of its cases."""
         return {n: [n] for n in range(len(self.cases))} if self.array else {0: list(range(len(self.cases)))}
@@ -55,6 +59,7 @@ class Submission:
     study: str  # file name in the folder
     submitted_at: str  # UTC, ISO 8601
     jobs: list[JobRecord]
+    repeats: int = 0  # runs of a case; 0: the study's copy says it (records of before)
     folder: Path = field(default=Path(), compare=False)
 
     def save(self) -> None:

@@ -1,55 +1,42 @@
 """`scalade submit`: what is missing of a study as jobs of a scheduler.
 
 The cases are those without a finished row and without a job that waits or runs; so submitting again starts nothing
-twice. A case takes as few nodes as hold the same number of its ranks each.
+twice. A job that nobody has heard the end of (it is lost, or the scheduler does not answer) may be running: its cases
+are left alone until `--resubmit` says otherwise, or `scalade cancel` has ended it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..results.store import RunStore
 from .errors import unknown
+from .heard import hear
+from .jobs import Ground, Wish, job_json, make_jobs
 from .launchers import LAUNCHERS
 from .plan import Plan, PlannedRun, make_plan
 from .schedulers import SCHEDULERS
-from .schedulers.base import Job, Part, Scheduler, SchedulerError, exports
-from .schedulers.state import ACTIVE, State
+from .schedulers.ask import SchedulerError
+from .schedulers.base import Job, Limits, Scheduler
+from .schedulers.state import ACTIVE, UNHEARD, State
 from .site import Site, load_site
 from .spec import utc
-from .states import task_states
 from .study import Study, load_study
 from .submissions import FOLDER, JobRecord, Submission, locked, submissions, write_durably
 from .supervise import Outcome, Signals
 from .sweep import LocalExecutor, Sweep
 
 MODES = ("array", "packed")
-MOST_TASKS = 1000  # of one array; Slurm's default limit is 1001
-SPARE_S = 300  # for a job to begin and end, beside its runs
+SAVING = 0.1  # of the time in which jobs are handed over: what writing their ids down may take
 
-
-@dataclass(frozen=True)
-class Wish:
-    """What the command line says beside the study."""
-
-    scheduler: str = ""
-    profile: Path | None = None
-    launcher: str = ""
-    mode: str = "array"
-    nodes: int = 0  # packed: of one job; 0: as many as the largest case takes
-    jobs: int = 1  # packed: so many of them, which share the cases
-    alone: bool = False  # packed: no run beside another, where nodes share what they talk over
-    throttle: int = 0  # array: tasks that run at once; 0: no limit
-    time_limit: str = ""
-    retry_failed: bool = False
+Tell = Callable[[int, int], None]  # jobs handed over, of how many
 
 
 @dataclass(frozen=True)
@@ -62,6 +49,10 @@ class Submitted:
     runs: int = 0  # that are missing and not under way
     kept: int = 0  # runs that have their row
     active: int = 0  # cases that a job of an earlier submission waits for or runs
+    unheard: dict[str, str] = field(default_factory=dict)  # job -> lost or unknown: its cases are left alone
+    unheard_cases: int = 0
+    left: int = 0  # cases for which the cluster has no room now
+    left_why: str = ""
     skipped: int = 0
     skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
     failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table
@@ -70,35 +61,45 @@ class Submitted:
     @property
     def exit_code(self) -> int:
         """0: handed over, or under way, or all is done; 1: there is nothing to hand over, and the table has a failed
-        run or none at all."""
-        return int(not self.runs and not self.active and bool(self.failed or not self.measured))
+        run or none at all, or somebody has to say what is to become of jobs that were not heard of."""
+        wanting = self.unheard_cases or self.failed or not self.measured
+        return int(not self.runs and not self.active and bool(wanting))
 
 
-def nodes_of(ranks: int, per_node: int) -> tuple[int, int]:
-    """(nodes, ranks on each): the fewest nodes that hold the same number each, at most `per_node`."""
-    most = next(count for count in range(min(ranks, per_node), 0, -1) if ranks % count == 0)
-    return ranks // most, most
+@dataclass
+class UnderWay:
+    """Cases of earlier submissions that have no end yet."""
+
+    active: set[str] = field(default_factory=set)
+    unheard: dict[str, tuple[str, State]] = field(default_factory=dict)  # case_id -> job and its state
+    silent: str = ""  # why a scheduler gave no answer
 
 
-def submit_study(path: Path, results: Path | None, wish: Wish, *, dry_run: bool = False) -> Submitted:
+def submit_study(
+    path: Path, results: Path | None, wish: Wish, *, dry_run: bool = False, tell: Tell = lambda done, of: None
+) -> Submitted:
     """Write the batch scripts for what is missing of a study and hand them over.
+
+    tell: is called after each job that was handed over
 
     Raises
     ------
-    ValueError: the study, the profile or a wish is wrong, or the scheduler refuses
+    ValueError: the study, the profile or a wish is wrong, or the scheduler refuses, or a scheduler does not answer
+        whose jobs may be running
     OSError: the results folder takes no more
     """
     study, site = load_study(path), load_site(wish.profile)
     scheduler, site, launcher = _choose(study, site, wish)
     folder = Path(os.path.abspath(results or study.results))
+    ground = Ground(study, folder, folder / FOLDER / os.urandom(3).hex(), site, launcher, Limits(scheduler.most_tasks))
     if dry_run and not (folder / "runs").is_dir():
         with tempfile.TemporaryDirectory() as nothing:
-            return _submit(study, folder, RunStore(nothing), scheduler, site, launcher, wish, dry_run=True)
+            return _submit(ground, RunStore(nothing), scheduler, wish, None)
     store = RunStore(folder)
     if dry_run:
-        return _submit(study, folder, store, scheduler, site, launcher, wish, dry_run=True)
+        return _submit(ground, store, scheduler, wish, None)
     with locked(folder):
-        return _submit(study, folder, store, scheduler, site, launcher, wish, dry_run=False)
+        return _submit(ground, store, scheduler, wish, tell)
 
 
 def _choose(study: Study, site: Site, wish: Wish) -> tuple[Scheduler, Site, str]:
@@ -126,28 +127,49 @@ def _choose(study: Study, site: Site, wish: Wish) -> tuple[Scheduler, Site, str]
     return scheduler, site, launcher
 
 
-def _submit(
-    study: Study, results: Path, store: RunStore, scheduler: Scheduler, site: Site, launcher: str, wish: Wish,
-    *, dry_run: bool,
-) -> Submitted:  # fmt: skip
+def _submit(ground: Ground, store: RunStore, scheduler: Scheduler, wish: Wish, tell: Tell | None) -> Submitted:
+    """tell: None: nothing is written and nothing handed over."""
+    study, dry_run = ground.study, tell is None
     plan = make_plan(study, store, retry_failed=wish.retry_failed, cases=study.cases_elsewhere())
-    active = _active_cases(results, remember=not dry_run)
-    pending = [run for run in plan.pending if run.case.case_id not in active]
+    earlier = submissions(ground.results)
+    under_way = _under_way(earlier, remember=not dry_run)
+    by_case: dict[str, list[PlannedRun]] = {}
+    for run in plan.pending:
+        by_case.setdefault(run.case.case_id, []).append(run)
+    unheard = {} if wish.resubmit else {case: job for case, job in under_way.unheard.items() if case in by_case}
+    if under_way.silent and unheard:
+        how = "nothing is submitted while its jobs may be running: try again, or start their cases with --resubmit"
+        raise SchedulerError(f"{under_way.silent}; {how}")
+    waiting = by_case.keys() & under_way.active
+    cases = {case_id: runs for case_id, runs in by_case.items() if case_id not in waiting | unheard.keys()}
+    if cases and wish.mode == "array":
+        ground = replace(ground, limits=scheduler.limits())
+    room = ground.limits.jobs if wish.mode == "array" else None
+    chosen = list(cases.values())[:room]
     done = Submitted(
-        results, {}, None, runs=len(pending), kept=len(plan.kept), skipped=plan.skipped,
-        active=len({run.case.case_id for run in plan.pending} & active), skip_reasons=plan.skip_reasons,
-        failed=plan.failed, measured="ok" in plan.kept.values(),
+        ground.results, {}, None, runs=sum(map(len, chosen)), kept=len(plan.kept), active=len(waiting),
+        unheard={job: str(state) for job, state in unheard.values()}, unheard_cases=len(unheard),
+        left=len(cases) - len(chosen), left_why=ground.limits.why, skipped=plan.skipped,
+        skip_reasons=plan.skip_reasons, failed=plan.failed, measured="ok" in plan.kept.values(),
     )  # fmt: skip
     if not dry_run:
         _write_skipped(study, store, plan)
-    if not pending:
+    if not chosen:
         return done
-    stamp = os.urandom(3).hex()
-    folder = results / FOLDER / stamp
-    jobs = _jobs(study, results, folder, site, launcher, wish, pending)
+    jobs = make_jobs(ground, wish, chosen)
     scripts = {f"{job.name}{scheduler.suffix}": scheduler.render(job) for job in jobs}
     if dry_run:
         return replace(done, scripts=scripts)
+    submission = _write(ground, scheduler, wish, jobs, scripts)
+    if wish.resubmit:
+        _give_up(earlier, {case_id for job in submission.jobs for case_id in job.cases} & under_way.unheard.keys())
+    _hand_over(scheduler, submission, tell)
+    return replace(done, scripts=scripts, submission=submission)
+
+
+def _write(ground: Ground, scheduler: Scheduler, wish: Wish, jobs: list[Job], scripts: dict[str, str]) -> Submission:
+    """The submission's folder, with all that its jobs need; the record last."""
+    folder, study = ground.folder, ground.study
     folder.mkdir()
     shutil.copyfile(study.path, folder / study.path.name)
     for job in jobs:
@@ -161,45 +183,64 @@ def _submit(
         )  # fmt: skip
         for job in jobs
     ]
-    submission = Submission(stamp, scheduler.name, study.path.name, utc(time.time()), records, folder)
+    now = utc(time.time())
+    submission = Submission(
+        folder.name, scheduler.name, study.path.name, now, records, repeats=study.run.repeats, folder=folder
+    )
     submission.save()
-    _hand_over(scheduler, submission)
-    return replace(done, scripts=scripts, submission=submission)
+    return submission
 
 
-def _hand_over(scheduler: Scheduler, submission: Submission) -> None:
-    for number, record in enumerate(submission.jobs):
+def _hand_over(scheduler: Scheduler, submission: Submission, tell: Tell) -> None:
+    """Ids are written down as they come, as often as that takes little of the time; one that was not is found by the
+    job's name."""
+    jobs = submission.jobs
+    begun, saving_s = time.monotonic(), 0.0
+    for number, record in enumerate(jobs):
         try:
             record.job_id = scheduler.submit(submission.folder / record.script, len(record.tasks()))
-        except SchedulerError as error:
-            for each in submission.jobs[number:]:
-                each.closed, each.refusal = State.FAILED, f"refused: {error}"
+        except BaseException as error:
+            refused = isinstance(error, SchedulerError)
+            for each in jobs[number + (not refused or error.unsure) :]:
+                each.closed, each.refusal = State.FAILED, f"refused: {error}" if refused else "not handed over"
             submission.save()
+            if not refused:
+                raise
             before = f"; {number} jobs of it had been taken: scalade status" if number else ""
             raise SchedulerError(f"{error} (script: {submission.folder / record.script}){before}") from None
-        submission.save()
+        tell(number + 1, len(jobs))
+        if saving_s <= SAVING * (time.monotonic() - begun):
+            before_s = time.monotonic()
+            submission.save()
+            saving_s += time.monotonic() - before_s
+    submission.save()
 
 
-def _active_cases(results: Path, remember: bool) -> set[str]:
-    """Cases that an earlier submission's job waits for or runs.
-
-    Raises
-    ------
-    SchedulerError: the scheduler cannot be asked; nothing may be started then
-    """
-    active: set[str] = set()
-    for submission in submissions(results):
-        told = task_states(SCHEDULERS[submission.scheduler], submission, remember=remember)
+def _under_way(earlier: list[Submission], *, remember: bool) -> UnderWay:
+    """What earlier submissions' jobs may still be doing."""
+    found = UnderWay()
+    for submission in earlier:
+        heard = hear(SCHEDULERS[submission.scheduler], submission, remember=remember)
+        found.silent = found.silent or heard.silent
         for record in submission.jobs:
-            if record.closed not in ("", State.CANCELLED):
-                continue
-            states = told.get(record.name, {})
             for number, cases in record.tasks().items():
-                # a job whose id was not heard, and that cannot be found by name, may be there all the same
-                lost = not record.job_id and not states and not record.closed
-                if lost or (number in states and states[number].state in ACTIVE):
-                    active |= {record.cases[index] for index in cases}
-    return active
+                state = heard.word(record, number).state
+                if state in ACTIVE:
+                    found.active |= {record.cases[index] for index in cases}
+                elif state in UNHEARD:
+                    job = record.job_id or record.name
+                    found.unheard |= {record.cases[index]: (job, state) for index in cases}
+    return found
+
+
+def _give_up(earlier: list[Submission], cases: set[str]) -> None:
+    """Nobody waits for the tasks any more that had these cases and were not heard of: they are submitted again."""
+    for submission in earlier:
+        for record in submission.jobs:
+            for number, its in record.tasks().items() if not record.closed else ():
+                if str(number) not in record.seen and cases & {record.cases[index] for index in its}:
+                    record.give_up(number, "submitted again")
+        submission.save()
 
 
 def _write_skipped(study: Study, store: RunStore, plan: Plan) -> None:
@@ -210,68 +251,3 @@ def _write_skipped(study: Study, store: RunStore, plan: Plan) -> None:
     with Signals() as signals, suppress(FileExistsError):
         executor = LocalExecutor(signals)
         Sweep(study, store, executor, Display(), signals).write_skipped(plan)
-
-
-def _jobs(
-    study: Study, results: Path, folder: Path, site: Site, launcher: str, wish: Wish, pending: Sequence[PlannedRun]
-) -> list[Job]:
-    by_case: dict[str, list[PlannedRun]] = {}
-    for run in pending:
-        by_case.setdefault(run.case.case_id, []).append(run)
-    sizes: dict[int, list[list[PlannedRun]]] = {}
-    for runs in by_case.values():
-        sizes.setdefault(runs[0].case.ranks, []).append(runs)
-    prefix = f"scalade-{study.name[:24]}-{folder.name}"
-    common = {
-        "study": folder / study.path.name, "results": results, "workdir": Path.cwd(), "folder": folder, "site": site,
-        "launcher": launcher, "mode": wish.mode, "throttle": wish.throttle, "retry_failed": wish.retry_failed,
-    }  # fmt: skip
-    limit_s = study.run.time_limit_s
-    if wish.mode == "packed":
-        nodes, per_node = max(nodes_of(ranks, site.per_node) for ranks in sizes)
-        if 0 < wish.nodes < nodes:
-            raise ValueError(f"--nodes {wish.nodes}: the largest case takes {nodes} nodes of {site.per_node} ranks")
-        nodes, per_node = max(nodes, wish.nodes), max(nodes_of(ranks, site.per_node)[1] for ranks in sizes)
-        parts = tuple(_part(runs[0]) for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
-        taking = (nodes if wish.alone else nodes_of(run.case.ranks, site.per_node)[0] for run in pending)
-        work_s = sum(taking) * limit_s
-        seconds = site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / wish.jobs)) + SPARE_S
-        title = f"study {study.name}, {_some(len(parts), 'case')} on {_some(nodes, 'node')}"
-        return [
-            Job(name=f"{prefix}-{number}", title=title, nodes=nodes, per_node=per_node, seconds=seconds, parts=parts,
-                checkpoints=any(run.case.measure.checkpoint_every for run in pending), **common)  # fmt: skip
-            for number in range(wish.jobs)
-        ]
-    jobs = []
-    for ranks in sorted(sizes, reverse=True):
-        nodes, per_node = nodes_of(ranks, site.per_node)
-        for first in range(0, len(sizes[ranks]), MOST_TASKS):
-            cases = sizes[ranks][first : first + MOST_TASKS]
-            on = f"{_some(nodes, 'node')} with {_some(per_node, 'rank')} each"
-            jobs.append(Job(
-                name=f"{prefix}-{len(jobs)}", title=f"study {study.name}, {_some(len(cases), 'case')} on {on}",
-                nodes=nodes, per_node=per_node, parts=tuple(_part(runs[0]) for runs in cases),
-                seconds=site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
-                checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases), **common,
-            ))  # fmt: skip
-    return jobs
-
-
-def _part(run: PlannedRun) -> Part:
-    return Part(run.case.case_id, f"{run.case.model_name or 'model'} {run.case.layout_name}")
-
-
-def job_json(job: Job, scheduler: str, wish: Wish) -> str:
-    """What `scalade pack` is told: everything but the script."""
-    site = asdict(replace(job.site, environment={}, fabric={}))  # the script has exported them
-    content = {
-        "scheduler": scheduler, "launcher": job.launcher, "study": str(job.study), "results": str(job.results),
-        "workdir": str(job.workdir), "seconds": job.seconds, "retry_failed": wish.retry_failed,
-        "alone": wish.alone, "cases": [part.case_id for part in job.parts], "site": site,
-        "exports": exports(job.site, warned=True),
-    }  # fmt: skip
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" + ("s" if count != 1 else "")

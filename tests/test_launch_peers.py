@@ -16,7 +16,7 @@ from scalade.launch.judge import judge
 from scalade.launch.peers import LEFT, Peers
 from scalade.launch.rendezvous import Seat
 from scalade.launch.schedulers import SCHEDULERS
-from scalade.launch.schedulers.base import SchedulerError
+from scalade.launch.schedulers.ask import SchedulerError
 from scalade.launch.schedulers.state import State
 from scalade.launch.supervise import Ending, Outcome, Signals, watch
 from scalade.launch.sweep import Summary

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,17 +17,20 @@ from hypothesis import strategies as st
 
 from scalade import cli
 from scalade.launch import states
+from scalade.launch.cancel import cancel
 from scalade.launch.errors import StudyError
+from scalade.launch.jobs import Wish, nodes_of
 from scalade.launch.pack import TRIES, Packer, Piece, Started, Tally, next_piece, pieces, read_job
 from scalade.launch.plan import PlannedRun
 from scalade.launch.schedulers import SCHEDULERS
-from scalade.launch.schedulers.base import SchedulerError, Task
+from scalade.launch.schedulers.ask import SchedulerError
+from scalade.launch.schedulers.base import Limits, Task
 from scalade.launch.schedulers.slurm import Slurm
 from scalade.launch.schedulers.state import State
 from scalade.launch.site import Kubernetes, Site, clock, load_site, parse_time
 from scalade.launch.study import load_study
 from scalade.launch.submissions import submissions
-from scalade.launch.submit import Wish, nodes_of, submit_study
+from scalade.launch.submit import submit_study
 from scalade.results.store import RunStore
 
 STUDY = """
@@ -51,7 +54,8 @@ class Fake(Slurm):
     """Slurm's scripts; its answers are what the test says."""
 
     def __init__(self):
-        self.handed, self.answers, self.cancelled, self.refuses = [], {}, [], None
+        self.handed, self.answers, self.cancelled, self.refuses, self.away = [], {}, [], None, False
+        self.most = Limits(1001)
 
     def submit(self, script, tasks):
         if self.refuses and len(self.handed) >= self.refuses:
@@ -60,13 +64,25 @@ class Fake(Slurm):
         return str(100 + len(self.handed))
 
     def tasks(self, jobs):
+        self.asked()
         return {name: dict(self.answers[name]) for name in jobs if name in self.answers}
 
-    def find(self, name):
-        return "777"
+    def limits(self):
+        return self.most
 
-    def cancel(self, job_ids):
-        self.cancelled += job_ids
+    def find(self, script):
+        self.asked()
+        return "777" if script.name.removesuffix(".sh") in self.answers else None
+
+    def cancel(self, job_id, task=None):
+        self.asked()
+        if not any(self.answers.values()):
+            raise SchedulerError("slurm: `scancel` failed: Invalid job id specified")
+        self.cancelled.append(job_id if task is None else self.task_name(job_id, task))
+
+    def asked(self):
+        if self.away:
+            raise SchedulerError("slurm: `squeue` failed: slurm_load_jobs error: Unable to contact slurm controller")
 
     def all(self, submission, state, reason=""):
         for job in submission.jobs:
@@ -147,23 +163,125 @@ def test_a_dry_run_writes_nothing(study, tmp_path, fake):
     assert len(done.scripts) == 3 and not fake.handed and not (tmp_path / "r").exists()
 
 
-def test_a_lost_id_is_under_way_until_it_is_forgotten(study, tmp_path, fake):
-    """Killed between sbatch and the record: the job is found by its name, or taken to be there."""
+def test_a_submission_that_was_cut_off_is_looked_for_by_name_and_never_doubled(study, tmp_path, fake):
+    """Killed between sbatch and the record: the job is found by its name, or may have come and gone."""
     results = tmp_path / "r"
     first = submit_study(study, results, SLURM).submission
     for job in first.jobs:
         job.job_id = ""
     first.save()
-    assert submit_study(study, results, SLURM).active == 3
+    again = submit_study(study, results, SLURM)
+    assert (again.runs, again.active, again.unheard_cases, len(fake.handed)) == (0, 0, 3, 3)
+    assert again.unheard == {job.name: "lost" for job in first.jobs}
     lines, _ = states.status(results)
-    assert {line.state for line in lines} == {"unknown"} and "cut off" in lines[0].reason
+    assert {line.state for line in lines} == {"lost"} and "cut off" in lines[0].reason
     fake.answers[first.jobs[0].name] = {0: Task(State.RUNNING)}
     assert [line.job for line in states.status(results)[0]] == ["777", "?", "?"]
-    states.cancel(results)
-    assert fake.cancelled == ["777"] and submit_study(study, results, SLURM, dry_run=True).active == 1, "on its way out"
+    said = cancel(results)
+    assert fake.cancelled == ["777"] and [line.partition(":")[0] for line in said] == ["cancelled", *["forgotten"] * 2]
+    assert submit_study(study, results, SLURM, dry_run=True).active == 1, "on its way out"
     fake.answers.clear()
     assert submit_study(study, results, SLURM, dry_run=True).runs == 6
     assert {line.state for line in states.status(results)[0]} == {"cancelled"}
+
+
+def test_what_the_scheduler_has_forgotten_is_lost_and_starts_again_only_when_told(study, tmp_path, fake, capsys):
+    results = tmp_path / "r"
+    first = submit_study(study, results, SLURM).submission
+    lines, doubts = states.status(results)
+    assert {line.state for line in lines} == {"lost"} and not doubts
+    assert "2 runs missing: `scalade submit --resubmit`" in lines[0].reason
+    command = ["submit", str(study), "--scheduler", "slurm", "--results", str(results)]
+    with pytest.raises(SystemExit) as end:
+        cli.app(command)
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "not started again" in line]
+    assert end.value.code == 1 and len(fake.handed) == 3
+    assert "3 cases of 101 (lost), 102 (lost), 103 (lost)" in told and "--resubmit" in told
+    with pytest.raises(SystemExit) as end:
+        cli.app([*command, "--resubmit"])
+    assert not end.value.code and len(fake.handed) == 6
+    fake.all(second := submissions(results)[1], State.FAILED, "NODE_FAIL")
+    third = submit_study(study, results, SLURM)
+    assert (third.runs, third.unheard_cases) == (6, 0), "nobody waits for the jobs that were given up"
+    fake.all(first, State.RUNNING)  # it is there, after all
+    fake.all(submissions(results)[2], State.FAILED)
+    assert submit_study(study, results, SLURM, dry_run=True).active == 3
+    assert second.id != first.id
+
+
+def test_while_the_controller_is_away_a_running_job_is_unknown_and_nothing_is_started(study, tmp_path, fake, capsys):
+    results = tmp_path / "r"
+    first = submit_study(study, results, SLURM).submission
+    fake.all(first, State.RUNNING)
+    states.status(results)
+    fake.away = True
+    lines, doubts = states.status(results)
+    assert {line.state for line in lines} == {"unknown"} and "Unable to contact slurm controller" in doubts[0]
+    assert all(line.wanting and not line.failed for line in lines)
+    with pytest.raises(SchedulerError, match="Unable to contact.*nothing is submitted.*--resubmit"):
+        submit_study(study, results, SLURM)
+    with pytest.raises(SchedulerError, match="Unable to contact"):
+        cancel(results)
+    assert len(fake.handed) == 3 and not any(job.closed for job in submissions(results)[0].jobs)
+    assert submit_study(study, results, replace(SLURM, resubmit=True)).runs == 6 and len(fake.handed) == 6
+    fake.away = False
+    assert Counter(line.state for line in states.status(results)[0]) == {"running": 3, "lost": 3}
+
+
+def test_while_the_controller_is_away_what_is_done_stays_done(study, tmp_path, fake):
+    results = tmp_path / "r"
+    fake.all(submit_study(study, results, SLURM).submission, State.DONE)
+    states.status(results)
+    fake.away = True
+    lines, doubts = states.status(results)
+    assert {line.state for line in lines} == {"done"} and not doubts, "it need not be asked"
+
+
+def test_a_submission_that_nobody_answered_is_not_taken_for_a_refusal(study, tmp_path, fake, monkeypatch):
+    """sbatch was waited for in vain: its job may be there, and is looked for by its name."""
+
+    def slow(script, tasks):
+        if fake.handed:
+            raise SchedulerError("slurm: `sbatch` gave no answer within 240 s", unsure=True)
+        fake.handed.append(script)
+        return "101"
+
+    monkeypatch.setattr(fake, "submit", slow)
+    with pytest.raises(SchedulerError, match="no answer"):
+        submit_study(study, tmp_path / "r", SLURM)
+    (record,) = submissions(tmp_path / "r")
+    assert [(job.job_id, job.closed) for job in record.jobs] == [("101", ""), ("", ""), ("", "failed")]
+    fake.answers[record.jobs[1].name] = {0: Task(State.WAITING)}
+    again = submit_study(study, tmp_path / "r", SLURM, dry_run=True)
+    assert (again.active, again.unheard_cases, again.runs) == (1, 1, 2)
+
+
+@pytest.mark.parametrize("most, arrays", [(2, [2, 2, 1]), (1000, [5]), (1, [1] * 5)])
+def test_arrays_are_as_large_as_the_cluster_takes(study, tmp_path, fake, most, arrays):
+    study.write_text(STUDY.replace("dp_replicate = [1, 2, 5, 4]", "dp_replicate = 1").replace(
+        "global_batch = 24", "global_batch = 24\nlr = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]"))  # fmt: skip
+    fake.most = Limits(most)
+    done = submit_study(study, tmp_path / "r", SLURM)
+    assert [len(job.cases) for job in done.submission.jobs] == arrays
+    assert len({case for job in done.submission.jobs for case in job.cases}) == 5
+    for job in done.submission.jobs:
+        text = done.scripts[job.script]
+        assert [case in text for case in job.cases] == [True] * len(job.cases)
+        assert (f"#SBATCH --array=0-{len(job.cases) - 1}\n" in text) == (len(job.cases) > 1)
+    assert done.submission.jobs[0].labels[0] == "tiny-100k single lr=0.001"
+    lines, _ = states.status(tmp_path / "r")
+    assert len({line.what for line in lines}) == 5, "lines of cases that differ show in what"
+
+
+def test_what_the_cluster_has_no_room_for_is_left_for_later(study, tmp_path, fake, capsys):
+    fake.most = Limits(1000, 2, "MaxJobCount = 2")
+    with pytest.raises(SystemExit) as end:
+        cli.app(["submit", str(study), "--scheduler", "slurm", "--results", str(tmp_path / "r")])
+    out = capsys.readouterr().out
+    assert not end.value.code and "submitted: 4 runs" in out
+    assert "left for later: 1 case, since MaxJobCount = 2: submit again" in out
+    packed = submit_study(study, tmp_path / "p", replace(SLURM, mode="packed"))
+    assert (packed.runs, packed.left) == (6, 0)
 
 
 def test_a_refusal_is_remembered_and_what_was_taken_stays(study, tmp_path, fake):
@@ -204,8 +322,6 @@ def test_an_end_that_was_seen_is_kept_when_the_scheduler_forgets(study, tmp_path
 def test_a_job_that_nobody_remembers_is_judged_by_its_rows(study, tmp_path, fake):
     results = tmp_path / "r"
     submit_study(study, results, SLURM)
-    lines, _ = states.status(results)
-    assert {line.state for line in lines} == {"failed"} and "2 runs missing: submit again" in lines[0].reason
     store = RunStore(results)
     for case in load_study(study).all_cases:
         for repeat in range(2):

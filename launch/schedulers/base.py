@@ -6,7 +6,7 @@ world size. A *packed* job takes nodes once and `scalade pack` runs many cases o
 
 from __future__ import annotations
 
-import subprocess
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from typing import ClassVar
 from ..launchers import LAUNCHERS, Raw, Step
 from ..site import Site, clock
 from ..stop import REQUEUE_STATUS, STOP_FILE
+from .ask import PATIENCE_S, Answer, SchedulerError, answer
 from .shell import command, comment, quote
 from .state import State
 
-PATIENCE_S = 60.0  # for a command of the scheduler
+MOST_TASKS = 10_000  # of one array, whatever a cluster allows: its script names every case
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Task:
     elapsed: str = ""
 
 
+ALL = -1  # in place of a task's number: every task that is not named beside it
+
+
 @dataclass(frozen=True)
 class Capabilities:
     """What a scheduler can do here, in words for the table in docs/clusters.md; empty: it cannot."""
@@ -98,12 +102,13 @@ class Capabilities:
     tried: str
 
 
-class SchedulerError(ValueError):
-    """A command of the scheduler failed; one line that says which and what it said. status: its exit status."""
+@dataclass(frozen=True)
+class Limits:
+    """What a cluster takes."""
 
-    def __init__(self, line: str, status: int | None = None) -> None:
-        super().__init__(line)
-        self.status = status
+    array: int  # tasks of one array
+    jobs: int | None = None  # jobs and tasks at one time, those of others too; None: it did not say
+    why: str = ""  # where the second comes from, in the scheduler's words
 
 
 TAKEN = 'while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken'
@@ -115,6 +120,7 @@ class Scheduler:
     name: ClassVar[str]
     can: ClassVar[Capabilities]
     suffix: ClassVar[str] = ".sh"
+    most_tasks: ClassVar[int] = 1000  # of one array, where the cluster cannot be asked
     directive: ClassVar[str]
     task_id: ClassVar[str]  # shell: the number of an array's task, from 0
     head: ClassVar[tuple[str, ...]]  # shell lines: `head` is the job's first node, `number` a number of its own
@@ -139,13 +145,48 @@ class Scheduler:
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         """name -> task number (0: the job itself, where it is no array) -> what is known of it.
 
-        jobs: name -> id; an id is empty where a submission was cut off before it heard one. A name that the scheduler
-        does not know (any more) is left out.
+        jobs: name -> id. ALL may stand for a task's number. What is left out the scheduler does not know (any more):
+        it has answered, and said so.
+
+        Raises
+        ------
+        SchedulerError: it did not answer, or with something else than an answer
         """
         raise NotImplementedError
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
+    def find(self, script: Path) -> str | None:
+        """Id of the job that was made of this script, by its name, which is unique; None: no such job is known.
+
+        Raises
+        ------
+        SchedulerError: it did not answer
+        """
         raise NotImplementedError
+
+    def cancel(self, job_id: str, task: int | None = None) -> None:
+        """End a job, or one task of it.
+
+        Raises
+        ------
+        SchedulerError: it did not answer, or does not know the job
+        """
+        raise NotImplementedError
+
+    def task_name(self, job_id: str, task: int) -> str:
+        """Id of one task of an array, as the scheduler's own commands take it."""
+        return f"{job_id}_{task}"
+
+    def limits(self) -> Limits:
+        """What the cluster takes; a default that docs/clusters.md states where it cannot be asked."""
+        return Limits(self.most_tasks)
+
+    def asked_number(self, words: Sequence[str], pattern: str) -> int | None:
+        """A number in what a command says; None: it is not there, or says none."""
+        try:
+            found = re.search(pattern, self.ask(words))
+        except SchedulerError:
+            return None
+        return int(found[1]) if found else None
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         """Inside a job: its nodes."""
@@ -155,13 +196,13 @@ class Scheduler:
         """Inside a job: its id, with the task's number where it is one of an array. None: this is no job of it."""
         raise NotImplementedError
 
-    def find(self, name: str) -> str | None:
-        """Id of the job of this name; None: it cannot be found by that."""
-        return None
-
-    def printed(self, name: str, lines: int) -> str | None:
+    def printed(self, job_id: str, lines: int) -> str | None:
         """The end of what a job printed, where that is in no file; None: it is in a file of the submission's folder."""
         return None
+
+    def prints_to(self, file: str, task: int) -> bool:
+        """Whether a log of this name is that of an array's task."""
+        return file.removesuffix(".log").endswith(f"_{task}")
 
     # what is the same for all
 
@@ -273,26 +314,24 @@ class Scheduler:
 
     # for those that are asked
 
-    def ask(self, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+    def answer(self, words: Sequence[str]) -> Answer:
+        """Of a command of the scheduler whose exit status says more than that it failed. Raises as `ask`."""
+        return answer(self.name, words)
+
+    def ask(
+        self, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> str:  # fmt: skip
         """Output of a command of the scheduler. env: None, this process's.
 
         Raises
         ------
         SchedulerError: it is not there, takes too long or fails
         """
-        try:
-            done = subprocess.run(
-                words, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S,
-                stdin=subprocess.DEVNULL, env=env,
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise SchedulerError(f"{self.name}: there is no `{words[0]}` here; is this a login node?") from None
-        except subprocess.TimeoutExpired:
-            raise SchedulerError(f"{self.name}: `{words[0]}` gave no answer within {PATIENCE_S:g} s") from None
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[0]
-            raise SchedulerError(f"{self.name}: `{words[0]}` failed: {said}", done.returncode)
-        return done.stdout
+        told = answer(self.name, words, cwd, env, patience_s)
+        if told.status:
+            raise SchedulerError(f"{self.name}: `{words[0]}` failed: {told.said()}", told.status)
+        return told.out
 
 
 def walltime(job: Job) -> str:

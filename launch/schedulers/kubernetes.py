@@ -1,29 +1,34 @@
 """Kubernetes: an Indexed Job and a headless Service for each case, or one JobSet for all; kubectl.
 
-A pod is a node: torchrun's agents meet at pod 0 of their Job. No two pods of Scalade share a node.
+A pod is a node: torchrun's agents meet at pod 0 of their Job. No two pods of Scalade share a node. The manifest is
+JSON, which kubectl takes as it takes YAML.
+
+A job's id here is `name.namespace`: a user who may see one namespace is asked about no other.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..launchers import LAUNCHERS, Step
-from .base import Capabilities, Job, Part, Scheduler, Task
-from .shell import comment
+from .ask import SchedulerError
+from .base import Capabilities, Job, Limits, Part, Scheduler, Task
 from .state import State
 
 PORT = "29400"
 LABEL = "scalade.dev"
 JOB = "SCALADE_JOB"  # the pods' variable with their job's name
+JOBSETS = "jobsets.jobset.x-k8s.io"
+NO_JOBSETS = re.compile(r"doesn't have a resource type|could not find the requested resource|no matches for kind", re.I)
 
 
 class KubernetesJobs(Scheduler):
     name = "kubernetes"
-    suffix = ".yaml"
+    suffix = ".manifest.json"
     by_hand = "kubectl create -f"
     can = Capabilities(
         launchers=("torchrun",),
@@ -32,7 +37,7 @@ class KubernetesJobs(Scheduler):
         signal="SIGTERM to the pods",
         requeue="`backoffLimit`: the Job makes new pods",
         states="kubectl get jobs",
-        tried="manifests against the published schema",
+        tried="manifests against the published schema and by a real kubectl 1.32",
     )
 
     def refuse(self, job: Job) -> None:
@@ -51,10 +56,10 @@ class KubernetesJobs(Scheduler):
         return []  # each pod runs its own agent
 
     def render(self, job: Job) -> str:
-        """The manifest (YAML)."""
+        """The manifest: a List of the job's objects, as JSON."""
         self.refuse(job)
-        head = "\n".join([*comment(f"Scalade: {job.title}"), *self.hint(job)])
-        return head + "\n" + "---\n".join(_yaml(each) + "\n" for each in self.objects(job))
+        manifest = {"apiVersion": "v1", "kind": "List", "items": self.objects(job)}
+        return json.dumps(manifest, indent=1) + "\n"
 
     def objects(self, job: Job) -> list[dict[str, Any]]:
         """The manifest as data."""
@@ -93,7 +98,8 @@ class KubernetesJobs(Scheduler):
         return {"app": "scalade", f"{LABEL}/job": _dns(job.name), f"{LABEL}/task": str(number)}
 
     def _metadata(self, job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
-        return {"name": name, "namespace": job.site.kubernetes.namespace, "labels": labels}
+        about = {f"{LABEL}/title": job.title}  # for people
+        return {"name": name, "namespace": job.site.kubernetes.namespace, "labels": labels, "annotations": about}
 
     def _job(self, job: Job, part: Part, labels: dict[str, str], head: str, subdomain: str | None) -> dict[str, Any]:
         site, kubernetes = job.site, job.site.kubernetes
@@ -130,27 +136,81 @@ class KubernetesJobs(Scheduler):
     def own_id(self, env: Mapping[str, str]) -> str | None:
         return env.get(JOB)
 
+    def limits(self) -> Limits:
+        return Limits(self.most_tasks, self.most_tasks, "each is a Job and a Service of its own")
+
     def submit(self, script: Path, tasks: int) -> str:
-        self.ask(["kubectl", "create", "-f", script.name], cwd=script.parent)
-        return _dns(script.stem)
+        told = self.answer(["kubectl", "create", "-f", str(script)])
+        if told.status:  # what had been created before it failed stays
+            line = f"kubernetes: `kubectl` failed: {told.said() if told.err.strip() else told.status}"
+            raise SchedulerError(line, told.status, unsure=" created" in told.out)
+        return self._id(script)
+
+    def _id(self, script: Path) -> str:
+        manifest = json.loads(script.read_text())
+        return f"{_dns(script.name.removesuffix(self.suffix))}.{manifest['items'][0]['metadata']['namespace']}"
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         found: dict[str, dict[int, Task]] = {}
-        for name in jobs:
-            selector = f"{LABEL}/job={_dns(name)}"
-            told = json.loads(self.ask(["kubectl", "get", "jobs", "--all-namespaces", "-l", selector, "-o", "json"]))
-            for each in told.get("items", []):
-                number = int(each["metadata"]["labels"].get(f"{LABEL}/task", 0))
-                found.setdefault(name, {})[number] = _task(each.get("status", {}))
+        for name, job_id in jobs.items():
+            told = {_task_number(each): _task(each.get("status", {})) for each in self._get("jobs", job_id)}
+            if not told:  # its controller may not have made them yet
+                sets = self._get(JOBSETS, job_id)
+                told = {n: Task(State.WAITING) for each in sets for n in range(len(each["spec"]["replicatedJobs"]))}
+            if told:
+                found[name] = told
         return found
 
-    def printed(self, name: str, lines: int) -> str | None:
-        selector = f"{LABEL}/job={_dns(name)}"
-        return self.ask(["kubectl", "logs", "-l", selector, "--all-containers", "--prefix", f"--tail={lines}"])
+    def _get(self, kind: str, job_id: str) -> list[dict[str, Any]]:
+        """Objects of that kind that belong to a job; none where the cluster has no such kind.
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        for job_id in job_ids:
-            self.ask(["kubectl", "delete", "jobs,services,jobsets", "--all-namespaces", "-l", f"{LABEL}/job={job_id}"])
+        Raises
+        ------
+        SchedulerError: the server did not answer, or forbids it
+        """
+        where = _where(job_id)
+        try:
+            told = json.loads(self.ask(["kubectl", "get", kind, *where, "--output=json"]))
+            return told.get("items", [])
+        except SchedulerError as error:
+            if kind == JOBSETS and NO_JOBSETS.search(str(error)):
+                return []
+            raise
+        except ValueError as error:
+            raise SchedulerError(f"kubernetes: `kubectl` gave no JSON: {error}") from None
+
+    def find(self, script: Path) -> str | None:
+        job_id = self._id(script)
+        return job_id if self._get("jobs", job_id) or self._get(JOBSETS, job_id) else None
+
+    def printed(self, job_id: str, lines: int) -> str | None:
+        return self.ask(["kubectl", "logs", *_where(job_id), "--all-containers", "--prefix", f"--tail={lines}"])
+
+    def cancel(self, job_id: str, task: int | None = None) -> None:
+        """The JobSet first, whose controller would make its Jobs again; where there are no JobSets it says so."""
+        where = _where(job_id) if task is None else _where(job_id, task)
+        if task is None:
+            try:
+                self.ask(["kubectl", "delete", JOBSETS, *where, "--ignore-not-found"])
+            except SchedulerError as error:
+                if not NO_JOBSETS.search(str(error)):
+                    raise
+        self.ask(["kubectl", "delete", "jobs,services", *where, "--ignore-not-found"])
+
+    def task_name(self, job_id: str, task: int) -> str:
+        name, dot, namespace = job_id.partition(".")
+        return f"{name}-{task}{dot}{namespace}"
+
+
+def _where(job_id: str, task: int | None = None) -> list[str]:
+    """kubectl's options that choose a job's objects. An id of before has no namespace: the current one's."""
+    name, _, namespace = job_id.partition(".")
+    chosen = f"{LABEL}/job={name}" + (f",{LABEL}/task={task}" if task is not None else "")
+    return [*([f"--namespace={namespace}"] if namespace else []), f"--selector={chosen}"]
+
+
+def _task_number(job: Mapping[str, Any]) -> int:
+    return int(job["metadata"].get("labels", {}).get(f"{LABEL}/task", 0))
 
 
 def _task(status: dict[str, Any]) -> Task:
@@ -172,29 +232,3 @@ def _dns(name: str) -> str:
 def _kept(text: str) -> str:
     """As it is: Kubernetes would put a variable's value in the place of `$(NAME)`."""
     return text.replace("$(", "$$(")
-
-
-def _yaml(value: Any, indent: str = "") -> str:
-    """Block YAML of dicts, lists and scalars; a string that is no plain word is quoted."""
-    if isinstance(value, dict) and value:
-        lines = []
-        for key, each in value.items():
-            nested = isinstance(each, dict | list) and each
-            inner = indent + ("" if isinstance(each, list) else "  ")
-            lines.append(f"{indent}{key}:" + (f"\n{_yaml(each, inner)}" if nested else f" {_yaml(each)}"))
-        return "\n".join(lines)
-    if isinstance(value, list) and value:
-        return "\n".join(f"{indent}- {_yaml(each, indent + '  ').lstrip()}" for each in value)
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z/][A-Za-z0-9./_-]*", value) and value.lower() not in WORDS:
-        return value
-    return _quoted(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _quoted(text: str) -> str:
-    """A double-quoted YAML string: plain ASCII, everything else by its number."""
-    plain = {c: c for c in map(chr, range(0x20, 0x7F))} | {'"': '\\"', "\\": "\\\\"}
-    words = (plain.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}") for c in text)
-    return f'"{"".join(words)}"'
-
-
-WORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n", "none")

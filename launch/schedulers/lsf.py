@@ -1,15 +1,21 @@
-"""LSF: bsub, bjobs, bkill."""
+"""LSF: bsub, bjobs, bkill.
+
+Read after LSF 10.1: `bjobs -json` gives a record for each job, with `ERROR` in place of its fields where it is not
+known; without a job at all it says so on standard error. While the batch daemon is away, LSF's commands wait and say so
+before anything else.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..launchers import Step, mpirun_starter
 from ..stop import REQUEUE_STATUS
-from .base import Capabilities, Job, Scheduler, SchedulerError, Task, walltime
+from .ask import SchedulerError
+from .base import Capabilities, Job, Limits, Scheduler, Task, walltime
 from .state import State
 
 STATES = {
@@ -32,7 +38,7 @@ class Lsf(Scheduler):
         signal="",
         requeue=f"`-r` after a node failure; exit status {REQUEUE_STATUS} (`-Q`)",
         states="bjobs",
-        tried="golden scripts",
+        tried="golden scripts; recorded answers of LSF 10.1",
     )
 
     def directives(self, job: Job) -> list[str]:
@@ -60,29 +66,50 @@ class Lsf(Scheduler):
             raise SchedulerError(f"lsf: `bsub` gave no job id: {told.strip()[:200]}")
         return found[1]
 
+    def limits(self) -> Limits:
+        asked = self.asked_number(["bparams", "-a"], r"MAX_JOB_ARRAY_SIZE\s*=\s*(\d+)")
+        return Limits(asked or self.most_tasks)
+
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
-        names = {job_id: name for name, job_id in jobs.items() if job_id}
-        if not names:
-            return {}
-        fields = "jobid jobindex stat exec_host exit_code exit_reason pend_reason run_time"
-        told = json.loads(self.ask(["bjobs", "-a", "-json", "-o", fields, *names]))
+        names = {job_id: name for name, job_id in jobs.items()}
         found: dict[str, dict[int, Task]] = {}
-        for each in told.get("RECORDS", []):
-            name = names.get(each.get("JOBID", ""))
-            if name is None or "STAT" not in each:
-                continue  # forgotten
-            state = STATES.get(each["STAT"], State.UNKNOWN)
-            reason = each.get("PEND_REASON", "") if state == State.WAITING else each.get("EXIT_REASON", "")
-            if state == State.FAILED and each.get("EXIT_CODE"):
-                reason = f"exit status {each['EXIT_CODE']}" + (f": {reason}" if reason else "")
-            number = max(0, int(each.get("JOBINDEX") or 0) - 1)
-            where = "+".join(dict.fromkeys(host.split("*")[-1] for host in each.get("EXEC_HOST", "").split(":")))
-            found.setdefault(name, {})[number] = Task(state, "" if state == State.DONE else reason, where,
-                                                      each.get("RUN_TIME", ""))  # fmt: skip
+        for each in self._records(list(names)):
+            name = names.get(str(each.get("JOBID", "")))
+            if name is not None and "STAT" in each:
+                number = max(0, int(each.get("JOBINDEX") or 0) - 1)
+                found.setdefault(name, {})[number] = _task(each)
         return found
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        self.ask(["bkill", *job_ids])
+    def _records(self, arguments: list[str]) -> list[dict[str, str]]:
+        """What bjobs says, without the jobs that it does not know.
+
+        Raises
+        ------
+        SchedulerError: it says something else
+        """
+        fields = "jobid jobindex stat exec_host exit_code exit_reason pend_reason run_time"
+        told = self.answer(["bjobs", "-a", "-json", "-o", fields, *arguments])
+        text = told.out[max(0, told.out.find("{")) :]
+        try:
+            content = json.loads(text)
+            return [each for each in content["RECORDS"] if "ERROR" not in each]
+        except (ValueError, TypeError, KeyError):
+            if re.search(r"is not found|no (matching |unfinished )?job", told.err + told.out, re.I):
+                return []
+            raise SchedulerError(f"lsf: `bjobs` failed: {told.said()}", told.status) from None
+
+    def find(self, script: Path) -> str | None:
+        records = self._records(["-J", script.name.removesuffix(self.suffix)])
+        return str(records[0]["JOBID"]) if records else None
+
+    def cancel(self, job_id: str, task: int | None = None) -> None:
+        self.ask(["bkill", job_id if task is None else self.task_name(job_id, task)])
+
+    def task_name(self, job_id: str, task: int) -> str:
+        return f"{job_id}[{task + 1}]"
+
+    def prints_to(self, file: str, task: int) -> bool:
+        return super().prints_to(file, task + 1)
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         words = env["LSB_MCPU_HOSTS"].split()  # host count host count; a batch host of its own has count 1
@@ -91,3 +118,12 @@ class Lsf(Scheduler):
     def own_id(self, env: Mapping[str, str]) -> str | None:
         index = env.get("LSB_JOBINDEX", "0")  # 0: it is no array
         return env["LSB_JOBID"] + (f"[{index}]" if index != "0" else "") if "LSB_JOBID" in env else None
+
+
+def _task(record: Mapping[str, str]) -> Task:
+    state = STATES.get(record["STAT"], State.UNKNOWN)
+    reason = record.get("PEND_REASON", "") if state == State.WAITING else record.get("EXIT_REASON", "")
+    if state == State.FAILED and record.get("EXIT_CODE"):
+        reason = f"exit status {record['EXIT_CODE']}" + (f": {reason}" if reason else "")
+    where = "+".join(dict.fromkeys(host.split("*")[-1] for host in record.get("EXEC_HOST", "").split(":")))
+    return Task(state, "" if state == State.DONE else reason, where, record.get("RUN_TIME", ""))

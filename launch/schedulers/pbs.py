@@ -1,23 +1,31 @@
-"""PBS (OpenPBS, PBS Professional; Torque's qsub reads the same script but for the array): qsub, qstat, qdel."""
+"""PBS: qsub, qstat, qdel, as OpenPBS and PBS Professional have them.
+
+Read after OpenPBS 23 (src/cmds/qstat.c), Torque 6 and Slurm's wrappers of the same names. `qstat -x` gives finished
+jobs, too; on a server that keeps no history (the default) it prints nothing, says so on standard error, and exits with
+0. Other qstats refuse `-x` or `-t`. So one form after the other is asked, and only a server that says it does not know
+the job is believed that it does not.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..launchers import Step, mpirun_starter
-from .base import Capabilities, Job, Scheduler, SchedulerError, Task, walltime
+from .ask import Answer, SchedulerError
+from .base import ALL, Capabilities, Job, Limits, Scheduler, Task, walltime
 from .state import State
 
 STATES = {
     **dict.fromkeys("QHWTM", State.WAITING), **dict.fromkeys("REBSU", State.RUNNING),
     **dict.fromkeys("XFC", State.DONE),
 }  # fmt: skip
+FORMS = (("-x", "-t"), ("-t",), ())  # finished, too, and the tasks of an array; as much of it as this qstat takes
 
 # Exit statuses of qstat: numbers of pbs_error.h, of which a status keeps the last eight bits.
 UNKNOWN_JOB = (15001 % 256, 15139 % 256)  # PBSE_UNKJOBID, PBSE_HISTJOBID
-NO_HISTORY = 15140 % 256  # PBSE_JOBHISTNOTSET
+UNKNOWN_WORDS = re.compile(r"unknown job id|job has finished", re.I)
 
 
 class Pbs(Scheduler):
@@ -25,6 +33,7 @@ class Pbs(Scheduler):
     directive = "#PBS"
     by_hand = "qsub"
     task_id = "PBS_ARRAY_INDEX"
+    most_tasks = 10_000  # max_array_size where a server says nothing (pbs_server_attributes(7B))
     head = (
         'head=$(head -n 1 "$PBS_NODEFILE")',
         "number=${PBS_JOBID%%.*}",
@@ -37,7 +46,7 @@ class Pbs(Scheduler):
         signal="",
         requeue="`-r y` after a node failure; else submit again",
         states="qstat",
-        tried="golden scripts",
+        tried="golden scripts; recorded answers of OpenPBS 23 and Torque; the qsub, qstat and qdel of slurm-wlm-torque",
     )
 
     def directives(self, job: Job) -> list[str]:
@@ -55,34 +64,64 @@ class Pbs(Scheduler):
     def starter(self, step: Step, tasks: int) -> list[str]:
         return mpirun_starter(step, tasks)
 
+    def limits(self) -> Limits:
+        asked = self.asked_number(["qstat", "-B", "-f"], r"^\s*max_array_size = (\d+)")
+        return Limits(asked or self.most_tasks)
+
     def submit(self, script: Path, tasks: int) -> str:
-        return self.ask(["qsub", script.name], cwd=script.parent).strip()
+        told = self.ask(["qsub", script.name], cwd=script.parent).strip()
+        if not re.fullmatch(r"\d+(\[\d*\])?(\.[\w.-]+)?", told):
+            raise SchedulerError(f"pbs: `qsub` gave no job id: {' '.join(told.split())[:200]}")
+        return told
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         found: dict[str, dict[int, Task]] = {}
+        forms = list(FORMS)
         for name, job_id in jobs.items():
-            if not job_id:
-                continue
-            for text in re.split(r"^Job Id: ", self._facts(job_id), flags=re.M)[1:]:
-                parsed = _task(text)
-                if parsed:
-                    found.setdefault(name, {})[parsed[0]] = parsed[1]
+            for text in _jobs(self._facts(job_id, forms)):
+                number, task = _task(text)
+                found.setdefault(name, {})[number] = task
         return found
 
-    def _facts(self, job_id: str) -> str:
-        """What qstat says of a job and its tasks; nothing of one that it does not know (any more)."""
-        for history in (["-x"], []):  # the finished, too; a server may keep none
-            try:
-                return self.ask(["qstat", *history, "-t", "-f", job_id])  # -t: the tasks of an array
-            except SchedulerError as error:
-                if error.status in UNKNOWN_JOB:
-                    return ""
-                if error.status != NO_HISTORY or not history:
-                    raise
-        raise AssertionError
+    def _facts(self, job_id: str, forms: list[tuple[str, ...]]) -> str:
+        """What qstat says of a job and its tasks; nothing of one that the server does not know (any more).
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        self.ask(["qdel", *job_ids])
+        forms: to be asked, in this order; the one that was answered comes first afterwards
+
+        Raises
+        ------
+        SchedulerError: there was no answer to any form
+        """
+        for form in tuple(forms):
+            told = self.answer(["qstat", *form, "-f", job_id])
+            if told.status in UNKNOWN_JOB and (UNKNOWN_WORDS.search(told.err) or not told.err.strip()):
+                return ""
+            if not told.status and told.out.strip():
+                forms.remove(form)
+                forms.insert(0, form)
+                return told.out
+        raise self._silent(told)
+
+    def _silent(self, told: Answer) -> SchedulerError:
+        return SchedulerError(f"pbs: `qstat` failed: {told.said()}", told.status)
+
+    def find(self, script: Path) -> str | None:
+        """Among all jobs, since not every PBS has a `qselect -N`."""
+        told = self.answer(["qstat", "-f"])
+        if told.status and not (told.status in UNKNOWN_JOB and not told.err.strip()):
+            raise self._silent(told)
+        wanted = script.name.removesuffix(self.suffix)[:230]
+        named = (_id(text) for text in _jobs(told.out) if _attributes(text).get("Job_Name") == wanted)
+        return next((re.sub(r"\[\d+\]", "[]", job_id) for job_id in named), None)
+
+    def cancel(self, job_id: str, task: int | None = None) -> None:
+        self.ask(["qdel", job_id if task is None else self.task_name(job_id, task)])
+
+    def task_name(self, job_id: str, task: int) -> str:
+        return job_id.replace("[]", f"[{task}]", 1)
+
+    def prints_to(self, file: str, task: int) -> bool:
+        return file.endswith(f".{task}")  # name.o12.3
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         return list(dict.fromkeys(Path(env["PBS_NODEFILE"]).read_text().split()))
@@ -91,18 +130,33 @@ class Pbs(Scheduler):
         return env.get("PBS_JOBID")  # an array's has the task's number in brackets
 
 
-def _task(text: str) -> tuple[int, Task] | None:
-    """(number, task) of one job of `qstat -f`; None: it is the array itself, whose tasks follow."""
-    job_id = text.split(maxsplit=1)[0]
-    facts = dict(re.findall(r"^\s+(\S+) = (.*(?:\n\t.*)*)", text, re.M))
-    index = re.search(r"\[(\d*)\]", job_id)
-    if index and not index[1]:
-        return None
+def _jobs(told: str) -> Iterator[str]:
+    """The jobs of `qstat -f`, each from its id on."""
+    yield from re.split(r"^Job Id:\s*", told, flags=re.M)[1:]
+
+
+def _id(text: str) -> str:
+    return text.split(maxsplit=1)[0]
+
+
+def _attributes(text: str) -> dict[str, str]:
+    """Name -> value of one job. PBS indents names by spaces and goes on with a value on lines that begin with a tab;
+    Slurm's wrapper indents names by a tab and never breaks a value."""
+    if re.search(r"^\tjob_state = ", text, re.M):
+        return dict(re.findall(r"^\t(\S+) = (.*)$", text, re.M))
+    return {key: value.replace("\n\t", "") for key, value in re.findall(r"^ +(\S+) = (.*(?:\n\t.*)*)", text, re.M)}
+
+
+def _task(text: str) -> tuple[int, Task]:
+    """(number, task) of one job; of an array itself, whose tasks follow where this qstat names them, ALL."""
+    index = re.search(r"\[(\d*)\]", _id(text))
+    facts = _attributes(text)
     state = STATES.get(facts.get("job_state", ""), State.UNKNOWN)
     status = facts.get("Exit_status", facts.get("exit_status", ""))
-    reason = facts.get("comment", "").replace("\n\t", "")
+    reason = facts.get("comment", "")
     if state == State.DONE and status not in ("", "0"):
         state, reason = State.FAILED, f"exit status {status}" + (f": {reason}" if reason else "")
-    where = "+".join(dict.fromkeys(re.findall(r"([^+/\s]+)/", facts.get("exec_host", "").replace("\n\t", ""))))
+    where = "+".join(dict.fromkeys(re.findall(r"([^+/\s]+)/", facts.get("exec_host", ""))))
     elapsed = facts.get("resources_used.walltime", "")
-    return int(index[1]) if index else 0, Task(state, reason if state != State.DONE else "", where, elapsed)
+    number = 0 if index is None else int(index[1]) if index[1] else ALL
+    return number, Task(state, reason if state != State.DONE else "", where, elapsed)

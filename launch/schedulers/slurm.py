@@ -1,23 +1,32 @@
-"""Slurm: sbatch, srun, squeue; accounting (sacct) is used where it is there and not needed where it is not."""
+"""Slurm: sbatch, srun, squeue; accounting (sacct) is used where it is there and not needed where it is not.
+
+Read after Slurm 22.05. squeue is asked by the jobs' names: an id that the controller has forgotten would be an error,
+and nothing would be said of the others.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ..hostlist import expand_hosts
 from ..launchers import Step
-from .base import Capabilities, Job, Scheduler, SchedulerError, Task, walltime
-from .state import State
+from .ask import SUBMIT_PATIENCE_S, SchedulerError
+from .base import Capabilities, Job, Limits, Scheduler, Task, walltime
+from .state import ACTIVE, State
 
 STATES = {
     **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"), State.WAITING),
     **dict.fromkeys(("CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED",
                      "RESIZING"), State.RUNNING),
     "COMPLETED": State.DONE, "CANCELLED": State.CANCELLED,
+    **dict.fromkeys(("BOOT_FAIL", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED",
+                     "RECONFIG_FAIL", "REVOKED", "TIMEOUT"), State.FAILED),
 }  # fmt: skip
+AT_ONCE = 500  # names in one command
 FIELDS = "%i|%T|%M|%j|%N|%r"  # id, state, time used, name, nodes, reason: none but the last holds a `|`
 
 
@@ -75,21 +84,31 @@ class Slurm(Scheduler):
         # from inside another job, that job's SLURM_* and SBATCH_* would be options of this one
         ours = ("SLURM_", "SBATCH_")
         env = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(ours)}
-        told = self.ask(["sbatch", "--parsable", script.name], cwd=script.parent, env=env)
+        told = self.ask(["sbatch", "--parsable", script.name], script.parent, env, SUBMIT_PATIENCE_S)
         return told.strip().splitlines()[-1].partition(";")[0]  # `id;cluster` where there are several
 
+    def limits(self) -> Limits:
+        try:
+            told = self.ask(["scontrol", "show", "config"])
+        except SchedulerError:
+            return Limits(self.most_tasks)
+        # MaxArraySize is one past the largest index, which begins at 0; without arrays it is 0
+        array, jobs = (re.search(rf"^{key}\s*=\s*(\d+)", told, re.M) for key in ("MaxArraySize", "MaxJobCount"))
+        most = int(jobs[1]) if jobs else None
+        return Limits(max(1, int(array[1])) if array else self.most_tasks, most, f"MaxJobCount = {most}")
+
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
-        if not jobs:
-            return {}
-        # by name: an id that is forgotten would be an error, and an id that was never heard is found, too
-        told = self.ask(["squeue", "--noheader", "--array", "--states=all", f"--name={','.join(jobs)}", f"-o{FIELDS}"])
         found: dict[str, dict[int, Task]] = {}
-        for line in told.splitlines():
-            job_id, state, elapsed, name, nodes, reason = (line.strip().split("|", 5) + [""] * 5)[:6]
-            if name in jobs and (not jobs[name] or job_id.partition("_")[0] == jobs[name]):
-                task = Task(STATES.get(state, State.FAILED), _reason(state, reason), nodes, elapsed)
-                found.setdefault(name, {})[_number(job_id)] = task
-        forgotten = {job_id: name for name, job_id in jobs.items() if job_id and name not in found}
+        names = list(jobs)
+        for first in range(0, len(names), AT_ONCE):
+            some = ",".join(names[first : first + AT_ONCE])
+            told = self.ask(["squeue", "--noheader", "--array", "--states=all", f"--name={some}", f"-o{FIELDS}"])
+            for line in told.splitlines():
+                job_id, state, elapsed, name, nodes, reason = (line.strip().split("|", 5) + [""] * 5)[:6]
+                if name in jobs and job_id.partition("_")[0] == jobs[name]:
+                    task = Task(STATES.get(state, State.UNKNOWN), _reason(state, reason), nodes, elapsed)
+                    found.setdefault(name, {}).update(dict.fromkeys(_numbers(job_id), task))
+        forgotten = {job_id: name for name, job_id in jobs.items() if name not in found}
         if forgotten:
             with suppress(SchedulerError):  # clusters without accounting are common
                 self._from_accounting(forgotten, found)
@@ -107,16 +126,23 @@ class Slurm(Scheduler):
                 code = status.partition(":")[0]
                 if reason in ("None", "") and code not in ("0", ""):
                     reason = f"exit status {code}"
-                task = Task(STATES.get(state, State.FAILED), _reason(state, reason), nodes, elapsed)
-                found.setdefault(name, {})[_number(job_id)] = task
+                task = Task(STATES.get(state, State.UNKNOWN), _reason(state, reason), nodes, elapsed)
+                if task.state in ACTIVE:  # the controller has just said that it does not know the job
+                    task = Task(State.LOST, f"accounting says {state}, and the controller does not know it")
+                found.setdefault(name, {}).update(dict.fromkeys(_numbers(job_id), task))
 
-    def find(self, name: str) -> str | None:
-        """Id of the job of this name, as long as the controller knows it."""
-        told = self.ask(["squeue", "--noheader", "--states=all", f"--name={name}", "-o%A|%F"])
-        return told.splitlines()[0].partition("|")[2].strip() if told.strip() else None
+    def find(self, script: Path) -> str | None:
+        """As long as the controller knows it; then as accounting has it, where there is any."""
+        name = script.name.removesuffix(self.suffix)
+        told = self.ask(["squeue", "--noheader", "--states=all", f"--name={name}", "-o%F"]).split()
+        if not told:
+            with suppress(SchedulerError):
+                asked = ["sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-30days"]
+                told = self.ask([*asked, f"--name={name}", "--format=JobID"]).split()
+        return told[0].partition("_")[0] if told else None
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        self.ask(["scancel", *job_ids])
+    def cancel(self, job_id: str, task: int | None = None) -> None:
+        self.ask(["scancel", job_id if task is None else self.task_name(job_id, task)])
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         return expand_hosts(env["SLURM_JOB_NODELIST"])
@@ -127,10 +153,12 @@ class Slurm(Scheduler):
         return env.get("SLURM_JOB_ID")
 
 
-def _number(job_id: str) -> int:
-    """17 of `123_17`; 0 of `123`, and of `123_[0-4]` where a squeue does not take it apart."""
-    last = job_id.partition("_")[2]
-    return int(last) if last.isdigit() else 0
+def _numbers(job_id: str) -> list[int]:
+    """[17] of `123_17`, [0] of `123`; of `123_[0-2,7%2]`, tasks that wait and are not taken apart, [0, 1, 2, 7]."""
+    last = job_id.partition("_")[2].strip("[]").partition("%")[0]
+    spans = [part.partition("-") for part in last.split(",")]
+    return [number for first, _, end in spans if first.isdigit()
+            for number in range(int(first), int(end or first) + 1)] or [0]  # fmt: skip
 
 
 def _reason(state: str, reason: str) -> str:
