@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from .coded import Coded
 from .efficiency.command import MODES
-from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, groups, work_key
+from .efficiency.grouping import groups
+from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, work_keys
 from .held_out import unbelieved
 from .quiet import quiet
 from .rank_intervals import MIN_RUNS
@@ -133,8 +135,9 @@ def _outcome(failed: Sequence[dict], fails: str, passes: str) -> Outcome:
 def _base(table: _Table) -> Outcome:
     """1: with a speedup, say what the base is, and its absolute performance."""
     smallest: dict[tuple, int] = {}  # device count, of a workload and of what may be compared in a mode
-    keys = [[("model and data", *(group[name] for name in MODEL + DATA)),
-             *((mode, work_key(group, mode)) for mode in MODES)] for group in table.groups]  # fmt: skip
+    workloads = Coded([group.rows[0] for group in table.groups]).joint(MODEL + DATA).tolist()
+    works = (zip([mode] * len(workloads), work_keys(table.groups, mode).tolist(), strict=True) for mode in MODES)
+    keys = list(zip((("model and data", one) for one in workloads), *works, strict=True))
     for group, some in zip(table.groups, keys, strict=True):
         for key in some:
             smallest[key] = min(smallest.get(key, group.devices), group.devices)

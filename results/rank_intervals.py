@@ -18,6 +18,7 @@ import numpy as np
 
 MIN_RUNS = 6  # with fewer than 6 runs the sample's extremes do not bracket the median 95 times in 100
 TOO_FEW = "too few runs"
+AT_ONCE = 2**18  # pairs of runs in memory, of resamples
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,30 @@ def pseudo_median(logs: np.ndarray) -> np.ndarray:
     """One-sample Hodges-Lehmann: the median of the means of all pairs, (..., runs) -> (...)."""
     i, j = np.triu_indices(logs.shape[-1])
     return np.median((logs[..., i] + logs[..., j]) / 2, axis=-1)
+
+
+def resampled_pseudo_medians(logs: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """pseudo_median(logs[picks]), exactly: logs (runs,), picks (draws, runs) places in it -> (draws,).
+
+    The means of all pairs of runs are sorted once; in a resample each has a weight, how often the pair is drawn, and
+    the middle of the weights is where the median is.
+    """
+    i, j = np.triu_indices(len(logs))
+    means = (logs[i] + logs[j]) / 2
+    order = np.argsort(means, kind="stable")
+    means, i, j = means[order], i[order], j[order]
+    middle = ((len(means) - 1) // 2, len(means) // 2)
+    result = np.empty(len(picks))
+    size = max(1, AT_ONCE // len(means))
+    for start in range(0, len(picks), size):
+        some = picks[start : start + size]
+        places = some + len(logs) * np.arange(len(some))[:, None]
+        drawn = np.bincount(places.ravel(), minlength=some.size).reshape(some.shape).astype(np.int32)
+        weight = np.where(i == j, drawn[:, i] * (drawn[:, i] + 1) // 2, drawn[:, i] * drawn[:, j])
+        upto = np.cumsum(weight, axis=1, dtype=np.int32)
+        low, high = (means[(upto <= place).sum(axis=1)] for place in middle)
+        result[start : start + size] = (low + high) / 2
+    return result
 
 
 @lru_cache(maxsize=512)

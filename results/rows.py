@@ -6,10 +6,11 @@ values per column, made the first time that somebody asks for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 
@@ -51,6 +52,36 @@ def rows_of(table: pa.Table) -> list[Row]:
     return [Row(columns, at) for at in range(len(table))]
 
 
+def source_of(rows: pa.Table | Sequence[Mapping]) -> tuple[_Columns | None, np.ndarray | None]:
+    """The columns that these rows are of, and the place (rows,) of each there; (None, None): not of one table."""
+    import numpy as np
+
+    if hasattr(rows, "column_names"):
+        return _Columns(rows), np.arange(len(rows))
+    source = rows[0]._columns if len(rows) and isinstance(rows[0], Row) else None
+    if source is None or not all(isinstance(row, Row) and row._columns is source for row in rows):
+        return None, None
+    return source, np.fromiter((row._at for row in rows), np.int64, len(rows))
+
+
+def codes_of(column: pa.ChunkedArray) -> np.ndarray:
+    """(rows,) int64: equal where the values are, from 0; -1 where null."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.null_count == len(column):
+        return np.full(len(column), -1)
+    if pa.types.is_floating(column.type):
+        column = pc.add(column, 0.0)  # -0.0 equals 0.0
+    codes = pc.dictionary_encode(column)
+    codes = codes.unify_dictionaries().combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+    if isinstance(codes, pa.ChunkedArray):  # none, or text of more than 2 GB
+        codes = pa.chunked_array([chunk.indices for chunk in codes.chunks], pa.int32())
+        return codes.fill_null(-1).to_numpy().astype(np.int64)
+    return codes.indices.fill_null(-1).to_numpy().astype(np.int64)
+
+
 def values_of(column: pa.ChunkedArray) -> list:
     """The values of a column as Python has them, null as None; equal texts are one object."""
     import numpy as np
@@ -79,6 +110,16 @@ class _Columns(dict):
     def __init__(self, table: pa.Table) -> None:
         super().__init__()
         self.table, self.names = table, frozenset(table.column_names)
+        self._codes: dict[str, np.ndarray] = {}
+
+    def codes(self, name: str) -> np.ndarray:
+        """codes_of the column; of one that the table does not have, all null."""
+        if name not in self._codes:
+            import numpy as np
+
+            here = name in self.names
+            self._codes[name] = codes_of(self.table[name]) if here else np.full(len(self.table), -1)
+        return self._codes[name]
 
     def __missing__(self, name: str) -> list:
         if name not in self.names:

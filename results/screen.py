@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .columns import RUNS
 from .schema import columns
+from .told_apart import differing, said_by
 
 GAP = "  "
 OF_MODEL = ("model_layers", "model_heads", "model_kv_heads", "model_width", "model_ffn", "params_total",
@@ -44,23 +44,10 @@ def varying(table: pa.Table, shown: Sequence[str]) -> list[str]:
     groups = ("Recipe", "Outer loop", "Layout", "Model", "Data")
     names = [column.name for group in groups for column in RUNS[group]]
     names += [name for name in AROUND if name in columns("runs")]
-    return [
-        name for name in dict.fromkeys(names)
-        if name not in (*shown, *RESULTS)
-        and pc.count_distinct(table[name], mode="all" if name in NULL_COUNTS else "only_valid").as_py() > 1
-        and not _said(name, table)
-    ]  # fmt: skip
-
-
-def _said(name: str, table: pa.Table) -> bool:
-    """Whether another column, that people read, tells this one."""
-    by = next((by for names, by in SAID_BY if name in names), None)
-    if by is None:
-        return False
-    told: dict[tuple, set] = {}
-    for *key, value in zip(*(table[one].to_pylist() for one in (*by, name)), strict=True):
-        told.setdefault(tuple(key), set()).add(value)
-    return all(len(values) == 1 and None not in key for key, values in told.items())
+    names = [name for name in names if name not in (*shown, *RESULTS)]
+    names = differing(table, names, nulls=NULL_COUNTS)
+    said = {name for of, by in SAID_BY for name in said_by(table, [name for name in names if name in of], by)}
+    return [name for name in names if name not in said]
 
 
 def fitted(widths: Sequence[int], wanted: Sequence[int], room: int) -> Laid:

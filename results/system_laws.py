@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from math import inf, isfinite, sqrt
 
 import numpy as np
 
-from .rank_intervals import MIN_RUNS, pseudo_median
+from .rank_intervals import MIN_RUNS, pseudo_median, resampled_pseudo_medians
 
 
 @dataclass(frozen=True)
@@ -126,35 +127,73 @@ def fit_law(
 
     Refused with fewer device counts than the law needs. Intervals want MIN_RUNS runs at every device count.
     """
-    counts = np.array(sorted(runs), dtype=float)
+    return fit_laws([law], runs, level, draws, seed)[0]
+
+
+def fit_laws(
+    laws: Sequence[SystemLaw], runs: Mapping[int, Sequence[float]], level: float = 0.95, draws: int = 2000,
+    seed: int = 0,
+) -> list[LawFit]:  # fmt: skip
+    """fit_law of each, over the same resamples."""
+    measured = _Measured(runs, level, draws, seed)
+    return [_fit(law, measured) for law in laws]
+
+
+class _Measured:
+    """The runs by device count, their levels, and what resamples of them give."""
+
+    def __init__(self, runs: Mapping[int, Sequence[float]], level: float, draws: int, seed: int) -> None:
+        self.counts = np.array(sorted(runs), dtype=float)
+        self.logs = [np.log(np.asarray(runs[int(n)], dtype=float)) for n in self.counts]
+        self.level, self.draws, self.seed = level, draws, seed
+        self.fewest = min(map(len, self.logs))
+
+    @cached_property
+    def levels(self) -> np.ndarray:
+        """(counts,) the pseudo-median of each count's runs."""
+        return np.array([pseudo_median(x) for x in self.logs])
+
+    @cached_property
+    def resampled(self) -> np.ndarray | None:
+        """(draws, counts) levels of resamples; None: too few runs, or none were asked for."""
+        if self.fewest < MIN_RUNS or not self.draws:
+            return None
+        rng = np.random.default_rng(self.seed)
+        some = [resampled_pseudo_medians(x, rng.integers(0, len(x), (self.draws, len(x)))) for x in self.logs]
+        return np.stack(some, -1)
+
+    @cached_property
+    def tail(self) -> float:
+        return _expanded_tail(self.level, [len(x) for x in self.logs])
+
+
+def _fit(law: SystemLaw, measured: _Measured) -> LawFit:
+    counts = measured.counts
     if len(counts) < law.needs:
         return LawFit(law, refused=f"{len(counts)} device counts, {law.name} needs {law.needs}")
-    logs = [np.log(np.asarray(runs[int(n)], dtype=float)) for n in counts]
-    level_of = np.array([pseudo_median(x) for x in logs])
-    best = _solve(law, counts, level_of[None])[0]
-    fewest = min(map(len, logs))
-    drawn = note = None
-    if fewest < MIN_RUNS:
-        note = f"too few runs for intervals: {fewest} at some device count, {MIN_RUNS} wanted"
-    elif draws:
-        rng = np.random.default_rng(seed)
-        resampled = [pseudo_median(x[rng.integers(0, len(x), (draws, len(x)))]) for x in logs]
-        drawn = _solve(law, counts, np.stack(resampled, -1))
-    tail = _expanded_tail(level, [len(x) for x in logs])
+    best = _solve(law, counts, measured.levels[None])[0]
+    drawn = None if measured.resampled is None else _solve(law, counts, measured.resampled)
 
-    def over(function: Callable[..., float]) -> Fitted:
-        value = float(function(*best))
+    def told(value: float, of_draws: Callable[[], Sequence[float]]) -> Fitted:
         if drawn is None:
             return Fitted(value if isfinite(value) else None)
-        low, high = np.quantile([function(*row) for row in drawn], [tail, 1 - tail], method="nearest").tolist()
+        low, high = np.quantile(of_draws(), [measured.tail, 1 - measured.tail], method="nearest").tolist()
         return Fitted(*(x if isfinite(x) else None for x in (value, low, high)))
 
+    def one(place: int) -> Fitted:
+        return told(float(best[place]), lambda: drawn[:, place])
+
+    def over(function: Callable[..., float]) -> Fitted:
+        return told(float(function(*best[1:])), lambda: [function(*row) for row in drawn[:, 1:].tolist()])
+
     fitted = best[0] * law.speedup(counts, *best[1:])
+    few = measured.fewest < MIN_RUNS
+    note = f"too few runs for intervals: {measured.fewest} at some device count, {MIN_RUNS} wanted" if few else None
     return LawFit(
-        law, x1=over(lambda x1, *_: x1), peak=over(lambda _, *p: law.peak(*p)), half=over(lambda _, *p: law.half(*p)),
-        parameters={name: over(lambda *p, i=i: p[i]) for i, name in enumerate(law.parameters, 1)},
-        rms_relative_error=float(np.sqrt(np.mean((np.exp(level_of) / fitted - 1) ** 2))), measured_to=int(counts[-1]),
-        note=note,
+        law, x1=one(0), peak=over(law.peak), half=over(law.half),
+        parameters={name: one(place) for place, name in enumerate(law.parameters, 1)},
+        rms_relative_error=float(np.sqrt(np.mean((np.exp(measured.levels) / fitted - 1) ** 2))),
+        measured_to=int(counts[-1]), note=note,
     )  # fmt: skip
 
 

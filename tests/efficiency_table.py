@@ -54,3 +54,8 @@ def steps_of(row: dict, losses, step_time_s: float | None = None, **other) -> li
         {"run_id": row["run_id"], "step": i, "warmup": i < 5, "loss": loss} | nothing | other
         for i, loss in enumerate(losses)
     ]
+
+
+def as_columns(steps: list[dict]) -> dict[str, np.ndarray]:
+    """Rows of `steps` of a run as step_columns.py has them."""
+    return {name: np.array([step[name] for step in steps], float) for name in steps[0] if name != "run_id"}

@@ -1,10 +1,11 @@
 """Efficiency from simulated tables: exact values, refusals that name exactly what differs, exact intervals."""
 
 import json
+from math import fsum
 
 import numpy as np
 import pytest
-from efficiency_table import repeats, run, steps_of
+from efficiency_table import as_columns, repeats, run, steps_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, mannwhitneyu
@@ -12,10 +13,11 @@ from scipy.stats import binom, mannwhitneyu
 from scalade.results import rank_intervals as ranks
 from scalade.results.efficiency import efficiency
 from scalade.results.efficiency.breakdown import breakdown
+from scalade.results.efficiency.grouping import groups
 from scalade.results.efficiency.loss import steps_to_loss
 from scalade.results.efficiency.report import EfficiencyReport
 from scalade.results.efficiency.series import Options, read_series
-from scalade.results.efficiency.workload import MUST_MATCH, TOKENS, allowed, groups, guess_mode
+from scalade.results.efficiency.workload import MUST_MATCH, TOKENS, allowed, guess_mode
 from scalade.results.schema import columns
 from scalade.results.store import RunStore
 
@@ -305,6 +307,9 @@ def test_the_breakdown_adds_up_and_what_was_not_measured_is_null():
         some[10]["outer_exposed_s"] = 2.0
         for row in some:
             row["outer_exposed_s"] = row["outer_exposed_s"] or 0.0
+    steps = {run_id: as_columns(some) for run_id, some in steps.items()}
+    assert breakdown(rows, steps).outer_s is None  # no outer loop: nothing was waited for
+    rows = [row | {"outer_algorithm": "diloco"} for row in rows]
     less = breakdown([row | {"compute_time_s": 0.74} for row in rows], steps)
     assert less.residual_s == pytest.approx(0.01) and less.residual_flagged is False
     full = breakdown(rows, steps)
@@ -366,25 +371,35 @@ def test_the_bubble_of_theory(schedule, share):
 
 @given(st.lists(st.floats(1, 10), min_size=1, max_size=40), st.integers(1, 12), st.floats(1, 10))
 def test_steps_to_loss_is_the_first_window_below(losses, window, target):
-    rows = [{"step": i, "loss": x} for i, x in enumerate(losses)]
+    steps = as_columns([{"step": i, "loss": x} for i, x in enumerate(losses)][::-1])
     means = {end: np.mean(losses[end - window : end]) for end in range(window, len(losses) + 1)}
     reached = [end for end, mean in means.items() if mean <= target]
-    found = steps_to_loss(rows[::-1], target, window)
+    found = steps_to_loss(steps, target, window)
     if not any(abs(mean - target) < 1e-9 for mean in means.values()):
         assert found == (min(reached) if reached else None)
 
 
 def test_a_window_without_a_loss_reaches_nothing():
-    rows = [{"step": i, "loss": x} for i, x in enumerate([1.0, None, 1.0, float("nan"), 1.0, 1.0])]
-    assert steps_to_loss(rows, 2.0, 2) == 6 and steps_to_loss(rows, 2.0, 3) is None
+    steps = as_columns([{"step": i, "loss": x} for i, x in enumerate([1.0, None, 1.0, float("nan"), 1.0, 1.0])])
+    assert steps_to_loss(steps, 2.0, 2) == 6 and steps_to_loss(steps, 2.0, 3) is None
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 9), st.integers(-3, 3))
+def test_a_mean_that_is_the_target_reaches_it(tenths, window, target):
+    """Sums of tenths are not exact: what counts is the mean as `fsum` has it."""
+    losses = [x / 10 for x in tenths]
+    wanted = next((end for end in range(window, len(losses) + 1)
+                   if fsum(losses[end - window : end]) / window <= target / 10), None)  # fmt: skip
+    steps = as_columns([{"step": i, "loss": x} for i, x in enumerate(losses)])
+    assert steps_to_loss(steps, target / 10, window) == wanted
 
 
 def test_time_to_loss_is_steps_times_step_time():
     falling = [4.0 - 0.1 * i for i in range(30)]
     slower = [4.0 - 0.05 * i for i in range(30)]
     base, fast, never = run(1, 1.0), run(2, 0.5), run(4, 0.25)
-    steps = {base["run_id"]: steps_of(base, falling), fast["run_id"]: steps_of(fast, slower),
-             never["run_id"]: steps_of(never, [4.0] * 30)}  # fmt: skip
+    curves = ((base, falling), (fast, slower), (never, [4.0] * 30))
+    steps = {row["run_id"]: as_columns(steps_of(row, losses)) for row, losses in curves}
     series, (refusal,) = read([base, fast, never], steps, form="loss", target_loss=3.2, loss_window=1)
     one = only(series)
     assert one.base.time_to_loss_s.value == 9.0 and one.points[1].time_to_loss_s.value == 17 * 0.5

@@ -6,7 +6,7 @@ from efficiency_table import repeats
 
 from scalade.results.efficiency import efficiency
 from scalade.results.efficiency.fastest import fastest
-from scalade.results.efficiency.workload import groups
+from scalade.results.efficiency.grouping import groups
 from scalade.results.report import report
 from scalade.results.store import RunStore
 

@@ -17,6 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 
+import numpy as np
+
+from ..step_columns import Steps
+
+COLUMNS = ("warmup", "outer_exposed_s")  # of `steps`
 RESIDUAL_FLAG = 0.05
 WITH_BUBBLE = ("GPipe", "1F1B", "Interleaved1F1B", "LoopedBFS")
 
@@ -43,9 +48,9 @@ class Breakdown:
         return asdict(self)
 
 
-def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Sequence[Mapping]]) -> Breakdown:
-    """rows: the ok runs of a group; steps: rows of `steps` by run_id, as many as were kept."""
-    parts = [_of_run(row, steps.get(row["run_id"], ())) for row in rows]
+def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Steps]) -> Breakdown:
+    """rows: the ok runs of a group; steps: the columns COLUMNS by run_id, of runs that `waits_in_steps` is true of."""
+    parts = [_of_run(row, steps.get(row["run_id"]) if waits_in_steps(row) else None) for row in rows]
 
     def over(name: str) -> float | None:
         told = [part[name] for part in parts if part.get(name) is not None]
@@ -77,7 +82,7 @@ def bubble_share(row: Mapping) -> float | None:
     return (stages - 1) / ((row.get("virtual_stages") or 1) * (row.get("microbatches") or 1) + stages - 1)
 
 
-def _of_run(row: Mapping, steps: Sequence[Mapping]) -> dict[str, float | None]:
+def _of_run(row: Mapping, steps: Steps | None) -> dict[str, float | None]:
     return {
         "step_s": row["step_time_s"], "forward_backward_s": row.get("compute_time_s"),
         "exposed_comm_s": row.get("exposed_comm_time_s"), "exposed_comm_min_s": row.get("exposed_comm_time_min_s"),
@@ -87,11 +92,22 @@ def _of_run(row: Mapping, steps: Sequence[Mapping]) -> dict[str, float | None]:
     }  # fmt: skip
 
 
-def outer_of_step_s(row: Mapping, steps: Sequence[Mapping]) -> float | None:
+def waits_in_steps(row: Mapping) -> bool:
+    """Whether what a run waited for its outer steps is told by its rows of `steps` only."""
+    return (row.get("outer_algorithm") or "none") != "none" and not _round_told(row)
+
+
+def _round_told(row: Mapping) -> bool:
+    return row.get("outer_round_exposed_s") is not None and bool(row.get("outer_sync_every"))
+
+
+def outer_of_step_s(row: Mapping, steps: Steps | None) -> float | None:
     """Wait for outer steps, of one step: a round's over its H steps; of rows that do not say the round's, the mean over
     the timed steps. Null without an outer loop."""
-    if row.get("outer_round_exposed_s") is not None and row.get("outer_sync_every"):
+    if _round_told(row):
         return row["outer_round_exposed_s"] / row["outer_sync_every"]
-    told = [step["outer_exposed_s"] for step in steps if not step["warmup"]]
-    told = [exposed for exposed in told if exposed is not None]
-    return fmean(told) if told else None
+    if not steps:
+        return None
+    exposed = steps["outer_exposed_s"]
+    told = exposed[(steps["warmup"] != 1) & ~np.isnan(exposed)]
+    return fmean(told.tolist()) if len(told) else None

@@ -6,22 +6,28 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .. import held_out
-from ..read import noted, rows_table, runs_table
+from ..coded import Coded
+from ..read import noted, runs_table
+from ..rows import rows_of
+from ..step_columns import StepColumns, read_step_columns
 from ..work import no_work
+from . import breakdown, loss
 from .fastest import fastest
-from .loss import WINDOW
+from .grouping import groups
 from .report import EfficiencyReport, compared
 from .series import FORMS, Options, Refusal, read_series
-from .workload import Group, allowed, groups, guess_mode
+from .workload import Group, allowed, guess_mode
 
 MODES = ("strong", "weak")
 
 
 def efficiency(
     path: str | Path, *, mode: str | None = None, form: str | None = None, base: str | None = None,
-    where: str | None = None, target_loss: float | None = None, loss_window: int = WINDOW, allow: Sequence[str] = (),
-    published: str | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0,
+    where: str | None = None, target_loss: float | None = None, loss_window: int = loss.WINDOW,
+    allow: Sequence[str] = (), published: str | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0,
 ) -> EfficiencyReport:  # fmt: skip
     """Scaling efficiency of the runs at `path` (see read_runs).
 
@@ -49,8 +55,8 @@ def efficiency(
         raise ValueError(f"level {level:g}, draws {draws}, loss_window {loss_window}: level must lie between 0 and 1, "
                          "draws be at least 0, loss_window at least 1")  # fmt: skip
     with noted() as told:
-        rows = runs_table(path, where=where).to_pylist()
-        bases = {row["run_id"] for row in runs_table(path, where=base).to_pylist()} if base else None
+        rows = rows_of(runs_table(path, where=where))
+        bases = set(runs_table(path, where=base, columns=["run_id"])["run_id"].to_pylist()) if base else None
     found, lost = groups(rows)
     if not found:
         raise ValueError(_nothing_timed(lost, where))
@@ -62,7 +68,7 @@ def efficiency(
         if not declared:
             raise ValueError(f"base {base!r}: matches no run with status ok")
     options = Options(mode or guess_mode(found), form, target_loss, loss_window, allowed(allow), level, draws, seed)
-    series, refused = read_series(found, _steps(path, found), options, declared)
+    series, refused = read_series(found, _steps(path, found, form), options, declared)
     refused += _lost(lost)
     notes = [f"warning: {line}" for line in told]
     return EfficiencyReport(
@@ -100,27 +106,36 @@ def _one_held_out_set(found: Sequence[Group]) -> None:
             raise ValueError(f"{differ}; or --allow val_hash, since the target is of the training loss")
 
 
-def _steps(path: str | Path, found) -> dict[str, list[dict]]:
-    """Rows of `steps` by run; empty for an exported file of runs, which does not hold them."""
-    if Path(path).is_file():
-        return {}
-    by_run: dict[str, list[dict]] = {}
+def _steps(path: str | Path, found: Sequence[Group], form: str) -> StepColumns:
+    """What the form reads of the steps; an exported file of runs does not hold them."""
+    rows = [row for group in found for row in group.rows]
+    if form != "loss":
+        return waits_of(path, rows)
+    more = breakdown.COLUMNS if any(map(breakdown.waits_in_steps, rows)) else ()
+    return _read(path, rows, (*loss.COLUMNS, *more))
+
+
+def waits_of(path: str | Path, rows: Iterable[Mapping]) -> StepColumns:
+    """What `breakdown` reads of the steps: those of runs of which only the steps tell what they waited for."""
+    return _read(path, filter(breakdown.waits_in_steps, rows), breakdown.COLUMNS)
+
+
+def _read(path: str | Path, rows: Iterable[Mapping], names: Sequence[str]) -> StepColumns:
     with noted():  # said when the runs were read, or the run has no steps
-        table = rows_table(path, "steps", [row["run_id"] for group in found for row in group.rows])
-    names = ["run_id", "step", "warmup", "loss", "outer_exposed_s"]
-    for row in table.select(names).to_pylist():
-        by_run.setdefault(row["run_id"], []).append(row)
-    return by_run
+        return read_step_columns(path, (row["run_id"] for row in rows), names)
 
 
 def _mixed(found) -> list[str]:
     """What varies between the runs without deciding the work: it may explain a difference."""
     notes = []
-    for name in ("git_commit", "torch_version", "cuda_version", "nccl_version", "driver_version", "backend"):
-        values = {row.get(name) for group in found if group.devices > 1 or name != "backend" for row in group.rows}
-        if len(values) > 1:
-            notes.append(f"{name} differs between the runs: {len(values)} values")
-    return notes + unchecked(row for group in found for row in group.rows)
+    every, parallel = ([row for group in some for row in group.rows]
+                       for some in (found, [group for group in found if group.devices > 1]))  # fmt: skip
+    names = ("git_commit", "torch_version", "cuda_version", "nccl_version", "driver_version", "backend")
+    for name in names:
+        values = len(np.unique(Coded(parallel if name == "backend" else every).of(name)))
+        if values > 1:
+            notes.append(f"{name} differs between the runs: {values} values")
+    return notes + unchecked(every)
 
 
 def unchecked(rows: Iterable[Mapping]) -> list[str]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from ..coded import Coded, coded
 from ..columns import RUNS
 from ..rank_intervals import Estimate, median
+from ..told_apart import differing_in_parts
 from ..verdict import best_p, holm, rank_sum_p, runs_needed
 from .workload import CONDITIONS, DATA, MODEL, OUTER, RECIPE, Group
 
@@ -25,17 +28,65 @@ NAMED = 4  # layouts that tie, by name
 class Fastest:
     """The groups of one workload: the fastest, and those that are not shown to be slower.
 
-    ties: with runs as fast as one of the fastest's, fastest first. unproven: slower in every run, and too few runs to
-    show it. needed: runs a layout that could; null: there are enough.
+    Each figure is formed when it is first asked for: of thousands of workloads a page names some.
     """
 
-    best: Group
-    rate: Estimate
-    ties: tuple[tuple[Group, Estimate], ...]
-    unproven: tuple[Group, ...]
-    needed: int | None
-    others: int  # groups of this workload beside the fastest
-    names: dict[int, str]  # of the groups, by id: different ones for different groups
+    groups: tuple[Group, ...]
+    level: float
+
+    @cached_property
+    def ranking(self) -> list[Group]:
+        """By median throughput, fastest first."""
+        return sorted(self.groups, key=lambda group: -float(np.median(group.rates)))
+
+    @property
+    def best(self) -> Group:
+        return self.ranking[0]
+
+    @property
+    def others(self) -> int:
+        """Groups of this workload beside the fastest."""
+        return len(self.groups) - 1
+
+    @cached_property
+    def rate(self) -> Estimate:
+        return median(self.best.rates, self.level)
+
+    @cached_property
+    def ties(self) -> tuple[tuple[Group, Estimate], ...]:
+        """Those with runs as fast as one of the fastest's, fastest first."""
+        near = [group for group in self._open if max(group.rates) >= min(self.best.rates)]
+        return tuple((group, median(group.rates, self.level)) for group in near)
+
+    @cached_property
+    def unproven(self) -> tuple[Group, ...]:
+        """Those that are slower in every run, where too few runs show it."""
+        return tuple(group for group in self._open if max(group.rates) < min(self.best.rates))
+
+    @cached_property
+    def needed(self) -> int | None:
+        """Runs a layout that could tell; None: there are enough."""
+        alpha, count = 1 - self.level, len(self.best.rates)
+        few = [group for group in self._open if best_p(len(group.rates), count) > alpha / self.others]
+        return runs_needed(alpha / self.others) if few else None
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Of the groups, by id: layout and ranks, with the settings that tell it from others of that name."""
+        tells = differing_in_parts(
+            [group.rows[0] for group in self.groups], [group.where for group in self.groups], SETTINGS, most=2
+        )
+        return {
+            id(group): group.where + "".join(f", {name} {group[name]}" for name in names)
+            for group, names in zip(self.groups, tells, strict=True)
+        }
+
+    @cached_property
+    def _open(self) -> list[Group]:
+        """Those that are not shown to be slower than the best."""
+        rest = self.ranking[1:]
+        p = holm([rank_sum_p(np.log(group.rates), np.log(self.best.rates)) for group in rest])
+        return [group for group, value in zip(rest, p, strict=True) if value > 1 - self.level]
 
     def line(self, name: Callable[[Group], str], level: float) -> str:
         """name: of the workload."""
@@ -62,17 +113,18 @@ class Fastest:
         }  # fmt: skip
 
 
-def same_training(group: Group) -> tuple:
-    """Equal for groups that train the same model the same way."""
-    return (*(group[name] for name in WORK), group.level("strong"))
+def same_training(found: Sequence[Group]) -> list[int]:
+    """A number for each group, from 0 in their order: the same for groups that train the same model the same way."""
+    levels = coded(group.level("strong") for group in found)
+    return Coded([group.rows[0] for group in found]).joint(WORK, levels).tolist()
 
 
-def fastest(groups: Sequence[Group], level: float) -> list[Fastest]:
+def fastest(found: Sequence[Group], level: float) -> list[Fastest]:
     """One for each workload, in the order of the groups."""
-    by_work: dict[tuple, list[Group]] = {}
-    for group in groups:
-        by_work.setdefault(same_training(group), []).append(group)
-    return [_fastest(some, level) for some in by_work.values()]
+    by_work: dict[int, list[Group]] = {}
+    for group, work in zip(found, same_training(found), strict=True):
+        by_work.setdefault(work, []).append(group)
+    return [Fastest(tuple(some), level) for some in by_work.values()]
 
 
 def tokens_text(group: Group) -> str:
@@ -80,30 +132,6 @@ def tokens_text(group: Group) -> str:
     batch, length = group["global_batch"] or 0, group["model_seq_len"] or 0
     tokens = f"{batch} x {length}" if batch * length == group.work.tokens else f"{group.work}"
     return f"{tokens} tokens a step" + " on average" * group.work.varies
-
-
-def _fastest(some: list[Group], level: float) -> Fastest:
-    best, *rest = sorted(some, key=lambda group: -float(np.median(group.rates)))
-    alpha, count = 1 - level, len(best.rates)
-    p = holm([rank_sum_p(np.log(group.rates), np.log(best.rates)) for group in rest])
-    open_ = [group for group, value in zip(rest, p, strict=True) if value > alpha]
-    near = [group for group in open_ if max(group.rates) >= min(best.rates)]
-    few = [group for group in open_ if best_p(len(group.rates), count) > alpha / len(rest)]
-    return Fastest(
-        best, median(best.rates, level), tuple((group, median(group.rates, level)) for group in near),
-        tuple(group for group in open_ if max(group.rates) < min(best.rates)),
-        runs_needed(alpha / len(rest)) if few else None, len(rest), _names(some),
-    )  # fmt: skip
-
-
-def _names(some: Sequence[Group]) -> dict[int, str]:
-    """Layout and ranks of each group, with the settings that tell it from others of that name."""
-    names = {}
-    for group in some:
-        twins = [other for other in some if other.where == group.where]
-        tells = [name for name in SETTINGS if len({other[name] for other in twins}) > 1][:2]
-        names[id(group)] = group.where + "".join(f", {name} {group[name]}" for name in tells)
-    return names
 
 
 def _range(rate: Estimate) -> tuple[float, float, str]:

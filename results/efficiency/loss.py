@@ -7,36 +7,50 @@ reaches nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import fsum, isfinite
+from collections.abc import Mapping
+from math import fsum
 
+import numpy as np
+
+from ..step_columns import Steps
 from ..work import mean_step_s
 
 WINDOW = 10
+COLUMNS = ("step", "loss")  # of `steps`
+NEAR = 1e-9  # relative: means this close to the target are summed exactly
 
 
-def steps_to_loss(steps: Sequence[Mapping], target: float, window: int = WINDOW) -> int | None:
+def steps_to_loss(steps: Steps, target: float, window: int = WINDOW) -> int | None:
     """Steps done when the mean loss of the last `window` steps is first at most `target`; None: never.
 
-    steps: the rows of one run, any order. A window that holds a loss that is not finite reaches nothing.
+    steps: the columns of one run, any order. A window that holds a loss that is not finite reaches nothing.
     """
-    losses = [row["loss"] for row in sorted(steps, key=lambda row: row["step"])]
-    for end in range(window, len(losses) + 1):
-        last = losses[end - window : end]
-        if None not in last and fsum(last) / window <= target:  # never true of NaN
-            return end
+    loss = steps["loss"][_order(steps["step"])]
+    if len(loss) < window:
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(loss, window)
+    means = windows.mean(axis=1)
+    near = means <= target + NEAR * max(abs(target), 1.0)  # never true of NaN
+    for at in np.flatnonzero(near & np.isfinite(means)):
+        if fsum(windows[at]) / window <= target:
+            return int(at) + window
     return None
 
 
+def _order(step: np.ndarray) -> np.ndarray | slice:
+    """What sorts the steps: as they are written, nothing."""
+    return slice(None) if (step[1:] >= step[:-1]).all() else np.argsort(step, kind="stable")
+
+
 def time_to_loss_s(
-    row: Mapping, steps: Sequence[Mapping], target: float, window: int = WINDOW
+    row: Mapping, steps: Steps | None, target: float, window: int = WINDOW
 ) -> tuple[float | None, str | None]:
-    """(seconds, None), or (None, why not)."""
-    if not steps:
+    """(seconds, None), or (None, why not). steps: the run's; None: it has none."""
+    if not steps or not len(steps["loss"]):
         return None, "no rows in steps"
     reached = steps_to_loss(steps, target, window)
     if reached is None:
-        known = [s["loss"] for s in steps if s["loss"] is not None and isfinite(s["loss"])]
-        lowest = f", lowest loss of a step {min(known):.4g}" if known else ""
-        return None, f"loss {target:g} not reached in {len(steps)} steps{lowest}"
+        known = steps["loss"][np.isfinite(steps["loss"])]
+        lowest = f", lowest loss of a step {known.min():.4g}" if len(known) else ""
+        return None, f"loss {target:g} not reached in {len(steps['loss'])} steps{lowest}"
     return reached * mean_step_s(row), None

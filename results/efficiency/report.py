@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median as middle
@@ -17,6 +18,8 @@ from .workload import Group, varying
 
 PARTS = ("compute", "exposed comm", "bubble", "data", "optimizer", "outer", "residual")
 OF_BUBBLE = ("of f+b", "by formula")
+SERIES, LINES = 20, 60
+MORE = "--json has all, --filter keeps a part"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ def compared(found: Sequence[Group], convention: str) -> tuple[Compared, ...]:
     result = []
     for group in found:
         told = [row[convention] for row in group.rows if row.get(convention) is not None]
-        ours = group.rows[0] | {convention: middle(told) if len(told) == len(group.rows) else None}
+        ours = ChainMap({convention: middle(told) if len(told) == len(group.rows) else None}, group.rows[0])
         result.append(Compared(group, tuple(against(ours, convention))))
     return tuple(result)
 
@@ -75,17 +78,32 @@ class EfficiencyReport:
             "[least .. most] where runs are too few",
         ]
         told = varying([one.base.group for one in self.series])
-        for one in self.series:
+        shown = _largest(self.series)
+        for one in shown:
             lines += ["", *_series_lines(one, options, told)]
+        if len(shown) < len(self.series):
+            lines += ["", f"{len(shown)} of {len(self.series)} series are shown, those of most layouts: {MORE}"]
         if self.fastest:
             lines += ["", "fastest layout of each workload"]
-            lines += [f"  {one.line(_work_name, options.level)}" for one in self.fastest]
+            lines += _few([f"  {one.line(_work_name, options.level)}" for one in self.fastest[:LINES]], self.fastest)
         if self.published:
             lines += ["", *_published_lines(self.published)]
         if self.refused:
             lines += ["", "not compared"]
-            lines += [f"  {one.what} ({listed(one.run_ids)}): {one.why}" for one in self.refused]
+            said = [f"  {one.what} ({listed(one.run_ids)}): {one.why}" for one in self.refused[:LINES]]
+            lines += _few(said, self.refused)
         return "\n".join(lines + ["", *self.notes] if self.notes else lines)
+
+
+def _largest(series: Sequence[Series]) -> list[Series]:
+    """SERIES of them, those of most points, in their order."""
+    kept = sorted(range(len(series)), key=lambda at: -len(series[at].points))[:SERIES]
+    return [series[at] for at in sorted(kept)]
+
+
+def _few(lines: list[str], every: Sequence) -> list[str]:
+    """The lines, and how many more there are."""
+    return lines if len(lines) == len(every) else [*lines, f"  and {len(every) - len(lines)} more: {MORE}"]
 
 
 def _work_name(group: Group) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median as middle
 
 from .. import rank_intervals as ranks
 from ..rank_intervals import Estimate
-from ..system_laws import LAWS, LawFit, fit_law
+from ..step_columns import Steps
+from ..system_laws import LAWS, LawFit, fit_laws
 from ..work import mean_step_s
 from .breakdown import Breakdown, breakdown
 from .loss import time_to_loss_s
@@ -52,18 +54,72 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Point:
-    """A group beside its base. The base itself has no speedup and no efficiency: they are 1 by definition."""
+    """A group beside its base, each figure formed when it is first asked for: a page shows some of thousands.
+
+    The base itself has no speedup and no efficiency: they are 1 by definition.
+    loss_s: seconds to the target loss of the runs of each group, by id, in the form `loss`.
+    steps: of the runs whose waits only they tell (breakdown.py), by run_id.
+    """
 
     group: Group
-    is_base: bool
-    tokens_per_s: Estimate
-    step_time_s: Estimate
-    time_to_loss_s: Estimate | None
-    speedup: Estimate | None
-    efficiency: Estimate | None
-    ideal_tokens_per_s: float
-    breakdown: Breakdown
-    allowed: tuple[str, ...]  # columns that differ and that the user allowed
+    base: Group
+    options: Options
+    loss_s: Mapping[int, Sequence[float]]
+    steps: Mapping[str, Steps]
+
+    @property
+    def is_base(self) -> bool:
+        return self.group is self.base
+
+    @cached_property
+    def tokens_per_s(self) -> Estimate:
+        return ranks.median(self.group.rates, self.options.level)
+
+    @cached_property
+    def step_time_s(self) -> Estimate:
+        return ranks.median([row["step_time_s"] for row in self.group.rows], self.options.level)
+
+    @cached_property
+    def time_to_loss_s(self) -> Estimate | None:
+        seconds = self.loss_s.get(id(self.group))
+        return ranks.median(seconds, self.options.level) if seconds else None
+
+    @cached_property
+    def speedup(self) -> Estimate | None:
+        if self.is_base:
+            return None
+        if self.options.form == "loss":
+            return ranks.ratio(self.loss_s[id(self.base)], self.loss_s[id(self.group)], self.options.level)
+        if self.options.form == "throughput":
+            return self.efficiency.scaled(1 / self._share)
+        seconds = ([mean_step_s(row) for row in one.rows] for one in (self.base, self.group))
+        return ranks.ratio(*seconds, self.options.level)
+
+    @cached_property
+    def efficiency(self) -> Estimate | None:
+        if self.is_base:
+            return None
+        if self.options.form == "loss":
+            return self.speedup.scaled(self._share)
+        return ranks.ratio(self.group.rates, self.base.rates, self.options.level).scaled(self._share)
+
+    @property
+    def _share(self) -> float:
+        return self.base.devices / self.group.devices
+
+    @cached_property
+    def ideal_tokens_per_s(self) -> float:
+        return ranks.median(self.base.rates).value * self.group.devices / self.base.devices
+
+    @cached_property
+    def breakdown(self) -> Breakdown:
+        return breakdown(self.group.rows, self.steps)
+
+    @cached_property
+    def allowed(self) -> tuple[str, ...]:
+        """Columns that differ and that the user allowed."""
+        names = differing(self.group, self.base, self.options.mode)
+        return tuple(name for name in names if name in self.options.allow)
 
     def to_dict(self) -> dict:
         group = self.group
@@ -88,7 +144,19 @@ class Series:
     family: str
     engine: str | None
     points: tuple[Point, ...]
-    laws: tuple[LawFit, ...]
+    options: Options
+
+    @cached_property
+    def laws(self) -> tuple[LawFit, ...]:
+        """Of several layouts on as many devices the fastest is taken; none of times to a loss."""
+        if self.options.form == "loss":
+            return ()
+        by_count: dict[int, list[float]] = {}
+        for point in self.points:
+            rates = point.group.rates
+            by_count[point.group.devices] = max(by_count.get(point.group.devices, rates), rates, key=middle)
+        options, laws = self.options, [law for law in LAWS.values() if self.options.mode in law.modes]
+        return tuple(fit_laws(laws, by_count, options.level, options.draws, options.seed))
 
     @property
     def base(self) -> Point:
@@ -116,17 +184,20 @@ class Series:
 
 
 def read_series(
-    found: Sequence[Group], steps: Mapping[str, Sequence[Mapping]], options: Options,
-    declared: Sequence[Group] | None = None,
+    found: Sequence[Group], steps: Mapping[str, Steps], options: Options, declared: Sequence[Group] | None = None,
 ) -> tuple[list[Series], list[Refusal]]:
-    """Every family of every base, and what could not be compared. declared: the bases the user named."""
+    """Every family of every base, and what could not be compared.
+
+    steps: by run_id the columns that the form reads (loss.py), or those of the breakdown.
+    declared: the bases the user named.
+    """
     members: dict[tuple[int, str, str], list[Group]] = {}  # by base, family, engine
     refused: list[Refusal] = []
     times: dict[int, list[float]] = {}
     usable = []
     for group in found:
         if options.form == "loss":
-            told = [time_to_loss_s(row, steps.get(row["run_id"], ()), options.target_loss, options.loss_window)
+            told = [time_to_loss_s(row, steps.get(row["run_id"]), options.target_loss, options.loss_window)
                     for row in group.rows]  # fmt: skip
             missed = [(row["run_id"], why) for row, (_, why) in zip(group.rows, told, strict=True) if why]
             if missed:  # the runs that made it would be the lucky ones: the group is out
@@ -163,41 +234,5 @@ def read_series(
 
 
 def _series(base: Group, rest: list[Group], family: str, steps, times, options: Options) -> Series:
-    points = [_point(group, base, steps, times, options) for group in (base, *rest)]
-    by_count: dict[int, list[float]] = {}
-    for point in points:  # several layouts on as many devices: a law is fitted to the fastest
-        rates = point.group.rates
-        by_count[point.group.devices] = max(by_count.get(point.group.devices, rates), rates, key=middle)
-    laws = [
-        fit_law(law, by_count, options.level, options.draws, options.seed)
-        for law in LAWS.values() if options.mode in law.modes
-    ] if options.form != "loss" else []  # fmt: skip
-    engine = rest[0]["engine"] if rest else base["engine"]
-    return Series(family, engine, tuple(points), tuple(laws))
-
-
-def _point(group: Group, base: Group, steps, times, options: Options) -> Point:
-    level = options.level
-    rates = group.rates
-    seconds = [row["step_time_s"] for row in group.rows]
-    loss_s = times.get(id(group))
-    speedup = efficiency = None
-    if group is not base:
-        share = base.devices / group.devices
-        if options.form == "loss":
-            speedup = ranks.ratio(times[id(base)], loss_s, level)
-            efficiency = speedup.scaled(share)
-        else:
-            efficiency = ranks.ratio(rates, base.rates, level).scaled(share)
-            speedup = (
-                efficiency.scaled(1 / share) if options.form == "throughput"
-                else ranks.ratio(*([mean_step_s(row) for row in one.rows] for one in (base, group)), level)
-            )  # fmt: skip
-    ideal = ranks.median(base.rates).value
-    return Point(
-        group=group, is_base=group is base, tokens_per_s=ranks.median(rates, level),
-        step_time_s=ranks.median(seconds, level), time_to_loss_s=ranks.median(loss_s, level) if loss_s else None,
-        speedup=speedup, efficiency=efficiency, ideal_tokens_per_s=ideal * group.devices / base.devices,
-        breakdown=breakdown(group.rows, steps),
-        allowed=tuple(n for n in differing(group, base, options.mode) if n in options.allow),
-    )  # fmt: skip
+    points = tuple(Point(group, base, options, times, steps) for group in (base, *rest))
+    return Series(family, rest[0]["engine"] if rest else base["engine"], points, options)

@@ -8,31 +8,35 @@ the same, and so are the tokens of a step (work.py): all of them in strong scali
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from statistics import median as middle
 
+import numpy as np
+
+from ..coded import NULL, Coded, coded
 from ..columns import RUNS
 from ..schema import columns
-from ..work import Work, levels, rate_of, work_of
+from ..told_apart import differing_in_parts
+from ..work import Work, rate_of
 
 
-def _names(group: str, but: Iterable[str] = ()) -> tuple[str, ...]:
+def columns_of(group: str, but: Iterable[str] = ()) -> tuple[str, ...]:
     return tuple(column.name for column in RUNS[group] if column.name not in but)
 
 
 _NOT_SETTINGS = ("outer_replicas", "outer_placement", "outer_offload")  # how replicas are placed: layout
-_OUTER = _names("Outer loop")
+_OUTER = columns_of("Outer loop")
 BATCH = "global_batch"
 TOKENS = "tokens_per_step"
-MODEL = tuple(name for name in _names("Model") if name.startswith("model_"))
+MODEL = tuple(name for name in columns_of("Model") if name.startswith("model_"))
 DATA = tuple(
-    name for name in _names("Data")
+    name for name in columns_of("Data")
     if name.startswith("data_") and name not in ("data_path", "data_val_path", "data_tokens", "data_entropy_nats")
 )  # fmt: skip
-RECIPE = _names("Recipe", but=("seed", BATCH, "start_weights"))
+RECIPE = columns_of("Recipe", but=("seed", BATCH, "start_weights"))
 OUTER = tuple(name for name in _OUTER[: _OUTER.index("outer_steps")] if name not in _NOT_SETTINGS)
 CONDITIONS = ("recompute", "compile", "device_type", "device_name", "threads_per_rank")
 MUST_MATCH = MODEL + DATA + RECIPE + OUTER + CONDITIONS
@@ -41,15 +45,14 @@ _MATCHED = (*MUST_MATCH, *ON_CPU)  # of Group.match_key
 NEAR = 32  # groups that one without a comparable base is set beside, to say what is in the way
 
 DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "ep": "ep", "pp": "pp"}
-_GROUPED = (*MUST_MATCH, BATCH, *_names("Layout"), "outer_replicas", "outer_placement", "world_size")
 
 
 @dataclass(frozen=True)
 class Group:
     """Runs that repeat each other; every one is `ok`, has a step time, a throughput and known tokens per step."""
 
-    rows: tuple[dict, ...]
-    not_ok: tuple[dict, ...] = ()  # runs of the same group that came to nothing
+    rows: tuple[Mapping, ...]
+    not_ok: tuple[Mapping, ...] = ()  # runs of the same group that came to nothing
     work: Work | None = None  # of a step
     levels: tuple[Fraction, Fraction] = (Fraction(0), Fraction(0))  # that work, and one device's: equal where the same
 
@@ -104,10 +107,10 @@ class Group:
         """tokens/s of each run."""
         return [rate_of(row) for row in self.rows]
 
-    @property
-    def cost_s(self) -> list[float]:
-        """Device-seconds per token of each run: what efficiency divides."""
-        return [self.devices / rate for rate in self.rates]
+    @cached_property
+    def cost_s(self) -> float:
+        """Device-seconds per token, which efficiency divides: the median over the runs."""
+        return middle(self.devices / rate for rate in self.rates)
 
     def level(self, mode: str) -> Fraction:
         """What must be equal in two groups that do the same work."""
@@ -118,61 +121,12 @@ class Group:
         return f"{self.work}" if mode == "strong" else f"{self.work.over(self.devices)} a device"
 
 
-def groups(rows: Sequence[dict]) -> tuple[list[Group], list[dict]]:
-    """The groups by device count, and the runs that belong to none: not ok, not timed, or of unknown work."""
-    timed = [row for row in rows if is_timed(row)]
-    level = _levels([(row, work_of(row)) for row in timed], _GROUPED, repeats=True)
-    kept: dict[tuple, list[dict]] = {}
-    for row in timed:
-        waits = row.get("omp_wait_policy") if row.get("device_type") == "cpu" else None
-        kept.setdefault((*(row.get(name) for name in _GROUPED), level[id(row)], waits), []).append(row)
-    lost: dict[tuple, list[dict]] = {}
-    for row in rows:
-        if not is_timed(row):
-            lost.setdefault(tuple(row.get(name) for name in _GROUPED), []).append(row)
-    works = [(members[0], _mean_work(members)) for members in kept.values()]
-    whole = _levels(works, MODEL)
-    share = _levels([(row, work.over(row["world_size"])) for row, work in works], MODEL)
-    found = [
-        Group(tuple(members), tuple(lost.get(key[:-2], ())), work, (whole[id(row)], share[id(row)]))
-        for (key, members), (row, work) in zip(kept.items(), works, strict=True)
-    ]
-    found.sort(key=lambda g: (g.devices, g["engine"] or "", g.label, g["case_id"]))
-    return found, [row for members in lost.values() for row in members]
-
-
-def is_timed(row: dict) -> bool:
-    """Whether efficiency can be formed of this run."""
-    told = row["status"] == "ok" and row.get("step_time_s") and row.get("world_size")
-    return bool(told and rate_of(row) and work_of(row))
-
-
-def _mean_work(rows: Sequence[dict]) -> Work:
-    works = [work_of(row) for row in rows]
-    return Work(sum(work.tokens for work in works) / len(works), any(work.varies for work in works))
-
-
-def _levels(told: Iterable[tuple[dict, Work]], names: Sequence[str], repeats: bool = False) -> dict[int, Fraction]:
-    """The level of each run's work, by id of its row; runs that agree in these columns share levels."""
-    pools: dict[tuple, list[tuple[dict, Work]]] = {}
-    for row, work in told:
-        pools.setdefault(tuple(row.get(name) for name in names), []).append((row, work))
-    result = {}
-    for members in pools.values():
-        level = levels((work for _, work in members), repeats)
-        result |= {id(row): level[work] for row, work in members}
-    return result
-
-
 def varying(bases: Sequence[Group]) -> list[str]:
     """The columns in which bases of one model differ: what their series have to be told apart by."""
-    by_model: dict[object, list[Group]] = {}
-    for base in bases:
-        by_model.setdefault(base["model"], []).append(base)
-    return [
-        name for name in (*MUST_MATCH, BATCH)
-        if any(len({base[name] for base in some}) > 1 for some in by_model.values())
-    ]  # fmt: skip
+    names = (*MUST_MATCH, BATCH)
+    told = differing_in_parts([base.rows[0] for base in bases], [base["model"] for base in bases], names)
+    found = set().union(*set(told))
+    return [name for name in names if name in found]
 
 
 def guess_mode(found: Sequence[Group]) -> str:
@@ -244,23 +198,31 @@ def allowed(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def work_key(group: Group, mode: str, allow: Sequence[str] = ()) -> tuple:
-    """Equal for two groups that may be compared (`differing` names nothing), and for no others."""
-    key = tuple(value for name, value in zip(_MATCHED, group.match_key, strict=True) if name not in allow)
-    return (*key, None if TOKENS in allow else group.level(mode))
+def work_keys(found: Sequence[Group], mode: str, allow: Sequence[str] = ()) -> np.ndarray:
+    """(groups,) equal for two that may be compared (`differing` names nothing), and for no others."""
+    columns = Coded([group.rows[0] for group in found])
+    on_cpu = np.array([group["device_type"] == "cpu" for group in found], bool)
+    names = [name for name in MUST_MATCH if name not in allow]
+    more = [np.where(on_cpu, columns.of(name), NULL) for name in ON_CPU if name not in allow]
+    more += [coded(group.level(mode) for group in found)] if TOKENS not in allow else []
+    return columns.joint(names, *more)
 
 
 class Bases:
     """What each group is read against: found by what must match, so that each costs the same however many there are.
 
-    declared: the bases the user named. Otherwise a group's base is the smallest device count of the same engine and
-    family, a single process belonging to every family; among several layouts there, the fastest.
+    declared: the bases the user named, of those found. Otherwise a group's base is the smallest device count of the
+    same engine and family, a single process belonging to every family; among several layouts there, the fastest.
     """
 
     def __init__(
         self, found: Sequence[Group], mode: str, allow: Sequence[str] = (), declared: Sequence[Group] | None = None
     ):
         self.mode, self.allow, self.declared = mode, allow, declared is not None
+        columns = Coded([group.rows[0] for group in found])
+        keep = [[name for name in some if name not in allow] for some in (MODEL + DATA + RECIPE + OUTER, MODEL)]
+        works = np.stack([work_keys(found, mode, allow), *map(columns.joint, keep)], -1)
+        self.works = dict(zip(map(id, found), works.tolist(), strict=True))  # all that must match, then less of it
         self.pools: dict[tuple, list[Group]] = {}
         for group in sorted(found if declared is None else declared, key=_small_and_fast):
             for key in self._keys(group, group.family):
@@ -286,13 +248,11 @@ class Bases:
     def _keys(self, group: Group, family: str) -> list[tuple]:
         """The pools a group is in, or looks in: all that must match, then less and less of it."""
         who = () if self.declared else (group["engine"], family)
-        keep = [[name for name in some if name not in self.allow] for some in (MODEL + DATA + RECIPE + OUTER, MODEL)]
-        return [(*who, work_key(group, self.mode, self.allow)),
-                *((*who, tuple(group[name] for name in names)) for names in keep), who]  # fmt: skip
+        return [*((*who, kind, work) for kind, work in enumerate(self.works[id(group)])), who]
 
 
 def _small_and_fast(group: Group) -> tuple[int, float]:
-    return group.devices, middle(group.cost_s)
+    return group.devices, group.cost_s
 
 
 def _listed(amounts: dict[Fraction, str]) -> str:

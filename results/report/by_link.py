@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..efficiency.breakdown import outer_of_step_s
+from ..efficiency.command import waits_of
 from ..rank_intervals import Estimate, median
-from ..read import rows_table, runs_table
+from ..read import runs_table
+from ..step_columns import Steps
 from ..work import work_of
 from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_interval
 from .outer import sent_a_step
@@ -42,7 +44,7 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
         runs = runs_table(folder, where="status == ok and step_time_s != null").to_pylist()
         if not runs:
             raise ValueError(f"no finished runs with a step time in {str(folder)!r}")
-        steps = _steps(folder, runs)
+        steps = waits_of(folder, runs)
         groups: dict[str, list[dict]] = defaultdict(list)
         for run in runs:
             groups[run["layout"]].append(run)
@@ -56,8 +58,8 @@ def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
     return rows
 
 
-def _row(layout: str, runs: list[dict], steps: dict[str, list[dict]], level: float) -> dict:
-    waited = [(run["exposed_comm_time_s"], outer_of_step_s(run, steps.get(run["run_id"], ()))) for run in runs]
+def _row(layout: str, runs: list[dict], steps: Mapping[str, Steps], level: float) -> dict:
+    waited = [(run["exposed_comm_time_s"], outer_of_step_s(run, steps.get(run["run_id"]))) for run in runs]
     waits = [(inner or 0.0) + (outer or 0.0) for inner, outer in waited if inner is not None or outer is not None]
     bytes_each = [sent_a_step(run) for run in runs if sent_a_step(run)]
     return {
@@ -66,15 +68,6 @@ def _row(layout: str, runs: list[dict], steps: dict[str, list[dict]], level: flo
         "exposed_s": float(np.median(waits)) if waits else None,
         "sent_bytes": float(np.median(bytes_each)) if bytes_each else None,
     }  # fmt: skip
-
-
-def _steps(folder: Path, runs: Sequence[dict]) -> dict[str, list[dict]]:
-    """Rows of `steps` by run."""
-    table = rows_table(folder, "steps", [run["run_id"] for run in runs])
-    by_run: dict[str, list[dict]] = defaultdict(list)
-    for step in table.select(["run_id", "warmup", "outer_exposed_s"]).to_pylist():
-        by_run[step["run_id"]].append(step)
-    return by_run
 
 
 def link_name(runs: Sequence[dict]) -> str:

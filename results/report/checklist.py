@@ -146,11 +146,11 @@ def _parity(groups: Sequence[Group]) -> Item:
     """Layouts of one workload and seed compute the same: how far their losses lie apart."""
     what = "layouts compute the same training"
     by_work: dict[tuple, list[tuple[Group, float]]] = {}
-    for group in groups:
-        for row in group.rows:
-            if (group["outer_algorithm"] or "none") == "none" and row["loss"]:
-                key = (*same_training(group), row["seed"])
-                by_work.setdefault(key, []).append((group, row["loss"]))
+    for group, work in zip(groups, same_training(groups), strict=True):
+        if (group["outer_algorithm"] or "none") == "none":
+            for row in group.rows:
+                if row["loss"]:
+                    by_work.setdefault((work, row["seed"]), []).append((group, row["loss"]))
     worst, over, sets = 0.0, 0, 0
     for members in by_work.values():
         if len({id(group) for group, _ in members}) > 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown, breakdown
+from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown
 from ..efficiency.workload import Group
 from ..rank_intervals import Estimate, median
 from .drawing import (
@@ -76,7 +76,7 @@ def mfu(source: Source) -> list[Drawn | Undrawn]:
 
 def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
     title = "Where the time of a step went"
-    split = [(group, breakdown_of(source, group)) for group in source.groups]
+    split = [(group, source.breakdown(group)) for group in source.groups]
     split = [(g, b) for g, b in split if any(v is not None for v in
              (b.compute_s, b.optimizer_s, b.exposed_comm_s, b.outer_s, b.comm_unhidden_s))]  # fmt: skip
     if not split:
@@ -263,10 +263,6 @@ def _rows(source: Source, groups: Sequence[Group]):
             if models[y] != models[y - 1]:
                 axes.axhline(y - 0.5, color=GREY, linewidth=0.6)
     return figure, axes
-
-
-def breakdown_of(source: Source, group: Group) -> Breakdown:
-    return breakdown(group.rows, {row["run_id"]: source.waits(row["run_id"]) for row in group.rows})
 
 
 def _rest(b: Breakdown) -> float:

@@ -13,6 +13,7 @@ from ..laws.fit import Fit, fit, with_profiles
 from ..laws.isoflop import budgets, isoflop
 from ..laws.optimum import optimum
 from ..laws.table import Rows
+from ..step_columns import StepColumns, Steps
 from ..work import work_of
 from .drawing import GREY, Drawn, Undrawn, legend, log_scale, look, new_figure, powers, short, size_looks, size_scale
 from .source import Source, label
@@ -23,6 +24,7 @@ EARLY = 12  # runs that did not come to their end, drawn at most
 POINTS = 160  # of one curve, evenly spaced in the logarithm of its steps
 DRAWS = 400
 SMOOTHED = 0.05
+OF_CURVES = ("tokens_seen", "loss", "step_time_s")  # columns of `steps`
 SAME = ("data_hash", "data_vocab", "model_vocab", "model_seq_len")  # losses are of one kind where these agree
 ROLES = {"params": "params_total", "tokens": "tokens_seen"}
 CONVENTION = "C = 6 N D, N all parameters (train_flops_6n)"
@@ -30,14 +32,16 @@ CONVENTION = "C = 6 N D, N all parameters (train_flops_6n)"
 
 def curves(source: Source) -> list[Drawn | Undrawn]:
     title = "Loss against tokens, FLOPs and device-hours"
-    cases: dict[str, list[dict]] = {}
+    cases: dict[str, list[Mapping]] = {}
     for row in source.ok:
-        if row["run_id"] in source.steps and work_of(row):
+        if source.may_have_steps(row) and work_of(row):
             cases.setdefault(row["case_id"], []).append(row)
-    if not cases:
-        return [Undrawn(title, "the steps of a run with status ok: a results folder, not an exported file of runs")]
     some = sorted(cases.values(), key=lambda rows: (rows[0]["params_total"] or 0, rows[0]["tokens_seen"] or 0))
     drawn = [some[i] for i in np.unique(np.linspace(0, len(some) - 1, min(CURVES, len(some))).round().astype(int))]
+    steps = source.steps([row for rows in drawn for row in rows], OF_CURVES)
+    drawn = [kept for rows in drawn if (kept := [row for row in rows if row["run_id"] in steps])]
+    if not drawn:
+        return [Undrawn(title, "the steps of a run with status ok: a results folder, not an exported file of runs")]
     kind = _case if len(drawn) <= FEW else _kind
     sizes = {kind(rows[0]): rows[0]["params_total"] or 1 for rows in drawn}
     looks, shades = size_looks(list(sizes.values()))
@@ -49,7 +53,7 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
     )
     unit, clock = (3600, "device-hours") if longest > 360 else (1, "device-seconds")
     for rows in drawn:
-        loss, wait, at = _mean_curve(source, rows)
+        loss, wait, at = _mean_curve([steps[row["run_id"]] for row in rows])
         if not len(at):
             continue
         runs += len(rows)
@@ -62,11 +66,10 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
                 handles.setdefault(kind(row), one.plot(x, loss, **style)[0])
     if not handles:
         return [Undrawn(title, "losses in `steps`")]
-    early = [row for row in source.rows if row["status"] != "ok" and row["run_id"] in source.steps
-             and np.isfinite(source.steps[row["run_id"]]["loss"]).any()]  # fmt: skip
+    early, steps = _early(source)
     for row in early[:EARLY]:
-        loss, wait, at = _mean_curve(source, [row])
-        tokens = source.steps[row["run_id"]]["tokens_seen"][at.astype(int)]
+        loss, wait, at = _mean_curve([steps[row["run_id"]]])
+        tokens = steps[row["run_id"]]["tokens_seen"][at.astype(int)]
         flops, hours = tokens * 6 * (row["params_total"] or np.nan), wait * (row["world_size"] or np.nan) / unit
         for one, x in zip(axes, (tokens, flops, hours), strict=True):
             handles["ended early"] = one.plot(x, loss, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), marker="x",
@@ -198,21 +201,28 @@ def isoflop_curves(source: Source) -> list[Drawn | Undrawn]:
     )]  # fmt: skip
 
 
-def _kind(row: dict) -> str:
+def _kind(row: Mapping) -> str:
     outer = row["outer_algorithm"] or "none"
     return (row["model"] or "model unnamed") + ("" if outer == "none" else f", {outer} x{row['outer_replicas'] or 1}")
 
 
-def _case(row: dict) -> str:
+def _case(row: Mapping) -> str:
     return f"{_kind(row)}, {row['layout'] or '?'}"
 
 
-def _mean_curve(source: Source, rows: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Loss, seconds since step 0 and index of a step, each (points,); means over the runs.
+def _early(source: Source) -> tuple[list[Mapping], StepColumns]:
+    """The runs that did not come to their end and have losses, and the steps of the first EARLY of them."""
+    bad = [row for row in source.rows if row["status"] != "ok"]
+    losses = source.steps(bad, ("loss",))
+    told = [row for row in bad if row["run_id"] in losses and np.isfinite(losses[row["run_id"]]["loss"]).any()]
+    return told, source.steps(told[:EARLY], OF_CURVES)
+
+
+def _mean_curve(columns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over the runs whose steps these are: loss, seconds since step 0 and index of a step, each (points,).
 
     The loss of step i is the mean of the last SMOOTHED share of the i + 1 steps: as wide everywhere on a log axis.
     """
-    columns = [source.steps[row["run_id"]] for row in rows]
     length = min(len(one["loss"]) for one in columns)
     loss = np.mean([one["loss"][:length] for one in columns], axis=0)
     seconds = np.mean([np.cumsum(one["step_time_s"][:length]) for one in columns], axis=0)
@@ -227,7 +237,7 @@ def _mean_curve(source: Source, rows: Sequence[dict]) -> tuple[np.ndarray, np.nd
     return loss[at], seconds[at], at.astype(float)
 
 
-def _sweep(source: Source) -> tuple[list[dict], str]:
+def _sweep(source: Source) -> tuple[list[Mapping], str]:
     """The largest set of ok runs whose final losses are of one kind, and the column of that loss."""
     able = [r for r in source.ok if (r["outer_algorithm"] or "none") == "none"
             and all(r[n] for n in ("params_total", "tokens_seen", "train_flops_6n", "loss"))]  # fmt: skip
@@ -239,7 +249,7 @@ def _sweep(source: Source) -> tuple[list[dict], str]:
     return rows, loss_column(rows)
 
 
-def law_rows(rows: Sequence[dict], column: str, roles: Mapping[str, str]) -> Rows:
+def law_rows(rows: Sequence[Mapping], column: str, roles: Mapping[str, str]) -> Rows:
     """Rows of a fit: role -> column of `runs`; runs that are alike in all of it and in the loss are one."""
     columns = {role: [row[name] for row in rows] for role, name in roles.items()}
     loss = np.array([row[column] for row in rows], float)
@@ -266,7 +276,7 @@ def _law(given: Rows) -> tuple[Fit | None, str]:
     return law, ""
 
 
-def loss_column(rows: Sequence[dict]) -> str:
+def loss_column(rows: Sequence[Mapping]) -> str:
     """The loss that these rows may be compared by: the held-out one where all have it, of the same sequences."""
     return "val_loss" if all(row["val_loss"] for row in rows) and not refusal(rows) else "loss"
 

@@ -14,9 +14,9 @@ from .source import Source, label, spread, work_name
 
 def diloco(source: Source) -> list[Drawn | Undrawn]:
     title = "DiLoCo against data parallel"
-    by_work: dict[tuple, list[Group]] = {}
-    for group in source.groups:
-        by_work.setdefault(same_training(group), []).append(group)
+    by_work: dict[int, list[Group]] = {}
+    for group, work in zip(source.groups, same_training(source.groups), strict=True):
+        by_work.setdefault(work, []).append(group)
     ready, folded = [], 0
     for some in by_work.values():
         outer = [group for group in some if _algorithm(group) != "none"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown
-from .layouts import breakdown_of
 from .source import Source, by_size
 from .tables import Cell, Table, number, text
 
@@ -23,7 +22,7 @@ def table(source: Source) -> Table | None:
     """One row for each group of which a part was measured; percentages of the step."""
     rows = []
     for group in sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)):
-        b = breakdown_of(source, group)
+        b = source.breakdown(group)
         parts = (b.compute_s, b.exposed_comm_s, b.exposed_comm_min_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s)
         if any(part is not None for part in parts):
             shares = [number(None if part is None else part / b.step_s, "{:.1f}", 100) for part in parts]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from .. import held_out
-from ..efficiency.command import unchecked
+from ..efficiency.breakdown import Breakdown, breakdown
+from ..efficiency.command import unchecked, waits_of
 from ..efficiency.fastest import tokens_text
+from ..efficiency.grouping import groups
 from ..efficiency.series import Options, Refusal, Series, read_series
 from ..efficiency.workload import (
     BATCH,
@@ -23,13 +24,14 @@ from ..efficiency.workload import (
     TOKENS,
     Group,
     allowed,
-    groups,
 )  # fmt: skip
-from ..read import noted, printable, rows_table, runs_table
+from ..read import noted, printable, runs_table
+from ..rows import rows_of
+from ..step_columns import StepColumns, read_step_columns
+from ..told_apart import differing_in_parts
 from ..work import no_work
 
 MODES = ("strong", "weak")
-STEP_COLUMNS = ("step", "warmup", "tokens_seen", "loss", "step_time_s", "outer_exposed_s")
 SETTINGS = tuple(  # that tell groups apart, as named
     dict.fromkeys((BATCH, TOKENS, "steps", *OUTER, *RECIPE, *CONDITIONS, *DATA, *MODEL, "engine"))
 )
@@ -40,7 +42,7 @@ LONGEST = 40  # characters of a name in a figure
 class Source:
     """A table as a report reads it.
 
-    steps: by run_id, each column (steps,) as float, NaN where null; read from a results folder only.
+    waits: what runs waited for outer steps, where only their steps tell (breakdown.py).
     series: scaling efficiency by mode; refused: runs that no series holds, with the reason.
     """
 
@@ -48,21 +50,36 @@ class Source:
     where: str | None
     level: float
     convention: str  # the column of MFU
-    rows: tuple[dict, ...]
+    rows: tuple[Mapping, ...]
     groups: tuple[Group, ...]
-    steps: dict[str, dict[str, np.ndarray]]
+    waits: StepColumns
     series: dict[str, tuple[Series, ...]]
     refused: tuple[Refusal, ...]
     notes: tuple[str, ...]
     names: dict[int, tuple[str, str]]  # of the groups, by id: name, and the setting that tells it from others of it
 
-    @property
-    def ok(self) -> list[dict]:
+    @cached_property
+    def ok(self) -> list[Mapping]:
         return [row for row in self.rows if row["status"] == "ok"]
 
-    def waits(self, run_id: str) -> list[dict]:
-        """What the steps of a run waited for outer steps, as `breakdown` reads it; none where nothing was told."""
-        return _waits(self.steps[run_id]) if run_id in self.steps else []
+    def may_have_steps(self, row: Mapping) -> bool:
+        """Whether rows of `steps` may be read of the run: those of a results folder that do not say there are none."""
+        return self.path.is_dir() and row["step_rows"] != 0
+
+    def steps(self, rows: Iterable[Mapping], names: Sequence[str]) -> StepColumns:
+        """These columns of the steps of the runs, as far as they can be read."""
+        with noted():  # said when the runs were read, or the run has no steps
+            return read_step_columns(self.path, (row["run_id"] for row in rows if self.may_have_steps(row)), names)
+
+    def breakdown(self, group: Group) -> Breakdown:
+        """Where the time of the group's step went."""
+        if id(group) not in self._breakdowns:
+            self._breakdowns[id(group)] = breakdown(group.rows, self.waits)
+        return self._breakdowns[id(group)]
+
+    @cached_property
+    def _breakdowns(self) -> dict[int, Breakdown]:
+        return {}
 
     def name(self, group: Group) -> str:
         """One name for one group."""
@@ -84,20 +101,19 @@ def read_source(
     ValueError: nothing at the path, no run that `where` keeps, or a mistake in `where`, `base` or `allow`
     """
     with noted() as notes:
-        rows = runs_table(path, where=where).to_pylist()
-        bases = {row["run_id"] for row in runs_table(path, where=base).to_pylist()} if base else None
-        steps = {} if Path(path).is_file() else _steps(path, rows)
+        rows = rows_of(runs_table(path, where=where))
+        bases = set(runs_table(path, where=base, columns=["run_id"])["run_id"].to_pylist()) if base else None
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
     found, lost = groups(rows)
     declared = None if bases is None else [group for group in found if group.rows[0]["run_id"] in bases]
     if declared == []:
         raise ValueError(f"base {base!r}: matches no run with status ok")
-    waited = {run: _waits(columns) for run, columns in steps.items()}
+    waits = waits_of(path, [row for group in found for row in group.rows])
     series, refusals = {}, {}
     for mode in modes:
         options = Options(mode, allow=allowed(allow), level=level, draws=500)
-        one, refusals[mode] = read_series(found, waited, options, declared)
+        one, refusals[mode] = read_series(found, waits, options, declared)
         series[mode] = tuple(each for each in one if len(each.points) > 1)
     compared = {
         row["run_id"] for some in series.values() for one in some for point in one.points for row in point.group.rows
@@ -110,12 +126,12 @@ def read_source(
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
     return Source(
-        Path(path), where, level, convention, tuple(rows), tuple(found), steps, series, tuple(told.values()),
+        Path(path), where, level, convention, tuple(rows), tuple(found), waits, series, tuple(told.values()),
         tuple(dict.fromkeys(notes)), dict(zip(map(id, found), _told_apart(found), strict=True)),
     )  # fmt: skip
 
 
-def _notes(rows: Sequence[dict], lost: Sequence[dict]) -> list[str]:
+def _notes(rows: Sequence[Mapping], lost: Sequence[Mapping]) -> list[str]:
     """What a reader must know of the runs. lost: those in no group."""
     silent = Counter(no_work(row) for row in lost if row["status"] == "ok")
     notes = [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
@@ -145,50 +161,14 @@ def by_size(group: Group) -> tuple:
     return group["params_total"] or 0, group["model"] or ""
 
 
-def spread(rows: Sequence[dict], column: str) -> list[float]:
+def spread(rows: Sequence[Mapping], column: str) -> list[float]:
     return [row[column] for row in rows if row.get(column) is not None]
 
 
 def _told_apart(found: Sequence[Group]) -> list[tuple[str, str]]:
     """(name, setting) of each group; setting: what tells apart groups that would share a name."""
     names = [f"{model_name(g)}: {label(g.label)}, {g.devices} rank{'s' * (g.devices != 1)}" for g in found]
-    twins: dict[str, list[Group]] = {}
-    for name, group in zip(names, found, strict=True):
-        twins.setdefault(name, []).append(group)
-    tells = {
-        name: [c for c in SETTINGS if len({group[c] for group in members}) > 1][:3] if len(members) > 1 else []
-        for name, members in twins.items()
-    }
-    settings = [", ".join(f"{c} {label(group[c], 16)}" for c in tells[name])
-                for name, group in zip(names, found, strict=True)]  # fmt: skip
+    tells = differing_in_parts([group.rows[0] for group in found], names, SETTINGS, most=3)
+    settings = (", ".join(f"{c} {label(group[c], 16)}" for c in some)
+                for some, group in zip(tells, found, strict=True))  # fmt: skip
     return list(zip(names, settings, strict=True))
-
-
-def _steps(path: str | Path, rows: Sequence[dict]) -> dict[str, dict[str, np.ndarray]]:
-    wanted = [row["run_id"] for row in rows if row["status"] == "ok" or row["step_rows"]]
-    table = rows_table(path, "steps", wanted)
-    if not len(table):
-        return {}
-    runs = table["run_id"].to_numpy(zero_copy_only=False)
-    data = {}
-    for name in STEP_COLUMNS:
-        column = table[name].cast("float64" if name != "warmup" else "bool").to_numpy(zero_copy_only=False)
-        data[name] = column.astype(float)  # null is NaN
-    cuts = np.flatnonzero(np.r_[True, runs[1:] != runs[:-1]])
-    return {
-        str(runs[start]): {name: values[start:end] for name, values in data.items()}
-        for start, end in zip(cuts, [*cuts[1:], len(runs)], strict=True)
-    }
-
-
-def _waits(columns: dict[str, np.ndarray]) -> list[dict]:
-    if np.isnan(columns["outer_exposed_s"]).all():
-        return []
-    return [
-        {"warmup": warm == 1, "outer_exposed_s": _null(outer)}
-        for warm, outer in zip(columns["warmup"], columns["outer_exposed_s"], strict=True)
-    ]
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
