@@ -69,12 +69,14 @@ def make_plan(
     others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
     cases = [planned for planned in cases if planned.case.ranks not in others]
     impossible = [planned for planned in cases if planned.skip_reason is not None]
-    rows = Rows(store)
+    rows, unsaid = Rows(store), []
     missing, kept, failed, unfinished = [], {}, {}, {}
     for repeat in range(study.run.repeats):
         for planned in cases:
             case, possible = planned.case, planned.skip_reason is None
             run_id = f"{case.case_id}-r{repeat}"
+            if not possible and not repeat and rows.status(run_id) is None:
+                unsaid.append(planned)
             if asked and asked[case.case_id] and run_id not in asked[case.case_id]:
                 continue
             status = rows.status(run_id)
@@ -92,7 +94,7 @@ def make_plan(
     return Plan(
         pending=tuple(missing),
         kept=kept,
-        to_skip=tuple(planned for planned in impossible if rows.status(f"{planned.case.case_id}-r0") is None),
+        to_skip=tuple(unsaid),
         skipped=len(impossible),
         skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
         failed=failed,

@@ -16,11 +16,14 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 from ..bench.measure import Measure
-from ..parallelism.diloco.config import allowance
+from ..bench.recipe import Recipe
+from ..parallelism.diloco.config import Outer, allowance
 from ..parallelism.layout import Layout
 from ..results.store import RunStore
 from .case import Case
@@ -35,6 +38,9 @@ STEPS = 10
 TOLERANCE = 1e-4  # relative; measured of sums in another order: at most 1e-5, AdamW with lr from 1e-4 to 5e-2
 WARMUP_STEPS = 2  # of the learning rate at most: ten steps of a long warm-up would barely train
 SYNC_EVERY = 4  # inner steps between outer ones at most: ten steps hold at least two outer steps
+MEASURE = Measure(warmup_steps=0, eval_sequences=0, log_every=STEPS, probe_comm=False)
+ALONE = Layout()
+BUT_SEED = attrgetter(*(field.name for field in fields(Recipe) if field.name != "seed"))
 COMPARED = {"loss": "loss", "grad_norm": "gradient norm"}  # columns of `steps`
 JUDGED = ("pass", "fail", "reference", "skipped", "not run")
 
@@ -115,39 +121,53 @@ def verify_study(
 
 def checks_of(study: Study) -> list[Check]:
     """One for each distinct model, data, recipe and layout of the study, with one seed."""
-    seeds: dict[Case, int] = {}
+    seeds: dict[tuple, int] = {}
     checks: dict[str, Check] = {}
-    for case in map(short, study.all_cases):
-        seed = seeds.setdefault(replace(case, recipe=replace(case.recipe, seed=0)), case.recipe.seed)
-        if case.recipe.seed == seed:
-            checks.setdefault(case.case_id, Check(case, reference_of(case)))
+    made, same = Shortened(), dict[object, object]()
+    for case in map(made.case, study.all_cases):
+        parts = case.shape, case.data, case.layout, case.outer
+        key = (*(id(same.setdefault(part, part)) for part in parts), BUT_SEED(case.recipe))
+        if seeds.setdefault(key, case.recipe.seed) == case.recipe.seed and case.case_id not in checks:
+            checks[case.case_id] = Check(case, made.reference(case))
     return list(checks.values())
 
 
-def short(case: Case) -> Case:
-    """The case as it is verified: few steps, fp32, and nothing measured but the steps themselves."""
-    recipe = replace(
-        case.recipe, steps=STEPS, precision="fp32", warmup_steps=min(WARMUP_STEPS, case.recipe.warmup_steps)
-    )
-    measure = Measure(warmup_steps=0, eval_sequences=0, log_every=STEPS, probe_comm=False)
-    outer = case.outer
+class Shortened:
+    """Cases as they are verified, with their references; they share their parts as those of a study do."""
+
+    def __init__(self) -> None:
+        self._recipe, self._outer, self._alone = cache(_recipe), cache(_outer), cache(_alone)
+
+    def case(self, case: Case) -> Case:
+        """The case with few steps, fp32, and nothing measured but the steps themselves."""
+        outer = self._outer(case.outer, case.layout)
+        return Case(case.shape, case.data, self._recipe(case.recipe), case.layout, outer, MEASURE, case.model_name)
+
+    def reference(self, case: Case) -> Case:
+        """The same training in one process."""
+        outer, borders = self._alone(case.outer, case.layout)
+        return replace(case, layout=ALONE, outer=outer, borders=borders)
+
+
+def _recipe(recipe: Recipe) -> Recipe:
+    return replace(recipe, steps=STEPS, precision="fp32", warmup_steps=min(WARMUP_STEPS, recipe.warmup_steps))
+
+
+def _outer(outer: Outer, layout: Layout) -> Outer:
+    if outer.algorithm == "none":
+        return outer
+    sync_every = min(SYNC_EVERY, outer.sync_every)
+    overlap = None if outer.overlap_steps is None else min(outer.overlap_steps, sync_every - 1)
+    # With a quorum a run reports one replica's losses: what is verified are the same replicas without.
+    outer = replace(outer, sync_every=sync_every, overlap_steps=overlap, quorum=None, quorum_timeout_s=None)
+    return replace(outer, compression="bf16") if outer.block_size and not cuts_known(layout) else outer
+
+
+def _alone(outer: Outer, layout: Layout) -> tuple[Outer, Layout | None]:
+    """(outer step with all replicas in one process, layout whose cuts that process makes)."""
     if outer.algorithm != "none":
-        sync_every = min(SYNC_EVERY, outer.sync_every)
-        overlap = None if outer.overlap_steps is None else min(outer.overlap_steps, sync_every - 1)
-        # With a quorum a run reports one replica's losses: what is verified are the same replicas without.
-        outer = replace(outer, sync_every=sync_every, overlap_steps=overlap, quorum=None, quorum_timeout_s=None)
-        if outer.block_size and not cuts_known(case.layout):
-            outer = replace(outer, compression="bf16")
-    return replace(case, recipe=recipe, measure=measure, outer=outer)
-
-
-def reference_of(case: Case) -> Case:
-    """The same training in one process."""
-    folded = case.outer.algorithm != "none"
-    outer = replace(case.outer, placement="folded", offload=False) if folded else case.outer
-    cut = case.layout.cuts
-    borders = cut if outer.block_size and cut.ranks > 1 else None
-    return replace(case, layout=Layout(), outer=outer, borders=borders)
+        outer = replace(outer, placement="folded", offload=False)
+    return outer, layout.cuts if outer.block_size and layout.cuts.ranks > 1 else None
 
 
 def cuts_known(layout: Layout) -> bool:

@@ -14,10 +14,10 @@ from .verify import (
     SYNC_EVERY,
     WARMUP_STEPS,
     Check,
+    Shortened,
     Verdict,
     Verification,
     cuts_known,
-    short,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def notes(study: Study) -> list[str]:
         found.append(f"replicas synchronise every {SYNC_EVERY} steps here")
     if any(case.outer.block_size and not cuts_known(case.layout) for case in cases):
         found.append("DeepSpeed's ZeRO and Megatron cut parameters where only they know: their messages are bf16 here")
-    allowed = sorted({(case.outer.compression, allowance(case.outer)) for case in map(short, cases)})
+    allowed = sorted({(case.outer.compression, allowance(case.outer)) for case in map(Shortened().case, cases)})
     if told := ", ".join(f"{kind} {share:g}" for kind, share in allowed if share):
         found.append(f"a last bit may decide between two codes of a message: the tolerance is larger by {told}")
     if len({case.recipe.seed for case in cases}) > 1:

@@ -18,12 +18,11 @@ from scalade.launch.verify import (
     STEPS,
     SYNC_EVERY,
     TOLERANCE,
+    Shortened,
     checks_of,
     compared,
     difference,
     prepare,
-    reference_of,
-    short,
     verify_study,
 )  # fmt: skip
 from scalade.launch.verify_report import as_json, labels, notes, print_verification
@@ -244,11 +243,13 @@ def test_interrupted_it_says_what_it_knows(tmp_path, monkeypatch):
 
 
 def test_a_short_case_is_still_one_that_runs(tmp_path):
+    made = Shortened()
     for path in (HERE.parent / "studies").glob("*.toml"):
         study = load_study(path)
         for case in study.all_cases:
-            assert short(case).refusal() == case.refusal()
-            assert reference_of(short(case)).ranks == 1
+            short = made.case(case)
+            assert short.refusal() == case.refusal()
+            assert made.reference(short).ranks == 1
 
 
 @pytest.mark.slow
