@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from ..bench.data.spec import DataSpec
 from ..bench.mistakes import Mistake, Mistakes
 from .case import Case
-from .errors import dotted, nearest, shown
+from .errors import SHOWN, dotted, nearest, shown
 from .expand import MOST_RUNS, Axis, Point, Tables, axes_of, expand, point_of, too_many, too_many_runs
 from .read import Contents, wrong_value
 from .resolve import Resolver, value_of
@@ -72,7 +72,7 @@ def _pairs(
         at = f"{where}.{dotted([key]) if key not in KEYS else key}"
         if key not in KEYS or KEYS[key].one_value:
             known = [name for name, one in KEYS.items() if not one.one_value]
-            near = nearest(key, known)
+            near = nearest(key, known) if len(problems) < SHOWN else None  # more are counted, not told
             hint = f"unknown key; did you mean {near}?" if near else 'unknown key; keys are dotted, as in "layout.tp"'
             problems.append(f"{at}: {'[run] is one for the whole study' if key in KEYS else hint}")
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .errors import StudyError, dotted, nearest, shown, unknown
+from .errors import SHOWN, StudyError, dotted, nearest, shown, unknown
 from .schema import ALTERNATIVES, KEYS, MODELS, StudyFile
 
 MAX_BYTES = 2**20
@@ -114,7 +114,8 @@ def _problems(error: ValidationError, single: set[str]) -> list[str]:
             del loc[1]
         where, value = dotted(loc), shown(found["input"])
         if found["type"] == "extra_forbidden":
-            problems.append(f"{where}: {_unknown_key(loc)}")
+            told = _unknown_key(loc) if len(problems) < SHOWN else "unknown key"  # finding the nearest takes a while
+            problems.append(f"{where}: {told}")
         elif found["type"] == "value":
             problems.append(wrong_value(where, found["input"], found["msg"], found.get("ctx")))
         else:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FAREWELL_S = 10.0  # for workers that were asked to end to write their row
 LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
 MOST_REASONS = 20  # that are shown
+MOST_NAMED = 10  # runs
 ENDED_FILE = "SCALADE_ENDED_FILE"  # by which rank 0's supervisor says so
 
 
@@ -210,15 +211,15 @@ def as_text(summary: Summary, folder: Path) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing to do"
     lines = [f"runs: {counts}" + (f"; {len(summary.kept)} had been done before" if summary.kept else "")]
     if before := summary.failed_before.values():
-        lines.append(f"{_some(len(before), 'run')} had failed before; --retry-failed runs again what can run:")
+        lines.append(f"{some(len(before), 'run')} had failed before; --retry-failed runs again what can run:")
         lines += counted(Counter(f"{outcome.status}: {outcome.reason}" for outcome in before))
     if summary.skipped:
-        lines.append(f"{_some(summary.skipped, 'case')} skipped:")
+        lines.append(f"{some(summary.skipped, 'case')} skipped:")
         lines += counted(summary.skip_reasons)
     if summary.elsewhere:
-        lines.append(f"{_some(len(summary.elsewhere), 'run')} left to another sweep: {', '.join(summary.elsewhere)}")
+        lines.append(f"{some(len(summary.elsewhere), 'run')} left to another sweep: {named(summary.elsewhere)}")
     for size, count in summary.other_sizes.items():
-        lines.append(f"{_some(count, 'case')} for a world of {size} left alone: start {_some(size, 'worker')} for that")
+        lines.append(f"{some(count, 'case')} for a world of {size} left alone: start {some(size, 'worker')} for that")
     if summary.interrupted:
         lines.append(f"ended early: {summary.interrupted}; start it again for the rest")
     elif summary.nothing_measured:
@@ -233,9 +234,16 @@ def counted(reasons: Mapping[str, int]) -> list[str]:
     left = ordered[MOST_REASONS:]
     if left:
         count = sum(count for _, count in left)
-        lines.append(f"  {count} more, for {_some(len(left), 'other reason')}: scalade show --columns layout,reason")
+        lines.append(f"  {count} more, for {some(len(left), 'other reason')}: scalade show --columns layout,reason")
     return lines
 
 
-def _some(count: int, what: str) -> str:
+def named(words: Sequence[str]) -> str:
+    """The first of a list that may be long, and how many more there are."""
+    more = len(words) - MOST_NAMED
+    return ", ".join(words[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def some(count: int, what: str) -> str:
+    """`1 run`, `2 runs`."""
     return f"{count} {what}" + ("s" if count != 1 else "")

@@ -22,6 +22,7 @@ from .read import read
 from .schema import Run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it names a folder
+MOST_WARNINGS = 20  # that are told
 PROCESS_BYTES = 300 * 2**20  # resident set of a rank before it holds a model (CPython, torch, gloo; measured)
 
 
@@ -112,7 +113,9 @@ class Study:
         for case, places in self._alike:
             for line in case.warnings() if case.refusal() is None else ():
                 counts[line] += len(places)
-        return [f"{line} ({n} case{'s' * (n != 1)})" for line, n in counts.items()]
+        told = [f"{line} ({n} case{'s' * (n != 1)})" for line, n in counts.items()]
+        more = len(told) - MOST_WARNINGS
+        return told[:MOST_WARNINGS] + ([f"and {more} more of this kind, of other numbers"] if more > 0 else [])
 
     def _judge(
         self, case: Case, limit: int | None, why: str, memory_bytes: int | None, here: bool = True

@@ -1,6 +1,8 @@
 """Studies of many cases: what they cost is bounded, and they are the cases that a plain reading of the file gives."""
 
 import hashlib
+import io
+import json
 import subprocess
 import sys
 import time
@@ -9,10 +11,15 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from test_study_expand import BASE, load
 
 from scalade.bench.shape import SIZES
+from scalade.launch import study as study_module
+from scalade.launch.dry_run import as_json, dry_run, print_dry_run
+from scalade.launch.plan import make_plan
 from scalade.launch.schema import KEYS
+from scalade.results.store import RunStore
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_the_ids_are_those_that_results_on_disks_have(tmp_path):
     assert hashlib.sha256(ids.encode()).hexdigest() == golden
 
 
-def test_a_case_is_planned_as_if_it_were_alone(tmp_path):
+def test_a_case_is_planned_as_if_it_were_alone(tmp_path, monkeypatch):
     """What is decided once for many cases is what each would be told."""
     text = MIXED.replace("lr_width = 48", 'optimizer = ["adamw", "muon"]\nprecision = "bf16"')
     text += "[run]\nmax_ranks = 2\n"
@@ -145,9 +152,77 @@ def test_a_case_is_planned_as_if_it_were_alone(tmp_path):
     for planned in together[::97]:
         alone = type(study)(study.name, study.path, study.run, (planned.case,))
         assert alone.cases() == [planned]
-    assert sum(int(line.rsplit("(", 1)[1].split()[0]) for line in study.warnings()) == sum(
-        len(case.warnings()) for case in study.all_cases if case.refusal() is None
+    wanted = sum(len(case.warnings()) for case in study.all_cases if case.refusal() is None)
+    few = study.warnings()
+    assert len(few) == 21 and few[-1].endswith("more of this kind, of other numbers")
+    monkeypatch.setattr(study_module, "MOST_WARNINGS", 10**6)
+    assert sum(int(line.rsplit("(", 1)[1].split()[0]) for line in study.warnings()) == wanted
+
+
+@pytest.mark.parametrize("where", ["exclude", "recipe", "zip"])
+def test_a_file_full_of_unknown_keys_is_answered_at_once(tmp_path, where):
+    """The nearest known key was looked for 60,000 times: minutes."""
+    text = BASE.replace("[recipe]", "[recipe]\n" + "".join(f"lrr{n} = 1\n" for n in range(60_000)))
+    if where != "recipe":
+        text = f"{BASE}[{where}]\n" + "".join(f'"recipe.lrr{n}" = 1\n' for n in range(40_000))
+    begun = time.process_time()
+    with pytest.raises(ValueError) as caught:
+        load(tmp_path, text)
+    assert time.process_time() - begun < 20
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 32 and "unknown key; did you mean" in lines[1] and lines[-1].endswith("more")
+
+
+def test_a_dry_run_shows_a_page_and_writes_nothing(tmp_path):
+    (tmp_path / "many.toml").write_text(MANY)
+    begun = time.process_time()
+    told, table = io.StringIO(), tmp_path / "r"
+    found = dry_run(tmp_path / "many.toml", table)
+    print_dry_run(found, Console(file=told, width=200), rows=3)
+    assert time.process_time() - begun < 20 and not table.exists()
+    lines = told.getvalue().splitlines()
+    assert lines[5] == "and 49997 cases more: --rows 0 shows all, --json gives them"
+    assert lines[6:8] == ["would run: 50000 runs of 50000 cases", "50000 cases skipped:"] and len(lines) == 11
+    told = as_json(found)
+    assert (told["runs"], told["skipped"], told["kept"], len(told["cases"])) == (50_000, 50_000, 0, 50_000)
+    assert told["cases"][0]["run_ids"] == [f"{told['cases'][0]['case_id']}-r0"]
+
+
+def test_a_dry_run_says_what_is_missing_and_what_tells_cases_apart(tmp_path):
+    text = BASE.replace("global_batch = 8", "global_batch = 8\nlr = [1e-3, 2e-3]") + "[run]\nrepeats = 2\n"
+    store = RunStore(tmp_path / "r")
+    study = load(tmp_path, text)
+    one, other = study.all_cases
+    for repeat, status in enumerate(("ok", "failed")):
+        row = one.columns() | {"run_id": f"{one.case_id}-r{repeat}", "repeat": repeat, "status": status}
+        store.write_run(row | {"reason": None if status == "ok" else "broken"})
+    before = sorted(tmp_path.rglob("*"))
+    command = [sys.executable, "-m", "scalade", "run", tmp_path / "t.toml", "--results", tmp_path / "r", "--dry-run"]
+    plain, retry, asked = (
+        subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
+        for more in ([], ["--retry-failed"], ["--json"])
     )
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "would run: 2 runs of 1 case; 2 had been done before" in plain and one.case_id not in plain
+    assert "1 run had failed before" in plain
+    assert "would run: 3 runs of 2 cases; 1 had been done before" in retry
+    (first,) = (line for line in retry.splitlines() if line.startswith(one.case_id))
+    assert "lr=0.001" in first
+    assert [case["run_ids"] for case in json.loads(asked)["cases"]] == [[f"{other.case_id}-r{n}" for n in (0, 1)]]
+
+
+def test_of_many_runs_some_are_asked_for(tmp_path):
+    """Cases times names were compared: 10,000 of each took a minute."""
+    lrs = [n / 1e6 for n in range(1, 10_001)]
+    study = load(tmp_path, BASE.replace("global_batch = 8", f"global_batch = 8\nlr = {lrs}"))
+    store, names = RunStore(tmp_path / "r"), [case.case_id for case in study.all_cases]
+    begun = time.process_time()
+    assert len(make_plan(study, store, only=names[::2]).pending) == 5_000
+    assert time.process_time() - begun < 5
+    (run,) = make_plan(study, store, only=[f"{names[3]}-r0"]).pending
+    assert run.case.case_id == names[3] and not make_plan(study, store, only=[f"{names[3]}-r1"]).pending
+    with pytest.raises(ValueError, match="has no case 0123"):
+        make_plan(study, store, only=["0123"])
 
 
 MANY = BASE.replace('"tiny-100k"', '["tiny-100k", "tiny-300k", "tiny-800k", "tiny-2m", "tiny-5m"]').replace(

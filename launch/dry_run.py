@@ -1,0 +1,112 @@
+"""`scalade run --dry-run`: what a study would run, for a person or a program. Nothing is started, nothing written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..parallelism.memory import GIB
+from ..results.store import RunStore
+from .grid import print_grid, say
+from .here import refuse_here
+from .plan import Plan, PlannedRun, make_plan
+from .run import counted, some
+from .study import load_study
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .case import Case
+
+ROWS = 40  # cases that are shown
+
+
+@dataclass(frozen=True)
+class DryRun:
+    results: Path
+    plan: Plan
+    warnings: tuple[str, ...]
+
+    @property
+    def cases(self) -> dict[str, list[PlannedRun]]:
+        """case_id -> the runs of it that are missing, in the order in which a sweep comes to them."""
+        found: dict[str, list[PlannedRun]] = {}
+        for run in self.plan.pending:
+            found.setdefault(run.case.case_id, []).append(run)
+        return found
+
+
+def dry_run(path: Path, results: Path | None, *, retry_failed: bool = False) -> DryRun:
+    """
+    Raises
+    ------
+    ValueError: as run_study
+    """
+    study = load_study(path)
+    folder = results or study.results
+    with tempfile.TemporaryDirectory() as nothing:
+        there = (folder / "runs").is_dir()
+        plan = make_plan(study, RunStore(folder if there else nothing), retry_failed=retry_failed)
+    refuse_here(study.path, study.run.device, plan.unfinished)
+    return DryRun(folder, plan, tuple(study.warnings()))
+
+
+def as_json(found: DryRun) -> dict[str, Any]:
+    plan = found.plan
+    cases = [
+        {"case_id": case_id, "model": runs[0].case.model_name, "layout": runs[0].case.layout_name,
+         "ranks": runs[0].case.ranks, "predicted_memory_bytes": runs[0].predicted_memory_bytes,
+         "run_ids": [run.run_id for run in runs]}
+        for case_id, runs in found.cases.items()
+    ]  # fmt: skip
+    return {
+        "results": str(found.results), "runs": len(plan.pending), "cases": cases, "kept": len(plan.kept),
+        "failed_before": len(plan.failed), "skipped": plan.skipped, "skip_reasons": plan.skip_reasons,
+        "warnings": list(found.warnings), "exit_code": 0,
+    }  # fmt: skip
+
+
+def print_dry_run(found: DryRun, console: Console, rows: int = ROWS) -> None:
+    """rows: cases that are shown; 0: all"""
+    cases, plan = list(found.cases.values()), found.plan
+    shown = cases[:rows] if rows else cases
+    if shown:
+        told = differences([runs[0].case for runs in shown])
+        headers = ("case", "model", "layout", ">ranks", ">runs", ">MiB a rank", "and")
+        print_grid(console, headers, [_line(runs, more) for runs, more in zip(shown, told, strict=True)])
+    if len(cases) > len(shown):
+        say(console, f"and {some(len(cases) - len(shown), 'case')} more: --rows 0 shows all, --json gives them")
+    had = f"; {len(plan.kept)} had been done before" if plan.kept else ""
+    say(console, f"would run: {some(len(plan.pending), 'run')} of {some(len(cases), 'case')}{had}")
+    if plan.failed:
+        say(console, f"{some(len(plan.failed), 'run')} had failed before: --retry-failed runs again what can run")
+    if plan.skipped:
+        say(console, f"{some(plan.skipped, 'case')} skipped:")
+        for line in counted(plan.skip_reasons):
+            say(console, line)
+    for line in found.warnings:
+        say(console, f"warning: {line}")
+    say(console, f"table: {found.results}")
+
+
+def _line(runs: Sequence[PlannedRun], more: str) -> tuple[str, ...]:
+    case, need = runs[0].case, runs[0].predicted_memory_bytes
+    memory = "" if need is None else f"{need / (GIB / 1024):,.1f}"
+    return case.case_id, case.model_name, case.layout_name, str(case.ranks), str(len(runs)), memory, more
+
+
+def differences(cases: Sequence[Case]) -> list[str]:
+    """What tells each of these cases from the others, beside the names of its model and its layout."""
+    from .case import PARTS
+
+    told: list[list[str]] = [[] for _ in cases]
+    for part in (name for name in PARTS if name not in ("shape", "layout", "outer")):
+        parts = [vars(getattr(case, part)) for case in cases]
+        for key in type(getattr(cases[0], part)).__dataclass_fields__:
+            if len({values[key] for values in parts}) > 1:
+                for texts, values in zip(told, parts, strict=True):
+                    texts.append(f"{key}={values[key]}")
+    return [" ".join(texts) for texts in told]
