@@ -18,6 +18,7 @@ class Cause(StrEnum):
     STOPPED = "stopped"  # for what happened at another supervisor
     LINGERED = "lingered"  # some ended well, and one never did
     LOST = "lost"  # with a quorum: the run goes on without the replicas that were here
+    HOST_GONE = "host gone"  # a host or its supervisor disappeared: no fault of the run
 
 
 class Why(StrEnum):
@@ -27,7 +28,8 @@ class Why(StrEnum):
     TIMEOUT = "timeout"
     HANG = "hang"
     PARTED = "parted"  # with a quorum: replica 0 is done
-    NO_SUPERVISOR = "no supervisor"  # one is gone
+    NO_SUPERVISOR = "no supervisor"  # nothing is heard of one any more
+    LEFT = "left"  # one has ended by itself in the middle of a run
     NO_STORE = "no store"  # what the supervisors share does not answer
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..results.store import RunStore
 from . import mpi
+from .cause import Stop, Why
 from .comm_case import CommCase
 from .comm_rank import dimensions, measure, result
 from .environment import WAIT_POLICY, WorldError
@@ -154,8 +155,8 @@ class MpiWorldExecutor:
         try:
             measure_over_mpi(spec)
         except Exception as error:
-            self.broken = one_line(error)
-            return Outcome("failed", self.broken)
+            self.broken = Stop(Why.LEFT, one_line(error))
+            return Outcome("failed", self.broken.line)
         return Outcome("ok")
 
     def close(self) -> None:

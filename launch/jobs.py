@@ -113,7 +113,8 @@ def _arrays(
                 name=f"{_prefix(ground)}-{len(jobs)}", title=f"study {study.name}, {_some(len(cases), 'case')} on {on}",
                 nodes=nodes, per_node=per_node, parts=tuple(part[id(runs)] for runs in cases),
                 seconds=ground.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
-                checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases), **common,
+                checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases),
+                quorum=any(runs[0].case.outer.quorum for runs in cases), **common,
             ))  # fmt: skip
     return jobs
 

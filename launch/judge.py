@@ -1,4 +1,10 @@
-"""What became of a run, in a status and one line: judged from how every supervisor's ranks came to their end."""
+"""What became of a run, in a status and one line: judged from how every supervisor's ranks came to their end.
+
+A rank that died where its supervisor lived is the run's fault: `failed`. A supervisor that disappeared without a word,
+as all of a host's processes do when it crashes, is not: the run is `preempted`, has no row and starts again. What the
+other ranks raise when a host is gone is no evidence, whatever it looks like; memory that ran out and a loss that is not
+finite are.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +36,11 @@ def judge(
 def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None) -> Outcome:
     causes = {Cause(ending.cause): ending for ending in endings}
     exits = all_exits(endings)
+    gone = [ending.stop for ending in endings if ending.stop and ending.stop.why in GONE]
     reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
-    if ended := _ended_by_supervisor(causes, endings, scratch, time_limit_s):
+    if not (gone and Cause.CANCELLED in causes) and (
+        ended := _ended_by_supervisor(causes, endings, scratch, time_limit_s)
+    ):  # a scheduler that sees the host go cancels what is left of the job
         return ended
     if all(code == 0 for code in exits.values()) and set(causes) <= {Cause.DONE}:
         return Outcome("ok", cause=Cause.DONE)
@@ -39,10 +48,12 @@ def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None)
     if killed and any(ending.oom_kills for ending in endings):
         line = f"rank {killed[0]} was killed by the kernel's out-of-memory killer {_where(scratch)}"
         return Outcome("oom", line, Cause.FAILED, killed[0])
+    first = next((report for report in reports if report.kind in (FINDINGS if gone else RAISED)), None)
+    if gone and not first:
+        return Outcome("preempted", f"{gone[0].line} {_where(scratch)}", Cause.HOST_GONE, gone[0].rank)
     if killed:
         line = f"rank {killed[0]} was killed by SIGKILL {_where(scratch)}"
         return Outcome("failed", line, Cause.FAILED, killed[0])
-    first = next((report for report in reports if report.kind != Kind.PEER), None)
     if first:
         status = {Kind.OOM: "oom", Kind.NAN: "diverged"}.get(first.kind, "failed")
         line = first.line if first.kind == Kind.WORLD else f"rank {first.rank}: {first.line}"
@@ -52,9 +63,9 @@ def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None)
             how = f"rank {rank} was killed by {_signal_name(-code)} {_where(scratch)}"
             last = last_line(scratch, rank) if -code == signal.SIGABRT else ""  # C++ says why it aborts
             return Outcome("failed", f"{how}: {last}" if last else how, Cause.FAILED, rank)
-    gone = [ending.stop for ending in endings if ending.stop and ending.stop.why in GONE]
-    if gone:
-        return Outcome("failed", gone[0].line, Cause.STOPPED, gone[0].rank)
+    left = [ending.stop for ending in endings if ending.stop and ending.stop.why is Why.LEFT]
+    if left:
+        return Outcome("failed", left[0].line, Cause.STOPPED, left[0].rank)
     if reports:
         blamed = reports[0]
         return Outcome("failed", f"rank {blamed.rank}: {blamed.line}", Cause.FAILED, blamed.rank, blamed.kind)
@@ -88,6 +99,8 @@ def _ended_by_supervisor(
 
 
 GONE = (Why.NO_SUPERVISOR, Why.NO_STORE)
+FINDINGS = (Kind.OOM, Kind.NAN)  # that no host's end makes
+RAISED = (*FINDINGS, Kind.WORLD, Kind.EXCEPTION)
 
 
 def _where(scratch: Path) -> str:

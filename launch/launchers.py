@@ -108,7 +108,7 @@ class Srun:
             why = "there is no srun here" if srun is None else "this is not inside an allocation"
             how = "start it inside salloc or sbatch, or let `scalade submit` write the batch script"
             raise ValueError(f"run.launcher = 'srun': {why}; {how}")
-        return [srun, "--mpi=none", "--kill-on-bad-exit=0", f"--ntasks={ranks}", sys.executable, *program]
+        return [srun, "--mpi=none", "--kill-on-bad-exit=0", "--no-kill", f"--ntasks={ranks}", sys.executable, *program]
 
     def step(self, step: Step, starter: Starter, program: Sequence[str]) -> list[str]:
         return [*starter(step, step.per_node), *step.container, step.python, *program]

@@ -8,7 +8,7 @@ from .schedulers import SCHEDULERS
 from .states import status
 from .submissions import submissions
 
-OURS = (".sh", ".yaml", ".json", ".stop")  # what is no log in a submission's folder
+OURS = (".sh", ".yaml", ".json", ".stop", ".undone")  # what is no log in a submission's folder
 
 
 def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:

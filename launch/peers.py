@@ -3,6 +3,9 @@
 Rank 0's supervisor orders, all obey. Keys: order/K (the K-th run), stop/K (a failure, seen by all), ended/K/R (how
 rank R's process came to its end), lost/K/M (with a quorum: replica M is gone, the others go on), beat/R (rank R's
 supervisor is alive; `left` once it has gone on purpose).
+
+A supervisor that disappears (its host crashed, or lost its link) ends the run for all, and the world; with a quorum
+its replica is lost, and the run goes on as long as enough are left. No other run follows in either case.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class Peers:
     def __init__(self, store: Store, place: Placement, seats: tuple[Seat, ...], patience_s: float = PATIENCE_S) -> None:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
         self.gone: Stop | None = None  # which of them, or what they share
+        self.missed: dict[int, Stop] = {}  # ranks whose supervisors are gone, and the run went on without
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
         self._lost, self._lost_at = set[int](), (0, 0.0)  # as of (run, time)
         self._asked_at: float | None = None  # what the store has not answered yet
@@ -47,27 +51,47 @@ class Peers:
     def leave(self) -> None:
         self._ask(self.store.set, f"beat/{self.place.rank}", LEFT)
 
-    def all_alive(self) -> bool:
-        """Whether every supervisor that this one depends on still gives signs of life."""
+    def all_alive(self, number: int = 0, quorum: Quorum | None = None) -> bool:
+        """Whether every supervisor that this one depends on still gives signs of life.
+
+        quorum: of run `number`, which is on: whose replica may be lost with its supervisor
+        """
         self.beat()
         now = time.monotonic()
-        for rank, (last, since) in self._heard.items():
+        for rank, (last, since) in list(self._heard.items()):
             heard = self._ask(self.store.get, f"beat/{rank}") if self._there(f"beat/{rank}") else b""
             if self.gone:
                 break
-            if heard == LEFT.encode() or (heard == last and now - since > self.patience_s):
-                line = f"the supervisor of {self.seats[rank].who()} is gone"
-                self.gone = Stop(Why.NO_SUPERVISOR, line, rank)
+            who = self.seats[rank].who()
+            if heard == LEFT.encode():
+                self.gone = Stop(Why.LEFT, f"the supervisor of {who} has ended", rank)
+            elif heard == last and now - since > self.patience_s:
+                self._miss(Stop(Why.NO_SUPERVISOR, f"the supervisor of {who} is gone", rank), number, quorum)
             elif heard != last:
                 self._heard[rank] = (heard, now)
         return self.gone is None
+
+    def _miss(self, stop: Stop, number: int, quorum: Quorum | None) -> None:
+        """What disappeared ends the run here, or with a quorum its replica."""
+        replicas = {quorum.replica(rank) for rank in (*self.missed, stop.rank)} if quorum else set()
+        if quorum is None or not quorum.stands(replicas | self.lost(number, quorum)):
+            self.gone = stop
+            return
+        self.missed[stop.rank] = stop
+        del self._heard[stop.rank]
+        self._ask(self.store.set, f"lost/{number}/{quorum.replica(stop.rank)}", "")
+
+    @property
+    def broken(self) -> Stop | None:
+        """Why this world takes no further run."""
+        return self.gone or next(iter(self.missed.values()), None)
 
     def silence_s(self) -> float:
         """For how long the store has not answered a question. For another thread: who asked is waiting for it."""
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
-    def asked_to_stop(self, number: int) -> Stop | None:
+    def asked_to_stop(self, number: int, quorum: Quorum | None = None) -> Stop | None:
         """For `watch`: a demand, when run `number` has to end for what happened elsewhere."""
         self.beat()
         if time.monotonic() - self._last_check < CHECK_S:
@@ -76,7 +100,7 @@ class Peers:
         if self._there(f"stop/{number}"):
             asked = self._ask(self.store.get, f"stop/{number}")
             return self.gone if asked is None else _stop(json.loads(asked))
-        return None if self.all_alive() else self.gone
+        return None if self.all_alive(number, quorum) else self.gone
 
     def lost(self, number: int, quorum: Quorum) -> set[int]:
         """For `watch`: the replicas that run `number` goes on without."""
@@ -99,12 +123,12 @@ class Peers:
         """The endings of all supervisors that lived to tell; only rank 0 gathers. With a quorum the other replicas are
         ended some seconds after replica 0."""
         endings, missing, done_at = [mine], {seat.rank for seat in self.seats} - {self.place.rank}, None
-        while missing:
+        while missing := missing - set(self.missed):
             if quorum and quorum.first_is_done(all_exits(endings)):
                 done_at = done_at or time.monotonic()
                 if time.monotonic() - done_at > PARTING_S:
                     self._demand(number, Stop(Why.PARTED))
-            alive = self.all_alive()  # before looking: who leaves has told how it ended
+            alive = self.all_alive(number, quorum)  # before looking: who leaves has told how it ended
             for rank in [rank for rank in missing if self._there(f"ended/{number}/{rank}")]:
                 if (told := self._ask(self.store.get, f"ended/{number}/{rank}")) is not None:
                     endings.append(_ending(json.loads(told)))
@@ -126,7 +150,7 @@ class Peers:
     def wait_until_left(self, timeout_s: float = 5.0) -> None:
         """Rank 0 may hold the store: it stays until all have read the last order."""
         deadline = time.monotonic() + timeout_s
-        waiting = {seat.rank for seat in self.seats} - {self.place.rank}
+        waiting = {seat.rank for seat in self.seats} - {self.place.rank, *self.missed}
         while waiting and self.gone is None and time.monotonic() < deadline:
             heard = {rank: self._ask(self.store.get, f"beat/{rank}") for rank in waiting if self._there(f"beat/{rank}")}
             waiting = {rank for rank in waiting if heard.get(rank) != LEFT.encode()}

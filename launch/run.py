@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..results.store import RunStore
 from .display import make_display
+from .failure import one_line
 from .here import refuse_here
 from .launchers import LAUNCHERS, Launcher
 from .plan import Plan, make_plan
 from .processes import MARK, Guard, end_marked, new_mark
-from .stop import STOP_FILE, signal_names
+from .stop import STOP_FILE, UNDONE_FILE, signal_names
 from .study import load_study
 from .supervise import RANK_COMMAND, Outcome, Signals
 from .sweep import LocalExecutor, Summary, Sweep
@@ -96,7 +97,9 @@ def _run_through(
     mark, guard = new_mark(), None
     stop_file = Path(os.environ.get(STOP_FILE, store.folder.absolute() / f".stop-{mark.rsplit('/', 1)[-1]}"))
     ended_file = store.folder.absolute() / f".ended-{mark.rsplit('/', 1)[-1]}"
+    undone_file = ended_file.with_name(ended_file.name.replace("ended", "undone"))
     env = os.environ | {MARK: mark, STOP_FILE: str(stop_file), ENDED_FILE: str(ended_file)}
+    env[UNDONE_FILE] = str(undone_file)
     env.setdefault("OMP_NUM_THREADS", "1")  # of the supervisors; torchrun talks where it is not set
     try:
         for size in sorted({run.case.ranks for run in plan.pending}):
@@ -123,6 +126,10 @@ def _run_through(
                     process.wait(FAREWELL_S)
             if signals.received:
                 summary.interrupted = summary.signal = signals.received
+            elif undone_file.exists() and not signals.warned:  # a host is gone, or the launcher has ended all of them
+                status = "" if late else f" with status {process.returncode}"
+                said = f"{launcher.name} with {size} ranks ended{status} in the middle of a run"
+                summary.interrupted, summary.requeue = undone_file.read_text() or said, True
             elif late:
                 said = f"{launcher.name} with {size} ranks had not ended"
                 summary.interrupted = f"{said} {LEAVE_S:g} s after rank 0's supervisor"
@@ -134,6 +141,7 @@ def _run_through(
     finally:
         end_marked(mark)
         ended_file.unlink(missing_ok=True)
+        undone_file.unlink(missing_ok=True)
         if STOP_FILE not in os.environ:
             stop_file.unlink(missing_ok=True)
         if guard:
@@ -182,6 +190,12 @@ def work_here(
                 study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, only=only,
                 command=command,
             )  # fmt: skip
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            if os.environ.get("SCALADE_TRACE"):
+                raise
+            return None, None, 1, f"rank 0's supervisor failed: {one_line(error)}"
         finally:
             if ENDED_FILE in os.environ:
                 with suppress(OSError):

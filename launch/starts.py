@@ -1,8 +1,8 @@
 """What became of every start of a run's ranks, and the goodput of the whole run that follows from it.
 
     <run>/starts.jsonl    append-only, one JSON object a line:
-        {"event": "start", "at", "monotonic", "clock", "attempt", "host", "mark"}
-        {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done"}
+        {"event": "start", "at", "monotonic", "clock", "attempt", "host", "mark", "job"}
+        {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done", "kept"}
 
 A row comes once, when a run has come to an end; its ranks may have been started several times before (killed,
 preempted, out of time, a node gone). A start whose supervisor was killed has no end: the next start writes it, from the
@@ -14,6 +14,8 @@ progress that was left in the scratch folder. A line that is cut off is left out
                              (Llama 3, arXiv 2407.21783, section 3.3.4)
 
 Useful is a step that the result is made of: one computed twice, since it was lost with the first try, counts once.
+
+A run that ends its host every time must not be started for ever: `in_vain` says when it has had its chances.
 """
 
 from __future__ import annotations
@@ -24,15 +26,19 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from .cause import Cause
 from .clock import Moment
 from .processes import end_marked
 from .progress import read_progress
 
 LOG = "starts.jsonl"
 GONE = "gone"  # cause of a start whose supervisor left no word
+CHANCES = 3  # starts in a row that a lost host may end, without a later checkpoint
+CHECKPOINTS = "checkpoint/step-*"  # in the scratch folder
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,15 @@ class Start:
     host: str = ""
     mark: str = ""  # of its supervisor's processes
     ended_at: float | None = None  # None: it is on, or its supervisor is gone
-    cause: str | None = None  # the run's status then, `preempted`, or `gone`
+    cause: str | None = None  # the run's status then, `preempted`, `host gone`, or `gone`
     trained_from: int | None = None  # its first step; None: it did not come so far
     trained_at: float | None = None  # when that began
     steps_done: int = 0  # of the run, those of earlier starts that it went on from included
     monotonic: float = 0.0  # of `at`, s
     clock: str = ""  # of which clock
+    attempt: int = 0  # the number that its row would have had
+    job: str = ""  # id of the scheduler's job; empty: there was none
+    kept: int = 0  # step from which the next start can go on
 
 
 def read_starts(run_folder: Path) -> list[Start]:
@@ -65,13 +74,14 @@ def read_starts(run_folder: Path) -> list[Start]:
             if event == "start":
                 clock = float(content.get("monotonic", 0.0)), str(content.get("clock", ""))
                 at, host, mark = float(content["at"]), str(content["host"]), str(content["mark"])
-                starts.append(Start(at, host, mark, monotonic=clock[0], clock=clock[1]))
+                known = {"attempt": int(content.get("attempt", 0)), "job": str(content.get("job") or "")}
+                starts.append(Start(at, host, mark, monotonic=clock[0], clock=clock[1], **known))
             elif event == "end" and starts and starts[-1].ended_at is None:
                 first, at = content["trained_from"], content["trained_at"]
                 starts[-1] = replace(
                     starts[-1], ended_at=float(content["at"]), cause=str(content["cause"]),
                     trained_from=None if first is None else int(first), trained_at=None if at is None else float(at),
-                    steps_done=int(content["steps_done"]),
+                    steps_done=int(content["steps_done"]), kept=int(content.get("kept", 0)),
                 )  # fmt: skip
         except (ValueError, LookupError, TypeError, RecursionError):
             continue
@@ -98,10 +108,10 @@ class StartLog:
         said = progress.at if progress and progress.at is not None else starts[-1].at
         self.end(max(starts[-1].at, said), GONE)
 
-    def begin(self, launched: Moment, attempt: int, mark: str) -> None:
+    def begin(self, launched: Moment, attempt: int, mark: str, job: str = "") -> None:
         """Raises OSError where the disk is full."""
         clock = {"at": launched.at, "monotonic": launched.monotonic, "clock": launched.clock}
-        self._append(event="start", **clock, attempt=attempt, host=socket.gethostname(), mark=mark)
+        self._append(event="start", **clock, attempt=attempt, host=socket.gethostname(), mark=mark, job=job)
 
     def end(self, at: float, cause: str) -> None:
         """A full disk takes no line: the next start then writes it."""
@@ -110,8 +120,10 @@ class StartLog:
         if progress is not None:
             known = {name: getattr(progress, name) for name in ("trained_from", "trained_at")}
             known["steps_done"] = progress.step
+        names = [folder.name.rpartition("-")[2] for folder in self.scratch.glob(CHECKPOINTS)]
+        kept = max([known["trained_from"] or 0, *(int(name) for name in names if name.isdecimal())])
         with suppress(OSError):
-            self._append(event="end", at=at, cause=cause, **known)
+            self._append(event="end", at=at, cause=cause, **known, kept=kept)
 
     def _append(self, **content: Any) -> None:
         line = json.dumps(content).encode() + b"\n"
@@ -125,6 +137,30 @@ class StartLog:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def in_vain(starts: Sequence[Start], attempt: int, job: str) -> str | None:
+    """Why a run is not to be started once more: a lost host ended CHANCES starts in a row, none of which left a later
+    checkpoint than the one before; in words.
+
+    A start whose supervisor left no word counts where the same job of a scheduler comes again; elsewhere it is a person
+    who starts again.
+    attempt: which has no row yet: a row, and `--retry-failed` after it, give new chances
+    """
+
+    def lost(start: Start) -> bool:
+        again = start.cause == GONE and bool(job) and start.job == job
+        return start.attempt == attempt and (again or start.cause == Cause.HOST_GONE)
+
+    last = list(takewhile(lost, reversed(starts)))[::-1]
+    best, count = max((start.kept for start in starts[: len(starts) - len(last)]), default=0), 0
+    for start in last:
+        count = 0 if start.kept > best else count + 1
+        best = max(best, start.kept)
+    if count < CHANCES:
+        return None
+    how = f"and none left a checkpoint later than step {best}" if best else "and none left a checkpoint"
+    return f"{count} starts in a row ended with a lost host, {how}"
 
 
 def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str, object]:

@@ -5,14 +5,25 @@ not get through (torchrun ends on one), by a file: the one that SCALADE_STOP_FIL
 ranks through a file in the scratch folder; they agree when they next compare losses, write a checkpoint and end with
 status 75. The run gets no row yet: it gets one when it is finished. `scalade run` ends with status 75, too: the job
 is to be queued again, and goes on from the checkpoint.
+
+A host that crashes warns nobody, and what started the ranks may end all supervisors and have a status of its own
+(mpirun, torchrun). So a sweep keeps the file that SCALADE_UNDONE_FILE names: it is there while there is more to do.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .summary import Summary
 
 REQUEUE_STATUS = 75  # EX_TEMPFAIL of sysexits.h
 STOP_FILE = "SCALADE_STOP_FILE"
+UNDONE_FILE = "SCALADE_UNDONE_FILE"
 SIGNALS = ("USR1", "USR2", "TERM")  # that may warn
 ASK = "stop"
 
@@ -27,6 +38,24 @@ def ask_to_stop(scratch: Path) -> None:
 
 def asked_to_stop(scratch: Path) -> bool:
     return (scratch / ASK).exists()
+
+
+@contextmanager
+def undone(summary: Summary) -> Iterator[None]:
+    """A sweep that has something to do: the file is there until it has ended, and after it where the job is to be
+    queued again; it then says why."""
+    file = Path(os.environ[UNDONE_FILE]) if os.environ.get(UNDONE_FILE) else None
+    if file:
+        with suppress(OSError):
+            file.touch()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if file and summary.requeue:
+                file.write_text(summary.interrupted or "")
+            elif file:
+                file.unlink(missing_ok=True)
 
 
 def signal_names(text: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ class Summary:
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases left for such a world
     interrupted: str | None = None  # why the sweep ended early, for people
     signal: str | None = None  # that ended it, by name
-    requeue: bool = False  # the job's time is up; there is more to do
+    requeue: bool = False  # the job's time is up, or a host is gone; there is more to do
 
     @property
     def counts(self) -> Counter[str]:

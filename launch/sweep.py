@@ -11,12 +11,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..results.store import FULL, Claim, RunStore
-from .cause import Cause
+from .cause import Cause, Stop, Why
 from .clock import Moment
 from .display import Display
 from .environment import Placement, link_columns, listen, loopback
@@ -28,7 +29,8 @@ from .quorum import Quorum
 from .rank import WORLD
 from .schedulers import job_columns
 from .spec import RunSpec, utc
-from .starts import StartLog, goodput_columns, read_starts
+from .starts import StartLog, goodput_columns, in_vain, read_starts
+from .stop import undone
 from .summary import Summary
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .taken import taken
@@ -46,7 +48,7 @@ class Executor(Protocol):
 
     launcher: str  # as the table names it
     mark: str  # that every process it starts carries
-    broken: str | None  # why no further run can be started
+    broken: Stop | None  # why no further run can be started
     one_host: bool  # it starts all ranks of every run here
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
@@ -117,6 +119,11 @@ class Sweep:
         self._plan = plan
         self.display.plan(len(plan.pending))
         self._tidy(plan)
+        with undone(summary) if plan.pending else nullcontext():
+            self._run(plan, summary)
+        return summary
+
+    def _run(self, plan: Plan, summary: Summary) -> None:
         try:
             held = [run for run in plan.pending if self._goes_on(summary) and not self._one(run, summary)]
             for run in held:  # its other sweep may be done by now, or dead
@@ -126,14 +133,11 @@ class Sweep:
         finally:
             self.display.close()
         self._look(summary)
-        return summary
 
     def _look(self, summary: Summary) -> None:
-        """Whether something has ended the sweep."""
+        """Whether a signal has ended the sweep."""
         if summary.interrupted is None:
-            if not self.executor.broken:
-                summary.signal = self.signals.received
-            summary.interrupted = self.executor.broken or summary.signal
+            summary.interrupted = summary.signal = self.signals.received
 
     def _tidy(self, plan: Plan) -> None:
         """What a sweep that was killed left of runs that had just written their row."""
@@ -145,6 +149,8 @@ class Sweep:
 
     def _goes_on(self, summary: Summary) -> bool:
         """Asked where there is more to do."""
+        if summary.interrupted is None and (broken := self.executor.broken):
+            summary.interrupted, summary.requeue = broken.line, broken.why is not Why.LEFT
         self._look(summary)
         if summary.interrupted is None and self.signals.warned:
             summary.interrupted, summary.requeue = f"stopped by {self.signals.warned}", True
@@ -187,9 +193,14 @@ class Sweep:
         scratch = self.store.scratch(run.run_id).absolute()
         log = StartLog(self.store.run_folder(run.run_id), scratch)
         log.settle()
+        job, starts = job_columns().get("job_id", ""), read_starts(log.run_folder)
+        if vain := in_vain(starts, claim.attempt, job):  # on hosts that took this supervisor with them
+            self.display.started(run, scratch)
+            outcome = Outcome("failed", f"{vain}; the last host: {starts[-1].host}", Cause.HOST_GONE)
+            return self._write_failed(run, self._spec(run, claim, str(scratch)), outcome, log)
         self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
         spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))
-        log.begin(spec.launched, claim.attempt, self.executor.mark)
+        log.begin(spec.launched, claim.attempt, self.executor.mark, job)
         self.store.reserve(run.run_id, ROW_BYTES + STEP_BYTES * run.case.steps)
 
         def started() -> None:
@@ -202,7 +213,11 @@ class Sweep:
             outcome = Outcome(row["status"], row["reason"])
             log.end(now, outcome.status)
         elif outcome.status == "preempted":  # its row comes when it is finished
-            log.end(now, outcome.status)
+            log.end(now, outcome.cause if outcome.cause is Cause.HOST_GONE else outcome.status)
+            vain = in_vain(read_starts(log.run_folder), claim.attempt, job)
+            if vain:
+                outcome = replace(outcome, status="failed", reason=f"{outcome.reason}; {vain}")
+                return self._write_failed(run, spec, outcome, log)
             row = {}
         elif outcome.status == "failed" and not self.store.has_room(run.run_id):  # whatever failed, it had no disk
             log.end(now, outcome.status)
@@ -215,11 +230,18 @@ class Sweep:
                 where = stacks.relative_to(self.store.folder.absolute())
                 outcome = replace(outcome, reason=f"{outcome.reason}; stacks in {where}")
             log.end(now, outcome.status)
-            row = self._row(spec, outcome, now) | goodput_columns(read_starts(log.run_folder), None)
-            self.store.write_run(row, **taken(scratch))
+            return self._write_failed(run, spec, outcome, log)
         self.display.ended(run, outcome, row, scratch)
         if outcome.status == "ok":
             self.store.clean_scratch(run.run_id)
+        return outcome
+
+    def _write_failed(self, run: PlannedRun, spec: RunSpec, outcome: Outcome, log: StartLog) -> Outcome:
+        """The row of a run that came to nothing; the log has how its last start ended."""
+        scratch, starts = Path(spec.scratch), read_starts(log.run_folder)
+        row = self._row(spec, outcome, spec.launched.time_now()) | goodput_columns(starts, None)
+        self.store.write_run(row, **taken(scratch))
+        self.display.ended(run, outcome, row, scratch)
         return outcome
 
     def _spec(self, run: PlannedRun, claim: Claim, scratch: str) -> RunSpec:

@@ -29,6 +29,7 @@ from .environment import (
     reachable_address,
     slurm_meeting_point,
 )
+from .failure import one_line
 from .here import refuse_here
 from .judge import judge
 from .peers import BEAT_S, PATIENCE_S, Peers
@@ -39,6 +40,7 @@ from .quorum import Quorum
 from .rendezvous import Seat, agree, connect
 from .schedulers import job_columns
 from .spec import RunSpec
+from .stop import REQUEUE_STATUS
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .sweep import Callback, Summary, Sweep
 from .watchdog import Watchdog
@@ -117,6 +119,8 @@ def _through_mpi(place: Placement) -> tuple[Placement, str, int, str, socket.soc
         listener = listen(reachable_address(hosts, other))
         told = (*listener.getsockname()[:2], f"{os.urandom(8).hex()}.0")
     address, port, nonce = comm.bcast(told)
+    # From here on they meet in the store: MPI's own end would wait for supervisors that are gone.
+    mpi.load().Finalize()
     return place, address, port, nonce, listener
 
 
@@ -151,13 +155,14 @@ class WorldExecutor:
         quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
-            asked_to_stop=lambda: self.peers.asked_to_stop(self.number), watchdog=Watchdog(scratch, spec.hang_limit_s),
+            asked_to_stop=lambda: self.peers.asked_to_stop(self.number, quorum),
+            watchdog=Watchdog(scratch, spec.hang_limit_s),
             quorum=quorum, lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
             grace_s=0.0 if quorum else spec.grace_s, keep=spec.isolation == "pool",
         )  # fmt: skip
         self.peers.publish(self.number, ending, quorum)
         outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
-        self.broken = self.peers.gone.line if self.peers.gone else None
+        self.broken = self.peers.broken
         return outcome
 
     def dismiss(self, code: int, message: str | None) -> None:
@@ -181,7 +186,7 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
             number += 1
             order = _await_order(peers, signals, number)
             if order is None:
-                return 1, peers.gone.line if peers.gone else f"ended by {signals.received}"
+                return (REQUEUE_STATUS, peers.gone.line) if peers.gone else (1, f"ended by {signals.received}")
             if "run" not in order:
                 return order["code"], order["end"]
             spec = RunSpec.from_json(order["run"])
@@ -216,7 +221,7 @@ def _end_when_cut_off(peers: Peers, mark: str) -> None:
     end_marked(mark)
     who, what = peers.seats[peers.place.rank].who(), "the store that the supervisors share"
     print(f"scalade: {who}: {what} has not answered for {peers.patience_s:g} s", file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(REQUEUE_STATUS)
 
 
 def _await_order(peers: Peers, signals: Signals, number: int) -> dict[str, Any] | None:
@@ -249,6 +254,9 @@ def work(
         return summary
     except (ValueError, OSError) as error:
         message, code = str(error), 2
+        raise
+    except Exception as error:
+        message = f"rank 0's supervisor failed: {one_line(error)}"
         raise
     finally:
         executor.dismiss(code, message)

@@ -69,7 +69,7 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=30
+SlurmdTimeout={slurmd_timeout}
 SlurmctldTimeout=30
 OverTimeLimit=0
 KillWait=2
@@ -95,9 +95,10 @@ class Cluster:
     """Started by `with`; `env` is what its clients need.
 
     accounting: with slurmdbd and a MariaDB of its own, so that sacct has something to say
+    slurmd_timeout: s, after which a node that does not answer is down
     """
 
-    def __init__(self, folder: Path, accounting: bool = False) -> None:
+    def __init__(self, folder: Path, accounting: bool = False, slurmd_timeout: int = 30) -> None:
         self.folder, self.accounting = folder, accounting
         for name in ("state", "spool", "tmp", "run", "log"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -109,7 +110,8 @@ class Cluster:
         (folder / "slurmdbd.conf").write_text(DBD_CONFIG.format(folder=folder, port=port + 5, database_port=port + 6))
         (folder / "slurmdbd.conf").chmod(0o600)
         kind = ACCOUNTING.format(port=port + 5) if accounting else "AccountingStorageType=accounting_storage/none"
-        config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES), accounting=kind)
+        config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES), accounting=kind,
+                               slurmd_timeout=slurmd_timeout)  # fmt: skip
         (folder / "slurm.conf").write_text(config.lstrip())
         self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
@@ -168,6 +170,20 @@ class Cluster:
             break
         (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
 
+    def crash(self, node: str) -> None:
+        """Every process of the node is gone at once, slurmd first: power loss."""
+        own = os.readlink(f"/proc/{self._pid(f'slurmd.{node}')}/ns/uts")
+        while left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _uts(pid) == own]:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def power_on(self, node: str) -> None:
+        """The node that crashed boots."""
+        (self.folder / "run" / f"slurmd.{node}.pid").unlink(missing_ok=True)
+        self._start(node, ["slurmd", "-N", node, "-b"])
+
     def run(self, *command: str, timeout: float = 30) -> str:
         """A client's output. Raises CalledProcessError."""
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout)
@@ -199,6 +215,18 @@ class Cluster:
             return int((self.folder / "run" / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return 0
+
+
+def _uts(pid: int) -> str:
+    """The host name's namespace that a process lives in; empty: it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/uts") if _state(pid) != "Z" else ""
+    except OSError:
+        return ""
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
 
 
 def _free_ports(count: int) -> int:

@@ -51,7 +51,18 @@ def report(rank, kind, line="E: x", at=0.0):
          "cancelled", "cancelled by SIGINT"),
         ([Ending("failed", {0: 1}, (report(0, "peer", PEER),)),
           Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "rank 1's host is gone", 1))],
-         "failed", "rank 1's host is gone"),
+         "preempted", "rank 1's host is gone at step 3 of 10"),
+        # a host that is gone: whatever the others make of it, and where the scheduler cancels what is left
+        *(([ending, Ending("stopped", {}, stop=Stop(why, "n2 is gone", 1))], "preempted", "n2 is gone at step 3")
+          for why in (Why.NO_SUPERVISOR, Why.NO_STORE)
+          for ending in (Ending("failed", {0: -6}), Ending("failed", {0: -9}), Ending("cancelled", {0: None}),
+                         Ending("failed", {0: 1}, (report(0, "exception"),)), Ending("stopped", {0: None}),
+                         Ending("failed", {0: 1}, (report(0, "world", "one came"),)))),
+        # but not what no host's end makes, nor a supervisor that ended by itself
+        ([Ending("failed", {0: 1}, (report(0, "nan", "loss is nan"),)),
+          Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "n2 is gone", 1))], "diverged", "rank 0: loss is nan"),
+        ([Ending("stopped", {0: None}), Ending("stopped", {}, stop=Stop(Why.LEFT, "n2's has ended", 1))],
+         "failed", "n2's has ended"),
         ([Ending("lingered", {0: 0, 1: None})], "failed", "rank 1 did not end within"),
     ],
 )  # fmt: skip

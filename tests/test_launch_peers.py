@@ -14,6 +14,7 @@ from scalade.launch.environment import Placement
 from scalade.launch.failure import ErrorReport, error_kind
 from scalade.launch.judge import judge
 from scalade.launch.peers import LEFT, Peers
+from scalade.launch.quorum import Quorum
 from scalade.launch.rendezvous import Seat
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.ask import SchedulerError
@@ -61,20 +62,58 @@ def progress(folder):
 
 
 @named
-def test_rank_0_goes_on_speaking_when_another_supervisor_is_gone(pair, name, tmp_path):
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_rank_0_goes_on_speaking_when_another_supervisor_is_gone(pair, name, tmp_path, by_itself):
     store, first, second = pair(name)
     second.beat()
     assert first.asked_to_stop(1) is None
-    second.leave()
+    if by_itself:
+        second.leave()
+    else:
+        first.patience_s = 0.0
     stop = first.asked_to_stop(1)
-    assert (stop.why, stop.rank) == (Why.NO_SUPERVISOR, 1) and name in stop.line
+    why = Why.LEFT if by_itself else Why.NO_SUPERVISOR
+    assert (stop.why, stop.rank) == (why, 1) and name in stop.line and first.broken == stop
     mine = Ending(Cause.STOPPED, {0: None}, detail=stop.line, stop=stop)
     first.publish(1, mine)
     progress(tmp_path)
     outcome = judge(first.gather(1, mine), tmp_path, 60.0)
-    assert (outcome.status, outcome.cause, outcome.rank) == ("failed", Cause.STOPPED, 1) and name in outcome.reason
+    expected = ("failed", Cause.STOPPED) if by_itself else ("preempted", Cause.HOST_GONE)
+    assert (outcome.status, outcome.cause, outcome.rank) == (*expected, 1) and name in outcome.reason
     first.order(2, {"end": None, "code": 1})
-    assert "order/2" in store and "ended/1/0" in store and Why.NO_SUPERVISOR in json.loads(store["stop/1"])["why"]
+    assert "order/2" in store and "ended/1/0" in store and why in json.loads(store["stop/1"])["why"]
+
+
+def test_with_a_quorum_hosts_may_go_as_long_as_enough_replicas_are_left(monkeypatch, tmp_path):
+    """Four replicas of two ranks on a host each, three needed."""
+    monkeypatch.setattr(module, "CHECK_S", 0.0)
+    quorum, store = Quorum(3, 4, 2), Memory()
+    seats = tuple(Seat(rank, 0, 8, "n", f"n{rank // 2}", rank, "cpu") for rank in range(8))
+    all_ = [Peers(store, Placement("torchrun", rank, 8, 0, 1), seats) for rank in range(8)]
+    first = all_[0]
+
+    def fall_silent(*ranks):
+        for peers in all_:
+            peers._last_beat = 0.0
+            if peers.place.rank not in silent | set(ranks):
+                peers.beat()
+        assert first.asked_to_stop(1, quorum) is None or silent
+        silent.update(ranks)
+        first._heard = {rank: (seen, 0.0 if rank in silent else since) for rank, (seen, since) in first._heard.items()}
+        return first.asked_to_stop(1, quorum)
+
+    silent = set()
+    assert fall_silent() is None and first.broken is None and first.lost(1, quorum) == set()
+    assert fall_silent(4, 5) is None and set(first.missed) == {4, 5} and "host n2" in first.broken.line
+    assert all_[2].lost(1, quorum) == {2}
+    rest = [Ending(Cause.DONE, {rank: 0}) for rank in (1, 2, 3, 6, 7)]
+    for ending, peers in zip(rest, (all_[1], *all_[2:4], *all_[6:]), strict=True):
+        peers.publish(1, ending, quorum)
+    endings = first.gather(1, Ending(Cause.DONE, {0: 0}), quorum)
+    assert len(endings) == 6 and judge(endings, tmp_path, 60.0, quorum) == Outcome("ok")
+    stop = fall_silent(2, 3)
+    assert stop.why is Why.NO_SUPERVISOR and "host n1" in stop.line
+    assert first.asked_to_stop(1, quorum) == stop
 
 
 @named

@@ -115,14 +115,43 @@ def test_when_a_supervisor_is_killed_the_others_end_and_say_so(tmp_path, victim)
         time.sleep(0.05)
     workers[victim].kill()
     codes, said = finish(workers)
-    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 75, said
     if victim == 1:
-        assert "the supervisor of rank 1" in said[0] and "is gone" in said[0]
-        (row,) = rows(results)
-        assert row["status"] == "failed" and "the supervisor of rank 1" in row["reason"]
+        assert "ended early: the supervisor of rank 1" in said[0] and "is gone at step" in said[0]
     else:
         assert "is gone" in said[1]
-    assert nothing_left(tmp_path)
+    assert nothing_left(tmp_path) and not list(results.glob("runs/*/a*")), "no row: it is no fault of the run"
+    (log,) = results.glob("runs/*/starts.jsonl")
+    assert ('"cause": "host gone"' in log.read_text()) == (victim == 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("mpirun", marks=pytest.mark.mpi)])
+def test_an_error_of_rank_0_s_supervisor_ends_all_of_them(tmp_path, launcher):
+    study, results = write_study(tmp_path, steps=40, launcher=launcher), tmp_path / "r"
+    command = LAUNCHERS[launcher].command(2, ["-c", BROKEN, "worker", str(study), "--results", str(results)])
+    if launcher == "torchrun":
+        (tmp_path / "broken.py").write_text(BROKEN)
+        command[command.index("-c") : command.index("worker")] = [str(tmp_path / "broken.py")]
+    began = time.monotonic()
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode and time.monotonic() - began < 30
+    told = [line for line in done.stderr.splitlines() if line.startswith("scalade: ")]
+    assert "scalade: rank 0's supervisor failed: KeyError: 'no such thing'" in told and len(set(told)) == 1, done.stderr
+    assert not (launcher == "mpirun" and "Traceback" in done.stderr) and nothing_left(tmp_path)
+
+
+BROKEN = """
+from scalade.cli import main
+from scalade.launch import worker
+
+def make_plan(*arguments, **more):
+    raise KeyError("no such thing")
+
+worker.make_plan = make_plan
+main()
+"""
 
 
 @pytest.mark.slow
@@ -134,12 +163,11 @@ def test_a_supervisor_that_is_cut_off_ends_its_ranks_and_itself(tmp_path):
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGSTOP)
     out, err = second.communicate(timeout=30)
-    assert second.returncode == 1 and "the store that the supervisors share has not answered for 4 s" in err
+    assert second.returncode == 75 and "the store that the supervisors share has not answered for 4 s" in err
     os.kill(first.pid, signal.SIGCONT)
     codes, said = finish([first])
-    assert codes == [1] and "the supervisor of rank 1" in said[0]
-    (row,) = rows(results)
-    assert row["status"] == "failed" and nothing_left(tmp_path)
+    assert codes == [75] and "the supervisor of rank 1" in said[0]
+    assert nothing_left(tmp_path) and not list(results.glob("runs/*/a*"))
 
 
 @pytest.mark.slow

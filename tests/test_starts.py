@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from scalade.launch.clock import Moment, clock_id
 from scalade.launch.progress import Reporter
 from scalade.launch.run import run_study
-from scalade.launch.starts import GONE, LOG, Start, StartLog, goodput_columns, lost_steps, read_starts
+from scalade.launch.starts import CHANCES, GONE, LOG, Start, StartLog, goodput_columns, in_vain, lost_steps, read_starts
 from scalade.results.store import RunStore
 
 
@@ -47,6 +49,64 @@ def test_lost_steps_are_those_computed_more_than_once(parts):
         starts.append(Start(0.0, ended_at=1.0, trained_from=first, trained_at=0.0, steps_done=done))
     tail = [step for step in set(computed) if step < done]
     assert lost_steps(starts) == len(computed) - len(tail)
+
+
+def lost(cause="host gone", **more):
+    return Start(0.0, ended_at=1.0, cause=cause, **({"attempt": 1, "job": "7"} | more))
+
+
+@pytest.mark.parametrize(
+    "starts, vain",
+    [
+        ([], False),
+        ([lost()] * 2, False),
+        ([lost()] * 3, True),
+        ([lost(kept=20), lost(kept=20), lost(kept=20)], False),  # the first left a checkpoint
+        ([lost(kept=20), lost(kept=20), lost(kept=20), lost(kept=20)], True),
+        ([lost(kept=20), lost(kept=20), lost(kept=30), lost(kept=30), lost(kept=30)], False),
+        ([lost("preempted", kept=20), lost(kept=20), lost(kept=20), lost(kept=20)], True),
+        ([lost(), lost("preempted"), lost(), lost()], False),  # a warning between them
+        ([lost(GONE)] * 2 + [lost()], True),
+        ([lost(GONE, job="")] * 3, False),  # a person starts it again
+        ([lost(GONE, job="6"), lost(GONE), lost(GONE)], False),  # another job
+        ([lost(job="")] * 3, True),
+        ([lost(attempt=0)] * 3, False),  # they have their row
+    ],
+)
+def test_a_run_has_so_many_chances_on_hosts_that_go(starts, vain):
+    assert (in_vain(starts, 1, "7" if any(start.job for start in starts) else "") is not None) == vain
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_run_that_ends_its_host_every_time_fails_in_the_end(tmp_path, monkeypatch, every):
+    """Rank 0's host: nobody is left to say so. A scheduler starts it again, and nothing comes of it."""
+    study, results = tmp_path / "s.toml", tmp_path / "r"
+    study.write_text(STUDY)
+    for name, value in (("FAKE_CHECKPOINT", every), ("FAKE_RANK", "0:kill-supervisor@3"), ("SLURM_JOB_ID", 7)):
+        monkeypatch.setenv(name, str(value))
+    command = [sys.executable, "-c", SWEEP, str(study), str(results), *FAKE]
+    for _ in range(CHANCES + bool(every)):
+        assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+        assert not list(results.glob("runs/*/a*"))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done
+    (run_id,) = os.listdir(results / "runs")
+    row = RunStore(results).row(run_id)
+    how = "later than step 3" if every else "left a checkpoint;"
+    assert row["status"] == "failed" and row["restarts"] == CHANCES + bool(every) - 1
+    assert row["reason"].startswith("3 starts in a row ended with a lost host") and how in row["reason"]
+    assert row["reason"].endswith(f"the last host: {socket.gethostname()}")
+    monkeypatch.delenv("FAKE_RANK")
+    summary, _ = run_study(study, results, quiet=True, retry_failed=True, command=FAKE)
+    assert summary.exit_code == 0 and RunStore(results).row(run_id)["status"] == "ok"
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from scalade.launch.run import run_study
+sys.exit(run_study(Path(sys.argv[1]), Path(sys.argv[2]), quiet=True, command=sys.argv[3:])[0].exit_code)
+"""
 
 
 def test_a_start_without_an_end_is_ended_by_the_next(tmp_path, monkeypatch):

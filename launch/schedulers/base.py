@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from ..launchers import LAUNCHERS, Raw, Step
 from ..site import Site, clock
-from ..stop import REQUEUE_STATUS, STOP_FILE
+from ..stop import REQUEUE_STATUS, STOP_FILE, UNDONE_FILE
 from .ask import PATIENCE_S, Answer, SchedulerError, answer
 from .shell import command, comment, quote
 from .state import State
@@ -49,6 +49,7 @@ class Job:
     seconds: int  # that the job may take
     parts: tuple[Part, ...]
     checkpoints: bool = False  # a job that is cut off can go on where it was
+    quorum: bool = False  # its runs go on without a host that crashed
     throttle: int = 0  # tasks of an array that run at once; 0: as many as there is room for
     retry_failed: bool = False
     scalade: str = ""  # python that runs `scalade pack` in the batch script; empty: this one
@@ -71,9 +72,10 @@ class Job:
         )  # fmt: skip
 
 
-def exports(site: Site, warned: bool) -> tuple[str, ...]:
+def exports(site: Site, warned: bool, queued_again: bool = False) -> tuple[str, ...]:
     """Variables that the ranks need, for a launcher that hands on none by itself. warned: see `Scheduler.warns`."""
-    return tuple(dict.fromkeys(["OMP_NUM_THREADS", *[STOP_FILE] * warned, *site.environment, *site.fabric]))
+    told = [STOP_FILE] * warned + [UNDONE_FILE] * queued_again
+    return tuple(dict.fromkeys(["OMP_NUM_THREADS", *told, *site.environment, *site.fabric]))
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,8 @@ class Scheduler:
             lines += ["", "# Where torchrun's agents meet: the first node, and a port of this job's own", *self.head]
             lines += ["port=$((10000 + number % 20000))", TAKEN]
             more = {"head": Raw('"$head"'), "port": Raw('"$port"'), "name": Raw('"scalade-$number"')}
-        step = job.step(exports=exports(job.site, warned=self.warns(job)), **more)
+        again = bool(self.requeue(job) and job.site.max_restarts)
+        step = job.step(exports=exports(job.site, self.warns(job), again), **more)
         words = LAUNCHERS[job.launcher].step(step, self.starter, job.program(Raw('"$case"')))
         return [*lines, "", *self._supervised(job, words)]
 
@@ -278,13 +281,38 @@ class Scheduler:
 
     def _supervised(self, job: Job, words: list[str]) -> list[str]:
         """The command itself; with a warning before the end and a way back into the queue, around them."""
-        requeue = self.requeue(job) if self.warns(job) else ""
+        requeue = self.requeue(job) if job.site.max_restarts else ""
         if not requeue:
             return [command(words)]
-        stop_file = quote(str(job.folder / job.name))
+        file, again = f"{quote(str(job.folder / job.name))}.{self.job_id}", [f'[ "$status" -eq {REQUEUE_STATUS} ]']
+        lines = []
+        if job.array:
+            lines += [
+                "# There while a run is on: where a host crashes, the launcher may have a status of its own",
+                f"export {UNDONE_FILE}={file}.undone",
+                f'rm -f -- "${UNDONE_FILE}"',
+                "",
+            ]  # fmt: skip
+            again.append(f'[ -e "${UNDONE_FILE}" ]')
+        if self.warns(job):
+            lines += self._warned(job, words, file)
+            again.insert(0, '{ [ "$told" = yes ] && [ "$status" -ne 0 ]; }')
+        else:
+            lines += ["status=0", command(words) + " || status=$?"]
+        return [
+            *lines,
+            "",
+            "# What is left goes on in the next allocation",
+            f"if {' || '.join(again)}; then",
+            f'    [ "{self.restarts}" -ge {job.site.max_restarts} ] || {requeue}',
+            "fi",
+            'exit "$status"',
+        ]  # fmt: skip
+
+    def _warned(self, job: Job, words: list[str], file: str) -> list[str]:
         return [
             f"# {job.site.signal_s} s before the time limit: the ranks are asked to write a checkpoint and to stop",
-            f"export {STOP_FILE}={stop_file}.{self.job_id}.stop",
+            f"export {STOP_FILE}={file}.stop",
             f'rm -f -- "${STOP_FILE}"',
             "told=no",
             f"trap 'told=yes; touch -- \"${STOP_FILE}\"' USR1",
@@ -296,12 +324,6 @@ class Scheduler:
             "    status=0",
             '    wait "$step" || status=$?',
             "fi",
-            "",
-            "# What is left goes on in the next allocation",
-            'if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq ' + f"{REQUEUE_STATUS} ]; then",
-            f'    [ "{self.restarts}" -ge {job.site.max_restarts} ] || {requeue}',
-            "fi",
-            'exit "$status"',
         ]  # fmt: skip
 
     def warns(self, job: Job) -> bool:

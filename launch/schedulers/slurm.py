@@ -62,6 +62,8 @@ class Slurm(Scheduler):
         lines += [f"--time={walltime(job)}"]
         several = job.array and len(job.parts) > 1
         lines += [f"--output={job.name}.%{'A_%a' if several else 'j'}.log", "--open-mode=append", "--requeue"]
+        if job.nodes > 1 and (job.quorum or not job.array):  # what does not need the node that failed goes on
+            lines.append("--no-kill")
         if self.warns(job):
             lines.append(f"--signal=B:USR1@{site.signal_s}")
         return lines
@@ -71,7 +73,7 @@ class Slurm(Scheduler):
 
     def starter(self, step: Step, tasks: int) -> list[str]:
         # the supervisors end together and say why: one that srun ended for another's status could not
-        words = ["srun", "--mpi=none", "--kill-on-bad-exit=0", f"--nodes={step.nodes}"]
+        words = ["srun", "--mpi=none", "--kill-on-bad-exit=0", "--no-kill", f"--nodes={step.nodes}"]
         words += [f"--ntasks={step.nodes * tasks}", f"--ntasks-per-node={tasks}"]
         if step.cpus_per_rank:
             words.append(f"--cpus-per-task={step.cpus_per_rank * step.per_node // tasks}")

@@ -47,13 +47,17 @@ cases=(
 )
 case=${cases[SLURM_ARRAY_TASK_ID]}
 
+# There while a run is on: where a host crashes, the launcher may have a status of its own
+export SCALADE_UNDONE_FILE=/data/results/submissions/c0ffee/scalade-demo-c0ffee-0.$SLURM_JOB_ID.undone
+rm -f -- "$SCALADE_UNDONE_FILE"
+
 # 60 s before the time limit: the ranks are asked to write a checkpoint and to stop
 export SCALADE_STOP_FILE=/data/results/submissions/c0ffee/scalade-demo-c0ffee-0.$SLURM_JOB_ID.stop
 rm -f -- "$SCALADE_STOP_FILE"
 told=no
 trap 'told=yes; touch -- "$SCALADE_STOP_FILE"' USR1
-mpirun --bind-to none --oversubscribe -n 8 --map-by ppr:4:node -x OMP_NUM_THREADS -x SCALADE_STOP_FILE -x HF_HOME \
-    -x NCCL_SOCKET_IFNAME -x NCCL_DEBUG --verbose apptainer exec --nv '/images/scalade 1.sif' \
+mpirun --bind-to none --oversubscribe -n 8 --map-by ppr:4:node -x OMP_NUM_THREADS -x SCALADE_STOP_FILE -x SCALADE_UNDONE_FILE \
+    -x HF_HOME -x NCCL_SOCKET_IFNAME -x NCCL_DEBUG --verbose apptainer exec --nv '/images/scalade 1.sif' \
     /opt/venv/bin/python -m scalade worker /data/results/submissions/c0ffee/demo.toml --results /data/results \
     --case "$case" --quiet &
 step=$!
@@ -65,7 +69,7 @@ if [ "$told" = yes ]; then
 fi
 
 # What is left goes on in the next allocation
-if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq 75 ]; then
+if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq 75 ] || [ -e "$SCALADE_UNDONE_FILE" ]; then
     [ "${SLURM_RESTART_COUNT:-0}" -ge 20 ] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -13,6 +13,7 @@
 #SBATCH --output=scalade-demo-c0ffee-0.%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
+#SBATCH --no-kill
 #SBATCH --signal=B:USR1@60
 
 set -euo pipefail

@@ -53,15 +53,20 @@ number=$SLURM_JOB_ID
 port=$((10000 + number % 20000))
 while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken
 
+# There while a run is on: where a host crashes, the launcher may have a status of its own
+export SCALADE_UNDONE_FILE=/data/results/submissions/c0ffee/scalade-demo-c0ffee-0.$SLURM_JOB_ID.undone
+rm -f -- "$SCALADE_UNDONE_FILE"
+
 # 60 s before the time limit: the ranks are asked to write a checkpoint and to stop
 export SCALADE_STOP_FILE=/data/results/submissions/c0ffee/scalade-demo-c0ffee-0.$SLURM_JOB_ID.stop
 rm -f -- "$SCALADE_STOP_FILE"
 told=no
 trap 'told=yes; touch -- "$SCALADE_STOP_FILE"' USR1
-srun --mpi=none --kill-on-bad-exit=0 --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=32 --verbose apptainer \
-    exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m torch.distributed.run --max-restarts 0 --nnodes 2 \
-    --nproc-per-node 4 --rdzv-backend c10d --rdzv-id "scalade-$number" --rdzv-endpoint "$head":"$port" -m scalade \
-    worker /data/results/submissions/c0ffee/demo.toml --results /data/results --case "$case" --quiet &
+srun --mpi=none --kill-on-bad-exit=0 --no-kill --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=32 \
+    --verbose apptainer exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m torch.distributed.run \
+    --max-restarts 0 --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-id "scalade-$number" \
+    --rdzv-endpoint "$head":"$port" -m scalade worker /data/results/submissions/c0ffee/demo.toml --results /data/results \
+    --case "$case" --quiet &
 step=$!
 status=0
 wait "$step" || status=$?
@@ -71,7 +76,7 @@ if [ "$told" = yes ]; then
 fi
 
 # What is left goes on in the next allocation
-if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq 75 ]; then
+if { [ "$told" = yes ] && [ "$status" -ne 0 ]; } || [ "$status" -eq 75 ] || [ -e "$SCALADE_UNDONE_FILE" ]; then
     [ "${SLURM_RESTART_COUNT:-0}" -ge 20 ] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"
