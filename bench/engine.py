@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+    from .saved import Outgoing, Saved
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,18 @@ class Engine(Protocol):
         outer steps of a round of H inner steps. Collective; nothing is exchanged.
         """
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state; collective. Loadable under any other layout of the same engine."""
+    def save(self, out: Outgoing) -> None:
+        """Write weights and optimizer state; collective. The torch engine's are loadable under any other layout."""
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; collective. The next step is bitwise the one that would have followed."""
+    def load(self, saved: Saved) -> None:
+        """Read into this rank what `save` wrote. Not collective, so that the ranks can agree before they go on, with
+        `parameters_written`; then the next step is bitwise the one that would have followed. After a failure the
+        engine may hold a part of it, and is of no use.
+
+        Raises
+        ------
+        ValueError: a file is missing or damaged, or of another layout or model
+        """
 
     def close(self) -> None:
         """Give back what the engine holds; the process group stays."""

@@ -22,7 +22,7 @@ from ..parallelism.engines import build_engine
 from .case import Case
 from .progress import Reporter
 from .rendezvous import World
-from .resume import resume, save
+from .resume import Checkpoints
 from .row import (
     belief_columns,
     case_columns,
@@ -62,7 +62,8 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
             engine.set_weights(weights.read(Path(case.recipe.start_weights)) if first else None)
         return engine
 
-    engine, training, first_step = resume(build, reporter.folder, StepRecord(device))
+    checkpoints = Checkpoints(reporter.folder, reporter.run_id)
+    engine, training, first_step = checkpoints.resume(build, StepRecord(device))
     if world.meeting:
         world.meeting.begin()
     startup_s = reporter.launched.elapsed_s()
@@ -80,7 +81,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     host.reached(first_step, timed_from, case.recipe.steps)
     train(
         engine, source, case.recipe, case.measure, case.shape.seq_len, device, energy, training,
-        first_step=first_step, on_step=on_step, checkpoint=lambda done, now: save(engine, reporter.folder, done, now),
+        first_step=first_step, on_step=on_step, checkpoint=lambda done, now: checkpoints.save(engine, done, now),
         stop=None if world.meeting else lambda: asked_to_stop(reporter.folder),
     )  # fmt: skip
     device.finish()
@@ -106,7 +107,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     steps = training.steps.columns()
     row = case_columns(case, source, len(training.steps.rows), share_present(case, steps)) | shared
     row |= loss_columns(case, steps, training) | outer_columns(case, steps) | quorum_columns(case, steps)
-    row |= {"startup_s": startup_s, "resumed_from_step": first_step or None}
+    row |= {"startup_s": startup_s, "resumed_from_step": first_step or None} | checkpoints.columns()
     row |= speed_columns(case, steps, world.size, peak) | {"peak_flops": peak, "peak_flops_source": peak_source}
     row |= environment_columns(device)
     row |= belief_columns(case, source, row)

@@ -43,10 +43,13 @@ class Reporter:
     ----------
     folder: the run's scratch folder; it outlives a killed attempt, so checkpoints belong there
     launched: when the ranks were started
+    run_id: of the run, which its checkpoints are bound to
     """
 
-    def __init__(self, folder: Path, steps: int, active: bool, launched: Moment | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, steps: int, active: bool, launched: Moment | None = None, run_id: str = ""
+    ) -> None:
+        self.folder, self.run_id = folder, run_id
         self.launched = launched or Moment.now()
         self._active = active
         self._now = {"phase": "joining", "step": 0, "steps": steps, "loss": None, "tokens_per_s": None}

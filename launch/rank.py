@@ -95,7 +95,7 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     if world.rank == 0:
         write_atomically(scratch / WORLD, world.ranks_json())
     case = spec.parsed_case()
-    reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched=spec.launched)
+    reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched=spec.launched, run_id=spec.run_id)
     reporter.phase("building")
     if program is None:
         from .execute import execute as program

@@ -1,128 +1,120 @@
-"""A run's checkpoints: the last whole one lies in the run's scratch folder, and carries the rows measured so far.
+"""Where an earlier attempt left off: all ranks load the last checkpoint that is whole on each, and write the next.
 
-    scratch/checkpoint/step-<N>/   written aside as writing-<N>, synced, renamed; then the one before is removed
-
-One that turns out to be damaged is set aside as damaged-<N>, and the run starts from its beginning.
+One that turns out to be damaged, on whichever rank, is set aside with a line that says why, and the one before it is
+tried; where there is none, the run starts from its beginning. The row says how many were.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from ..bench.engine import Engine
 from ..bench.loop import Training
 from ..bench.record import StepRecord
+from ..bench.saved import Saved
+from ..bench.tensor_file import Digest
+from ..bench.told import at_first, everywhere, from_first
+from .checkpoints import CHECKPOINT as CHECKPOINT
+from .checkpoints import Shelf
 from .failure import one_line
-from .spec import write_atomically
-
-CHECKPOINT = "checkpoint"
-HISTORY = "history.json"
 
 
-def resume(build: Callable[[], Engine], scratch: Path, record: StepRecord) -> tuple[Engine, Training, int]:
-    """Engine, what was done, and its steps: where an earlier attempt's last whole checkpoint left off, or the
-    beginning. Collective.
+class Checkpoints:
+    """A rank's way to the run's checkpoints; all methods are collective.
 
-    build: makes the engine with its start values; called again where a checkpoint could be read in part only
+    damaged: by step, why that checkpoint was set aside, in this start of the run or in one before it
     """
-    done, history, problem = _from_rank_0(_newest, scratch)
-    engine = build()
-    if history:
-        problem = _load(engine, _folder(scratch, done))
-        if problem is None:
-            record.rows = history["steps"]
-            return engine, Training(record, history["evals"]), done
-        engine.close()
+
+    def __init__(self, scratch: Path, run_id: str) -> None:
+        self.shelf, self.damaged = Shelf(scratch, run_id), {}
+        self.first = _rank() == 0
+
+    def resume(self, build: Callable[[], Engine], record: StepRecord) -> tuple[Engine, Training, int]:
+        """Engine, what was done, and its steps.
+
+        build: makes the engine with its start values; called again where a checkpoint could be read in part only
+        """
+        left = from_first(self.shelf.clear() if self.first else None)
         engine = build()
-    if problem:
-        _from_rank_0(_set_aside, _folder(scratch, done), problem)
-    return engine, Training(record), 0
+        while True:
+            found = from_first(self._newest() if self.first else None)
+            if found is None:
+                break
+            step, content, problem = found
+            if problem is None:
+                saved = Saved(self.shelf.path(step), self.shelf.scratch,
+                              {name: Digest(*told) for name, told in content["files"].items()})  # fmt: skip
+                problem = _load(engine, saved)
+                if problem is None:
+                    self.damaged = dict(content["damaged"]) | _earlier(left) | self.damaged
+                    engine.parameters_written()
+                    record.rows = content["steps"]
+                    return engine, Training(record, content["evals"]), step
+                engine.close()
+                engine = build()
+            self.damaged[step] = problem
+            if self.first:
+                self._set_aside(step, problem)
+        self.damaged = _earlier(left) | self.damaged
+        return engine, Training(record), 0
+
+    def _newest(self) -> tuple | None:
+        found = self.shelf.newest()
+        if found is None:
+            return None
+        if found.content and (extra := found.content.pop("extra")):
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            print(f"warning: {self.shelf.path(found.step)} holds {extra[0]!r:.100}{more}, of which its index does not "
+                  "know: not read", file=sys.stderr)  # fmt: skip
+        return found.step, found.content, found.problem
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        aside = self.shelf.set_aside(step)
+        before = self.shelf.steps()
+        what = f"the one of step {before[0]} is tried" if before else "from step 0 again"
+        print(f"warning: {self.shelf.path(step)} cannot be read ({problem}): {what}, it is kept as {aside}",
+              file=sys.stderr)  # fmt: skip
+
+    def save(self, engine: Engine, done: int, training: Training) -> None:
+        """Write a checkpoint aside, then put it before the last one."""
+        out = self.shelf.outgoing(done)
+        engine.save(out)
+        written = at_first(out.digests)  # comes when all of them have written
+        if self.first:
+            digests = {name: Digest(*told) for each in written for name, told in each.items()}
+            damaged = [[step, why] for step, why in self.damaged.items()]
+            history = {"steps": training.steps.rows, "evals": training.evals, "damaged": damaged}
+            self.shelf.put(out, done, digests, history)
+
+    def columns(self) -> dict[str, object]:
+        """Columns of `runs`."""
+        last = f"step {max(self.damaged)}: {self.damaged[max(self.damaged)]}" if self.damaged else None
+        return {"checkpoints_damaged": len(self.damaged), "checkpoint_damaged_reason": last}
 
 
-def _newest(scratch: Path) -> tuple[int, dict | None, str | None]:
-    """(steps done, history, what is wrong with it) of the last checkpoint; (0, None, None) where there is none."""
-    steps = [int(folder.name.split("-")[1]) for folder in (scratch / CHECKPOINT).glob("step-*")]
-    if not steps:
-        return 0, None, None
-    folder = _folder(scratch, max(steps))
-    try:
-        history = json.loads((folder / HISTORY).read_text())
-        wrong = [name for name, size in history["files"].items() if (folder / name).stat().st_size != size]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        return max(steps), None, one_line(error)
-    return (max(steps), None, f"{wrong[0]} is cut off") if wrong else (max(steps), history, None)
+def _rank() -> int:
+    import torch.distributed as dist
+
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _load(engine: Engine, folder: Path) -> str | None:
+def _earlier(steps: list[int]) -> dict[int, str]:
+    return dict.fromkeys(steps, "an earlier start of the run found it damaged")
+
+
+def _load(engine: Engine, saved: Saved) -> str | None:
     """Load it on all ranks, or say why one of them could not."""
     problem = None
     try:
-        engine.load(folder)
-    except BaseException as error:  # torch's CheckpointException is no Exception
-        causes = [cause for cause, _ in getattr(error, "failures", {}).values()] or [error]
-        innocent = (MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit)
-        if any(isinstance(cause, innocent) for cause in causes):
-            raise  # the checkpoint is not to blame
-        problem = one_line(causes[0])
-    problems = [problem]
-    if dist.is_initialized():
-        problems = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)  # fails, too, where a rank is gone: the checkpoint then stays
-    return next(filter(None, problems), None)
-
-
-def _set_aside(folder: Path, problem: str) -> None:
-    aside = folder.with_name(folder.name.replace("step", "damaged"))
-    print(f"warning: {folder} cannot be read ({problem}): from step 0 again, it is kept as {aside.name}",
-          file=sys.stderr)  # fmt: skip
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(folder, aside)
-
-
-def _folder(scratch: Path, done: int) -> Path:
-    return scratch / CHECKPOINT / f"step-{done}"
-
-
-def _from_rank_0(function: Callable, *arguments):
-    """What rank 0's call gives, on every rank."""
-    if not dist.is_initialized():
-        return function(*arguments)
-    given = [function(*arguments) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(given, src=0)
-    return given[0]
-
-
-def save(engine: Engine, scratch: Path, done: int, training: Training) -> None:
-    """Write a checkpoint aside, then put it in the place of the last one; collective."""
-    aside = scratch / CHECKPOINT / f"writing-{done}"
-    aside.mkdir(parents=True, exist_ok=True)
-    engine.save(aside)
-    if dist.is_initialized():
-        dist.barrier()
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        files = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
-        history = {"steps": training.steps.rows, "evals": training.evals, "files": files}
-        write_atomically(aside / HISTORY, json.dumps(history))
-        for path in [*aside.rglob("*"), aside]:
-            _sync(path)
-        os.replace(aside, _folder(scratch, done))
-        _sync(aside.parent)
-        for older in aside.parent.iterdir():
-            if older.name != f"step-{done}":
-                shutil.rmtree(older, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        engine.load(saved)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the checkpoint is not to blame
+    except Exception as error:
+        problem = one_line(error).removeprefix("ValueError: ")
+    problems = everywhere(problem)  # fails, too, where a rank is gone: the checkpoint then stays
+    return next((f"rank {rank}: {each}" if len(problems) > 1 else each
+                 for rank, each in enumerate(problems) if each is not None), None)  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..bench.model import Decoder
 from .layout import Layout
@@ -62,3 +62,13 @@ def forget_gathered(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()
+
+
+def part_and_offset(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """The local tensor and where it begins in the whole parameter."""
+    if not hasattr(parameter, "placements"):
+        return parameter.detach(), (0,) * parameter.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return parameter.to_local().detach(), offset

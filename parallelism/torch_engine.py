@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,12 +19,14 @@ from ..bench.init import fill
 from ..bench.loss import counted_sum, cross_entropy, token_losses
 from ..bench.model import Decoder, Seams
 from ..bench.recipe import Recipe
+from ..bench.saved import Outgoing, Saved
 from ..bench.shape import ModelShape
 from ..bench.weights import Weights, gathered, handed_out
+from .checkpoint import Checkpoint
 from .layout import Layout, stage_layers, stages_of_rank
 from .mesh import Mesh
 from .optimizer import Optimizer, local_parts
-from .sharded import forget_gathered, replicate, shard, synchronise_gradients
+from .sharded import forget_gathered, part_and_offset, replicate, shard, synchronise_gradients
 
 
 class TorchEngine:
@@ -51,6 +52,7 @@ class TorchEngine:
         self.parts = [self._build(part, seams) for part in self._cut(seams)]
         self.partial = [p for part in self.parts for p in self.tensor.partial_gradients(part)] if self.tensor else []
         self.optimizer = Optimizer(local_parts(self._named(), mesh), recipe, mesh)
+        self.checkpoint = Checkpoint(self.optimizer, mesh.group("inside"))
         first, last = self.rows()
         self.micro_rows = (last - first) // layout.microbatches
         # Every rank that reads these tokens reports an equal share, so that a plain sum over ranks is the mean.
@@ -87,7 +89,7 @@ class TorchEngine:
         if self.mesh.parameters is not None:
             model.to_empty(device=self.device)
         for name, parameter in model.named_parameters():
-            part, offset = _part_and_offset(parameter)
+            part, offset = part_and_offset(parameter)
             fill(part, name, parameter.shape, offset, self.recipe.seed, self.shape.layers, self.recipe.init_std)
         model.set_positions(self.positions)
         return replicate(model, self.layout, self.mesh)
@@ -171,7 +173,7 @@ class TorchEngine:
         mine = dict(self._named())
         for name, whole in handed_out(weights, self.shape, self.mesh.inside, self.device):
             if name in mine:
-                part, offset = _part_and_offset(mine[name])
+                part, offset = part_and_offset(mine[name])
                 part.copy_(whole[tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))])
         self.parameters_written()
 
@@ -182,33 +184,19 @@ class TorchEngine:
     def talks(self) -> dict[str, tuple[int, ...]]:
         return self.mesh.ranks()
 
-    def save(self, folder: Path) -> None:
-        from .checkpoint import save
+    def save(self, out: Outgoing) -> None:
+        self.checkpoint.save(out)
 
-        save(self.optimizer, folder, self.mesh.group("inside"))
-
-    def load(self, folder: Path) -> None:
-        from .checkpoint import load
-
-        load(self.optimizer, folder, self.mesh.group("inside"))
+    def load(self, saved: Saved) -> None:
+        self.checkpoint.load(saved)
 
     def close(self) -> None:
-        self.parts, self.pipeline, self.optimizer = [], None, None
+        self.parts, self.pipeline, self.optimizer, self.checkpoint = [], None, None, None
 
 
 def _module(part: nn.Module) -> Decoder:
     """The model inside DDP."""
     return part.module if hasattr(part, "module") else part
-
-
-def _part_and_offset(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """The local tensor and where it begins in the whole parameter."""
-    if not hasattr(parameter, "placements"):
-        return parameter.detach(), (0,) * parameter.ndim
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    _, offset = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
-    return parameter.to_local().detach(), offset
 
 
 def _sum_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:

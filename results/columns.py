@@ -25,6 +25,8 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("finished_at", "UTC, ISO 8601"),
         seconds("wall_s", "from the start of the ranks to the end of the last one"),
         count("resumed_from_step", "step at which this attempt went on from a checkpoint; null: it began at 0"),
+        count("checkpoints_damaged", "checkpoints found damaged and set aside: resumed from the one before, or step 0"),
+        string("checkpoint_damaged_reason", "what was wrong with the last one of these; null where none was"),
         count("step_rows", "rows of this run in `steps`", required=True),
         count("eval_rows", "rows of this run in `evals`", required=True),
         count("comm_rows", "rows of this run in `comm`: a sweep over collectives has some, training none"),

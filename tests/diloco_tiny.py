@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkpoints
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from scalade.bench.recipe import Recipe
 from scalade.parallelism.diloco import engine as diloco_engine
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.diloco.engine import build_outer
+from scalade.parallelism.state_file import read_state, write_state
 
 VOCAB, WIDTH, LAYERS, SEQ, BATCH = 16, 8, 4, 6, 16
 
@@ -114,16 +116,16 @@ class TinyEngine:
     def evaluations(self):
         return {"model": self.eval_loss}
 
-    def save(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {"local": self.local, "optimizer": self.optimizer.state_dict()}
-        torch.save(content, folder / f"{self.index}.pt")
+    def save(self, out):
+        state = {str(i): kept for i, kept in self.optimizer.state_dict()["state"].items()}
+        write_state(out, f"{self.index}.safetensors", {"local": self.local, "state": state})
 
-    def load(self, folder):
-        content = torch.load(folder / f"{self.index}.pt")
+    def load(self, saved):
+        content = read_state(saved, f"{self.index}.safetensors")
         for name, value in self.local.items():
             value.data.copy_(content["local"][name])
-        self.optimizer.load_state_dict(content["optimizer"])
+        state = {int(i): kept for i, kept in content["state"].items()}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
 
     def close(self):
         pass
@@ -159,7 +161,7 @@ def run(engine, recipe, first=0, last=None, save_at=None, folder=None):
         losses.append(float(output.loss))
         extras.append({k: float(v) for k, v in output.extra.items()})
         if step + 1 == save_at:
-            engine.save(Path(folder))
+            checkpoints.save(engine, Path(folder))
     start, end = engine.rows()
     rows = batch(10_000)[start:end]
     counted = torch.ones(len(rows), dtype=torch.bool)
@@ -188,7 +190,7 @@ def main(spec_file: str) -> None:
         recipe, outer = recipe_of(**job.get("recipe", {})), Outer(**job["outer"])
         engine = build(outer, recipe, job.get("inner", 1))
         if job.get("load"):
-            engine.load(Path(job["load"]))
+            checkpoints.load(engine, Path(job["load"]))
         result = run(engine, recipe, job.get("first", 0), job.get("last"), job.get("save_at"), job.get("save"))
         result["parameters"] = {p.name: p.data.flatten().tolist() for p in engine.local_parameters()}
         result["round"] = count_round(engine, outer)

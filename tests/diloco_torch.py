@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import checkpoints
 import torch
 import torch.distributed as dist
 
@@ -40,7 +41,7 @@ def train(outer: dict, layout: dict, first=0, save_at=None, save=None, load=None
     recipe = Recipe(global_batch=BATCH, steps=STEPS, lr=0.01, warmup_steps=2, **recipe or {})
     engine = build_engine(SHAPE, recipe, Layout(**layout), Outer(**outer), torch.device("cpu"))
     if load:
-        engine.load(Path(load))
+        checkpoints.load(engine, Path(load))
     start, end = engine.rows()
     result = {"losses": [], "extras": [], "evals": []}
     for step in range(first, STEPS):
@@ -52,9 +53,7 @@ def train(outer: dict, layout: dict, first=0, save_at=None, save=None, load=None
             kinds = engine.evaluations()
             result["evals"].append({kind: everyone(loss(rows, counted)) / BATCH for kind, loss in kinds.items()})
         if step + 1 == save_at:
-            Path(save).mkdir(parents=True, exist_ok=True)
-            engine.save(Path(save))
-            dist.barrier()
+            checkpoints.save(engine, Path(save))
     result["parameters"] = [(p.name, p.data.numel(), p.layer) for p in engine.local_parameters()]
     engine.close()
     return result

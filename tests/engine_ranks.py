@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import parity_ranks
 import torch
 import torch.distributed as dist
@@ -92,18 +93,18 @@ def resume(case: dict) -> dict:
     folder = FOLDER / case["name"]
     run = Run(case)
     run.steps(0, 3)
-    run.engine.save(folder)
+    checkpoints.save(run.engine, folder)
     went_on = [*run.steps(3, 6), *run.held_out().values()]
     run.engine.close()
     run = Run(case)
-    run.engine.load(folder)
+    checkpoints.load(run.engine, folder)
     resumed = [*run.steps(3, 6), *run.held_out().values()]
     run.engine.close()
     told = None
     if "other" in case:
         run = Run(case | {"layout": case["other"]})
         try:
-            run.engine.load(folder)
+            checkpoints.load(run.engine, folder)
         except ValueError as error:
             told = str(error)
         run.engine.close()

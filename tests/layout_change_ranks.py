@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import checkpoints
 import torch
 import torch.distributed as dist
 
@@ -22,7 +23,7 @@ def part(job: dict) -> list[list[float]]:
     assert refuse(layout, shape, recipe) is None, refuse(layout, shape, recipe)
     engine = build_engine(shape, recipe, layout, Outer(), torch.device("cpu"))
     if job.get("load"):
-        engine.load(Path(job["load"]))
+        checkpoints.load(engine, Path(job["load"]))
     first, last = engine.rows()
     found = []
     for step in range(*job["steps"]):
@@ -33,7 +34,7 @@ def part(job: dict) -> list[list[float]]:
             dist.all_reduce(output.loss)
         found.append([output.loss.item(), output.grad_norm.item()])
     if job.get("save"):
-        engine.save(Path(job["save"]))
+        checkpoints.save(engine, Path(job["save"]))
     engine.close()
     return found
 

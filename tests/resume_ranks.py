@@ -1,22 +1,24 @@
 """Runs cases in forked ranks that are killed and started again. Started as `python resume_ranks.py JOBS.json OUT.json`.
 
-A job: {"case", "attempts": [{"kill_at", "delay_s", "damage"}]}. Torch is imported once; every attempt is forked ranks
-in a world of their own, as fresh as the start of a process.
+A job: {"case", "attempts": [{"kill_at", "delay_s", "die_at", "damage"}]}. Torch is imported once; every attempt is
+forked ranks in a world of their own, as fresh as the start of a process.
 """
 
+import io
 import json
 import os
+import pickle
 import signal
 import sys
 import time
 import traceback
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint  # imported before the forks, which then share it
-import torch.distributed.fsdp  # noqa: F401
+import torch.distributed.fsdp  # noqa: F401  # imported before the forks, which then share it
 
 from scalade.launch.case import Case
 from scalade.launch.execute import execute
@@ -27,7 +29,18 @@ from scalade.launch.resume import CHECKPOINT
 RESULT = "result.json"
 
 
-def rank_main(case: Case, folder: Path, attempt: int, rank: int, killed: bool) -> None:
+class Dying(Reporter):
+    """Of a rank that kills itself when it has done one of `die_at` steps."""
+
+    die_at: tuple[int, ...] = ()
+
+    def step(self, done, loss=None, tokens_per_s=None):
+        super().step(done, loss, tokens_per_s)
+        if done in self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def rank_main(case: Case, folder: Path, attempt: int, rank: int, job: dict) -> None:
     log = os.open(folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -39,8 +52,10 @@ def rank_main(case: Case, folder: Path, attempt: int, rank: int, killed: bool) -
             store = dist.FileStore(str(folder / f"store-{attempt}"), case.ranks)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
         world = World(rank, case.ranks, rank, case.ranks, "cpu", "gloo", 1, ())
-        result = execute(case, world, Reporter(folder, case.recipe.steps, active=rank == 0))
-        if killed:  # a fast machine is through before the kill
+        reporter = Dying(folder, case.recipe.steps, active=rank == 0, run_id=f"{case.case_id}-r0")
+        reporter.die_at = tuple(job.get("die_at", ()))
+        result = execute(case, world, reporter)
+        if "kill_at" in job:  # a fast machine is through before the kill
             signal.pause()
         if rank == 0:
             content = {"status": result.status, "row": result.row, "steps": result.steps, "evals": result.evals}
@@ -58,14 +73,18 @@ def steps_done(folder: Path) -> int:
         return 0
 
 
-def attempt_run(case: Case, folder: Path, number: int, kill_at: int | None, delay_s: float) -> list[int]:
-    """Exit codes (negative: the signal) of the ranks; kill_at: SIGKILL to all once so many steps are done."""
+def attempt_run(case: Case, folder: Path, number: int, job: dict) -> list[int]:
+    """Exit codes (negative: the signal) of the ranks.
+
+    kill_at: SIGKILL to all once so many steps are done, at whatever they are then; die_at: at exactly these steps
+    """
+    kill_at, delay_s = job.get("kill_at"), job.get("delay_s", 0.0)
     (folder / STEP).unlink(missing_ok=True)
     children = []
     for rank in range(case.ranks):
         child = os.fork()
         if child == 0:
-            rank_main(case, folder, number, rank, killed=kill_at is not None)
+            rank_main(case, folder, number, rank, job)
         children.append(child)
     if kill_at is not None:
         deadline = time.monotonic() + 60
@@ -79,19 +98,91 @@ def attempt_run(case: Case, folder: Path, number: int, kill_at: int | None, dela
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def flip(file: Path, count: int = 4000) -> None:
+    """Another content of the same size: bytes of the middle are inverted."""
+    content = bytearray(file.read_bytes())
+    count = min(count, len(content) // 2)
+    begin = (len(content) - count) // 2
+    content[begin : begin + count] = bytes(255 - byte for byte in content[begin : begin + count])
+    file.write_bytes(content)
+
+
+class Payload:
+    """Unpickled, it leaves a file behind."""
+
+    def __reduce__(self):
+        return Path.touch, (Path(os.environ["PAYLOAD_RAN"]),)
+
+
+def plant(folder: Path) -> None:
+    """In every file of a run's folder, and under the names that other formats have: a pickle that leaves a mark."""
+    payload = pickle.dumps(Payload())
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as content:  # as torch.save's
+        content.writestr("archive/data.pkl", payload)
+    checkpoints = list((folder / CHECKPOINT).glob("step-*"))
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        file.write_bytes(payload)
+    for there in checkpoints:
+        for name in (".metadata", "__0_0.distcp", "outer-replica0-rank0.pt", "deepspeed-rank0.pt", "mp_rank_00.pt"):
+            (there / name).write_bytes(archive.getvalue() if name.endswith(".pt") else payload)
+
+
 def damage(folder: Path, kind: str) -> None:
     newest = max((folder / CHECKPOINT).glob("step-*"), key=lambda path: int(path.name[5:]))
-    data = sorted(newest.rglob("*.distcp"))[-1]  # the last rank's
+    data = sorted(newest.rglob("*.safetensors"))[-1]  # the last rank's
+    step, index = int(newest.name[5:]), newest / "index.json"
     if kind == "cut off":
         os.truncate(data, data.stat().st_size // 2)
-    elif kind == "garbage":
-        data.write_bytes(os.urandom(data.stat().st_size))
-    elif kind == "garbage metadata":
-        (newest / ".metadata").write_bytes(os.urandom((newest / ".metadata").stat().st_size))
-    elif kind == "history of nothing":
-        (newest / "history.json").write_text("[]")
-    elif kind == "half removed":  # killed while the older checkpoint was being removed
+    elif kind == "flipped bytes":
+        flip(data)
+    elif kind == "flipped bytes in both":
+        for each in newest.parent.glob("step-*"):
+            flip(sorted(each.rglob("*.safetensors"))[-1])
+    elif kind == "flipped history":
+        flip(newest / "history.json", 40)
+    elif kind == "a digit of the history":  # still JSON of the same size
+        text = (newest / "history.json").read_text()
+        at = text.index('"loss": ') + len('"loss": ')
+        (newest / "history.json").write_text(text[:at] + ("1" if text[at] != "1" else "2") + text[at + 1 :])
+    elif kind == "missing file":
+        data.unlink()
+    elif kind == "garbage boxes":
+        boxes = sorted(newest.rglob("boxes.json"))[0]
+        boxes.write_bytes(os.urandom(boxes.stat().st_size))
+    elif kind == "index of nothing":
+        index.write_text("[]")
+    elif kind == "index of another run":
+        content = json.loads(index.read_text())
+        index.write_text(json.dumps(content | {"run_id": "0123456789abcdef-r0"}))
+    elif kind == "index of another step":
+        content = json.loads(index.read_text())
+        index.write_text(json.dumps(content | {"step": step + 1}))
+    elif kind == "nested index":
+        index.write_text("[" * 1_000_000)
+    elif kind == "index with a long number":
+        index.write_text('{"format": 2, "step": ' + "9" * 100_000 + "}")
+    elif kind == "index that leads out":
+        content = json.loads(index.read_text())
+        content["files"]["../../secret"] = content["files"].pop("history.json")
+        index.write_text(json.dumps(content))
+    elif kind == "link":
+        data.rename(folder / "elsewhere")
+        data.symlink_to(folder / "elsewhere")
+    elif kind == "pipe":
+        data.unlink()
+        os.mkfifo(data)
+    elif kind == "older format":
+        index.unlink()
+        (newest / ".metadata").write_bytes(b"")
+    elif kind == "payloads":
+        plant(folder)
+    elif kind == "half removed":  # killed while an older checkpoint was being removed
         (newest.with_name("step-1") / "x").mkdir(parents=True)
+    elif kind == "half written, and more":  # killed while a checkpoint was being written; a file of nobody
+        (newest.with_name("writing-9") / "x").mkdir(parents=True)
+        (newest / "notes.txt").write_text("mine")
+        (newest.parent / "step-99").symlink_to(folder)
     else:
         raise ValueError(kind)
 
@@ -103,7 +194,7 @@ def run_job(job: dict, folder: Path) -> dict:
     for number, each in enumerate(job["attempts"]):
         if each.get("damage"):
             damage(folder, each["damage"])
-        codes = attempt_run(case, folder, number, each.get("kill_at"), each.get("delay_s", 0.0))
+        codes = attempt_run(case, folder, number, each)
         kept = sorted(path.name for path in (folder / CHECKPOINT).glob("*"))
         log = (folder / "rank-0.log").read_text()
         attempts.append({"codes": codes, "steps_done": steps_done(folder), "kept": kept, "log": log})

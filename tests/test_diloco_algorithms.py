@@ -1,5 +1,6 @@
 """The outer algorithms in one process (folded): against a float64 reference, and each in its limits."""
 
+import checkpoints
 import pytest
 import torch
 from diloco_tiny import BATCH, LAYERS, batch, build, initial_parameters, loss_of, recipe_of, run
@@ -280,7 +281,7 @@ def test_resumed_in_the_middle_is_bitwise(settings, tmp_path):
         outer = Outer(**(dict(algorithm="diloco", replicas=2, placement="folded", sync_every=3) | settings))
         whole = run(build(outer, recipe_of()), recipe_of(), save_at=at, folder=tmp_path / str(at))
         resumed = build(outer, recipe_of())
-        resumed.load(tmp_path / str(at))
+        checkpoints.load(resumed, tmp_path / str(at))
         rest = run(resumed, recipe_of(), first=at)
         assert rest["losses"] == whole["losses"][at:]
         assert rest["evals"] == whole["evals"]

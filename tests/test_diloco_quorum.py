@@ -251,14 +251,14 @@ def test_a_late_replica_finds_the_round_decided_and_then_the_state():
     first, second = two_replicas()
     big = bytes(range(256)) * (CHUNK_BYTES // 100)  # several chunks
     first.leave_messages(1, big)
-    assert first.decide(1) and first.messages(1) == {0: big} and first.members == {0}
+    assert first.decide(1) and first.messages(1, len(big)) == {0: big} and first.members == {0}
     first.leave_state(1, b"outer")
     second.leave_messages(1, b"late")
-    assert not second.decide(1) and second.latest_state() == (1, b"outer")
+    assert not second.decide(1) and second.latest_state(5) == (1, b"outer")
     first.leave_messages(2, b"a")
     second.leave_messages(2, b"b")
     assert first.decide(2) and second.decide(2), "who is back is expected"
-    assert first.messages(2) == second.messages(2) == {0: b"a", 1: b"b"}
+    assert first.messages(2, 1) == second.messages(2, 1) == {0: b"a", 1: b"b"}
 
 
 def test_a_member_that_comes_too_late_to_read_has_to_come_back():
@@ -268,9 +268,9 @@ def test_a_member_that_comes_too_late_to_read_has_to_come_back():
         first.leave_messages(number, b"a")
         assert first.decide(number) and first.members == ({0, 1} if number == 1 else {0})
         first.leave_state(number, b"%d" % number)
-    assert second.decide(1) and second.messages(1) is None  # a message of round 1 is gone
-    assert second.latest_state() == (3, b"3")
-    assert first.take("state/1/0") is None and first.take("1/0/0") is None, "what nobody needs stays in the store"
+    assert second.decide(1) and second.messages(1, 1) is None  # a message of round 1 is gone
+    assert second.latest_state(5) == (3, b"3")
+    assert first.take("state/1/0", 9) is None and first.take("1/0/0", 9) is None, "what nobody needs stays in the store"
 
 
 def test_below_the_quorum_an_outer_step_waits_and_the_dead_are_not_waited_for():

@@ -33,7 +33,23 @@ TWO_SLOW = {
     "diloco2": {"outer": dict(algorithm="diloco", replicas=2, sync_every=5)},
     "eager2": {"outer": dict(algorithm="eager", replicas=2, sync_every=5, compression="int8")},
 }
-DAMAGE = ("cut off", "garbage", "garbage metadata", "history of nothing")
+DAMAGE = {  # what is done to the last checkpoint: what the line about it says
+    "cut off": "is cut off or missing",
+    "flipped bytes": "SHA-256 differs",
+    "flipped history": "SHA-256 differs",
+    "a digit of the history": "SHA-256 differs",
+    "missing file": "is cut off or missing: no file",
+    "garbage boxes": "SHA-256 differs",
+    "index of nothing": "no index of format 2",
+    "index of another run": "is of run 0123456789abcdef-r0 at step",
+    "index of another step": "not of this one at step",
+    "nested index": "nested too deeply",
+    "index with a long number": "4300 digits",
+    "index that leads out": "as no file can be",
+    "link": "is cut off or missing",
+    "pipe": "is cut off or missing",
+    "older format": "an older version wrote it",
+}
 
 
 def case(layout=None, recipe=None, measure=None, outer=None) -> dict:
@@ -56,7 +72,7 @@ def run_jobs(folder: Path, cases: dict, kills: int, damages=(), timeout_s: int =
         jobs[f"{name} whole"] = {"case": case(**parts), "attempts": [{}]}
         jobs[f"{name} killed"] = {"case": case(**parts), "attempts": killed_at_random(seed, kills)}
     for name, kind in damages:
-        attempts = [{"kill_at": 8}, {"damage": kind, "kill_at": 1}, {}]
+        attempts = [{"die_at": [12]}, {"damage": kind, "die_at": [1, 6, 11]}, {}]
         jobs[f"{name} {kind}"] = {"case": case(**cases[name]), "attempts": attempts}
     (folder / "jobs.json").write_text(json.dumps(jobs))
     program = Path(__file__).with_name("resume_ranks.py")
@@ -93,24 +109,30 @@ def check(name: str, results: dict) -> None:
     assert killed["row"]["energy_j"] is None
 
 
-def check_damaged(name: str, kind: str, results: dict) -> None:
+def check_damaged(name: str, kind: str, results: dict, says: str, resumed_from: int | None = 5) -> None:
+    """One line says what is wrong, the checkpoint before it is gone on from, and the end is that of the whole run."""
     whole, run = results[f"{name} whole"], results[f"{name} {kind}"]
     assert tables_of(run) == tables_of(whole)
     _, after, *_ = run["attempts"]
-    assert "cannot be read" in after["log"] and "from step 0 again" in after["log"], after["log"][-2000:]
+    lines = [line for line in after["log"].splitlines() if "cannot be read" in line]
+    told = "the one of step 5 is tried" if resumed_from else "from step 0 again"
+    assert len(lines) == (1 if resumed_from else 2) and says in lines[0] and told in lines[-1], after["log"][-2000:]
     assert any(kept.startswith("damaged-") for kept in after["kept"])  # until the next checkpoint is whole
-    assert all(kept.startswith("step-") for kept in run["attempts"][-1]["kept"])
+    assert run["attempts"][-1]["kept"] == ["step-10", "step-15"]
+    assert run["row"]["resumed_from_step"] == resumed_from
+    assert run["row"]["checkpoints_damaged"] == len(lines) and whole["row"]["checkpoints_damaged"] == 0
+    assert whole["row"]["checkpoint_damaged_reason"] is None
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    damages = [("plain", kind) for kind in (*DAMAGE, "half removed")] + [("replicas", "garbage")]
-    return run_jobs(tmp_path_factory.mktemp("single"), SINGLE, kills=2, damages=damages)
+    damages = [("plain", kind) for kind in (*DAMAGE, "flipped bytes in both", "half removed", "half written, and more")]
+    return run_jobs(tmp_path_factory.mktemp("single"), SINGLE, kills=2, damages=[*damages, ("replicas", "cut off")])
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    damages = [("fsdp2", "garbage")]
+    damages = [("fsdp2", "flipped bytes")]
     return run_jobs(tmp_path_factory.mktemp("two"), TWO, kills=2, damages=damages)
 
 
@@ -120,18 +142,25 @@ def test_one_process_killed_at_random_steps(name, single):
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_starts_the_run_anew(kind, single):
-    check_damaged("plain", kind, single)
+def test_of_a_damaged_checkpoint_the_one_before_it_is_used(kind, single):
+    check_damaged("plain", kind, single, DAMAGE[kind])
 
 
-def test_a_damaged_replica_starts_the_run_anew(single):
-    check_damaged("replicas", "garbage", single)
+def test_where_both_are_damaged_the_run_starts_anew(single):
+    check_damaged("plain", "flipped bytes in both", single, "SHA-256 differs", resumed_from=None)
 
 
-def test_what_is_left_of_an_older_checkpoint_is_not_read(single):
-    run = single["plain half removed"]
+def test_of_a_damaged_replica_the_checkpoint_before_is_used(single):
+    check_damaged("replicas", "cut off", single, "is cut off or missing")
+
+
+@pytest.mark.parametrize("kind", ["half removed", "half written, and more"])
+def test_what_is_no_checkpoint_is_not_read(kind, single):
+    run = single[f"plain {kind}"]
     assert tables_of(run) == tables_of(single["plain whole"])
-    assert run["row"]["resumed_from_step"] >= 5 and "cannot be read" not in run["attempts"][-1]["log"]
+    assert run["row"]["resumed_from_step"] == 10 and run["row"]["checkpoints_damaged"] == 0
+    log = run["attempts"][1]["log"]
+    assert "cannot be read" not in log and ("'notes.txt'" in log) == (kind != "half removed")
 
 
 @pytest.mark.slow
@@ -141,8 +170,8 @@ def test_two_ranks_killed_at_random_steps(name, two):
 
 
 @pytest.mark.slow
-def test_one_rank_s_damage_starts_all_anew(two):
-    check_damaged("fsdp2", "garbage", two)
+def test_one_rank_s_damage_is_that_of_all(two):
+    check_damaged("fsdp2", "flipped bytes", two, "rank 1: rank1-of1.safetensors is not what was written")
 
 
 @pytest.fixture(scope="module")

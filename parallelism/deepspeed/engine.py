@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,10 +20,12 @@ from ...bench.init import fill
 from ...bench.loss import counted_sum, cross_entropy, token_losses
 from ...bench.model import Decoder
 from ...bench.recipe import Recipe
+from ...bench.saved import Outgoing, Saved
 from ...bench.shape import ModelShape
 from ...bench.weights import Weights, gathered, handed_out, shapes_of
 from ..layout import Layout
 from ..mesh import Mesh
+from ..state_file import read_state, write_state
 from . import package
 from .config import configuration, stage_of
 from .masters import Masters
@@ -191,19 +192,17 @@ class DeepSpeedEngine:
 
     # Checkpoints: each rank's part in a file of its own, for the same layout alone. DeepSpeed's own are pickles.
 
-    def _file(self, folder: Path) -> Path:
+    def _file(self) -> str:
         rank = dist.get_rank(self.mesh.inside) if self.mesh.inside else 0
-        return folder / f"deepspeed-rank{rank}.pt"
+        return f"deepspeed-rank{rank}.safetensors"
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"layout": self.layout.name(), "state": self.masters.state()}, self._file(folder))
+    def save(self, out: Outgoing) -> None:
+        write_state(out, self._file(), {"layout": self.layout.name(), "state": self.masters.state()})
 
-    def load(self, folder: Path) -> None:
-        file = self._file(folder)
-        content = torch.load(file, map_location="cpu", weights_only=True) if file.exists() else {}
-        if content.get("layout") != self.layout.name():
-            raise ValueError(f"{folder} was written under layout {content.get('layout')}, this is {self.layout.name()}")
+    def load(self, saved: Saved) -> None:
+        content = read_state(saved, self._file()) if saved.has(self._file()) else {"layout": "of other ranks"}
+        if content["layout"] != self.layout.name():
+            raise ValueError(f"it was written under layout {content['layout']}, this is {self.layout.name()}")
         self.masters.load_state(content["state"])
 
     def close(self) -> None:

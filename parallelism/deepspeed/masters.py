@@ -148,7 +148,7 @@ class Masters:
 
     @torch.no_grad()
     def load_state(self, states: list[dict[str, object]]) -> None:
-        """Inverse of `state`; collective.
+        """Inverse of `state`; the parameters follow with `refresh`.
 
         Raises
         ------
@@ -163,7 +163,6 @@ class Masters:
                 raise ValueError("the checkpoint was written under another layout")
             tensor.copy_(master)
             self._inner.state[tensor] = {key: _placed(value, tensor) for key, value in state.items()}
-        self.refresh()
 
 
 def _copied(value: object) -> object:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,7 +20,9 @@ from ...bench.comm import CommProbe, uncounted
 from ...bench.device import mark
 from ...bench.engine import Engine, Evaluation, LocalParameter, StepOutput
 from ...bench.recipe import Recipe
+from ...bench.saved import Outgoing, Saved
 from ...bench.weights import Weights
+from ..state_file import read_state, write_state
 from .algorithm import Algorithm, Exchange
 from .config import Outer
 from .diloco import DiLoCo
@@ -256,27 +257,26 @@ class OuterEngine:
     # Checkpoints: each replica's engine in a folder of its own, and each rank's outer state beside it. The outer state
     # is loaded under the same layout and placement only.
 
-    def _outer_file(self, folder: Path) -> Path:
+    def _outer_file(self) -> str:
         rank = dist.get_rank(self.inner_group) if self.inner_group is not None else 0
-        return folder / f"outer-replica{self.first_replica}-rank{rank}.pt"
+        return f"outer-replica{self.first_replica}-rank{rank}.safetensors"
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, out: Outgoing) -> None:
         for r, engine in enumerate(self.engines):
             with self._on_device(r):
-                engine.save(folder / f"replica{self.first_replica + r}")
-        torch.save({"steps_done": self.steps_done, "algorithm": self.algorithm.state()}, self._outer_file(folder))
+                engine.save(out.within(f"replica{self.first_replica + r}"))
+        outer = {"steps_done": self.steps_done, "algorithm": self.algorithm.state()}
+        write_state(out, self._outer_file(), outer)
 
-    def load(self, folder: Path) -> None:
-        file = self._outer_file(folder)
-        if not file.exists():
+    def load(self, saved: Saved) -> None:
+        if not saved.has(self._outer_file()):
             raise ValueError(
-                f"{file} is missing: the checkpoint was written under another layout or placement of replicas"
+                f"{self._outer_file()} is missing: it was written under another layout or placement of replicas"
             )
         for r, engine in enumerate(self.engines):
             with self._on_device(r):
-                engine.load(folder / f"replica{self.first_replica + r}")
-        content = torch.load(file, map_location=self.device, weights_only=True)
+                engine.load(saved.within(f"replica{self.first_replica + r}"))
+        content = read_state(saved, self._outer_file(), self.device)
         self.steps_done = content["steps_done"]
         self.algorithm.load_state(content["algorithm"])
 

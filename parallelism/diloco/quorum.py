@@ -17,9 +17,8 @@ longer needed is deleted; replica 0 is always a member, as it decides, serves th
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -28,12 +27,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...bench.tensor_file import from_bytes, size_limit, to_bytes
 from .algorithm import Exchange, Synchronous
 from .config import Outer
 from .link import Link, Transfer
 
 CHUNK_BYTES = 4 * 2**20  # TCPStore refuses values above 8 MiB
 POLL_S = 0.002
+TOLD_LIMIT_BYTES = 64 * 2**20
 
 
 class Meeting:
@@ -60,18 +61,30 @@ class Meeting:
             self.store.set(f"{key}/{i}", content[at : at + CHUNK_BYTES])
         self.store.set(key, str(len(chunks)))
 
-    def take(self, key: str) -> bytes | None:
-        """None: it is not there, or not any more."""
+    def take(self, key: str, limit_bytes: int) -> bytes | None:
+        """None: it is not there, or not any more.
+
+        Raises
+        ------
+        ValueError: more than `limit_bytes`
+        """
         if not self.store.check([key]):
             return None
         patience = self.store.timeout
         self.store.set_timeout(timedelta(seconds=5))  # where it is deleted at this moment
         try:
-            return b"".join(self.store.get(f"{key}/{i}") for i in range(int(self.store.get(key))))
+            return b"".join(self._chunks(key, limit_bytes))
         except dist.DistStoreError:
             return None
         finally:
             self.store.set_timeout(patience)
+
+    def _chunks(self, key: str, limit_bytes: int) -> Iterator[bytes]:
+        for i in range(int(self.store.get(key))):
+            yield (chunk := self.store.get(f"{key}/{i}"))
+            limit_bytes -= len(chunk)
+            if limit_bytes < 0:
+                raise ValueError(f"what another replica left as {key} is larger than it can be")
 
     def drop(self, key: str) -> None:
         if self.store.check([key]):
@@ -129,23 +142,23 @@ class Meeting:
     def _back(self, replica: int) -> int:
         return int(self.store.get(f"back/{replica}")) if self.store.check([f"back/{replica}"]) else -1
 
-    def messages(self, round: int) -> dict[int, bytes] | None:
-        """By member, what its rank at this position sent; None where this replica came too late to read it all.
-        Collective in the replica."""
-        found = {m: self.take(f"{round}/{m}/{self.position}") for m in sorted(self.members)}
+    def messages(self, round: int, size_bytes: int) -> dict[int, bytes] | None:
+        """By member, what its rank at this position sent, of this size each; None where this replica came too late to
+        read it all. Collective in the replica."""
+        found = {m: self.take(f"{round}/{m}/{self.position}", size_bytes) for m in sorted(self.members)}
         return found if self.all_inside(None not in found.values()) else None
 
     def leave_state(self, round: int, content: bytes) -> None:
         self.drop(f"state/{round - 2}/{self.position}")
         self.put(f"state/{round}/{self.position}", content)
 
-    def latest_state(self) -> tuple[int, bytes]:
+    def latest_state(self, limit_bytes: int) -> tuple[int, bytes]:
         """(round, what replica 0's rank at this position left after it). Collective in the replica."""
         while True:
             now = self._from_first(int(self.await_key("now")) if self.position == 0 else 0)
             begun, found = time.monotonic(), None
             while found is None and time.monotonic() - begun < 1.0:
-                found = self.take(f"state/{now}/{self.position}")
+                found = self.take(f"state/{now}/{self.position}", limit_bytes)
                 time.sleep(POLL_S)
             if self.all_inside(found is not None):
                 if self.position == 0:
@@ -178,10 +191,10 @@ class Meeting:
         deadline, found = time.monotonic() + self.outer.quorum_timeout_s, []
         for m in range(1, self.outer.replicas):
             for p in range(self.positions):
-                content = self.take(f"told/{m}/{p}")
+                content = self.take(f"told/{m}/{p}", TOLD_LIMIT_BYTES)
                 while content is None and m in self.members - self.dead() and time.monotonic() < deadline:
                     time.sleep(POLL_S)
-                    content = self.take(f"told/{m}/{p}")
+                    content = self.take(f"told/{m}/{p}", TOLD_LIMIT_BYTES)
                 found.append(None if content is None else content.decode())
         return found
 
@@ -261,7 +274,7 @@ class MeetingLink(Link):
         self.pending.clear()
         self.received.clear()
         self.meeting.leave_messages(round, content)
-        found = self.meeting.messages(round) if self.meeting.decide(round) else None
+        found = self.meeting.messages(round, len(content)) if self.meeting.decide(round) else None
         if found is None:
             self.meeting.take_back(round)
         self.received.update(found or {})
@@ -285,17 +298,15 @@ class Quorate(Synchronous):
             bucket.copies[0].descend(received.total.mul_(self.outer.replicas / present))
             bucket.give_to_replicas()
         if meeting.replica == 0 and present < self.outer.replicas:
-            content = io.BytesIO()
-            torch.save(self.state(), content)
-            meeting.leave_state(round, content.getvalue())
+            meeting.leave_state(round, to_bytes(self.state()))
         return exchange
 
     def _rejoin(self, sent_bytes: int) -> Exchange:
         for bucket in self.buckets():
             bucket.channel.transfer = None  # nobody takes it
-        round, content = self.link.meeting.latest_state()
-        device = self.fragments[0][0].copies[0].flat.device
-        self.load_state(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
+        like = self.state()
+        round, content = self.link.meeting.latest_state(size_limit(like))
+        self.load_state(from_bytes(content, like))
         for bucket in self.buckets():
             bucket.give_to_replicas()
         return Exchange(sent_bytes=sent_bytes, go_on_after=round * self.outer.sync_every)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,11 +22,13 @@ from ...bench.engine import Evaluation, LocalParameter, StepOutput
 from ...bench.init import fill
 from ...bench.loss import counted_sum
 from ...bench.recipe import Recipe
+from ...bench.saved import Outgoing, Saved
 from ...bench.shape import ModelShape
 from ...bench.waits import counted_as
 from ...bench.weights import Weights, gathered, handed_out
 from ..layout import Layout
 from ..mesh import Mesh
+from ..state_file import read_state, write_state
 
 with warnings.catch_warnings():  # that Transformer Engine and Apex are not there
     warnings.simplefilter("ignore")
@@ -269,12 +270,11 @@ class MegatronEngine:
 
     # Checkpoints: each rank's fp32 values and optimizer state as they lie here, loadable under the same layout only.
 
-    def _file(self, folder: Path) -> Path:
+    def _file(self) -> str:
         rank = dist.get_rank(self.mesh.inside) if self.mesh.inside is not None else 0
-        return folder / f"megatron-rank{rank}.pt"
+        return f"megatron-rank{rank}.safetensors"
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, out: Outgoing) -> None:
         groups = self.inner.optimizer.param_groups
         content = {
             "layout": json.dumps(asdict(self.layout)),
@@ -282,23 +282,22 @@ class MegatronEngine:
             "values": [[p.detach() for p in group["params"]] for group in groups],
             "state": [[dict(self.inner.optimizer.state[p]) for p in group["params"]] for group in groups],
         }
-        torch.save(content, self._file(folder))
+        write_state(out, self._file(), content)
 
     @torch.no_grad()
-    def load(self, folder: Path) -> None:
-        if not self._file(folder).exists():
-            raise ValueError(f"{self._file(folder)} is missing: the checkpoint was written under another layout")
-        content = torch.load(self._file(folder), map_location=self.device, weights_only=True)
+    def load(self, saved: Saved) -> None:
+        content = read_state(saved, self._file(), self.device) if saved.has(self._file()) else {"layout": None}
         if content["layout"] != json.dumps(asdict(self.layout)):
-            raise ValueError(f"{folder} is of another layout: megatron's checkpoints are loaded under their own only")
-        saved = zip(content["steps"], content["values"], content["state"], strict=True)
-        for group, (step, values, states) in zip(self.inner.optimizer.param_groups, saved, strict=True):
+            raise ValueError("it is of another layout: megatron's checkpoints are loaded under their own only")
+        parts = zip(content["steps"], content["values"], content["state"], strict=True)
+        for group, (step, values, states) in zip(self.inner.optimizer.param_groups, parts, strict=True):
             if step is not None:
                 group["step"] = step
             for parameter, value, state in zip(group["params"], values, states, strict=True):
+                if value.shape != parameter.shape:
+                    raise ValueError(f"{self._file()} has {list(value.shape)} for {list(parameter.shape)}")
                 parameter.copy_(value)
                 self.inner.optimizer.state[parameter] = state
-        self.parameters_written()
 
     def close(self) -> None:
         self.chunks, self.held, self.optimizer, self.inner = [], [], None, None
