@@ -18,6 +18,8 @@ from typing import Protocol
 
 from .environment import loopback
 
+TORCHRUN = f"{__package__}.torchrun"  # of several hosts
+
 
 class Raw(str):
     """A word of a command that the shell has to read as it stands (`"$head"`); every other word is quoted."""
@@ -80,7 +82,8 @@ class Torchrun:
 
     def step(self, step: Step, starter: Starter, program: Sequence[str]) -> list[str]:
         """One agent a node; they meet on the step's first node, on no other and never on localhost."""
-        agent = [*step.container, step.python, "-m", "torch.distributed.run", "--max-restarts", "0"]
+        agent = [*step.container, step.python, "-m", TORCHRUN if step.nodes > 1 else "torch.distributed.run"]
+        agent += ["--max-restarts", "0"]
         agent += ["--nnodes", str(step.nodes), "--nproc-per-node", str(step.per_node)]
         endpoint = f"{step.head}:{step.port}"
         agent += ["--rdzv-backend", "c10d", "--rdzv-id", step.name]

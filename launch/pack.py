@@ -4,6 +4,9 @@ Runs are started in order, the largest first, each on nodes of its own; a run st
 What started before a run takes at least as many nodes, so the first of it to end makes room: no run waits for ever.
 Two timed runs never share a node; with `--one-at-a-time` nor the network. A run starts only if it can end within the
 allocation; the others are left to the next one (exit status 75).
+
+A node that crashes takes its run with it, and no other: that one starts again, from its checkpoint, on nodes that are
+left, or in the next allocation where they are too few.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from .plan import UNFINISHED, PlannedRun, make_plan
 from .processes import MARK, Guard, end_marked, new_mark
 from .schedulers import SCHEDULERS
 from .site import Kubernetes, Site
+from .starts import was_cut_off
 from .stop import REQUEUE_STATUS, STOP_FILE
 from .study import Study, load_study
 
@@ -60,8 +64,9 @@ class Piece:
     per_node: int
     bound_s: float  # within which it ends
     resumes: bool  # it can go on where an earlier allocation left it
-    tries: int = 0
+    tries: int = 0  # on nodes that are all there
     rows: int = 0  # attempts that had their row when it was started last
+    cut_off: bool = False  # its ranks were started, and a host that crashed, or the launcher, has ended them
 
 
 @dataclass
@@ -81,6 +86,7 @@ class Tally:
     given_up: list[Piece] = field(default_factory=list)
     received: str | None = None  # the signal that ended it
     warned: bool = False  # the allocation's time is up
+    gone: list[str] = field(default_factory=list)  # hosts that crashed
 
     @property
     def exit_code(self) -> int:
@@ -88,7 +94,7 @@ class Tally:
         allocation can do the rest."""
         if self.received is not None:
             return 128 + signal.Signals[self.received]
-        if self.left and (self.ended or any(piece.resumes for piece in self.left)):
+        if self.left and (self.ended or self.gone or any(piece.resumes or piece.cut_off for piece in self.left)):
             return REQUEUE_STATUS
         statuses = {*self.ended.values(), *self.kept.values()}
         return int(bool(self.left or self.given_up or statuses != {"ok"}))
@@ -151,6 +157,8 @@ class Packer:
         self.mark, self.guard, self.started = new_mark(), None, 0
         self.received: str | None = None
         self.warned = False
+        self.gone: list[str] = []
+        self.left: list[Piece] = []  # have had their tries here
         self.stop_file = os.environ.get(STOP_FILE)
 
     def run(self, pending: list[Piece]) -> Tally:
@@ -182,7 +190,7 @@ class Packer:
                 self.guard.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
-        tally.left, tally.warned = pending, self.warned
+        tally.left, tally.warned, tally.gone = pending + self.left, self.warned, self.gone
         tally.received = None if self.warned else self.received  # a warned job may be signalled after it
         return tally
 
@@ -219,20 +227,28 @@ class Packer:
         return 10_000 + (97 * int(digits or os.getpid()) + self.started) % 20_000
 
     def _collect(self, pending: list[Piece], tally: Tally) -> None:
-        """What has ended gives its nodes back; a run without a row is tried again."""
+        """What has ended gives its nodes back, those that are there; a run without a row is tried again."""
         for each in [each for each in self.on if each.process.poll() is not None]:
             self.on.remove(each)
-            self.free = each.hosts + self.free
             piece, status = each.piece, self.store.finished(each.piece.run.run_id)
             if status not in UNFINISHED and len(self.store.attempts(piece.run.run_id)) > piece.rows:
+                self.free = each.hosts + self.free
                 tally.ended[piece.run.run_id] = status
                 self._say(f"{piece.run.run_id}  {status}")
-            elif self.received or self.warned or piece.tries < TRIES:
+                continue
+            gone = self.scheduler.gone(each.hosts)
+            self.gone += gone
+            self.free += [host for host in each.hosts if host not in gone]  # last: they may have been the reason
+            piece.tries -= bool(gone)
+            why = f", {' '.join(gone)} gone" if gone else ""
+            if self.received or self.warned or piece.tries < TRIES:
                 pending.insert(0, piece)
-                self._say(f"{piece.run.run_id}  {status or 'no row'}, status {each.process.returncode}: once more")
+                self._say(f"{piece.run.run_id}  {status or 'no row'}, status {each.process.returncode}{why}: once more")
             else:
-                tally.given_up.append(piece)
-                self._say(f"{piece.run.run_id}  no row after {TRIES} starts: given up")
+                piece.cut_off = was_cut_off(self.store.run_folder(piece.run.run_id))
+                (self.left if piece.cut_off else tally.given_up).append(piece)
+                what = "left to the next allocation" if piece.cut_off else "given up"
+                self._say(f"{piece.run.run_id}  no row after {TRIES} starts: {what}")
 
     def _end_all(self, pending: list[Piece], tally: Tally) -> None:
         """Wait until the steps have ended: on the warning by themselves, else because they are asked to."""
@@ -280,6 +296,8 @@ def as_text(tally: Tally) -> list[str]:
     lines = [f"runs: {len(tally.ended)} ended here, {sum(s == 'ok' for s in tally.ended.values())} of them ok"]
     if tally.left:
         lines.append(f"left to the next allocation: {', '.join(piece.run.run_id for piece in tally.left)}")
+    if tally.gone:
+        lines.append(f"crashed: {', '.join(tally.gone)}")
     if tally.given_up:
         lines.append(f"given up: {', '.join(piece.run.run_id for piece in tally.given_up)}")
     return lines

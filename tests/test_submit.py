@@ -4,6 +4,7 @@ A real Slurm is in test_cluster_slurm.py.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from scalade import cli
 from scalade.launch import states
 from scalade.launch.cancel import cancel
+from scalade.launch.clock import Moment
 from scalade.launch.errors import StudyError
 from scalade.launch.jobs import Wish, nodes_of
 from scalade.launch.pack import TRIES, Packer, Piece, Started, Tally, next_piece, pieces, read_job
@@ -28,6 +30,7 @@ from scalade.launch.schedulers.base import Limits, Task
 from scalade.launch.schedulers.slurm import Slurm
 from scalade.launch.schedulers.state import State
 from scalade.launch.site import Kubernetes, Site, clock, load_site, parse_time
+from scalade.launch.starts import StartLog
 from scalade.launch.study import load_study
 from scalade.launch.submissions import submissions
 from scalade.launch.submit import submit_study
@@ -393,6 +396,8 @@ def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, n
     [
         (Tally(ended={"a": "ok"}, kept={"b": "ok"}), 0), (Tally(kept={"b": "ok"}), 0), (Tally(), 1),
         (Tally(ended={"a": "ok"}, kept={"b": "diverged"}), 1), (Tally(ended={"a": "failed"}), 1),
+        (Tally(left=[piece(1)]), 1), (Tally(left=[piece(1, resumes=True)]), 75),
+        (Tally(left=[piece(1)], gone=["n2"]), 75),
         (Tally(ended={"a": "ok"}, received="SIGTERM"), 143), (Tally(ended={"a": "ok"}, warned=True), 0),
     ],
 )  # fmt: skip
@@ -444,6 +449,45 @@ def test_runs_side_by_side_or_one_at_a_time(study, tmp_path, fake, monkeypatch, 
     )
     assert len(beside) == len(tally.given_up) == 6
     assert max(beside) == 1 if alone else max(beside) > 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_node_that_crashes_takes_its_run_and_no_other(study, tmp_path, fake, monkeypatch, known):
+    """Eight nodes, of which n1 ends every run on it. known: Slurm says so at once."""
+    done = submit_study(study, tmp_path / "r", Wish(scheduler="slurm", mode="packed", nodes=8))
+    (job_file,) = done.submission.folder.glob("scalade-*.json")
+    job, store = read_job(job_file), RunStore(tmp_path / "r")
+    monkeypatch.setattr(Slurm, "ask", lambda self, words, *more: "n0|alloc\nn1|alloc*\n" if known else "")
+    started = []
+
+    class Crashing(Packer):
+        def _start(self, piece):
+            hosts, self.free = self.free[: piece.nodes], self.free[piece.nodes :]
+            piece.tries, piece.rows = piece.tries + 1, len(store.attempts(piece.run.run_id))
+            started.append((piece.run.run_id, hosts))
+            log = StartLog(store.run_folder(piece.run.run_id), store.scratch(piece.run.run_id))
+            log.begin(Moment.now(), 1, "")
+            if "n1" not in hosts:
+                log.end(time.time(), "ok")
+                store.write_run(piece.run.case.columns() | {
+                    "run_id": piece.run.run_id, "repeat": piece.run.repeat, "world_size": 4, "status": "ok"
+                })  # fmt: skip
+            self.on.append(Started(piece, hosts, subprocess.Popen(["true"])))
+
+    def packed(count):
+        hosts = [f"n{number}" for number in range(count)]
+        return Crashing(job, store, hosts, job_file, time.monotonic()).run(pieces(load_study(job.study), store, job))
+
+    tally = packed(8)
+    assert set(tally.ended.values()) == {"ok"} and len(tally.ended) == 6 and not tally.left and not tally.given_up
+    lost = [run_id for run_id, hosts in started if "n1" in hosts]
+    assert tally.gone == (["n1"] if known else []) and len(lost) >= 1
+    assert not known or len(lost) == 1, "nothing more starts there"
+    shutil.rmtree(store.runs)
+    store = RunStore(tmp_path / "r")
+    tally = packed(4)  # the largest need all four
+    assert len(tally.left) >= 1 and not tally.given_up and tally.exit_code == 75
+    assert {run.run.case.ranks for run in tally.left} == {4}
 
 
 def test_packed_jobs_take_the_nodes_of_the_largest_case(study, tmp_path, fake):

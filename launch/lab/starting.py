@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..environment import Placement
-from ..launchers import find_mpirun, unbound
+from ..launchers import TORCHRUN, find_mpirun, unbound
 from ..machine import cores
 from ..processes import MARK, Guard, end_marked, new_mark
 from ..supervise import RANK_COMMAND, Signals
@@ -74,7 +74,7 @@ class InLab:
             raise ValueError(f"torchrun in a lab: {ranks} ranks do not share {nodes} nodes evenly")
         port = 20_000 + secrets.randbelow(10_000)
         here = [sys.executable, "-m", "scalade", "lab", "run", "--name", self.lab.name, "--nodes", str(nodes), "--"]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--max-restarts", "0"]
+        torchrun = [sys.executable, "-m", TORCHRUN, "--nnodes", str(nodes), "--max-restarts", "0"]
         meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{self.lab.address(0)}:{port}", "--rdzv-id", str(port)]
         # Who leaves last finds the rendezvous gone with node 0's agent, and torch's C++ says so at length.
         torchrun = ["env", "TORCH_CPP_LOG_LEVEL=ERROR", *torchrun]

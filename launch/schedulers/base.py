@@ -194,6 +194,10 @@ class Scheduler:
         """Inside a job: its nodes."""
         raise NotImplementedError
 
+    def gone(self, hosts: Sequence[str]) -> list[str]:
+        """Inside a job: those of its nodes that the scheduler hears nothing of any more, as far as it is known."""
+        return []
+
     def own_id(self, env: Mapping[str, str]) -> str | None:
         """Inside a job: its id, with the task's number where it is one of an array. None: this is no job of it."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -148,6 +148,14 @@ class Slurm(Scheduler):
 
     def hosts(self, env: Mapping[str, str]) -> list[str]:
         return expand_hosts(env["SLURM_JOB_NODELIST"])
+
+    def gone(self, hosts: Sequence[str]) -> list[str]:
+        told = ""
+        with suppress(SchedulerError):
+            told = self.ask(["sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N|%t"])
+        states = dict(line.strip().partition("|")[::2] for line in told.splitlines())
+        # a star: it does not respond
+        return [host for host in hosts if states.get(host, "").endswith("*") or states.get(host, "").startswith("down")]
 
     def own_id(self, env: Mapping[str, str]) -> str | None:
         if "SLURM_ARRAY_JOB_ID" in env:

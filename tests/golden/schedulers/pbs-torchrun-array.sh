@@ -50,7 +50,7 @@ number=$((10#${number//[!0-9]/}))  # of 12[3].server: 123
 port=$((10000 + number % 20000))
 while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken
 
-mpirun -n 2 -ppn 1 --verbose apptainer exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m torch.distributed.run \
+mpirun -n 2 -ppn 1 --verbose apptainer exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m scalade.launch.torchrun \
     --max-restarts 0 --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-id "scalade-$number" \
     --rdzv-endpoint "$head":"$port" -m scalade worker /data/results/submissions/c0ffee/demo.toml --results /data/results \
     --case "$case" --quiet

@@ -63,7 +63,7 @@ rm -f -- "$SCALADE_STOP_FILE"
 told=no
 trap 'told=yes; touch -- "$SCALADE_STOP_FILE"' USR1
 srun --mpi=none --kill-on-bad-exit=0 --no-kill --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=32 \
-    --verbose apptainer exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m torch.distributed.run \
+    --verbose apptainer exec --nv '/images/scalade 1.sif' /opt/venv/bin/python -m scalade.launch.torchrun \
     --max-restarts 0 --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-id "scalade-$number" \
     --rdzv-endpoint "$head":"$port" -m scalade worker /data/results/submissions/c0ffee/demo.toml --results /data/results \
     --case "$case" --quiet &
