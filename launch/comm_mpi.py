@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..results import files
 from ..results.store import RunStore
 from . import mpi
 from .cause import Stop, Why
@@ -116,7 +117,7 @@ class MpirunExecutor:
         write_atomically(scratch / "spec.json", spec.to_json())
         command = self.start(spec.size, ["-m", f"{__package__}.comm_mpi", str(scratch / "spec.json")])
         env = {WAIT_POLICY: "PASSIVE"} | os.environ | {MARK: self.mark, "OMP_NUM_THREADS": str(spec.threads or 1)}
-        with open(scratch / "rank-0.log", "wb") as log:
+        with files.stream(scratch / "rank-0.log") as log:
             process = subprocess.Popen(
                 command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
@@ -170,7 +171,8 @@ def follow_over_mpi() -> None:
     world = mpi.load().COMM_WORLD
     while (order := world.bcast(None)) is not None:
         spec = RunSpec.from_json(order)
-        Path(spec.scratch).mkdir(parents=True, exist_ok=True)
+        Path(spec.results).mkdir(parents=True, exist_ok=True)
+        files.make_folder(spec.scratch, spec.results)
         try:
             measure_over_mpi(spec)
         except BaseException as error:
@@ -185,7 +187,7 @@ def follow_over_mpi() -> None:
 
 
 def main() -> None:
-    spec, world = RunSpec.from_json(Path(sys.argv[1]).read_text()), None
+    spec, world = RunSpec.from_json(files.read(sys.argv[1]).decode()), None
     try:
         world = mpi.load().COMM_WORLD
         measure_over_mpi(spec)

@@ -38,7 +38,10 @@ def report_file(scratch: Path, rank: int) -> Path:
 
 def read_report(scratch: Path, rank: int) -> ErrorReport | None:
     content = read_json(report_file(scratch, rank))
-    return parsed_report(content) if content else None
+    try:
+        return parsed_report(content) if content else None
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def parsed_report(content: dict[str, Any]) -> ErrorReport:

@@ -25,6 +25,7 @@ from pathlib import Path
 from ..results.compare import Comparison, compare
 from ..results.gate_rule import Rule
 from .processes import MARK, Guard, end_marked, new_mark
+from .read import text_of
 from .study import load_study
 from .supervise import Signals
 
@@ -204,7 +205,7 @@ def _executor(signals: Signals, scratch: Path) -> Iterator[Callable[[list[str], 
 
 def with_repeats(study: Path, repeats: int, name: str) -> str:
     """The study file's content with another [run] repeats, as TOML. name: where the file does not say one."""
-    content = tomllib.loads(study.read_text())
+    content = tomllib.loads(text_of(study))
     content = {"name": name} | content | {"run": content.get("run", {}) | {"repeats": repeats}}
     return "".join(f"{_toml(key)} = {_toml(value)}\n" for key, value in content.items())
 

@@ -8,12 +8,12 @@ finite are.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..results import files
 from .cause import Cause, Kind, Why
 from .progress import read_progress
 from .quorum import Quorum
@@ -120,9 +120,7 @@ def _signal_name(number: int) -> str:
 def tail(scratch: Path, rank: int, lines: int = TAIL_LINES) -> list[str]:
     """The last lines that a rank printed."""
     try:
-        with open(scratch / f"rank-{rank}.log", "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
-            return file.read().decode(errors="replace").splitlines()[-lines:]
+        return files.read_end(scratch / f"rank-{rank}.log").decode(errors="replace").splitlines()[-lines:]
     except OSError:
         return []
 

@@ -11,7 +11,6 @@ left, or in the next allocation where they are too few.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..results import files
 from ..results.store import RunStore
 from .jobs import nodes_of
 from .launchers import LAUNCHERS, Step
@@ -103,7 +103,7 @@ class Tally:
 def read_job(path: Path) -> PackedJob:
     """Raises ValueError: it is no job file."""
     try:
-        content = json.loads(path.read_text())
+        content = files.parse_json(files.read_named(path))
         site = content.pop("site")
         site["kubernetes"] = Kubernetes(**site["kubernetes"])
         lists = ("modules", "pre_commands", "options", "launcher_options", "container")
@@ -213,7 +213,7 @@ class Packer:
         program += ["--case", piece.run.run_id, "--quiet", *(["--retry-failed"] * self.job.retry_failed)]
         words = self.launcher.step(step, self.scheduler.starter, program)
         self._say(f"{piece.run.run_id}  {piece.run.label}  on {' '.join(hosts)}")
-        with open(self.folder / f"{self.stem}.{piece.run.run_id}.log", "ab") as log:
+        with files.stream(self.folder / f"{self.stem}.{piece.run.run_id}.log", append=True) as log:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {MARK: self.mark}, cwd=self.job.workdir,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from ..results import files
 from .environment import LISTEN_FD, Placement, child_environment
 from .failure import report_file
 from .processes import MARK
@@ -78,11 +79,11 @@ class Pool:
             for place in places:
                 self._warm[place] = _begin(spec, place, mark, command, prefix)
         for place, warm in self._warm.items():
-            report_file(scratch, place.rank).unlink(missing_ok=True)
+            files.remove(report_file(scratch, place.rank))
             order = {"spec": str(scratch / "spec.json"), "address": spec.address, "port": spec.port}
-            files = [listener.fileno()] if listener is not None and place.rank == 0 else []
+            passed = [listener.fileno()] if listener is not None and place.rank == 0 else []
             with suppress(ConnectionError):  # it has died since: poll will say so
-                socket.send_fds(warm.control, [json.dumps(order).encode()], files)
+                socket.send_fds(warm.control, [json.dumps(order).encode()], passed)
             warm.busy = True
         return [Child(place.rank, warm) for place, warm in self._warm.items()]
 
@@ -104,7 +105,7 @@ def _begin(
 ) -> Warm:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = child_environment(os.environ, place, spec.address, spec.port, spec.threads) | {MARK: mark}
-    with theirs, open(Path(spec.scratch) / f"rank-{place.rank}.log", "wb") as log:
+    with theirs, files.stream(Path(spec.scratch) / f"rank-{place.rank}.log") as log:
         process = subprocess.Popen(
             [*prefix(place), *command, f"{ARGUMENT}{theirs.fileno()}"], env=env, pass_fds=[theirs.fileno()],
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -117,19 +118,17 @@ def serve(descriptor: int, run: Callable[[Path], bool]) -> None:
     """The rank's side: every order until the supervisor goes. run(spec file): whether another case may follow."""
     with socket.socket(fileno=descriptor) as control:
         while True:
-            message, files, _, _ = socket.recv_fds(control, LIMIT, 1)
+            message, passed, _, _ = socket.recv_fds(control, LIMIT, 1)
             if not message:
                 return
             order = json.loads(message)
             os.environ |= {"MASTER_ADDR": order["address"], "MASTER_PORT": str(order["port"])}
-            if files:
-                os.environ[LISTEN_FD] = str(files[0])
+            if passed:
+                os.environ[LISTEN_FD] = str(passed[0])
             file = Path(order["spec"])
-            log_file = file.with_name(f"rank-{os.environ['RANK']}.log")
-            log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.close(log)
+            with files.stream(file.with_name(f"rank-{os.environ['RANK']}.log")) as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
             again = run(file)
             control.send(DONE if again else LEAVING)
             if not again:

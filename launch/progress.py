@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..results import files
 from .clock import Moment
 from .spec import read_json, write_atomically
 
@@ -57,7 +58,7 @@ class Reporter:
         self.trained_from: int | None = None
         self.trained_at: float | None = None
         self._written = 0.0
-        self._step_fd = os.open(folder / STEP, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666) if active else -1
+        self._step_fd = files.open_file(folder / STEP, None, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if active else -1
 
     def phase(self, name: str) -> None:
         self._now["phase"] = name
@@ -96,20 +97,28 @@ class Reporter:
             write_atomically(self.folder / PROGRESS, json.dumps(asdict(now)))
 
 
-def read_progress(folder: Path) -> Progress | None:
-    content = read_json(folder / PROGRESS)
+def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
+    """What the run said last; None: nothing yet, or what is there is not ours. below: as files.read."""
+    content = read_json(folder / PROGRESS, below)
     if content is None:
         return None
     try:
-        content["step"] = max(content["step"], int((folder / STEP).read_bytes()))
-    except (OSError, ValueError):
+        content["step"] = max(content["step"], int(files.read(folder / STEP, below, 64)))
+    except (OSError, ValueError, LookupError, TypeError):
         pass  # no step is done yet
-    return Progress(**content)
+    try:
+        progress = Progress(**content)
+    except TypeError:
+        return None
+    ours = isinstance(progress.phase, str) and all(type(n) is int for n in (progress.step, progress.steps))
+    numbers = (progress.loss, progress.tokens_per_s, progress.first_step_at, progress.trained_from,
+               progress.trained_at, progress.at)  # fmt: skip
+    return progress if ours and all(n is None or type(n) in (int, float) for n in numbers) else None
 
 
 def mark_lost(folder: Path, replica: int) -> None:
     """The supervisor's word to rank 0, with a quorum: this replica has ended."""
-    (folder / f"{LOST}{replica}").touch()
+    files.write(folder / f"{LOST}{replica}", "", sync=False)
 
 
 def lost_replicas(folder: Path) -> set[int]:

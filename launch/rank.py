@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from ..results import files
 from .clean import Before
 from .environment import LISTEN_FD, Placement, find_placement, wait_policy
 from .failure import ErrorReport, error_kind, one_line, write_report
@@ -52,11 +53,11 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> NoRet
 
 def _one(file: Path, program: Program | None, warm: bool = False) -> bool:
     """One run; what fails ends the process. warm: another may follow; False where this one left something behind."""
-    spec = RunSpec.from_json(file.read_text())
+    spec = RunSpec.from_json(files.read(file).decode())
     scratch = Path(spec.scratch)
     place = find_placement()
     assert place is not None, "the supervisor sets RANK"
-    stacks = open(scratch / f"rank-{place.rank}.stack", "w")  # noqa: SIM115 open as long as the run
+    stacks = files.stream(scratch / f"rank-{place.rank}.stack")  # open as long as the run
     for name in signal_names(spec.requeue_signals):
         signal.signal(signal.Signals[name], signal.SIG_IGN)  # the supervisor hears it, and asks
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
@@ -125,7 +126,7 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
         "threads_per_rank": world.threads, "omp_wait_policy": wait_policy(world.threads),
     } | result.row  # fmt: skip
     trained = Path(spec.scratch) / WEIGHTS
-    if result.status == "ok" and trained.exists():  # before the row: who finds the row finds them
+    if result.status == "ok" and files.is_file(trained):  # before the row: who finds the row finds them
         os.replace(trained, store.run_folder(spec.run_id) / WEIGHTS)
     store.write_run(row, result.steps, result.evals, result.comm, result.ops)
 

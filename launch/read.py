@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import re
 import tomllib
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ..results import files
 from .errors import SHOWN, StudyError, dotted, nearest, shown, unknown
 from .schema import ALTERNATIVES, KEYS, MODELS, StudyFile
 
@@ -68,22 +71,34 @@ def _leave_out(raw: dict, error: ValidationError) -> set[str]:
     return unsure
 
 
-def _parse(path: Path) -> dict:
+def text_of(path: Path) -> str:
+    """The text of a TOML file that the user named, without a byte-order mark.
+
+    Raises
+    ------
+    StudyError: it cannot be read, is a folder, a pipe or a device, is too large, or is not UTF-8
+    """
     try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+        content = files.read_named(path, MAX_BYTES)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise StudyError(path, [f"larger than {MAX_BYTES} bytes: not a study file"]) from None
         raise StudyError(path, [f"cannot be read: {error.strerror}"]) from None
-    if len(content) > MAX_BYTES:
-        raise StudyError(path, [f"larger than {MAX_BYTES} bytes: not a study file"])
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise StudyError(path, ["UTF-16: TOML is UTF-8, save it so"])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StudyError(path, [f"not UTF-8 at byte {error.start}: not a TOML file"]) from None
+
+
+def _parse(path: Path) -> dict:
+    text = text_of(path)
     too_deep = StudyError(path, [f"tables or lists nested more than {MAX_DEPTH} deep: not a study file"])
     try:
-        text = content.decode()
         if any(piece.count(".") > MAX_DOTS for piece in re.split(r"[,=\[\]{}\n#]", text)):
             raise too_deep
         raw = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        raise StudyError(path, [f"not UTF-8 at byte {error.start}: not a TOML file"]) from None
     except RecursionError:
         raise too_deep from None
     except tomllib.TOMLDecodeError as error:  # says line and column

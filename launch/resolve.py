@@ -217,7 +217,9 @@ def _steps(kind: str, budget: dict, shape: ModelShape, global_batch: int, found:
         per_token = {
             "tokens": 1, "tokens_per_param": 1 / shape.params_total, "flops": flops_per_token(shape)["6n"],
         }[kind]  # fmt: skip
-        steps = math.ceil(amount / per_token / tokens_per_step * (1 - 1e-12))  # division may land a hair above a whole
+        tokens = amount / per_token if amount < INT_LIMIT * per_token else math.inf
+        steps = math.inf if math.isinf(tokens) else math.ceil(tokens / tokens_per_step * (1 - 1e-12))
+        # ... since division may land a hair above a whole
     steps = max(1, steps)
     if steps * tokens_per_step >= INT_LIMIT:
         found.append(Mistake((f"budget.{kind}",), f"budget.{kind} = {amount}: more than 2**63 tokens"))

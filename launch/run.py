@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..results import files
 from ..results.store import RunStore
 from .display import make_display
 from .failure import one_line
@@ -113,7 +114,7 @@ def _run_through(
             guard, ended_at = guard or Guard(mark), None
             while process.poll() is None and not signals.received:
                 if signals.warned:  # a launcher may not hand a signal on: the worker looks for the file
-                    stop_file.touch()
+                    files.write(stop_file, "", sync=False)
                 if ended_at is None and ended_file.exists():
                     ended_at = time.monotonic()
                 if ended_at and time.monotonic() - ended_at > LEAVE_S:
@@ -199,7 +200,7 @@ def work_here(
         finally:
             if ENDED_FILE in os.environ:
                 with suppress(OSError):
-                    Path(os.environ[ENDED_FILE]).touch()
+                    files.write(os.environ[ENDED_FILE], "", sync=False)
         return summary, folder, summary.exit_code, summary.interrupted
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from .errors import StudyError, shown, unknown
+from .read import text_of
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,127}")  # an account, a partition: it stands in a directive
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -89,11 +90,7 @@ def load_site(path: Path | None) -> Site:
     if path is None:
         return Site()
     try:
-        raw = tomllib.loads(path.read_bytes().decode())
-    except OSError as error:
-        raise StudyError(path, [f"cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        raise StudyError(path, [f"not UTF-8 at byte {error.start}: not a TOML file"]) from None
+        raw = tomllib.loads(text_of(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise StudyError(path, [f"not valid TOML: {error}"]) from None
     problems: list[str] = []

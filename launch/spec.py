@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..results import files
 from .case import Case
 from .clock import Moment
 from .comm_case import CommCase
@@ -89,14 +89,13 @@ def utc(unix_s: float) -> str:
 
 def write_atomically(file: Path, text: str) -> None:
     """Readers see the old content or the new, never a part. Not synced: for files that die with the run."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, file)
+    files.write(file, text, sync=False)
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The content, or None where there is no (whole) file."""
+def read_json(file: Path, below: Path | None = None) -> dict[str, Any] | None:
+    """The content, or None where there is no (whole) file, or no JSON object in it."""
     try:
-        return json.loads(file.read_text())
+        content = files.read_json(file, below)
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

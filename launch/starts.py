@@ -30,6 +30,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from ..results import files
 from .cause import Cause
 from .clock import Moment
 from .processes import end_marked
@@ -64,7 +65,7 @@ def read_starts(run_folder: Path) -> list[Start]:
     """Every start of the run, in order; what is not ours or cut off is left out."""
     starts: list[Start] = []
     try:
-        lines = (run_folder / LOG).read_bytes().split(b"\n")
+        lines = files.read(run_folder / LOG).split(b"\n")
     except OSError:
         lines = []
     for line in lines:
@@ -133,7 +134,7 @@ class StartLog:
 
     def _append(self, **content: Any) -> None:
         line = json.dumps(content).encode() + b"\n"
-        descriptor = os.open(self.run_folder / LOG, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = files.open_file(self.run_folder / LOG, None, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":  # cut off: the line must not swallow ours

@@ -6,11 +6,13 @@ failure: it may still run where the scheduler was asked in vain, and nothing is 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..results import files
 from ..results.store import RunStore
 from .errors import unknown
 from .heard import Heard, hear
@@ -105,7 +107,9 @@ def _run_ids(submission: Submission, doubts: list[str]) -> dict[str, list[str]]:
     repeats = submission.repeats
     if not repeats:
         try:
-            repeats = load_study(submission.folder / submission.study).run.repeats
+            copy = submission.folder / submission.study
+            os.close(files.open_file(copy, submission.folder.parent.parent))  # no link, no pipe
+            repeats = load_study(copy).run.repeats
         except (StudyError, OSError) as error:
             doubts.append(str(error))
             return {}
@@ -151,6 +155,6 @@ def _judged(state: State, reason: str, counts: Counter[str]) -> tuple[State, str
 def _progress(rows: Rows, run_ids: Sequence[str]) -> str:
     """How far the runs are that are on now."""
     begun = [run_id for run_id in run_ids if run_id in rows.begun]
-    found = [read_progress(rows.store.runs / run_id / "scratch") for run_id in begun]
+    found = [read_progress(rows.store.runs / run_id / "scratch", rows.store.folder) for run_id in begun]
     now = [f"step {each.step}/{each.steps}" for each in found if each is not None]
     return ", ".join(now[:4]) + (f" and {len(now) - 4} more" if len(now) > 4 else "")

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .summary import Summary
 
+from ..results import files
+
 REQUEUE_STATUS = 75  # EX_TEMPFAIL of sysexits.h
 STOP_FILE = "SCALADE_STOP_FILE"
 UNDONE_FILE = "SCALADE_UNDONE_FILE"
@@ -33,11 +35,11 @@ class Preempted(Exception):
 
 
 def ask_to_stop(scratch: Path) -> None:
-    (scratch / ASK).touch()
+    files.write(scratch / ASK, "", sync=False)
 
 
 def asked_to_stop(scratch: Path) -> bool:
-    return (scratch / ASK).exists()
+    return files.is_file(scratch / ASK)
 
 
 @contextmanager

@@ -18,13 +18,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from ..results import files
+from ..results.store import RUN_ID
 from .schedulers import SCHEDULERS
 from .schedulers.state import State
 
 FOLDER = "submissions"
 RECORD = "submission.json"
+LOCK = "lock"
+LIMIT = 2**26  # of a record, bytes: of a million cases
+MOST_RUNS = 10**7
+OF_TASK = {"state", "reason", "where", "elapsed"}
 
 
 @dataclass
@@ -65,20 +70,7 @@ class Submission:
     def save(self) -> None:
         """Raises OSError: the disk is full or refuses; the record of before stands."""
         content = {key: value for key, value in asdict(self).items() if key != "folder"}
-        write_durably(self.folder / RECORD, json.dumps(content, indent=1) + "\n")
-
-
-def write_durably(file: Path, text: str) -> None:
-    """Whole or not at all, and on the disk."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(aside, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+        files.write(self.folder / RECORD, json.dumps(content, indent=1) + "\n", self.folder.parent.parent)
 
 
 def submissions(results: Path) -> list[Submission]:
@@ -89,33 +81,52 @@ def submissions(results: Path) -> list[Submission]:
     ValueError: a record is there and cannot be read; it names the file
     """
     found = []
-    for file in (results / FOLDER).glob(f"*/{RECORD}"):
+    for name in files.names(results / FOLDER, results):
+        file = results / FOLDER / name / RECORD
         try:
-            found.append(_read(file))
-        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-            raise ValueError(f"{file}: is no record of a submission ({error}); move its folder away") from None
+            if name == LOCK or files.look(file, results) is None:
+                continue
+            found.append(_read(file, results))
+        except (ValueError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ValueError(f"{file}: is no record of a submission ({why}); move its folder away") from None
     return sorted(found, key=lambda submission: (submission.submitted_at, submission.id))
 
 
-def _read(file: Path) -> Submission:
-    content: dict[str, Any] = json.loads(file.read_text())
-    jobs = [JobRecord(**job) for job in content.pop("jobs")]
+def _read(file: Path, results: Path) -> Submission:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        submission = TypeAdapter(Submission).validate_json(files.read(file, results, LIMIT), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
+    submission.folder, jobs = file.parent, submission.jobs
     for job in jobs:
         if job.closed not in ("", State.CANCELLED, State.FAILED):  # written before `refusal` was a field
             job.closed, job.refusal = State.FAILED, job.closed
-    for word in [content["study"], *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
+    for word in [submission.study, *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
         if "/" in word or not word.isprintable() or word.startswith("-"):  # they name files, and stand in commands
             raise ValueError(f"{word!r} cannot be")
-    if content["scheduler"] not in SCHEDULERS or any(len(job.cases) != len(job.labels) for job in jobs):
+    fits = submission.scheduler in SCHEDULERS and all(map(_fits, jobs))
+    if not fits or not 0 <= submission.repeats * sum(len(job.cases) for job in jobs) <= MOST_RUNS:
         raise ValueError("what it holds does not fit together")
-    return Submission(**content, jobs=jobs, folder=file.parent)
+    return submission
+
+
+def _fits(job: JobRecord) -> bool:
+    """Whether its lists agree, its cases can be names of runs, and its ends are words of ours."""
+    return len(job.cases) == len(job.labels) and all(map(RUN_ID.fullmatch, job.cases)) and all(
+        number.isdecimal() and kept.get("state") in set(State) and kept.keys() <= OF_TASK
+        for number, kept in job.seen.items()
+    )  # fmt: skip
 
 
 @contextmanager
 def locked(results: Path) -> Iterator[None]:
     """One submission at a time for a results folder; the kernel ends it with the process."""
-    folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
+    results.mkdir(parents=True, exist_ok=True)
+    files.make_folder(results / FOLDER, results)
+    with os.fdopen(files.open_file(results / FOLDER / LOCK, results, os.O_RDWR | os.O_CREAT), "r+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

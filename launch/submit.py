@@ -8,7 +8,6 @@ are left alone until `--resubmit` says otherwise, or `scalade cancel` has ended 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..results import files
 from ..results.store import RunStore
 from .errors import unknown
 from .heard import hear
@@ -29,7 +29,7 @@ from .schedulers.state import ACTIVE, UNHEARD, State
 from .site import Site, load_site
 from .spec import utc
 from .study import Study, load_study
-from .submissions import FOLDER, JobRecord, Submission, locked, submissions, write_durably
+from .submissions import FOLDER, JobRecord, Submission, locked, submissions
 from .supervise import Outcome, Signals
 from .sweep import LocalExecutor, Sweep
 
@@ -170,12 +170,12 @@ def _submit(ground: Ground, store: RunStore, scheduler: Scheduler, wish: Wish, t
 def _write(ground: Ground, scheduler: Scheduler, wish: Wish, jobs: list[Job], scripts: dict[str, str]) -> Submission:
     """The submission's folder, with all that its jobs need; the record last."""
     folder, study = ground.folder, ground.study
-    folder.mkdir()
-    shutil.copyfile(study.path, folder / study.path.name)
-    for job in jobs:
-        write_durably(folder / f"{job.name}.json", job_json(job, scheduler.name, wish))
-    for name, text in scripts.items():
-        write_durably(folder / name, text)
+    results = folder.parent.parent
+    files.make_folder(folder, results)
+    texts = {study.path.name: files.read_named(study.path)}
+    texts |= {f"{job.name}.json": job_json(job, scheduler.name, wish) for job in jobs} | scripts
+    for name, text in texts.items():
+        files.write(folder / name, text, results)
     records = [
         JobRecord(
             job.name, job.array, [part.case_id for part in job.parts], [part.label for part in job.parts], job.nodes,

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..results import files
 from .cause import Cause, Kind, Stop, Why
 from .environment import LISTEN_FD, Placement, child_environment, oom_kills
 from .failure import ErrorReport, read_report, report_file
@@ -131,12 +132,12 @@ def start(
     write_atomically(scratch / "spec.json", spec.to_json())
     children = []
     for place in places:
-        report_file(scratch, place.rank).unlink(missing_ok=True)
+        files.remove(report_file(scratch, place.rank))
         env = child_environment(os.environ, place, spec.address, spec.port, spec.threads) | {MARK: mark}
         inherited = [listener.fileno()] if listener is not None and place.rank == 0 else []
         if inherited:
             env[LISTEN_FD] = str(inherited[0])
-        with open(scratch / f"rank-{place.rank}.log", "wb") as log:
+        with files.stream(scratch / f"rank-{place.rank}.log") as log:
             process = subprocess.Popen(
                 [*prefix(place), *command, str(scratch / "spec.json")], env=env, pass_fds=inherited,
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

@@ -6,7 +6,6 @@ A run is claimed before it starts, so two sweeps over one results folder share t
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import time
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from ..results import files
 from ..results.store import FULL, Claim, RunStore
 from .cause import Cause, Stop, Why
 from .clock import Moment
@@ -264,9 +264,9 @@ class Sweep:
             "wall_s": ended_at - spec.launched_at,
         }  # fmt: skip
         try:
-            text = (Path(spec.scratch) / WORLD).read_text()
-            row |= {"ranks_json": text, "nodes": len({rank["host"] for rank in json.loads(text)})}
-        except (OSError, ValueError):
+            text = files.read(Path(spec.scratch) / WORLD).decode()
+            row |= {"ranks_json": text, "nodes": len({str(rank["host"]) for rank in files.parse_json(text)})}
+        except (OSError, ValueError, LookupError, TypeError):
             pass  # it ended before its ranks had come together
         return row
 

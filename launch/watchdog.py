@@ -7,12 +7,12 @@ minutes in any case.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from ..results import files
 from .progress import PROGRESS, STEP
 
 TIMES = 10  # the longest wait so far
@@ -48,7 +48,7 @@ class Watchdog:
 
     def _read(self, name: str) -> bytes:
         with suppress(OSError):
-            return (self.scratch / name).read_bytes()
+            return files.read(self.scratch / name)
         return b""
 
     def _phase(self) -> bytes:
@@ -70,9 +70,9 @@ def keep_stacks(scratch: Path, run_folder: Path, attempt: int) -> Path | None:
     """Bring the stacks that ranks wrote where a later attempt does not remove them; None: there are none."""
     folder = run_folder / STACKS
     with suppress(OSError):  # a full disk
-        files = [file for file in sorted(scratch.glob("rank-*.stack")) if file.stat().st_size]
-        for file in files:
-            folder.mkdir(exist_ok=True)
-            shutil.copyfile(file, folder / f"a{attempt}-{file.stem}.txt")
-        return folder if files else None
+        stacks = [file for file in sorted(scratch.glob("rank-*.stack")) if file.lstat().st_size]
+        for file in stacks:
+            files.make_folder(folder)
+            files.write(folder / f"a{attempt}-{file.stem}.txt", files.read(file), run_folder)
+        return folder if stacks else None
     return None

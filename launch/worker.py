@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..results import files
 from ..results.store import RunStore
 from . import meeting, mpi
 from .display import Display
@@ -191,7 +192,8 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
                 return order["code"], order["end"]
             spec = RunSpec.from_json(order["run"])
             scratch = Path(spec.scratch)
-            scratch.mkdir(parents=True, exist_ok=True)  # a disk of its own, where the results folder is not shared
+            Path(spec.results).mkdir(parents=True, exist_ok=True)  # a disk of its own, where it is not shared
+            files.make_folder(scratch, spec.results)
             try:
                 begin = pool.start if spec.isolation == "pool" else start
                 children = begin(spec, [peers.place], mark, None, command)

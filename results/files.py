@@ -25,26 +25,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from .opened import FOLDER, Refused, make_part, open_part, parent_of, refuse_special, with_path
+from .trees import copy_into, remove_name
 
 MIB = 2**20
 LIMIT = 16 * MIB  # of a file that is read as a whole, bytes: JSON of this size is some 400 MB of Python objects at most
 ASIDE = ".writing-"  # begins the names of files and folders not finished yet
-_PART = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
-_KINDS = (
-    (stat.S_ISLNK, "a symbolic link, and links below a results folder are not followed"),
-    (stat.S_ISDIR, "a folder, not a file"), (stat.S_ISFIFO, "a named pipe, not a file"),
-    (stat.S_ISSOCK, "a socket, not a file"), (stat.S_ISREG, "a file, not a folder"),
-)  # fmt: skip
-
-
-class Refused(OSError):
-    """What is there is not taken: a link, no regular file, or larger than what is read of its kind."""
-
-    def __init__(self, path: str | Path, why: str, number: int = errno.EINVAL):
-        super().__init__(number, why, str(path))
-
-    def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
 
 
 def open_folder(folder: str | Path, below: str | Path | None = None, make: bool = False, mode: int = 0o777) -> int:
@@ -56,10 +44,10 @@ def open_folder(folder: str | Path, below: str | Path | None = None, make: bool 
     ------
     Refused: it, or a folder between `below` and it, is a link or no folder
     """
-    with _parent(folder, below, make) as (parent, name):
+    with parent_of(folder, below, make) as (parent, name):
         if make:
-            _make(parent, name, mode)
-        return _open_part(name, parent, folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            make_part(parent, name, mode)
+        return open_part(name, parent, folder, FOLDER)
 
 
 def open_file(file: str | Path, below: str | Path | None = None, flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
@@ -73,12 +61,12 @@ def open_file(file: str | Path, below: str | Path | None = None, flags: int = os
     Refused: a link, a folder, a device, a pipe; or between `below` and it, what is no folder
     """
     truncate, flags = flags & os.O_TRUNC, flags & ~os.O_TRUNC
-    with _parent(file, below) as (parent, name):
-        descriptor = _open_part(
+    with parent_of(file, below) as (parent, name):
+        descriptor = open_part(
             name, parent, file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode
         )
     try:
-        _regular(descriptor, file, in_place=bool(truncate or flags & os.O_APPEND))
+        refuse_special(descriptor, file, in_place=bool(truncate or flags & os.O_APPEND))
         if truncate:
             os.ftruncate(descriptor, 0)
         return descriptor
@@ -98,15 +86,30 @@ def read(file: str | Path, below: str | Path | None = None, limit: int = LIMIT) 
     return _content(open_file(file, below), file, limit)
 
 
-def read_named(file: str | Path, limit: int = LIMIT) -> bytes:
-    """The content of a file that the user named (a study, a CSV): as `read`, but links lead to it."""
+def open_named(file: str | Path) -> int:
+    """File descriptor of a regular file that the user named (a study, an exported table): links lead to it.
+
+    The caller closes it. Refused: a folder, a device, a pipe.
+    """
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
-        _regular(descriptor, file)
+        refuse_special(descriptor, file)
     except BaseException:
         os.close(descriptor)
         raise
-    return _content(descriptor, file, limit)
+    return descriptor
+
+
+def read_named(file: str | Path, limit: int = LIMIT) -> bytes:
+    """The content of a file that the user named. Refused: as open_named, or more than `limit` bytes."""
+    return _content(open_named(file), file, limit)
+
+
+def read_end(file: str | Path, below: str | Path | None = None, most: int = 2**14) -> bytes:
+    """The last `most` bytes of a regular file, of a log, say. Errors as open_file."""
+    with os.fdopen(open_file(file, below), "rb", buffering=0) as handle:
+        handle.seek(max(0, os.fstat(handle.fileno()).st_size - most))
+        return handle.read(most)
 
 
 def read_json(file: str | Path, below: str | Path | None = None, limit: int = LIMIT) -> object:
@@ -142,12 +145,12 @@ def names(folder: str | Path, below: str | Path | None = None) -> list[str]:
 def look(path: str | Path, below: str | Path | None = None) -> os.stat_result | None:
     """What is at the path, the link itself where it is one (os.lstat); None: nothing."""
     try:
-        with _parent(path, below) as (parent, name):
+        with parent_of(path, below) as (parent, name):
             return os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _with_path(error, path) from None
+        raise with_path(error, path) from None
 
 
 def is_file(path: str | Path, below: str | Path | None = None) -> bool:
@@ -173,23 +176,39 @@ def make_folder(folder: str | Path, below: str | Path | None = None, mode: int =
     os.close(open_folder(folder, below, make=True, mode=mode))
 
 
-def write(file: str | Path, content: str | bytes, below: str | Path | None = None, sync: bool = True) -> None:
+@contextmanager
+def replacing(file: str | Path, below: str | Path | None = None, sync: bool = True) -> Iterator[BinaryIO]:
     """Write or replace a file: readers see the old content or the new, never a part, whoever is killed when.
 
-    A link at the path is replaced, never followed.
-    sync: on the disk before this returns; False: for files that die with the run.
+    A link at the path is replaced, never followed. What the block raises leaves the file of before.
+    sync: on the disk when the block has ended; False: for files that die with the run.
     """
-    content = content.encode() if isinstance(content, str) else content
-    with _parent(file, below) as (parent, name):
+    with parent_of(file, below) as (parent, name):
         aside = _aside(name)
         try:
-            _write_new(aside, content, parent, sync)
+            with os.fdopen(_open_new(aside, parent), "wb") as stream:
+                yield stream
+                stream.flush()
+                if sync:
+                    os.fsync(stream.fileno())
             os.replace(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException as error:
             _unlink(aside, parent)
-            raise _with_path(error, file) from None
+            raise with_path(error, file) from None
         if sync:
             _sync(parent)
+
+
+def write(file: str | Path, content: str | bytes, below: str | Path | None = None, sync: bool = True) -> None:
+    """As `replacing`, of content that is there."""
+    with replacing(file, below, sync) as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def stream(file: str | Path, below: str | Path | None = None, append: bool = False) -> BinaryIO:
+    """A file to write to as a run goes on, unbuffered: emptied first, or appended to. Refused: as open_file."""
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
+    return os.fdopen(open_file(file, below, flags), "wb", buffering=0)
 
 
 def write_folder(folder: str | Path, contents: Mapping[str, bytes], below: str | Path | None = None) -> None:
@@ -199,11 +218,11 @@ def write_folder(folder: str | Path, contents: Mapping[str, bytes], below: str |
     ------
     FileExistsError: something is there
     """
-    with _parent(folder, below) as (parent, name):
+    with parent_of(folder, below) as (parent, name):
         aside = _aside(name)
         try:
             os.mkdir(aside, dir_fd=parent)
-            inside = os.open(aside, _PART & ~getattr(os, "O_PATH", 0), dir_fd=parent)
+            inside = os.open(aside, FOLDER, dir_fd=parent)
             try:
                 for file, content in contents.items():
                     _write_new(file, content, inside, True)
@@ -212,11 +231,30 @@ def write_folder(folder: str | Path, contents: Mapping[str, bytes], below: str |
                 os.close(inside)
             os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)  # refused where a full folder stands
         except BaseException as error:
-            _remove(aside, parent)
+            remove_name(aside, parent)
             there = _there(name, parent) and isinstance(error, OSError)
             number = errno.EEXIST if there else getattr(error, "errno", None)
-            raise _with_path(error, folder, number) from None
+            raise with_path(error, folder, number) from None
         _sync(parent)
+
+
+def copy_folder(
+    source: str | Path, target: str | Path, *, below: str | Path | None = None, target_below: str | Path | None = None,
+    leave: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    """A new folder with copies of the regular files and folders in another, on the disk.
+
+    leave: names at its top that are left out
+    Raises FileExistsError where the target is there; Refused where the source holds a link or a special file.
+    """
+    descriptor = open_folder(source, below)
+    try:
+        with parent_of(target, target_below) as (parent, name):
+            copy_into(descriptor, parent, name, Path(source), leave)
+    except OSError as error:
+        raise with_path(error, target) from None
+    finally:
+        os.close(descriptor)
 
 
 def remove(path: str | Path, below: str | Path | None = None) -> None:
@@ -225,12 +263,12 @@ def remove(path: str | Path, below: str | Path | None = None) -> None:
     However deep the folder is, four descriptors and no recursion.
     """
     try:
-        with _parent(path, below) as (parent, name):
-            _remove(name, parent)
+        with parent_of(path, below) as (parent, name):
+            remove_name(name, parent)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _with_path(error, path) from None
+        raise with_path(error, path) from None
 
 
 def sync_folder(folder: str | Path, below: str | Path | None = None) -> None:
@@ -240,56 +278,6 @@ def sync_folder(folder: str | Path, below: str | Path | None = None) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _parent(path: str | Path, below: str | Path | None, make: bool = False) -> Iterator[tuple[int, str]]:
-    """(descriptor of the folder that holds the path, the path's name in it)."""
-    path = Path(path)
-    trusted = path.parent if below is None else Path(below)
-    *between, name = path.relative_to(trusted).parts or (".",)  # the trusted folder itself
-    assert ".." not in (*between, name), f"{path} is not below {trusted}"
-    descriptor = os.open(trusted, _PART & ~os.O_NOFOLLOW)
-    try:
-        for at, part in enumerate(between, 1):
-            if make:
-                _make(descriptor, part)
-            inner = _open_part(part, descriptor, trusted.joinpath(*between[:at]), _PART)
-            os.close(descriptor)
-            descriptor = inner
-        yield descriptor, name
-    finally:
-        os.close(descriptor)
-
-
-def _make(parent: int, name: str, mode: int = 0o777) -> None:
-    try:
-        os.mkdir(name, mode, dir_fd=parent)
-    except FileExistsError:  # a folder, or what opening it then refuses
-        pass
-
-
-def _open_part(name: str, parent: int, path: str | Path, flags: int, mode: int = 0o666) -> int:
-    """os.open relative to the parent; what cannot be opened for what it is is Refused, by its kind."""
-    try:
-        return os.open(name, flags, mode, dir_fd=parent)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK):
-            raise _refusal(path, os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode) from None
-        raise _with_path(error, path) from None
-
-
-def _regular(descriptor: int, path: str | Path, in_place: bool = False) -> None:
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        raise _refusal(path, found.st_mode)
-    if in_place and found.st_nlink > 1:
-        raise Refused(path, "a file with several names (hard links) is not changed in place: put a copy there")
-
-
-def _refusal(path: str | Path, mode: int) -> Refused:
-    what = next((what for kind, what in _KINDS if kind(mode)), "a device, not a file")
-    return Refused(path, what, errno.ELOOP if stat.S_ISLNK(mode) else errno.EINVAL)
 
 
 def _content(descriptor: int, path: str | Path, limit: int) -> bytes:
@@ -305,17 +293,20 @@ def _content(descriptor: int, path: str | Path, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _aside(name: str) -> str:
-    return f"{ASIDE}{name[:100]}-{os.getpid()}-{os.urandom(4).hex()}"
-
-
 def _write_new(name: str, content: bytes, parent: int, sync: bool) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, 0o666, dir_fd=parent), "wb") as handle:
+    with os.fdopen(_open_new(name, parent), "wb") as handle:
         handle.write(content)
         handle.flush()
         if sync:
             os.fsync(handle.fileno())
+
+
+def _open_new(name: str, parent: int) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
+
+
+def _aside(name: str) -> str:
+    return f"{ASIDE}{name[:100]}-{os.getpid()}-{os.urandom(4).hex()}"
 
 
 def _sync(parent: int) -> None:
@@ -340,51 +331,3 @@ def _unlink(name: str, parent: int) -> None:
         os.unlink(name, dir_fd=parent)
     except FileNotFoundError:
         pass
-
-
-def _with_path(error: BaseException, path: str | Path, number: int | None = None) -> BaseException:
-    """An OSError that names the path, and the error itself where it is another."""
-    if not isinstance(error, OSError) or isinstance(error, Refused):
-        return error
-    number = number or error.errno
-    return error if number is None else OSError(number, os.strerror(number), str(path))
-
-
-def _remove(name: str, parent: int) -> None:
-    """One name with what is below it. The folders in a folder that is not empty are moved up until none is deep."""
-    try:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            return os.unlink(name, dir_fd=parent)
-        top = os.open(name, _PART & ~getattr(os, "O_PATH", 0), dir_fd=parent)
-    except FileNotFoundError:
-        return None
-    try:
-        moved = 0
-        while inside := os.listdir(top):
-            for each in inside:
-                moved = _flatten(each, top, moved)
-    finally:
-        os.close(top)
-    return os.rmdir(name, dir_fd=parent)
-
-
-def _flatten(name: str, top: int, moved: int) -> int:
-    """Remove one entry of the folder `top`; folders in it move into `top`. Returns how many were moved so far."""
-    try:
-        if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=top)
-            return moved
-        inner = os.open(name, _PART & ~getattr(os, "O_PATH", 0), dir_fd=top)
-    except FileNotFoundError:
-        return moved
-    try:
-        for each in os.listdir(inner):
-            if stat.S_ISDIR(os.stat(each, dir_fd=inner, follow_symlinks=False).st_mode):
-                moved += 1
-                os.rename(each, f"{ASIDE}{os.getpid()}-{os.urandom(4).hex()}-{moved}", src_dir_fd=inner, dst_dir_fd=top)
-            else:
-                os.unlink(each, dir_fd=inner)
-    finally:
-        os.close(inner)
-    os.rmdir(name, dir_fd=top)
-    return moved

@@ -19,9 +19,8 @@ former and in 2.1 s as the latter (pyarrow 26, one core). tests/benchmarks/test_
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,13 +127,12 @@ def exported_runs(frame: pd.DataFrame) -> pd.DataFrame | None:
 
 def read_exported(file: Path) -> tuple[pd.DataFrame, str] | None:
     """A Parquet file that `export` wrote, with the name of its table, for readers of any; None: another's."""
-    import pyarrow.parquet as pq
+    from . import parquet_file
 
     try:
-        about = json.loads((pq.read_schema(file).metadata or {}).get(EXPORT_KEY, b"{}"))
+        name = _about(parquet_file.metadata_of(file)).get("table")
     except DAMAGE:
         return None
-    name = about.get("table")
     return None if name is None else (to_pandas(runs_table(file) if name == "runs" else rows_table(file, name)), name)
 
 
@@ -273,23 +271,33 @@ def _stored_rows(file: Path, below: Path, schema: pa.Schema, row: dict, table: s
 
 
 def _exported(file: Path, name: str) -> pa.Table:
-    import pyarrow.parquet as pq
+    from . import parquet_file
 
+    schema = arrow_schema(name)
     try:
-        table = pq.read_table(file)
+        table = parquet_file.read(file, schema.names)
+        about = _about(table.schema.metadata or {})
+        known = under(schema, table) if about.get("table") == name else None
     except DAMAGE as error:
-        raise ValueError(f"{printable(file)} is not an exported Parquet file: {_line(error)}") from None
-    about = json.loads((table.schema.metadata or {}).get(EXPORT_KEY, b"{}"))
-    if about.get("table") != name:
-        what = f"the table {about['table']}" if "table" in about else "no table of ours"
+        raise ValueError(f"{printable(file)} is not an exported Parquet file: {printable(_line(error))}") from None
+    if known is None:
+        what = f"the table {printable(about['table'])}" if "table" in about else "no table of ours"
         raise ValueError(f"{printable(file)} holds {what}, not {name}")
     if about["schema_version"] > SCHEMA_VERSION:
         raise ValueError(f"{printable(file)} has schema version {about['schema_version']}: upgrade scalade")
-    table = under(arrow_schema(name), table)
     if name != "runs":  # of runs, each row says by which version it was written
-        table, taken = errata.of_exported(name, table, about["schema_version"])
+        known, taken = errata.of_exported(name, known, about["schema_version"])
         _say_old(errata.lines(taken))
-    return table
+    return known
+
+
+def _about(metadata: Mapping[bytes, bytes]) -> dict:
+    """{"table", "schema_version"} of an exported file; {} where it is another's. ValueError: damaged."""
+    about = files.parse_json(metadata.get(EXPORT_KEY, b"{}"))
+    if about != {} and not (isinstance(about, dict) and isinstance(about.get("table"), str)
+                            and type(about.get("schema_version")) is int):  # fmt: skip
+        raise ValueError("what it says about itself is not what `export` writes")
+    return about
 
 
 def _repeated(lengths: list[int]) -> pa.Array:

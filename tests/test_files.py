@@ -128,7 +128,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_whole_or_refused(trusted, mo
         found[6] = min(found[6], 3)
         return os.stat_result(found)
 
-    monkeypatch.setattr(files.os, "fstat", smaller)
+    monkeypatch.setattr(os, "fstat", smaller)
     assert files.read(trusted / "runs" / "log", trusted, 8) == b"12345678"
     with pytest.raises(files.Refused, match="no more than 7"):
         files.read(trusted / "runs" / "log", trusted, 7)

@@ -472,7 +472,7 @@ def test_a_torch_without_cuda_is_seen_without_importing_it(tmp_path, monkeypatch
 
 def test_files_that_are_no_study(tmp_path):
     for content, expected in (
-        (b"\xff\xfe", "not UTF-8 at byte 0: not a TOML file"),
+        (b"\xff", "not UTF-8 at byte 0: not a TOML file"),
         (b"#" * (MAX_BYTES + 1), f"larger than {MAX_BYTES} bytes: not a study file"),
         (None, "cannot be read: No such file or directory"),
     ):
@@ -481,7 +481,7 @@ def test_files_that_are_no_study(tmp_path):
         with pytest.raises(StudyError) as caught:
             load_study(path)
         assert caught.value.problems == (expected,)
-    with pytest.raises(StudyError, match="cannot be read: Is a directory"):
+    with pytest.raises(StudyError, match="cannot be read: a folder, not a file"):
         load_study(tmp_path)
 
 
