@@ -185,7 +185,7 @@ class Scheduler:
     def asked_number(self, words: Sequence[str], pattern: str) -> int | None:
         """A number in what a command says; None: it is not there, or says none."""
         try:
-            found = re.search(pattern, self.ask(words))
+            found = re.search(pattern, self.ask(words), re.M)
         except SchedulerError:
             return None
         return int(found[1]) if found else None

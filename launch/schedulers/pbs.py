@@ -25,6 +25,7 @@ FORMS = (("-x", "-t"), ("-t",), ())  # finished, too, and the tasks of an array;
 
 # Exit statuses of qstat: numbers of pbs_error.h, of which a status keeps the last eight bits.
 UNKNOWN_JOB = (15001 % 256, 15139 % 256)  # PBSE_UNKJOBID, PBSE_HISTJOBID
+JOB = re.compile(r"^Job Id:\s*", re.M)
 UNKNOWN_WORDS = re.compile(r"unknown job id|job has finished", re.I)
 
 
@@ -96,7 +97,7 @@ class Pbs(Scheduler):
             told = self.answer(["qstat", *form, "-f", job_id])
             if told.status in UNKNOWN_JOB and (UNKNOWN_WORDS.search(told.err) or not told.err.strip()):
                 return ""
-            if not told.status and told.out.strip():
+            if not told.status and JOB.search(told.out):  # not the XML that Torque means by -x
                 forms.remove(form)
                 forms.insert(0, form)
                 return told.out
@@ -132,7 +133,7 @@ class Pbs(Scheduler):
 
 def _jobs(told: str) -> Iterator[str]:
     """The jobs of `qstat -f`, each from its id on."""
-    yield from re.split(r"^Job Id:\s*", told, flags=re.M)[1:]
+    yield from JOB.split(told)[1:]
 
 
 def _id(text: str) -> str:
@@ -150,13 +151,15 @@ def _attributes(text: str) -> dict[str, str]:
 def _task(text: str) -> tuple[int, Task]:
     """(number, task) of one job; of an array itself, whose tasks follow where this qstat names them, ALL."""
     index = re.search(r"\[(\d*)\]", _id(text))
+    number = 0 if index is None else int(index[1]) if index[1] else ALL
     facts = _attributes(text)
     state = STATES.get(facts.get("job_state", ""), State.UNKNOWN)
     status = facts.get("Exit_status", facts.get("exit_status", ""))
     reason = facts.get("comment", "")
-    if state == State.DONE and status not in ("", "0"):
-        state, reason = State.FAILED, f"exit status {status}" + (f": {reason}" if reason else "")
+    if state == State.DONE:
+        failed = status not in ("", "0")
+        reason = f"exit status {status}" + (f": {reason}" if reason else "") if failed else ""
+        state, reason = (State.FAILED, reason) if failed else (state, "" if status else "it has ended; how is not said")
     where = "+".join(dict.fromkeys(re.findall(r"([^+/\s]+)/", facts.get("exec_host", ""))))
     elapsed = facts.get("resources_used.walltime", "")
-    number = 0 if index is None else int(index[1]) if index[1] else ALL
-    return number, Task(state, reason if state != State.DONE else "", where, elapsed)
+    return number, Task(state, reason, where, elapsed)
