@@ -35,7 +35,8 @@ test-outside: $(VENV)/.installed-outside
 test-cluster: $(VENV)/.installed-test
 	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 	    { apt-get update -q; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-	    slurmctld slurmd slurm-client slurmdbd mariadb-server iproute2 shellcheck; } || \
+	    slurmctld slurmd slurm-client slurmdbd mariadb-server slurm-wlm-torque kubernetes-client \
+	    iproute2 shellcheck; } || \
 	    echo "no Slurm could be installed: its tests are skipped"
 	$(BIN)/python -m pytest -q --durations=15 -m cluster
 

@@ -141,7 +141,8 @@ def _submit(ground: Ground, store: RunStore, scheduler: Scheduler, wish: Wish, t
         how = "nothing is submitted while its jobs may be running: try again, or start their cases with --resubmit"
         raise SchedulerError(f"{under_way.silent}; {how}")
     waiting = by_case.keys() & under_way.active
-    cases = {case_id: runs for case_id, runs in by_case.items() if case_id not in waiting | unheard.keys()}
+    apart = waiting | unheard.keys()
+    cases = {case_id: runs for case_id, runs in by_case.items() if case_id not in apart}
     if cases and wish.mode == "array":
         ground = replace(ground, limits=scheduler.limits())
     room = ground.limits.jobs if wish.mode == "array" else None

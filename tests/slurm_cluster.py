@@ -72,6 +72,7 @@ ReturnToService=2
 SlurmdTimeout={slurmd_timeout}
 SlurmctldTimeout=30
 OverTimeLimit=0
+MaxArraySize={most_tasks}
 KillWait=2
 SlurmdParameters=config_overrides
 NodeName=n[1-4] NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=4000 State=UNKNOWN
@@ -96,9 +97,12 @@ class Cluster:
 
     accounting: with slurmdbd and a MariaDB of its own, so that sacct has something to say
     slurmd_timeout: s, after which a node that does not answer is down
+    most_tasks: MaxArraySize
     """
 
-    def __init__(self, folder: Path, accounting: bool = False, slurmd_timeout: int = 30) -> None:
+    def __init__(
+        self, folder: Path, accounting: bool = False, slurmd_timeout: int = 30, most_tasks: int = 1001
+    ) -> None:
         self.folder, self.accounting = folder, accounting
         for name in ("state", "spool", "tmp", "run", "log"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,7 @@ class Cluster:
         (folder / "slurmdbd.conf").chmod(0o600)
         kind = ACCOUNTING.format(port=port + 5) if accounting else "AccountingStorageType=accounting_storage/none"
         config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES), accounting=kind,
-                               slurmd_timeout=slurmd_timeout)  # fmt: skip
+                               slurmd_timeout=slurmd_timeout, most_tasks=most_tasks)  # fmt: skip
         (folder / "slurm.conf").write_text(config.lstrip())
         self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 

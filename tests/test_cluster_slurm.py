@@ -284,6 +284,8 @@ def test_the_controller_restarts_and_a_cancelled_job_ends(desk, cluster):
     (job,) = user.submit("--launcher", "srun")["jobs"]
     user.wait_for_step(25)
     cluster.stop("ctld")
+    (line,) = user.status()
+    assert (line["state"], line["job"]) == ("unknown", job)
     assert "squeue" in user.scalade("submit", "study.toml", "--profile", "site.toml", "--results", str(user.results),
                                     fails=True)  # fmt: skip
     cluster.start_controller()
