@@ -171,8 +171,7 @@ def follow_over_mpi() -> None:
     world = mpi.load().COMM_WORLD
     while (order := world.bcast(None)) is not None:
         spec = RunSpec.from_json(order)
-        Path(spec.results).mkdir(parents=True, exist_ok=True)
-        files.make_folder(spec.scratch, spec.results)
+        RunStore(spec.results).scratch(spec.run_id)
         try:
             measure_over_mpi(spec)
         except BaseException as error:

@@ -16,13 +16,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from .gpus import device_order
-from .hostlist import expand_counts, expand_hosts
+from .hostlist import expand_counts
 from .machine import cores
 
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "PRRTE_", "MPI_LOCAL", "HYDI_", "TORCHELASTIC_", "TORCHRUN_")
-LISTEN_FD = "SCALADE_LISTEN_FD"  # number of the listening socket that rank 0 inherits
+SECRET = "SCALADE_SECRET"  # by which the processes of a run know each other (secret.py)
 LOOPBACKS = ("127.0.0.1", "::1")
-PORTS, FURTHER = 8, 2503  # on which the tasks of an srun may meet, and how far apart they are (coprime to 20,000)
 WAIT_POLICY = "OMP_WAIT_POLICY"
 """How OpenMP's threads wait for work. Left to themselves they spin, which takes their core from whoever has work on it:
 where threads are more than free cores, a parallel region lasts for slices of the scheduler. libgomp (torch's wheels)
@@ -74,32 +73,6 @@ def _tasks_on_this_node(env: Mapping[str, str]) -> int:
         return 1
 
 
-def slurm_meeting_point(env: Mapping[str, str]) -> tuple[str, tuple[int, ...], str]:
-    """(host, ports, nonce) of one srun's tasks: each computes the same from its own environment.
-
-    The host is the step's first. The first port follows from the job's and the step's number, so that jobs that share
-    a node do not share one; the others are for when it is taken all the same (meeting.py). All stay below those that
-    the kernel gives out by itself. The nonce tells the ranks of this step from any that come by mistake. MASTER_ADDR
-    and MASTER_PORT, where they are set, are the host and the only port.
-
-    Raises
-    ------
-    WorldError: the step's variables are not there, or MASTER_PORT is no port
-    """
-    said = env.get("MASTER_PORT", "1")
-    if not said.isdecimal() or not 0 < int(said) < 2**16:
-        raise WorldError(f"MASTER_PORT={said}: must be a port, from 1 to 65535")
-    try:
-        job, step, hosts = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]), env["SLURM_STEP_NODELIST"]
-        first = expand_hosts(hosts)[0]
-    except (KeyError, ValueError, IndexError) as error:
-        said = f"srun left no SLURM_JOB_ID, SLURM_STEP_ID or SLURM_STEP_NODELIST that can be read ({error})"
-        raise WorldError(f"{said}: set MASTER_ADDR and MASTER_PORT") from None
-    ports = tuple(10_000 + (97 * job + step + FURTHER * number) % 20_000 for number in range(PORTS))
-    ports = (int(env["MASTER_PORT"]),) if "MASTER_PORT" in env else ports
-    return env.get("MASTER_ADDR", first), ports, f"{job}-{step}.{env.get('SLURM_RESTART_COUNT', '0')}"
-
-
 def _placement(
     source: str, env: Mapping[str, str], rank: str, size: str, local_rank: str, local_size: str
 ) -> Placement:
@@ -127,7 +100,7 @@ def child_environment(
     are loaded.
     threads: 0 shares this machine's cores between its ranks
     """
-    child = {key: value for key, value in env.items() if not key.startswith(LAUNCHER_PREFIXES)}
+    child = {key: value for key, value in env.items() if not key.startswith((*LAUNCHER_PREFIXES, SECRET))}
     count = str(threads or max(1, cores() // place.local_size))
     child |= {key: count for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     child = {WAIT_POLICY: "PASSIVE"} | device_order(child) | child
@@ -153,11 +126,21 @@ def link_columns(env: Mapping[str, str] = os.environ) -> dict[str, object]:
     return json.loads(env[LINK]) if env.get(LINK) else {}
 
 
-def listen(address: str, backlog: int = 1024) -> socket.socket:
-    """A listening socket on a free port of `address`: who inherits it cannot lose the port to another process."""
+def listen(address: str, port: int = 0, backlog: int = 1024) -> socket.socket:
+    """A listening socket at `address`. port: 0: a free one.
+
+    Raises
+    ------
+    OSError: somebody listens there, or the address is not this host's
+    """
     listener = socket.socket(_family(address))
-    listener.bind((address, 0))
-    listener.listen(backlog)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port > 0))  # of one that has just ended
+        listener.bind((address, port))
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 

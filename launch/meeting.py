@@ -1,118 +1,130 @@
-"""Where the tasks of one srun meet: on the first port of a series that nobody else has, found by a handshake.
+"""Where the supervisors that torchrun or srun started meet: on which host, at which of its addresses, on which port.
 
-Every task computes the same series from the job's and the step's number. Rank 0 listens on the first of its ports that
-it can have and answers whoever knows the run's nonce with the port of its store, which is any that is free. The others
-ask one port after the other: a stranger that listens there knows no nonce. A port on which nobody listens may still
-become rank 0's; so where all ports have strangers, rank 0 can have none, and waiting would be in vain.
+The port is none that a stranger could take before: it follows from what they share (secret.py), as the first of a
+series that rank 0 can have. The others try one after the other, and know the right one by the handshake. MASTER_PORT,
+where a user sets it, is the only port. Rank 0 listens on the addresses at which the others reach it and on no other.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from .environment import WorldError, listen_anywhere
-
-ANSWER_S = 1.0  # for what listens on a port to answer
-PAUSE_S = (0.02, 0.5)  # between two rounds over the ports: at first, and at last
-PASSES = 2  # rounds in which every port had a stranger, after which it is in vain
-LONGEST = 256  # bytes of a question or an answer
-HELLO = "scalade-meeting"
+from .environment import Placement, WorldError, listen, listen_anywhere, loopback, reachable_address
+from .hostlist import expand_hosts
+from .secret import ports_of
+from .store_server import StoreServer
 
 
-class Host:
-    """Rank 0's side: answers, in a thread of its own, until it is closed.
+@dataclass(frozen=True)
+class Point:
+    """What all supervisors of one start of a launcher read from their environments, each by itself."""
+
+    host: str  # of rank 0, as the others know it
+    name: str  # of this start: unlike any other's, and no secret
+    port: int | None = None  # None: those that follow from the secret
+    alone: bool = False  # all ranks are on this host
+    other: str = ""  # a host of other ranks, where it is known
+
+    def ports(self, secret: bytes) -> tuple[int, ...]:
+        return ports_of(secret) if self.port is None else (self.port,)
+
+
+def torchrun_point(place: Placement, env: Mapping[str, str]) -> Point:
+    """Of torchrun, whose agents keep a store of their own at MASTER_PORT; or of whoever set torchrun's variables.
+
+    Raises
+    ------
+    WorldError: they lack one
+    """
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        if key not in env:
+            raise WorldError(f"{place.source} set rank and size but not {key}: set it to {_MASTER[key]}")
+    host, port = env["MASTER_ADDR"], _port(env["MASTER_PORT"])
+    start = f"{env.get('TORCHELASTIC_RUN_ID', 'none')}.{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    agent = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Point(host, f"{start} {host}:{port}", None if agent else port, place.local_size == place.size)
+
+
+_MASTER = {"MASTER_ADDR": "an address of rank 0's host that every node can reach", "MASTER_PORT": "a free port of it"}
+
+
+def slurm_point(env: Mapping[str, str]) -> Point:
+    """Of one srun's tasks. The host is the step's first; MASTER_ADDR and MASTER_PORT, where they are set, win.
+
+    Raises
+    ------
+    WorldError: the step's variables are not there, or MASTER_PORT is no port
+    """
+    port = _port(env["MASTER_PORT"]) if "MASTER_PORT" in env else None
+    try:
+        job, step, hosts = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]), env["SLURM_STEP_NODELIST"]
+        first, *others = expand_hosts(hosts)
+    except (KeyError, ValueError) as error:
+        said = f"srun left no SLURM_JOB_ID, SLURM_STEP_ID or SLURM_STEP_NODELIST that can be read ({error})"
+        raise WorldError(f"{said}: set MASTER_ADDR and MASTER_PORT") from None
+    name = f"{job}-{step}.{env.get('SLURM_RESTART_COUNT', '0')}"
+    here = loopback() if not others and "MASTER_ADDR" not in env else env.get("MASTER_ADDR", first)
+    return Point(here, name, port, not others, others[0] if others else "")
+
+
+def _port(said: str) -> int:
+    if not said.isdecimal() or not 0 < int(said) < 2**16:
+        raise WorldError(f"MASTER_PORT={said}: must be a port, from 1 to 65535")
+    return int(said)
+
+
+def serve(point: Point, secret: bytes) -> tuple[StoreServer, str]:
+    """Rank 0's side: (the store, an address of it).
 
     Raises
     ------
     WorldError: none of the ports is free
     """
-
-    def __init__(self, ports: Sequence[int], nonce: str, store_port: int) -> None:
-        self._question, self._answer = f"{HELLO} {nonce}\n".encode(), f"{HELLO} {nonce} {store_port}\n".encode()
-        self._listener = _first_free(ports)
-        self.port: int = self._listener.getsockname()[1]
-        self._closed = False
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while not self._closed:
-            try:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._reply, args=(connection,), daemon=True).start()
-            except (OSError, RuntimeError):  # closed; or one connection broke, or there are too many: it asks again
-                time.sleep(PAUSE_S[0])
-
-    def _reply(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            connection.settimeout(ANSWER_S)
-            if _line(connection) == self._question:
-                connection.sendall(self._answer)
-
-    def close(self) -> None:
-        self._closed = True
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        self._listener.close()
-
-
-def _first_free(ports: Sequence[int]) -> socket.socket:
-    for port in ports:
-        with suppress(OSError):
-            return listen_anywhere(port)
-    here, tried = socket.gethostname(), ", ".join(map(str, ports))
-    raise WorldError(f"rank 0 could not listen on any port of this step on {here} ({tried}): set MASTER_PORT")
-
-
-def find(rank: int, host: str, ports: Sequence[int], nonce: str, timeout_s: float) -> tuple[str, int]:
-    """The others' side: (address, port) of rank 0's store.
-
-    Raises
-    ------
-    WorldError: rank 0 did not come within `timeout_s`, or cannot: others have all of its ports
-    """
-    deadline, pause_s, in_vain, last = time.monotonic() + timeout_s, PAUSE_S[0], 0, "nobody listens"
-    while True:
-        strangers = 0
-        for port in ports:
-            try:
-                if found := _ask(host, port, nonce):
-                    return found
-                strangers += 1
-            except OSError as error:
-                last = error.strerror or str(error)
-        in_vain = in_vain + 1 if strangers == len(ports) else 0
-        where = f"rank {rank} could not find rank 0 at {host}, ports {', '.join(map(str, ports))}"
-        if in_vain == PASSES:
-            raise WorldError(f"{where}: something else listens on each of them; set MASTER_PORT")
-        if time.monotonic() > deadline:
-            raise WorldError(f"{where}, within {timeout_s:g} s: {last}")
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, PAUSE_S[1])
-
-
-def _ask(host: str, port: int, nonce: str) -> tuple[str, int] | None:
-    """None: a stranger answered, or nothing did. Raises OSError: nobody listens there."""
-    with socket.create_connection((host, port), timeout=ANSWER_S) as connection:
-        address = connection.getpeername()[0]
+    addresses, last = _addresses(point), ""
+    for port in point.ports(secret):
+        listeners: list[socket.socket] = []
         try:
-            connection.sendall(f"{HELLO} {nonce}\n".encode())
-            words = _line(connection).decode(errors="replace").split()
-        except OSError:
-            return None
-    ours = len(words) == 3 and words[:2] == [HELLO, nonce] and words[2].isdigit()
-    return (address, int(words[2])) if ours else None
+            for address in addresses:
+                listeners.append(listen(address, port))
+            if not listeners:
+                listeners.append(listen_anywhere(port))
+            return StoreServer(listeners, secret), addresses[0] if addresses else loopback()
+        except OSError as error:
+            last = os.strerror(error.errno) if error.errno else str(error)
+            for each in listeners:
+                each.close()
+    tried = ", ".join(map(str, point.ports(secret)))
+    raise WorldError(f"rank 0 could not serve the rendezvous at {point.host}, port {tried}: {last}; set MASTER_PORT")
 
 
-def _line(connection: socket.socket) -> bytes:
-    """Up to the end of a line, of what comes, or of what a line may have; within ANSWER_S in all."""
-    text, deadline = b"", time.monotonic() + ANSWER_S
-    while not text.endswith(b"\n") and len(text) < LONGEST and time.monotonic() < deadline:
-        piece = connection.recv(1)
-        if not piece:
-            break
-        text += piece
-    return text
+def _addresses(point: Point) -> list[str]:
+    """Those of this host at which others reach it: its name's, and that of the route to one of them.
+
+    Empty where none is known: the name is a gateway's, say, or has the loopback's address here and others elsewhere.
+    """
+    found: dict[str, None] = {}
+    with suppress(OSError):
+        told = socket.getaddrinfo(point.host, None, type=socket.SOCK_STREAM)
+        found = dict.fromkeys(str(where[0]) for *_, where in told if not str(where[0]).startswith("fe80:"))
+    if point.other:
+        with suppress(WorldError):
+            found[reachable_address([point.host, point.other], point.other)] = None
+    ours = [address for address in found if _ours(address)]
+    from_elsewhere = point.alone or any(not address.startswith(("127.", "::1")) for address in ours)
+    return ours if from_elsewhere else []
+
+
+def _ours(address: str) -> bool:
+    with suppress(OSError):
+        listen(address).close()
+        return True
+    return False
+
+
+def other_host(hosts: Sequence[str]) -> str:
+    """One of the hosts that is not the first one's; the first where there is no other."""
+    return next((host for host in hosts if host != hosts[0]), hosts[0])

@@ -33,8 +33,10 @@ ASKED = {Cause.TIMEOUT: Why.TIMEOUT, Cause.HANG: Why.HANG}  # by how a run ended
 class Peers:
     """The other supervisors, as this one sees them. Every method may find the store gone: then `gone` says so."""
 
-    def __init__(self, store: Store, place: Placement, seats: tuple[Seat, ...], patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, store: Store, place: Placement, seats: tuple[Seat, ...], patience_s: float = PATIENCE_S,
+                 secret: bytes = b"") -> None:  # fmt: skip
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
+        self.secret = secret  # of this world of supervisors
         self.gone: Stop | None = None  # which of them, or what they share
         self.missed: dict[int, Stop] = {}  # ranks whose supervisors are gone, and the run went on without
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
@@ -168,7 +170,7 @@ class Peers:
         self._asked_at = time.monotonic()
         try:
             return method(*arguments)
-        except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
+        except (ValueError, OSError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.gone = Stop(Why.NO_STORE, f"the store that the supervisors share is gone ({first})")
             return None

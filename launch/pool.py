@@ -2,8 +2,8 @@
 
 Fresh processes stay the default, and the unit of repetition: what one case leaves behind (allocator, caches, clocks)
 another may find. Supervisor and rank talk over a socket pair: an order is one JSON message, {"spec", "address",
-"port"}, with rank 0's listening socket attached; the answer is `done`, or `leaving` where the case left something
-behind that would disturb the next (clean.py). Whatever else happens to a rank ends all of them, and the next run starts
+"port", "secret"}; the answer is `done`, or `leaving` where the case left something behind that would disturb the next
+(clean.py). Whatever else happens to a rank ends all of them, and the next run starts
 new ones.
 """
 
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..results import files
-from .environment import LISTEN_FD, Placement, child_environment
+from .environment import SECRET, Placement, child_environment
 from .failure import report_file
 from .processes import MARK
 from .spec import RunSpec, write_atomically
@@ -68,7 +68,7 @@ class Pool:
         self._warm: dict[Placement, Warm] = {}
 
     def start(
-        self, spec: RunSpec, places: Sequence[Placement], mark: str, listener: socket.socket | None,
+        self, spec: RunSpec, places: Sequence[Placement], mark: str, secret: str,
         command: Sequence[str] = RANK_COMMAND, prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
     ) -> list[Child]:  # fmt: skip
         """As supervise.start, but ranks that are there and idle are given the order."""
@@ -81,9 +81,9 @@ class Pool:
         for place, warm in self._warm.items():
             files.remove(report_file(scratch, place.rank))
             order = {"spec": str(scratch / "spec.json"), "address": spec.address, "port": spec.port}
-            passed = [listener.fileno()] if listener is not None and place.rank == 0 else []
+            order["secret"] = secret
             with suppress(ConnectionError):  # it has died since: poll will say so
-                socket.send_fds(warm.control, [json.dumps(order).encode()], passed)
+                warm.control.send(json.dumps(order).encode())
             warm.busy = True
         return [Child(place.rank, warm) for place, warm in self._warm.items()]
 
@@ -118,13 +118,12 @@ def serve(descriptor: int, run: Callable[[Path], bool]) -> None:
     """The rank's side: every order until the supervisor goes. run(spec file): whether another case may follow."""
     with socket.socket(fileno=descriptor) as control:
         while True:
-            message, passed, _, _ = socket.recv_fds(control, LIMIT, 1)
+            message = control.recv(LIMIT)
             if not message:
                 return
             order = json.loads(message)
             os.environ |= {"MASTER_ADDR": order["address"], "MASTER_PORT": str(order["port"])}
-            if passed:
-                os.environ[LISTEN_FD] = str(passed[0])
+            os.environ[SECRET] = order["secret"]
             file = Path(order["spec"])
             with files.stream(file.with_name(f"rank-{os.environ['RANK']}.log")) as log:
                 os.dup2(log.fileno(), 1)

@@ -58,7 +58,8 @@ class Reporter:
         self.trained_from: int | None = None
         self.trained_at: float | None = None
         self._written = 0.0
-        self._step_fd = files.open_file(folder / STEP, None, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if active else -1
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._step_fd = files.open_file(folder / STEP, None, flags, 0o600) if active else -1
 
     def phase(self, name: str) -> None:
         self._now["phase"] = name

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from ..results import files
 from .clean import Before
-from .environment import LISTEN_FD, Placement, find_placement, wait_policy
+from .environment import SECRET, Placement, find_placement, wait_policy
 from .failure import ErrorReport, error_kind, one_line, write_report
 from .pool import ARGUMENT, serve
 from .processes import die_with_supervisor
@@ -85,11 +85,11 @@ def _one(file: Path, program: Program | None, warm: bool = False) -> bool:
 
 def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None, warm: bool) -> Before | None:
     """warm: gives what to put back."""
-    inherited = os.environ.pop(LISTEN_FD, None)
+    secret = os.environ.pop(SECRET, "").encode()
     # Torch brings a quarter of a million objects that stay: no collection while they come (a tenth of the import), and
     # none ever looks at them afterwards (a full one would take as long as a step).
     gc.disable()
-    world = join(spec, place, None if inherited is None else int(inherited))
+    world = join(spec, place, secret)
     before = Before() if warm and "torch" in sys.modules else None
     gc.freeze()
     gc.enable()

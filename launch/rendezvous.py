@@ -1,8 +1,9 @@
 """How ranks come together, and the truth check: every rank says who it is, one judges, all hear the verdict.
 
 A wrong MASTER_ADDR, a mismatched mpirun or another job on the same port gives worlds that run and measure the wrong
-thing. So before anything is computed, each rank takes a numbered seat in rank 0's store; whoever sits first waits for
-all, judges, and publishes. Needs torch only in `join`.
+thing. So before anything is computed, each rank takes a numbered seat in the store that they share; whoever sits first
+waits for all, judges, and publishes. Who does not know the run's secret cannot speak there (store_server.py). Needs
+torch only in `join`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +23,7 @@ from .environment import Placement, WorldError
 from .machine import cores
 from .progress import lost_replicas
 from .spec import RunSpec
+from .store_client import find
 
 if TYPE_CHECKING:
     from ..parallelism.diloco.quorum import Meeting
@@ -32,7 +32,7 @@ POLL_S = 0.003
 
 
 class Store(Protocol):
-    """The part of torch.distributed.Store used here."""
+    """The part of StoreClient used here."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -140,53 +140,14 @@ def agree(store: Store, seat: Seat, timeout_s: float) -> tuple[Seat, ...]:
 def _wait_until_heard(store: Store, patience_s: float = 3.0) -> None:
     """One of the ranks holds the store: it stays until all that came have read the verdict."""
     deadline = time.monotonic() + patience_s
-    with suppress(RuntimeError):  # its holder has waited long enough
+    with suppress(OSError):  # its holder has waited long enough
         heard = store.add("world/heard", 1)
         while heard < store.add("world/arrived", 0) and time.monotonic() < deadline:
             time.sleep(POLL_S)
             heard = store.add("world/heard", 0)
 
 
-def connect(place: Placement, address: str, port: int, timeout_s: float, listen_fd: int | None = None) -> Any:
-    """The TCPStore at `address`: rank 0 serves it, on the inherited socket `listen_fd` where there is one.
-
-    Under torchrun with its agent's store, nobody serves: the store is there already.
-
-    Raises
-    ------
-    WorldError: nothing that speaks the store's protocol answered
-    """
-    from torch.distributed import TCPStore
-
-    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    more: dict[str, Any] = {"master_listen_fd": listen_fd} if serves and listen_fd is not None else {}
-    made: list[Any] = []
-
-    def make() -> None:
-        try:
-            made.append(
-                TCPStore(
-                    address, port, None, is_master=serves, timeout=timedelta(seconds=timeout_s),
-                    wait_for_workers=False, **more,
-                )  # fmt: skip
-            )
-        except (RuntimeError, ValueError, OSError) as error:
-            made.append(error)
-
-    # Its timeout does not hold against a listener that accepts and says nothing: so it is made aside, and waited for.
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    # Some seconds more than its timeout: an interpreter that ends while it is still in C++ aborts.
-    thread.join(timeout_s + 10.0)
-    made = made or [TimeoutError("something listens there, but it is no store")]
-    if not isinstance(made[0], Exception):
-        return made[0]
-    verb = "serve the rendezvous at" if serves else "reach rank 0 at"
-    line = (str(made[0]).strip().splitlines() or [type(made[0]).__name__])[0]
-    raise WorldError(f"rank {place.rank} could not {verb} {address}:{port} within {timeout_s:g} s: {line}") from made[0]
-
-
-def join(spec: RunSpec, place: Placement, listen_fd: int | None = None) -> World:
+def join(spec: RunSpec, place: Placement, secret: bytes) -> World:
     """Come together, check the world, and set up the default process group.
 
     Raises
@@ -196,14 +157,17 @@ def join(spec: RunSpec, place: Placement, listen_fd: int | None = None) -> World
     import torch
     import torch.distributed as dist
 
+    from .torch_store import SharedStore, forget
+
     if place.size != spec.size:
         raise WorldError(f"run {spec.run_id} wants {spec.size} ranks, {place.source} gives {place.size}")
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores() // place.local_size)
     torch.set_num_threads(threads)
     device, identifier = _device(spec.device, place)
-    store = connect(place, spec.address, spec.port, spec.join_timeout_s, listen_fd)
+    forget()
+    client = find(place.rank, spec.address, (spec.port,), secret, spec.join_timeout_s)
     seat = Seat(place.rank, place.local_rank, place.size, spec.nonce, socket.gethostname(), os.getpid(), identifier)
-    seats = agree(store, seat, spec.join_timeout_s)
+    seats, store = agree(client, seat, spec.join_timeout_s), SharedStore(client)
     more: dict[str, Any] = {} if device == "cpu" else {"device_id": torch.device(device)}
     outer, rank, size, meeting, prefix = spec.parsed_case().outer, place.rank, place.size, None, "group"
     if outer.quorum:  # a world for each replica: a dead one breaks no other

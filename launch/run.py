@@ -179,13 +179,13 @@ def work_here(
     """run_worker, once the study has been read."""
     from .worker import follow, join_supervisors, work
 
-    peers = join_supervisors(dict(os.environ))
+    folder = results or study.results
+    peers = join_supervisors(dict(os.environ), folder)
     if peers.place.rank == 0 and ENDED_FILE not in os.environ:  # else `scalade run` has said it
         _warn(study)
     with Signals(signal_names(study.run.requeue_signals), heeds=peers.place.rank == 0) as signals:
         if peers.place.rank != 0:
             return None, None, *follow(peers, signals, command)
-        folder = results or study.results
         try:
             summary = work(
                 study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, only=only,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from ..results import files
 from .cause import Cause, Kind, Stop, Why
-from .environment import LISTEN_FD, Placement, child_environment, oom_kills
+from .environment import SECRET, Placement, child_environment, oom_kills
 from .failure import ErrorReport, read_report, report_file
 from .processes import MARK, end_marked
 from .progress import mark_lost
@@ -120,12 +119,12 @@ class Signals:
 
 
 def start(
-    spec: RunSpec, places: Sequence[Placement], mark: str, listener: socket.socket | None,
+    spec: RunSpec, places: Sequence[Placement], mark: str, secret: str,
     command: Sequence[str] = RANK_COMMAND, prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
 ) -> list[Child]:  # fmt: skip
     """One process for each place, each in a session of its own with its output in the scratch folder.
 
-    listener: rank 0 inherits it; the caller closes its own copy.
+    secret: of the run, for the ranks alone
     prefix: of the command, by place; it must become the command by exec, whose process id is watched.
     """
     scratch = Path(spec.scratch)
@@ -133,13 +132,11 @@ def start(
     children = []
     for place in places:
         files.remove(report_file(scratch, place.rank))
-        env = child_environment(os.environ, place, spec.address, spec.port, spec.threads) | {MARK: mark}
-        inherited = [listener.fileno()] if listener is not None and place.rank == 0 else []
-        if inherited:
-            env[LISTEN_FD] = str(inherited[0])
+        env = child_environment(os.environ, place, spec.address, spec.port, spec.threads)
+        env |= {MARK: mark, SECRET: secret}
         with files.stream(scratch / f"rank-{place.rank}.log") as log:
             process = subprocess.Popen(
-                [*prefix(place), *command, str(scratch / "spec.json")], env=env, pass_fds=inherited,
+                [*prefix(place), *command, str(scratch / "spec.json")], env=env,
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         children.append(Child(place.rank, process))

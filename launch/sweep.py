@@ -28,9 +28,11 @@ from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
 from .rank import WORLD
 from .schedulers import job_columns
+from .secret import new_secret
 from .spec import RunSpec, utc
 from .starts import StartLog, goodput_columns, in_vain, read_starts
 from .stop import undone
+from .store_server import StoreServer
 from .summary import Summary
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .taken import taken
@@ -65,15 +67,19 @@ class LocalExecutor:
         self.mark, self.guard, self.pool, self.address = new_mark(), None, Pool(), loopback()
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
+        secret = new_secret().hex()
+        with StoreServer([self.listen()], secret.encode()) as shared:
+            spec = replace(spec, address=self.address, port=shared.port, nonce=os.urandom(8).hex())
+            return self._run(spec, secret, time_limit_s, started, tick)
+
+    def _run(self, spec: RunSpec, secret: str, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
-        with self.listen() as listener:
-            spec = replace(spec, address=self.address, port=listener.getsockname()[1], nonce=os.urandom(8).hex())
-            try:
-                begin = self.pool.start if spec.isolation == "pool" else start
-                children = begin(spec, self.places(spec.size), self.mark, listener, self.command, self.prefix)
-            except BaseException:
-                end_marked(self.mark)
-                raise
+        try:
+            begin = self.pool.start if spec.isolation == "pool" else start
+            children = begin(spec, self.places(spec.size), self.mark, secret, self.command, self.prefix)
+        except BaseException:
+            end_marked(self.mark)
+            raise
         self.guard = self.guard or Guard(self.mark)
         try:
             started()
@@ -89,7 +95,7 @@ class LocalExecutor:
         return judge([ending], scratch, time_limit_s, quorum)
 
     def listen(self) -> socket.socket:
-        """What rank 0 serves on, at `address`."""
+        """Where ranks meet, at `address`."""
         return listen(self.address)
 
     def places(self, size: int) -> list[Placement]:

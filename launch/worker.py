@@ -15,9 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results import files
 from ..results.store import RunStore
-from . import meeting, mpi
+from . import mpi
 from .display import Display
 from .environment import (
     Placement,
@@ -25,23 +24,24 @@ from .environment import (
     find_placement,
     link_columns,
     listen,
-    listen_anywhere,
-    loopback,
     reachable_address,
-    slurm_meeting_point,
 )
 from .failure import one_line
 from .here import refuse_here
 from .judge import judge
+from .meeting import Point, other_host, serve, slurm_point, torchrun_point
 from .peers import BEAT_S, PATIENCE_S, Peers
 from .plan import make_plan
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
-from .rendezvous import Seat, agree, connect
+from .rendezvous import Seat, agree
 from .schedulers import job_columns
+from .secret import derive, exported, shared
 from .spec import RunSpec
 from .stop import REQUEUE_STATUS
+from .store_client import find
+from .store_server import StoreServer
 from .supervise import RANK_COMMAND, Outcome, Signals, start, watch
 from .sweep import Callback, Summary, Sweep
 from .watchdog import Watchdog
@@ -52,8 +52,12 @@ if TYPE_CHECKING:
 JOIN_TIMEOUT_S = 120.0
 
 
-def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, patience_s: float = PATIENCE_S) -> Peers:
+def join_supervisors(
+    env: dict[str, str], folder: Path, timeout_s: float = JOIN_TIMEOUT_S, patience_s: float = PATIENCE_S
+) -> Peers:
     """Come together with the supervisors that the same launcher started, and check that they are one whole world.
+
+    folder: the results folder, over which they share their secret (secret.py)
 
     Raises
     ------
@@ -66,48 +70,34 @@ def join_supervisors(env: dict[str, str], timeout_s: float = JOIN_TIMEOUT_S, pat
             "`mpirun -n N scalade worker STUDY`, `srun -n N scalade worker STUDY`, or `scalade run STUDY`, which "
             "starts the ranks itself"
         )
-    host, fd = None, None
+    given, listener = exported(env), None
     if place.source == "mpi":
-        place, address, port, nonce, listener = _through_mpi(place)
-        fd = None if listener is None else listener.detach()  # the store closes it
-    elif place.source == "slurm":
-        address, ports, nonce = slurm_meeting_point(env)
-        if place.rank == 0:
-            import torch.distributed  # noqa: F401  # holds the interpreter for seconds, in which nobody is answered
-
-            listener = listen_anywhere()
-            port = listener.getsockname()[1]
-            address, host = loopback(), meeting.Host(ports, nonce, port)
-            fd = listener.detach()  # the store closes it
-        else:
-            address, port = meeting.find(place.rank, address, ports, nonce, timeout_s)
+        place, point, given, listener = _through_mpi(place, given)
     else:
-        for key in ("MASTER_ADDR", "MASTER_PORT"):
-            if key not in env:
-                raise WorldError(f"{place.source} set rank and size but not {key}: set it to {_MASTER[key]}")
-        address, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
-        nonce = f"{env.get('TORCHELASTIC_RUN_ID', 'none')}.{env.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    from torch.distributed import PrefixStore
-
-    seat = Seat(place.rank, place.local_rank, place.size, nonce, socket.gethostname(), os.getpid(), "cpu")
-    try:
-        store = PrefixStore(f"scalade/{nonce.rsplit('.', 1)[-1]}", connect(place, address, port, timeout_s, fd))
-        seats = agree(store, seat, timeout_s)
-    except RuntimeError as error:  # torch's DistError; a WorldError says it better
-        if isinstance(error, WorldError):
-            raise
-        said = str(error).strip().splitlines()[0]
-        raise WorldError(f"the store at {address}:{port} went away while supervisors came together: {said}") from error
-    finally:
-        if host:
-            host.close()
-    return Peers(store, place, seats, patience_s)
-
-
-_MASTER = {"MASTER_ADDR": "an address of rank 0's host that every node can reach", "MASTER_PORT": "a free port of it"}
+        point = slurm_point(env) if place.source == "slurm" else torchrun_point(place, env)
+    with shared(folder, point.name, place.rank == 0, given) as secret:
+        server, host = None, point.host
+        if listener:
+            server = StoreServer([listener], secret)
+        elif place.rank == 0:
+            server, host = serve(point, secret)
+        ports = point.ports(secret) if server is None else (server.port,)
+        seat = Seat(place.rank, place.local_rank, place.size, point.name, socket.gethostname(), os.getpid(), "cpu")
+        try:
+            client = find(place.rank, host, ports, secret, timeout_s)
+            seats = agree(client, seat, timeout_s)
+        except BaseException as error:
+            if server:  # else it serves as long as this process lives
+                server.close()
+            if not isinstance(error, OSError):
+                raise
+            said = f"the store at {host} went away while supervisors came together: {error}"
+            raise WorldError(said) from error
+    return Peers(client, place, seats, patience_s, secret)
 
 
-def _through_mpi(place: Placement) -> tuple[Placement, str, int, str, socket.socket | None]:
+def _through_mpi(place: Placement, given: bytes | None) -> tuple[Placement, Point, bytes | None, socket.socket | None]:
+    """(place, where to meet, the exported secret if all have the same one, rank 0's listener)."""
     comm = mpi.load().COMM_WORLD
     if (comm.rank, comm.size) != (place.rank, place.size):
         raise mpi.another(f"mpirun says rank {place.rank} of {place.size}", f"rank {comm.rank} of {comm.size}")
@@ -116,13 +106,13 @@ def _through_mpi(place: Placement) -> tuple[Placement, str, int, str, socket.soc
     place = replace(place, local_rank=neighbours.index(place.rank), local_size=len(neighbours))
     told, listener = None, None
     if place.rank == 0:
-        other = next((host for host in hosts if host != hosts[0]), hosts[0])
-        listener = listen(reachable_address(hosts, other))
-        told = (*listener.getsockname()[:2], f"{os.urandom(8).hex()}.0")
-    address, port, nonce = comm.bcast(told)
+        listener = listen(reachable_address(hosts, other_host(hosts)))
+        told = (*listener.getsockname()[:2], f"mpi {os.urandom(8).hex()}.0")
+    address, port, name = comm.bcast(told)
+    proofs = comm.allgather(None if given is None else derive(given, "proof", name))
     # From here on they meet in the store: MPI's own end would wait for supervisors that are gone.
     mpi.load().Finalize()
-    return place, address, port, nonce, listener
+    return place, Point(address, name, port), given if len(set(proofs)) == 1 else None, listener
 
 
 class WorldExecutor:
@@ -135,24 +125,26 @@ class WorldExecutor:
         hosts = [seat.host for seat in peers.seats]
         # A lab's nodes share one machine; another world of a scheduler's job may have more hosts than this one.
         self.one_host = bool(link_columns()) or (len(set(hosts)) == 1 and not job_columns())
-        other = next((host for host in hosts if host != hosts[0]), hosts[0])
-        self.address = reachable_address(hosts, other)
+        self.address = reachable_address(hosts, other_host(hosts))
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         self.number += 1
+        spec = replace(spec, address=self.address, nonce=os.urandom(8).hex())
+        secret = derive(self.peers.secret, "run", spec.nonce).hex()
+        with StoreServer([listen(self.address)], secret.encode()) as shared_store:
+            return self._run(replace(spec, port=shared_store.port), secret, time_limit_s, started, tick)
+
+    def _run(self, spec: RunSpec, secret: str, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
-        with listen(self.address) as listener:
-            port = listener.getsockname()[1]
-            spec = replace(spec, address=self.address, port=port, nonce=os.urandom(8).hex())
-            self.peers.order(self.number, {"run": spec.to_json()})
-            try:
-                begin = self.pool.start if spec.isolation == "pool" else start
-                children = begin(spec, [self.peers.place], self.mark, listener, self.command)
-                self.guard = self.guard or Guard(self.mark)
-                started()
-            except BaseException:
-                end_marked(self.mark)
-                raise
+        self.peers.order(self.number, {"run": spec.to_json()})
+        try:
+            begin = self.pool.start if spec.isolation == "pool" else start
+            children = begin(spec, [self.peers.place], self.mark, secret, self.command)
+            self.guard = self.guard or Guard(self.mark)
+            started()
+        except BaseException:
+            end_marked(self.mark)
+            raise
         quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
             children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
@@ -192,11 +184,12 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
                 return order["code"], order["end"]
             spec = RunSpec.from_json(order["run"])
             scratch = Path(spec.scratch)
-            Path(spec.results).mkdir(parents=True, exist_ok=True)  # a disk of its own, where it is not shared
-            files.make_folder(scratch, spec.results)
+            # On a disk of its own, where the results folder is not shared.
+            RunStore(spec.results).scratch(spec.run_id)
             try:
                 begin = pool.start if spec.isolation == "pool" else start
-                children = begin(spec, [peers.place], mark, None, command)
+                secret = derive(peers.secret, "run", spec.nonce).hex()
+                children = begin(spec, [peers.place], mark, secret, command)
                 guard = guard or Guard(mark)
             except BaseException:
                 end_marked(mark)

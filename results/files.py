@@ -176,17 +176,35 @@ def make_folder(folder: str | Path, below: str | Path | None = None, mode: int =
     os.close(open_folder(folder, below, make=True, mode=mode))
 
 
+def make_private_folder(folder: str | Path, below: str | Path | None = None) -> None:
+    """Make the folder where it is missing, for this user alone; one that is there is made so (mode 0700).
+
+    Raises
+    ------
+    Refused: a link or a file is there, or a folder of another user's; root takes it as it is
+    """
+    descriptor = open_folder(folder, below, make=True, mode=0o700)
+    try:
+        about = os.fstat(descriptor)
+        if os.geteuid() not in (0, about.st_uid):
+            raise Refused(folder, f"belongs to user {about.st_uid}, who could read and change what is in it: remove it")
+        if stat.S_IMODE(about.st_mode) != 0o700:
+            os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def replacing(file: str | Path, below: str | Path | None = None, sync: bool = True) -> Iterator[BinaryIO]:
     """Write or replace a file: readers see the old content or the new, never a part, whoever is killed when.
 
     A link at the path is replaced, never followed. What the block raises leaves the file of before.
-    sync: on the disk when the block has ended; False: for files that die with the run.
+    sync: on the disk when the block has ended; False: for files that die with the run, which are this user's alone.
     """
     with parent_of(file, below) as (parent, name):
         aside = _aside(name)
         try:
-            with os.fdopen(_open_new(aside, parent), "wb") as stream:
+            with os.fdopen(_open_new(aside, parent, 0o666 if sync else 0o600), "wb") as stream:
                 yield stream
                 stream.flush()
                 if sync:
@@ -206,9 +224,13 @@ def write(file: str | Path, content: str | bytes, below: str | Path | None = Non
 
 
 def stream(file: str | Path, below: str | Path | None = None, append: bool = False) -> BinaryIO:
-    """A file to write to as a run goes on, unbuffered: emptied first, or appended to. Refused: as open_file."""
-    flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else os.O_TRUNC)
-    return os.fdopen(open_file(file, below, flags), "wb", buffering=0)
+    """A file to write to as a run goes on, unbuffered: emptied first, and then this user's alone; or appended to.
+    Refused: as open_file."""
+    flags, mode = os.O_WRONLY | os.O_CREAT, 0o666 if append else 0o600
+    descriptor = open_file(file, below, flags | (os.O_APPEND if append else os.O_TRUNC), mode)
+    if not append:
+        os.fchmod(descriptor, mode)
+    return os.fdopen(descriptor, "wb", buffering=0)
 
 
 def write_folder(folder: str | Path, contents: Mapping[str, bytes], below: str | Path | None = None) -> None:
@@ -301,8 +323,8 @@ def _write_new(name: str, content: bytes, parent: int, sync: bool) -> None:
             os.fsync(handle.fileno())
 
 
-def _open_new(name: str, parent: int) -> int:
-    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
+def _open_new(name: str, parent: int, mode: int = 0o666) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=parent)
 
 
 def _aside(name: str) -> str:

@@ -125,10 +125,11 @@ class RunStore:
         return Claim(run_id, max(self.attempts(run_id), default=0) + 1, lock_fd)
 
     def scratch(self, run_id: str) -> Path:
-        """Folder of the running attempt: progress, error reports, checkpoints. Not part of the table."""
+        """Folder of the running attempt, for this user alone: progress, error reports, checkpoints. Not part of the
+        table."""
         folder = self.run_folder(run_id) / "scratch"
         with _said(f"make the scratch folder of run {run_id}", folder):
-            files.make_folder(folder, self.folder)
+            files.make_private_folder(folder, self.folder)
         return folder
 
     def has_scratch(self, run_id: str) -> bool:

@@ -19,7 +19,7 @@ COMMAND = [sys.executable, str(Path(__file__).with_name(os.environ.get("FAKE_PRO
 def main(study, results):
     try:
         patience = {"timeout_s": float(os.environ.get("FAKE_JOIN_S", "60")), "patience_s": 4.0}
-        peers = join_supervisors(dict(os.environ), **patience)
+        peers = join_supervisors(dict(os.environ), Path(results), **patience)
     except WorldError as error:
         sys.exit(f"scalade: {error}")
     warnings = signal_names(load_study(study).run.requeue_signals)

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from scalade.bench.data import open_source
-from scalade.launch.environment import Placement
+from scalade.launch.environment import Placement, listen
 from scalade.launch.launchers import LAUNCHERS
 from scalade.launch.peers import Peers
 from scalade.launch.quorum import Quorum
 from scalade.launch.rendezvous import Seat
 from scalade.launch.run import run_study
+from scalade.launch.store_client import find
+from scalade.launch.store_server import StoreServer
 from scalade.launch.study import load_study
 from scalade.launch.supervise import Ending
+from scalade.launch.torch_store import SharedStore
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.diloco.plan import bytes_per_sync
 from scalade.parallelism.diloco.quorum import CHUNK_BYTES, Meeting
@@ -243,7 +246,8 @@ def test_no_quorum_is_one_case():
 
 def two_replicas(**settings):
     outer = Outer(algorithm="diloco", replicas=2, **dict(quorum=1, quorum_timeout_s=0.05) | settings)
-    store = torch.distributed.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    server = StoreServer([listen("127.0.0.1")], b"secret")  # as long as the test
+    store = SharedStore(find(0, "127.0.0.1", (server.port,), b"secret", 60.0))
     return Meeting(store, outer, 0, 0, 1, dead=lambda: set()), Meeting(store, outer, 1, 0, 1)
 
 

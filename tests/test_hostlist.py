@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalade.launch.environment import WorldError, find_placement, slurm_meeting_point
+from scalade.launch.environment import WorldError, find_placement
 from scalade.launch.hostlist import expand_counts, expand_hosts
+from scalade.launch.meeting import slurm_point
+from scalade.launch.secret import derive, ports_of
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_a_range_that_runs_backwards_is_said_to():
     with pytest.raises(ValueError, match=re.escape("not a host list: 'n[3-1]': 3-1 runs backwards")):
         expand_hosts("n[3-1]")
     with pytest.raises(WorldError, match="SLURM_STEP_NODELIST.* 3-1 runs backwards.*MASTER_ADDR"):
-        slurm_meeting_point(STEP | {"SLURM_STEP_NODELIST": "n[3-1]"})
+        slurm_point(STEP | {"SLURM_STEP_NODELIST": "n[3-1]"})
 
 
 @pytest.mark.parametrize("text", ["1(x1000001)", "2,1(x1000000)", "2,", "1(x)", "-1", ""])
@@ -68,24 +70,26 @@ def test_a_task_of_srun_knows_its_place():
     """Of the step, not of the job around it: SLURM_NTASKS and SLURM_NODELIST may be the job's."""
     place = find_placement(STEP)
     assert (place.source, place.rank, place.size, place.local_rank, place.local_size) == ("slurm", 2, 4, 1, 3)
-    host, ports, nonce = slurm_meeting_point(STEP)
-    assert host == "n2" and nonce == "17-3.0" and all(10_000 <= port < 30_000 for port in ports)
-    assert len(set(ports)) == len(ports) > 1
-    assert slurm_meeting_point(STEP | {"MASTER_ADDR": "h", "MASTER_PORT": "77"})[:2] == ("h", (77,))
+    point = slurm_point(STEP)
+    assert (point.host, point.other, point.alone, point.name, point.port) == ("n2", "n3", False, "17-3.0", None)
+    assert slurm_point(STEP | {"SLURM_STEP_NODELIST": "n4"}).alone
+    elsewhere = slurm_point(STEP | {"MASTER_ADDR": "h", "MASTER_PORT": "77"})
+    assert (elsewhere.host, elsewhere.ports(b"any")) == ("h", (77,))
     with pytest.raises(WorldError, match="MASTER_PORT=70000: must be a port"):
-        slurm_meeting_point(STEP | {"MASTER_PORT": "70000"})
+        slurm_point(STEP | {"MASTER_PORT": "70000"})
     assert find_placement({key: value for key, value in STEP.items() if key != "SLURM_STEP_ID"}) is None
     assert find_placement(STEP | {"RANK": "0", "WORLD_SIZE": "1"}).source == "torchrun"
 
 
 @settings(deadline=None)
-@given(st.integers(1, 10**7), st.integers(0, 50), st.integers(0, 5), st.integers(0, 50))
-def test_steps_of_one_job_and_of_neighbours_meet_on_ports_of_their_own(job, step, further, other_step):
-    port = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})[1][0]
-    other = slurm_meeting_point(STEP | {"SLURM_JOB_ID": str(job + further), "SLURM_STEP_ID": str(other_step)})[1][0]
-    assert (port == other) == (further == 0 and step == other_step)
+@given(st.binary(min_size=1, max_size=64), st.integers(0, 10**7), st.integers(0, 10**7))
+def test_steps_that_know_one_secret_meet_on_ports_of_their_own(given_to_all, step, other):
+    """Eight of 20,000: two steps seldom share one, and whoever has no secret can name none of them before."""
+    ports = ports_of(derive(given_to_all, "step", str(step)))
+    assert len(set(ports)) == 8 and all(10_000 <= port < 30_000 for port in ports)
+    assert (ports == ports_of(derive(given_to_all, "step", str(other)))) == (step == other)
 
 
 def test_no_fallback_to_this_host():
     with pytest.raises(WorldError, match="SLURM_STEP_NODELIST.*MASTER_ADDR"):
-        slurm_meeting_point({key: value for key, value in STEP.items() if key != "SLURM_STEP_NODELIST"})
+        slurm_point({key: value for key, value in STEP.items() if key != "SLURM_STEP_NODELIST"})

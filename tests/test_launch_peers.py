@@ -41,7 +41,7 @@ class Memory(dict):
 
     def check(self, keys):
         if self.dead:
-            raise RuntimeError("Broken pipe")
+            raise ConnectionError("Broken pipe")
         return all(key in self for key in keys)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -9,15 +10,19 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
-from types import SimpleNamespace
 
 import pytest
 from test_launch_worker import FAKE, finish, nothing_left, rows, write_study
 
-from scalade.launch import meeting, worker
-from scalade.launch.environment import WorldError, slurm_meeting_point
+from scalade.launch import meeting, store_client, worker
+from scalade.launch.environment import Placement, WorldError, listen
+from scalade.launch.handshake import MAGIC, NO, YES
+from scalade.launch.meeting import serve, slurm_point, torchrun_point
+from scalade.launch.secret import derive
+from scalade.launch.store_client import find
+from scalade.launch.store_server import StoreServer
 
-NONCE = "17-3.0"
+SECRET = derive(b"a user's", "step", "17-3.0")
 
 
 class Stranger:
@@ -57,82 +62,93 @@ def port():
         yield lambda *said: stack.enter_context(Stranger(*said))
 
 
+HELLO = MAGIC + bytes(32)
 STRANGERS = [
-    None, b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"\0" * 400, b"scalade-meeting 17-4.0 80\n", b"scalade-meeting 17-3.0\n",
-    b"scalade-meeting 17-3.0 port\n", "scalade-meeting \u00e9".encode("latin-1"),
+    None, b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"\0" * 400, MAGIC[:5], HELLO,
+    HELLO + NO + bytes(32), HELLO + YES + bytes(32),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", STRANGERS)
 def test_a_stranger_on_the_first_port_is_passed_by(port, words):
     ports = (port(words), free())
-    host = meeting.Host(ports, NONCE, 4321)
-    try:
-        assert host.port == ports[1]
-        assert meeting.find(1, "localhost", ports, NONCE, 20.0)[1] == 4321
-        with pytest.raises(WorldError, match="within 0 s"):
-            meeting.find(1, "localhost", ports, "18-3.0", 0.0)  # another job's task comes by
-    finally:
-        host.close()
+    with StoreServer([listen("127.0.0.1", ports[1])], SECRET):
+        store = find(1, "127.0.0.1", ports, SECRET, 20.0)
+        store.set("key", b"value")
+        assert store.get("key") == b"value"
+        with pytest.raises(WorldError, match="within 0 s|something else listens"):
+            find(1, "127.0.0.1", ports, derive(SECRET, "another job"), 0.0)
     with socket.create_server(("", ports[1])):
         pass
 
 
 def test_rank_0_may_come_later(port):
-    ports, hosts = (port(), free()), []
-    timer = threading.Timer(0.5, lambda: hosts.append(meeting.Host(ports, NONCE, 4321)))
+    ports, servers = (port(b"no\n"), free()), []
+    timer = threading.Timer(0.5, lambda: servers.append(StoreServer([listen("127.0.0.1", ports[1])], SECRET)))
     timer.start()
     try:
-        address, found = meeting.find(1, "localhost", ports, NONCE, 60.0)
-        assert found == 4321 and socket.getaddrinfo(address, None, flags=socket.AI_NUMERICHOST)
+        find(1, "127.0.0.1", ports, SECRET, 60.0).set("key", "value")
     finally:
         timer.join()
-        hosts[0].close()
+        servers[0].close()
 
 
-def test_rank_0_answers_after_a_connection_that_broke(monkeypatch):
+def test_the_store_answers_after_a_connection_that_broke():
     """EMFILE and errors of the network come out of accept(2), of a connection that is not worth the run."""
-    listener = socket.create_server(("", 0))
     failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "aborted")]
 
-    class Failing:
-        shutdown, close, getsockname = listener.shutdown, listener.close, listener.getsockname
-
+    class Failing(socket.socket):
         def accept(self):
             if failures:
                 raise failures.pop()
-            return listener.accept()
+            return super().accept()
 
-    monkeypatch.setattr(meeting, "_first_free", lambda ports: Failing())
-    host = meeting.Host((1,), NONCE, 4321)
-    try:
-        assert meeting.find(1, "localhost", (host.port, free()), NONCE, 60.0)[1] == 4321 and not failures
-    finally:
-        host.close()
+    with listen("127.0.0.1") as plain:
+        listener = Failing(fileno=plain.detach())
+    with StoreServer([listener], SECRET) as server:
+        find(1, "127.0.0.1", (server.port,), SECRET, 60.0).set("key", "value")
+    assert not failures
 
 
-@pytest.mark.slow
-def test_rank_0_listens_once_it_has_the_time_to_answer():
-    """The import of torch holds the interpreter: others would take a silent port for a stranger's."""
-    code = """
-import sys
-from scalade.launch import meeting, worker
-def host(*where): sys.exit(0 if "torch.distributed" in sys.modules else 3)
-meeting.Host = host
-worker.join_supervisors({**%r, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"})
-"""
-    assert subprocess.run([sys.executable, "-c", code % STEP]).returncode == 0
+@pytest.mark.parametrize("source", ["slurm", "torchrun"])
+def test_rank_0_takes_the_next_port_and_listens_on_the_address_that_is_needed(source, tmp_path):
+    env = STEP | {"SLURM_STEP_ID": "1"}
+    if source == "torchrun":
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    place = Placement(source, 0, 2, 0, 2)
+    point = slurm_point(env) if source == "slurm" else torchrun_point(place, env)
+    first, second, *_ = point.ports(SECRET)
+    assert second != 29500  # the agent's own
+    with listen("127.0.0.1", first):
+        server, host = serve(point, SECRET)
+    with server:
+        assert (server.port, host) == (second, "127.0.0.1")
+        assert {listener.getsockname()[0] for listener in server._listeners} == {"127.0.0.1"}
+        find(1, host, point.ports(SECRET), SECRET, 60.0).set("key", "value")
+
+
+def test_a_name_that_is_no_address_of_this_host_is_served_at_all_of_them(monkeypatch):
+    """A gateway's or a container's service's: the others reach this host by it all the same."""
+    asked = lambda *_, **__: [(socket.AF_INET, 1, 6, "", ("203.0.113.7", 0))]  # noqa: E731
+    with monkeypatch.context() as names:
+        names.setattr(socket, "getaddrinfo", asked)
+        server, host = serve(meeting.Point("service", "a"), SECRET)
+    with server:
+        assert host == "127.0.0.1" and server._listeners[0].getsockname()[0] in ("::", "0.0.0.0")
+        find(0, host, (server.port,), SECRET, 60.0).set("key", "value")
 
 
 def test_where_all_ports_are_taken_nobody_waits(port, monkeypatch):
     slept = []
-    monkeypatch.setattr(meeting.time, "sleep", slept.append)
+    monkeypatch.setattr(store_client.time, "sleep", slept.append)
     ports = (port(b"HTTP/1.1 400 Bad Request\r\n"), port(b"no\n"))
-    with pytest.raises(WorldError, match=rf"rank 0 could not listen .*\({ports[0]}, {ports[1]}\): set MASTER_PORT"):
-        meeting.Host(ports, NONCE, 1)
-    with pytest.raises(WorldError, match="rank 3 could not find rank 0 at localhost.*something else listens on each"):
-        meeting.find(3, "localhost", ports, NONCE, 1e9)
-    assert len(slept) < meeting.PASSES
+    monkeypatch.setattr(meeting, "ports_of", lambda secret: ports)
+    listed = f"{ports[0]}, {ports[1]}"
+    with pytest.raises(WorldError, match=rf"rank 0 could not serve .*port {listed}: Address already in use; set M"):
+        serve(meeting.Point("127.0.0.1", "a", alone=True), SECRET)
+    with pytest.raises(WorldError, match="rank 3 could not reach rank 0 at localhost.*something else listens on each"):
+        find(3, "localhost", ports, SECRET, 1e9)
+    assert len(slept) < store_client.PASSES
 
 
 STEP = {"SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0",
@@ -151,25 +167,30 @@ def tasks(tmp_path, results, **env):
     ]  # fmt: skip
 
 
-def test_rank_0_leaves_no_socket_where_the_store_fails(monkeypatch):
-    closed = []
+def test_rank_0_leaves_no_socket_and_no_file_where_the_world_fails(monkeypatch, tmp_path):
+    closed, point = [], slurm_point(STEP | {"SLURM_STEP_ID": "1"})
 
-    def fail(place, address, port, timeout_s, listener):
-        os.close(listener)
+    class Server:
+        port, close = 7, lambda self: closed.append(1)
+
+    def fail(*arguments):
+        assert len(list(tmp_path.iterdir())) == 1  # the secret's
         raise WorldError("no store")
 
-    monkeypatch.setattr(worker, "connect", fail)
-    monkeypatch.setattr(meeting, "Host", lambda *where: SimpleNamespace(close=lambda: closed.append(1)))
+    monkeypatch.setattr(worker, "serve", lambda *where: (Server(), point.host))
+    monkeypatch.setattr(worker, "find", fail)
     with pytest.raises(WorldError, match="no store"):
-        worker.join_supervisors(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"})
-    assert closed
+        worker.join_supervisors(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"}, tmp_path)
+    assert closed and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_the_tasks_of_an_srun_meet_beside_a_stranger(tmp_path, port):
     """The stranger has the step's first port, and takes connections without a word."""
-    port(None, slurm_meeting_point(STEP | {"SLURM_STEP_ID": (step := str(os.getpid()))})[1][0])
-    codes, said = finish(tasks(tmp_path, tmp_path / "r", SLURM_STEP_ID=step))
+    given, step = secrets.token_hex(32), str(os.getpid())
+    point = slurm_point(STEP | {"SLURM_STEP_ID": step})
+    port(None, point.ports(derive(given.encode(), "step", point.name))[0])
+    codes, said = finish(tasks(tmp_path, tmp_path / "r", SLURM_STEP_ID=step, SCALADE_SECRET=given))
     assert codes == [0, 0], said
     (row,) = rows(tmp_path / "r")
     assert (row["status"], row["launcher"], row["world_size"]) == ("ok", "srun", 2)
@@ -182,7 +203,7 @@ def test_the_tasks_of_an_srun_end_soon_where_they_cannot_meet(tmp_path, port):
     tried = tasks(tmp_path, tmp_path / "r", SLURM_STEP_ID="3", MASTER_PORT=str(port()), FAKE_JOIN_S="3000")
     codes, said = finish(tried, timeout_s=200)
     assert codes == [1, 1] and time.monotonic() - begun < 200
-    assert "rank 0 could not listen on any port" in said[0] and "something else listens on each of them" in said[1]
+    assert "rank 0 could not serve the rendezvous" in said[0] and "something else listens there" in said[1]
 
 
 needs_a_namespace = pytest.mark.skipif(
