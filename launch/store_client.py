@@ -14,10 +14,11 @@ from .environment import WorldError
 from .handshake import LENGTH, LONGEST, TAG, Sealed, Stranger, knock
 from .store_server import packed, unpacked
 
-ANSWER_S = 1.5  # for what listens on a port to answer
+ANSWER_S = 1.5  # for what listens on a port to answer, where there are others to ask
+ONLY_S = 10.0  # where there are none
 PAUSE_S = (0.02, 0.5)  # between two rounds over the ports: at first, and at last
 PASSES = 2  # rounds in which every port had a stranger, after which it is in vain
-IN_VAIN_S = 10.0  # the same, where one of them was only silent
+IN_VAIN_S = 30.0  # the same, where one of them was only silent
 SLACK_S = 30.0  # beyond a timeout that the server keeps, for it to say so
 
 
@@ -125,11 +126,12 @@ def find(rank: int, host: str, ports: Sequence[int], secret: bytes, timeout_s: f
     WorldError: it did not come within `timeout_s`, or cannot
     """
     begun, pause_s, in_vain = time.monotonic(), PAUSE_S[0], 0
+    patience_s = ANSWER_S if len(ports) > 1 else min(ONLY_S, timeout_s + ANSWER_S)
     while True:
         last, strangers, sure = "nobody listens", [], True
         for port in ports:
             try:
-                return StoreClient(*knock(host, port, secret, ANSWER_S), timeout_s)
+                return StoreClient(*knock(host, port, secret, patience_s), timeout_s)
             except Stranger as stranger:
                 strangers.append(str(stranger))
                 sure &= stranger.certain

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from .handshake import ANSWER, LENGTH, LONGEST, TAG, Greeting, Sealed
 
-SILENCE_S = 5.0  # from a connection to its answer
+SILENCE_S = 10.0  # from a connection to its answer
 UNKNOWN = 128  # connections at once that have not answered yet
 ACCEPTED = 16  # at a time, between which those that are known are served
 LINES = 3  # about strangers

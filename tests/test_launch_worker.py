@@ -111,7 +111,7 @@ def test_when_a_supervisor_is_killed_the_others_end_and_say_so(tmp_path, victim)
     workers = by_hand(study, results, [0, 1], 2, free_port(), FAKE_STEP_S="0.05")
     deadline = time.monotonic() + 60
     while not list(results.glob("runs/*/scratch/progress.json")):
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline and all(worker.poll() is None for worker in workers), finish(workers)
         time.sleep(0.05)
     workers[victim].kill()
     codes, said = finish(workers)

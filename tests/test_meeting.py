@@ -200,7 +200,7 @@ def test_the_tasks_of_an_srun_meet_beside_a_stranger(tmp_path, port):
 @pytest.mark.slow
 def test_the_tasks_of_an_srun_end_soon_where_they_cannot_meet(tmp_path, port):
     begun = time.monotonic()
-    tried = tasks(tmp_path, tmp_path / "r", SLURM_STEP_ID="3", MASTER_PORT=str(port()), FAKE_JOIN_S="3000")
+    tried = tasks(tmp_path, tmp_path / "r", SLURM_STEP_ID="3", MASTER_PORT=str(port(b"no")), FAKE_JOIN_S="3000")
     codes, said = finish(tried, timeout_s=200)
     assert codes == [1, 1] and time.monotonic() - begun < 200
     assert "rank 0 could not serve the rendezvous" in said[0] and "something else listens there" in said[1]
