@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .labels import labels
 from .plan import PlannedRun
-from .schedulers.base import MOST_TASKS, Job, Limits, Part, exports
+from .schedulers.base import MOST_TASKS, Limits
+from .schedulers.job import Job, Part, exports
 from .site import Site
 from .study import Study
 

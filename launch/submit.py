@@ -24,7 +24,8 @@ from .launchers import LAUNCHERS
 from .plan import Plan, PlannedRun, make_plan
 from .schedulers import SCHEDULERS
 from .schedulers.ask import SchedulerError
-from .schedulers.base import Job, Limits, Scheduler
+from .schedulers.base import Limits, Scheduler
+from .schedulers.job import Job
 from .schedulers.state import ACTIVE, UNHEARD, State
 from .site import Site, load_site
 from .spec import utc

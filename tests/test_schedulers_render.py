@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scalade.launch.schedulers import SCHEDULERS, capability_table, job_columns, renewed
-from scalade.launch.schedulers.base import TAKEN, Job, Part
+from scalade.launch.schedulers.base import TAKEN
+from scalade.launch.schedulers.job import Job, Part
 from scalade.launch.schedulers.shell import quote
 from scalade.launch.site import Kubernetes, Site
 

@@ -16,8 +16,9 @@ from typing import Any
 from ..hostlist import expand_hosts
 from ..launchers import Step
 from .ask import SchedulerError
-from .base import Capabilities, Job, Limits, Scheduler, Task
+from .base import Capabilities, Limits, Scheduler, Task
 from .flux_id import number_of
+from .job import Job
 from .state import State
 
 STATES = {

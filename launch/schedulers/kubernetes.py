@@ -16,7 +16,8 @@ from typing import Any
 
 from ..launchers import LAUNCHERS, Step
 from .ask import SchedulerError
-from .base import Capabilities, Job, Limits, Part, Scheduler, Task
+from .base import Capabilities, Limits, Scheduler, Task
+from .job import Job, Part
 from .state import State
 
 PORT = "29400"

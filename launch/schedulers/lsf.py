@@ -15,7 +15,8 @@ from pathlib import Path
 from ..launchers import Step, mpirun_starter
 from ..stop import REQUEUE_STATUS
 from .ask import SchedulerError
-from .base import Capabilities, Job, Limits, Scheduler, Task, walltime
+from .base import Capabilities, Limits, Scheduler, Task
+from .job import Job, walltime
 from .state import State
 
 STATES = {

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..launchers import Step, mpirun_starter
 from .ask import Answer, SchedulerError
-from .base import ALL, Capabilities, Job, Limits, Scheduler, Task, walltime
+from .base import ALL, Capabilities, Limits, Scheduler, Task
+from .job import Job, walltime
 from .state import State
 
 STATES = {

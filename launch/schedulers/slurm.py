@@ -15,7 +15,8 @@ from pathlib import Path
 from ..hostlist import expand_hosts
 from ..launchers import Step
 from .ask import SUBMIT_PATIENCE_S, SchedulerError
-from .base import Capabilities, Job, Limits, Scheduler, Task, walltime
+from .base import Capabilities, Limits, Scheduler, Task
+from .job import Job, walltime
 from .state import ACTIVE, State
 
 STATES = {
