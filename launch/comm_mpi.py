@@ -178,7 +178,7 @@ def follow_over_mpi() -> None:
             traceback.print_exc()
             row = {"status": "failed", "reason": f"rank {world.rank}: {one_line(error)}"}
             now = spec.launched.time_now()
-            row |= {"finished_at": utc(now), "wall_s": now - spec.launched_at}
+            row |= {"finished_at": utc(time.time()), "wall_s": now - spec.launched_at}
             try:  # rank 0 waits in a collective for this rank, and would wait for ever
                 RunStore(Path(spec.results)).write_run(spec.identity() | row)
             finally:

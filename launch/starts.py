@@ -37,6 +37,8 @@ from .processes import end_marked
 from .progress import read_progress
 
 LOG = "starts.jsonl"
+SKEW_S = 5.0  # by which hosts' clocks may differ
+LONGEST_WAIT_S = 90 * 86_400.0  # from one start to the next
 GONE = "gone"  # cause of a start whose supervisor left no word
 CHANCES = 3  # starts in a row that a lost host may end, without a later checkpoint
 CHECKPOINTS = "checkpoint/step-*"  # in the scratch folder
@@ -180,7 +182,8 @@ def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str
     over = starts[-1].ended_at
     ends = [over if start.ended_at is None else start.ended_at for start in starts]
     held_s = sum(max(0.0, end - start.at) for start, end in zip(starts, ends, strict=True))
-    elapsed_s = held_s + sum(_wait_s(*pair) for pair in zip(starts, ends, starts[1:], strict=False))
+    waits = [_wait_s(*pair) for pair in zip(starts, ends, starts[1:], strict=False)]
+    elapsed_s = None if None in waits else held_s + sum(waits)
     restart_s = sum(
         max(0.0, (end if start.trained_at is None else start.trained_at) - start.at)
         for start, end in zip(starts[1:], ends[1:], strict=True)
@@ -195,11 +198,16 @@ def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str
     return row
 
 
-def _wait_s(start: Start, end: float, following: Start) -> float:
-    """From the end of one start to the next; by the monotonic clock where both have the same."""
+def _wait_s(start: Start, end: float, following: Start) -> float | None:
+    """From the end of one start to the next; by the monotonic clock where both have the same.
+
+    Between two hosts, and over a reboot, there are only the hosts' clocks to go by: None where they cannot be right
+    (`scalade check` then names the run).
+    """
     if start.clock and start.clock == following.clock:
         return max(0.0, following.monotonic - (start.monotonic + end - start.at))
-    return max(0.0, following.at - end)
+    wait_s = following.at - end
+    return max(0.0, wait_s) if -SKEW_S <= wait_s <= LONGEST_WAIT_S else None
 
 
 def lost_steps(starts: Sequence[Start]) -> int:

@@ -266,7 +266,7 @@ class Sweep:
 
     def _row(self, spec: RunSpec, outcome: Outcome, ended_at: float) -> dict[str, object]:
         row = spec.identity() | {
-            "status": outcome.status, "reason": outcome.reason, "finished_at": utc(ended_at),
+            "status": outcome.status, "reason": outcome.reason, "finished_at": utc(time.time()),
             "wall_s": ended_at - spec.launched_at,
         }  # fmt: skip
         try:

@@ -23,6 +23,7 @@ from ..bench.shape import SIZES, ModelShape
 from ..parallelism.diloco.config import Outer
 from ..parallelism.layout import Layout
 from .case import Case
+from .clock import Moment
 from .launchers import LAUNCHERS
 from .spec import RunResult, RunSpec, read_json, write_atomically
 from .supervise import Signals
@@ -52,11 +53,12 @@ def try_collectives(device: str, ranks: int, time_limit_s: float, command: tuple
     recipe = Recipe(global_batch=ranks, steps=1)
     case = Case(shape, DataSpec(), recipe, Layout(dp_replicate=ranks), Outer(), Measure(), model_name="doctor")
     with tempfile.TemporaryDirectory(prefix="scalade-doctor-") as name, Signals() as signals:
-        folder = Path(name)
+        folder, launched = Path(name), Moment.now()
         spec = RunSpec(
             run_id=f"{case.case_id}-r0", case=case.to_json(), repeat=0, study="doctor", launcher="local",
             results=str(folder / "results"), scratch=str(folder), size=ranks, nonce="", address="", port=0,
-            device=device, threads=1, attempt=1, launched_at=time.time(), join_timeout_s=time_limit_s,
+            device=device, threads=1, attempt=1, launched_at=launched.at, launched_monotonic=launched.monotonic,
+            launched_clock=launched.clock, join_timeout_s=time_limit_s,
         )  # fmt: skip
         executor = LocalExecutor(signals, command)
         try:

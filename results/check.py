@@ -1,7 +1,7 @@
-"""`scalade check`: the twelve rules of Hoefler and Belli as checks over the table, and beyond them one on the machine.
+"""`scalade check`: the twelve rules of Hoefler and Belli as checks over the table, and beyond them two on the machine.
 
 "Scientific Benchmarking of Parallel Computing Systems", SC'15, doi 10.1145/2807591.2807644. Each rule passes, fails
-with the runs named, or does not apply; so does the one beyond (quiet.py).
+with the runs named, or does not apply; so do the two beyond (quiet.py, clocks.py).
 A check says whether the table holds what the rule asks to be reported; it cannot say whether a paper then reports it.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from . import clocks
 from .coded import Coded
 from .efficiency.command import MODES
 from .efficiency.grouping import groups
@@ -60,19 +61,25 @@ class CheckReport:
     findings: tuple[Finding, ...]  # of the twelve
     beyond: Finding
     notes: tuple[str, ...] = ()
+    clocks: Finding | None = None  # beyond, too
+
+    @property
+    def _all(self) -> tuple[Finding, ...]:
+        return (*self.findings, self.beyond, *([self.clocks] if self.clocks else []))
 
     @property
     def exit_code(self) -> int:
-        return 1 if any(one.verdict == FAIL for one in (*self.findings, self.beyond)) else 0
+        return 1 if any(one.verdict == FAIL for one in self._all) else 0
 
     def to_dict(self) -> dict:
         return {"path": self.path, "runs": self.runs, "rules": [one.to_dict() for one in self.findings],
-                "beyond": self.beyond.to_dict(), "notes": list(self.notes), "passed": self.exit_code == 0}  # fmt: skip
+                "beyond": self.beyond.to_dict(), "clocks": self.clocks and self.clocks.to_dict(),
+                "notes": list(self.notes), "passed": self.exit_code == 0}  # fmt: skip
 
     def to_text(self) -> str:
         lines = [f"twelve rules (Hoefler and Belli, SC'15) over {self.runs} runs"]
         marks = {PASS: "pass", FAIL: "FAIL", SKIP: "n/a "}
-        for one in (*self.findings, self.beyond):
+        for one in self._all:
             lines.append(f"{one.rule or '+':>2} {marks[one.verdict]}  {one.title}: {one.why}")
             if one.run_ids:
                 more = f" and {len(one.run_ids) - 4} more" if len(one.run_ids) > 4 else ""
@@ -90,7 +97,7 @@ class _Table:
 
 
 def check(path: str | Path, where: str | None = None) -> CheckReport:
-    """The twelve rules, and the one beyond, over the runs at `path` (see read_runs), or those that `where` keeps.
+    """The twelve rules, and the two beyond, over the runs at `path` (see read_runs), or those that `where` keeps.
 
     Raises
     ------
@@ -98,10 +105,11 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
     """
     with noted() as told:
         rows = runs_table(path, where=where).to_pylist()
+        attempts = runs_table(path, all_attempts=True, where=where, columns=clocks.COLUMNS).to_pylist()
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
     notes = [f"warning: {line}" for line in (*told, *unbelieved(rows))]
-    return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes))
+    return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))
 
 
 def findings(rows: Sequence[dict]) -> list[Finding]:
@@ -113,6 +121,11 @@ def findings(rows: Sequence[dict]) -> list[Finding]:
 def beyond(rows: Sequence[dict]) -> Finding:
     """What the twelve do not ask of the rows of `runs`: a quiet machine."""
     return _finding(BEYOND, "the machine was quiet", quiet(_ok(rows), _outcome, SKIP))
+
+
+def agreeing(attempts: Sequence[dict]) -> Finding:
+    """Nor this, of rows of all attempts: clocks that nobody set."""
+    return _finding(BEYOND, "clocks agree", clocks.clocks(attempts, _outcome, SKIP))
 
 
 def _ok(rows: Sequence[dict]) -> tuple[dict, ...]:

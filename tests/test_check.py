@@ -1,12 +1,13 @@
 """Each of the twelve rules passes on a table that keeps it, fails with the run that breaks it, or does not apply."""
 
 import json
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from efficiency_table import repeats, run
 
-from scalade.results.check import FAIL, PASS, RULES, SKIP, CheckReport, beyond, check, findings
+from scalade.results.check import FAIL, PASS, RULES, SKIP, CheckReport, agreeing, beyond, check, findings
 from scalade.results.store import RunStore
 
 
@@ -150,3 +151,31 @@ def test_a_disturbed_run_is_a_verdict_against_the_table(tmp_path):
     assert CheckReport("", 18, twelve, report.beyond).exit_code == 1
     assert "\n + FAIL  the machine was quiet: 18 of 18 runs were disturbed" in report.to_text()
     assert report.to_text().splitlines()[0] == "twelve rules (Hoefler and Belli, SC'15) over 18 runs"
+
+
+def stamped(number, attempt, began, wall_s, ended=None, **more):
+    def iso(at):
+        return datetime.fromtimestamp(at, UTC).isoformat()
+
+    ended = began + wall_s if ended is None else ended
+    return {"run_id": f"c{number}-r0", "attempt": attempt, "status": "ok", "started_at": iso(began),
+            "finished_at": iso(ended), "wall_s": wall_s, "restarts": 0, "elapsed_s": wall_s,
+            "ranks_json": '[{"rank": 0, "local_rank": 0, "host": "n1"}]'} | more  # fmt: skip
+
+
+@pytest.mark.parametrize("row, said", [
+    (stamped(0, 2, 1000.0, 50.0, ended=1000.0 - 10_792), "finished_at - started_at is not wall_s"),
+    (stamped(0, 2, 1000.0, 34e6, ended=1050.0), "finished_at - started_at is not wall_s"),
+    (stamped(0, 2, 1000.0, -10_792.0), "wall_s is below 0"),
+    (stamped(0, 2, 9e9, 50.0), "started_at is in the future"),
+    (stamped(0, 2, 100.0, 50.0), "an attempt started before the one before it"),
+    (stamped(0, 2, 530.0, 50.0), "before the one before it had ended, on one host"),
+    (stamped(0, 2, 1000.0, 50.0, restarts=1, elapsed_s=None), "elapsed_s is null"),
+])  # fmt: skip
+def test_clocks_that_disagree_are_named(row, said):
+    good = [stamped(0, 1, 500.0, 60.0), stamped(1, 1, 510.0, 60.0), stamped(2, 1, 500.0, 60.0) | {"wall_s": None}]
+    elsewhere = stamped(1, 2, 530.0, 60.0, ranks_json='[{"host": "n2"}]')  # n1 was lost meanwhile
+    assert agreeing([*good, elsewhere, stamped(0, 2, 559.0, 4.0)]).verdict == PASS
+    found = agreeing([*good, row])
+    assert found.verdict == FAIL and found.run_ids == ("c0-r0",) and said in found.why
+    assert agreeing([stamped(0, 1, 0.0, 1.0) | {"started_at": None}]).verdict == SKIP

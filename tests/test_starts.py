@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from scalade.launch.clock import Moment, clock_id
 from scalade.launch.progress import Reporter
 from scalade.launch.run import run_study
 from scalade.launch.starts import CHANCES, GONE, LOG, Start, StartLog, goodput_columns, in_vain, lost_steps, read_starts
+from scalade.results import clocks
+from scalade.results.check import FAIL, check
 from scalade.results.store import RunStore
 
 
@@ -219,7 +222,11 @@ def test_a_clock_that_is_set_in_mid_run_bends_no_duration(tmp_path, monkeypatch,
     for name in ("wall_s", "elapsed_s", "held_s", "restart_time_s"):
         assert 0.0 < row[name] < most, name
     assert row["held_s"] <= row["elapsed_s"] and 0.0 < row["goodput"] < 1.0
-    assert row["started_at"] < row["finished_at"]
+    stamped = clocks.unix_s(row["finished_at"]) - clocks.unix_s(row["started_at"])
+    assert stamped == pytest.approx(step_s + row["wall_s"], abs=5), "the stamps are the clock's word"
+    found = check(results).clocks
+    assert found.verdict == FAIL and found.run_ids == (run_id,)
+    assert "finished_at - started_at is not wall_s" in found.why
 
 
 def test_time_since_a_moment_is_of_its_own_clock(monkeypatch):
@@ -250,3 +257,15 @@ def test_a_wait_between_two_starts_is_of_the_clock_that_both_have():
     assert goodput_columns([first, second], None)["elapsed_s"] == 10.0 + 5.0 + 5.0
     elsewhere = Start(1100.0, ended_at=1105.0, monotonic=65.0, clock="b")
     assert goodput_columns([first, elsewhere], None)["elapsed_s"] == 105.0
+
+
+@pytest.mark.parametrize("at", [10.0, 1000.0 + 34e6])
+def test_a_wait_that_no_clock_can_tell_is_null(at):
+    """Over a reboot or between hosts, the clock went back, or a year on: nothing is made up."""
+    first = Start(at=1000.0, ended_at=1100.0, clock="here", monotonic=5.0)
+    second = Start(at=at, ended_at=at + 20.0, clock="elsewhere", monotonic=7.0)
+    row = goodput_columns([first, second], 60.0)
+    assert (row["elapsed_s"], row["effective_training_time"]) == (None, None)
+    assert (row["held_s"], row["goodput"]) == (120.0, 0.5)
+    same = goodput_columns([first, replace(second, clock="here", monotonic=125.0)], 60.0)
+    assert same["elapsed_s"] == 140.0
