@@ -147,12 +147,13 @@ def test_foreign_names_are_refused(name):
 
 
 def test_only_our_own_namespaces_are_ours(tmp_path, monkeypatch):
-    for name in ["scalade-lab-a-n0", "scalade-lab-a-sw", "scalade-lab-a-n0-n1", "other", "scalade-lab-a", "n0", "cni"]:
+    ours = ["scalade-lab-a-n0", "scalade-lab-a-sw", "scalade-lab-a-n0-n1", "scalade-lab-a-x7"]
+    for name in [*ours, "other", "scalade-lab-a", "n0", "cni"]:
         (tmp_path / name).touch()
     monkeypatch.setattr(state, "NETNS", tmp_path)
-    assert state.namespaces("a") == ["scalade-lab-a-n0", "scalade-lab-a-sw"]
+    assert state.namespaces("a") == ["scalade-lab-a-n0", "scalade-lab-a-sw", "scalade-lab-a-x7"]
     assert state.namespaces("a-n0") == ["scalade-lab-a-n0-n1"]
-    assert len(state.namespaces()) == 3
+    assert len(state.namespaces()) == 4
 
 
 def test_who_is_not_root_is_told(monkeypatch):

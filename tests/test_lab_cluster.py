@@ -168,6 +168,37 @@ def test_kill_9_at_any_moment_and_down_leaves_nothing(take_down):
     assert_nothing_left()
 
 
+def test_one_of_two_labs_goes_whoever_made_it_and_the_other_stays(take_down):
+    """One is of another version, which knows more of a lab and calls a node otherwise; its switch was killed, and one
+    of its namespaces is a plain file, as after a start of the machine that kept /run."""
+    other = f"{NAME}-b"
+    try:
+        scalade("lab", "up", "--name", other, "--link", "50mbit")
+        scalade("lab", "up", "--name", NAME, "--link", "50mbit,4ms")
+        plan = labs.find(NAME).state
+        plan.file.write_text(json.dumps(json.loads(plan.file.read_text()) | {"version": 9, "routes": []}))
+        subprocess.run(["ip", "netns", "add", f"{state.PREFIX}{NAME}-x7"], check=True)
+        (state.NETNS / f"{state.PREFIX}{NAME}-n7").touch()
+        (at_work := subprocess.Popen(["sleep", "1000"], env={MARK: plan.mark}, start_new_session=True)).poll()
+        again = scalade("lab", "up", "--name", NAME, check=False)
+        assert again.returncode == 2 and again.stderr.count("\n") == 1 and "is half up" in again.stderr
+        used = scalade("run", "x.toml", "--lab", NAME, check=False)
+        assert used.returncode == 2 and f"no lab {NAME!r} is up (there is: {other})" in used.stderr
+        assert "or another version made" in scalade("lab", "status").stdout
+        scalade("lab", "down", "--name", NAME)
+        assert at_work.wait(5) == -signal.SIGKILL
+        assert_nothing_left()
+        assert sorted(scalade("lab", "run", "--name", other, "--", "hostname").stdout.split()) == ["n0", "n1"]
+        plain = state.NETNS / labs.find(other).state.nodes[1]["namespace"]
+        subprocess.run(["umount", str(plain)], check=True)
+        with pytest.raises(ValueError, match="is broken: the namespace of n1 is gone"):
+            labs.find(other)
+    finally:
+        labs.down(other)
+    assert_nothing_left(other)
+    scalade("lab", "up", "--name", NAME, "--link", "50mbit")
+
+
 def test_the_switch_ends_with_the_lab_however_that_ends(take_down):
     scalade("lab", "up", "--name", NAME, "--link", "4ms")
     found = labs.find(NAME)

@@ -157,7 +157,7 @@ def find(name: str) -> Lab:
 
 
 def _broken(state: State) -> str | None:
-    gone = [node["name"] for node in state.nodes if not (states.NETNS / node["namespace"]).exists()]
+    gone = [node["name"] for node in state.nodes if not states.is_namespace(node["namespace"])]
     if gone:
         return f"the namespace of {', '.join(gone)} is gone"
     return "its switch is gone" if state.rtt_s and not marked(state.mark) else None
@@ -173,7 +173,7 @@ def status() -> list[dict[str, Any]]:
             continue  # not a lab's name: not ours
         inside = len(_processes(states.namespaces(name)))
         if state is None:
-            why = "what an `up` that was killed has left"
+            why = "what an `up` that was killed has left, or another version made"
             found.append({"name": name, "up": False, "why": why, "processes": inside})
             continue
         why = _broken(state) if state.up else "its `up` is at work, or was killed"
@@ -203,16 +203,19 @@ def down(name: str) -> list[str]:
 
 
 def _remove(name: str) -> list[str]:
-    state, namespaces = states.read_state(name), states.namespaces(name)
+    marks, namespaces = states.marks(name), states.namespaces(name)
     deadline = time.monotonic() + 10
     while (inside := _processes(namespaces)) and time.monotonic() < deadline:
         for pid in inside:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    if state:
-        end_marked(state.mark)
+    for mark in marks:
+        inside += end_marked(mark)
     for namespace in namespaces:
+        if not states.is_namespace(namespace):  # `up` was killed before it was one, or it went with the last start
+            (states.NETNS / namespace).unlink(missing_ok=True)
+            continue
         done = subprocess.run(["ip", "netns", "del", namespace], capture_output=True, text=True)
         if done.returncode:
             raise OSError(f"namespace {namespace} would not go: {done.stderr.strip()}")

@@ -89,6 +89,23 @@ def read_state(name: str) -> State | None:
         return None
 
 
+def marks(name: str) -> list[str]:
+    """Of the processes of a lab, also of one whose state another version wrote."""
+    try:
+        content = json.loads((ROOT / checked_name(name) / "state.json").read_text())
+        return [content["mark"]] if isinstance(content["mark"], str) and content["mark"] else []
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+
+
+def is_namespace(namespace: str) -> bool:
+    """Whether one is there: the file that stands for it, left where no file system forgets, is none by itself."""
+    try:
+        return os.stat(NETNS / namespace).st_dev != os.stat(NETNS).st_dev
+    except OSError:
+        return False
+
+
 def names() -> list[str]:
     """Of all labs there is anything of."""
     found = {entry.name for entry in ROOT.iterdir()} if ROOT.is_dir() else set()
@@ -102,7 +119,8 @@ def namespaces(name: str | None = None) -> list[str]:
 
 
 def _owner(namespace: str) -> re.Match | None:
-    return re.fullmatch(rf"{PREFIX}({NAME.pattern})-(?:n\d+|sw)", namespace)
+    """Its lab: of any version, whatever that calls its nodes."""
+    return re.fullmatch(rf"{PREFIX}({NAME.pattern})-[a-z0-9]+", namespace)
 
 
 @contextmanager
