@@ -21,10 +21,14 @@ from scalade.launch import secret as secrets_of
 from scalade.launch import store_server
 from scalade.launch.environment import WorldError, listen
 from scalade.launch.handshake import ANSWER, HELLO, LENGTH, TAG, VERDICT, YES, Greeting, Stranger, keys, knock
+from scalade.launch.progress import Reporter
 from scalade.launch.rendezvous import Seat, agree
 from scalade.launch.secret import derive, exported, shared
+from scalade.launch.spec import write_atomically
 from scalade.launch.store_client import StoreClient, StoreLate, StoreLost, find
 from scalade.launch.store_server import StoreServer, packed
+from scalade.results import files
+from scalade.results.store import RunStore
 
 SECRET = b"of this run"
 NOBODY = 65534
@@ -269,6 +273,29 @@ def test_who_began_the_file_and_did_not_finish_is_waited_for_and_named(tmp_path,
     file.touch(0o600)
     with pytest.raises(WorldError, match="did not finish; remove it"), shared(tmp_path, "a", False, None):
         pass
+
+
+def test_a_scratch_folder_and_what_is_in_it_are_this_users_alone(tmp_path, monkeypatch):
+    """Whatever the umask, and whatever was there."""
+    store, before = RunStore(tmp_path), os.umask(0)
+    try:
+        scratch = store.scratch("c-r0")
+        write_atomically(scratch / "spec.json", "{}")
+        files.stream(scratch / "rank-0.log").close()
+        (scratch / "rank-1.log").write_text("of an older version, open to all")
+        files.stream(scratch / "rank-1.log").close()
+        Reporter(scratch, 1, active=True).phase("building")
+        modes = {file.name: file.stat().st_mode & 0o777 for file in scratch.iterdir()}
+        assert set(modes.values()) == {0o600} and len(modes) >= 4, modes
+        assert scratch.stat().st_mode & 0o777 == 0o700
+        scratch.chmod(0o777)
+        assert store.scratch("c-r0").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    with pytest.raises(OSError, match="cannot make the scratch folder of run c-r0: belongs to user") as refusal:
+        store.scratch("c-r0")
+    assert "remove it" in str(refusal.value)
 
 
 # Another user beside a real run.
