@@ -216,7 +216,7 @@ class Packer:
         with files.stream(self.folder / f"{self.stem}.{piece.run.run_id}.log", append=True) as log:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | {MARK: self.mark}, cwd=self.job.workdir,
+                env=os.environ | self.scheduler.packed_env | {MARK: self.mark}, cwd=self.job.workdir,
             )  # fmt: skip
         self.guard = self.guard or Guard(self.mark)
         self.on.append(Started(piece, hosts, process))

@@ -106,13 +106,19 @@ def _through_mpi(place: Placement, given: bytes | None) -> tuple[Placement, Poin
     place = replace(place, local_rank=neighbours.index(place.rank), local_size=len(neighbours))
     told, listener = None, None
     if place.rank == 0:
-        listener = listen(reachable_address(hosts, other_host(hosts)))
-        told = (*listener.getsockname()[:2], f"mpi {os.urandom(8).hex()}.0")
-    address, port, name = comm.bcast(told)
+        try:
+            listener = listen(reachable_address(hosts, other_host(hosts)))
+            told = (*listener.getsockname()[:2], f"mpi {os.urandom(8).hex()}.0")
+        except Exception as error:  # the others wait for a word
+            told = f"rank 0 on {hosts[0]} cannot serve the rendezvous: {one_line(error)}"
+    told = comm.bcast(told)
+    name = "" if isinstance(told, str) else told[2]
     proofs = comm.allgather(None if given is None else derive(given, "proof", name))
     # From here on they meet in the store: MPI's own end would wait for supervisors that are gone.
     mpi.load().Finalize()
-    return place, Point(address, name, port), given if len(set(proofs)) == 1 else None, listener
+    if isinstance(told, str):
+        raise WorldError(told)
+    return place, Point(told[0], name, told[1]), given if len(set(proofs)) == 1 else None, listener
 
 
 class WorldExecutor:

@@ -70,6 +70,7 @@ class Scheduler:
     most_tasks: ClassVar[int] = 1000  # of one array, where the cluster cannot be asked
     directive: ClassVar[str]
     task_id: ClassVar[str]  # shell: the number of an array's task, from 0
+    packed_env: ClassVar[Mapping[str, str]] = {}  # for what starts the ranks of one of many steps
     head: ClassVar[tuple[str, ...]]  # shell lines: `head` is the job's first node, `number` a number of its own
 
     # what a scheduler says for itself

@@ -38,6 +38,8 @@ class Slurm(Scheduler):
     task_id = "SLURM_ARRAY_TASK_ID"
     job_id = "$SLURM_JOB_ID"
     restarts = "${SLURM_RESTART_COUNT:-0}"
+    # A step of which a node has crashed may keep its cores on the others until the job ends. Steps share no node here.
+    packed_env = {"SLURM_OVERLAP": "1"}
     head = ('read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")', "number=$SLURM_JOB_ID")
     can = Capabilities(
         launchers=("srun", "torchrun", "mpirun"),
