@@ -55,6 +55,8 @@ def export(
     table: Annotated[str, typer.Option(help="runs, steps, evals, comm or ops.")] = "runs",
     where: Filter = None,
     everything: Everything = False,
+    csv_safe: Annotated[bool, typer.Option(
+        "--csv-safe", help="Put ' before texts that a spreadsheet would take for formulas.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a table to one file."""
@@ -67,7 +69,7 @@ def export(
     else:
         from .results.show import export as write_table
 
-        rows = write_table(locate(results), out, format, table, where, everything)
+        rows = write_table(locate(results), out, format, table, where, everything, csv_safe)
     say({"rows": rows, "table": table, "file": str(out)} if as_json else [f"{rows} rows of {table}: {out}"])
 
 

@@ -8,9 +8,9 @@ new, and by nothing else.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
+from . import files
 from .compare import Comparison
 from .gate_rule import NEW
 
@@ -37,7 +37,7 @@ def move_baseline(comparison: Comparison) -> list[str]:
     """
     folders = [Path(side) / "runs" for side in (comparison.base, comparison.head)]
     for folder in folders:
-        if not folder.is_dir():
+        if not files.is_folder(folder):
             raise ValueError(f"{str(folder.parent)!r} is not a results folder: only folders can move a baseline")
     moved = movable(comparison)
     for case_id in moved:
@@ -50,16 +50,16 @@ def _move(case_id: str, base: Path, head: Path) -> None:
     aside = {run.name: base / f".moving-{os.getpid()}-{run.name}" for run in new}  # hidden: no reader sees them
     try:
         for run in new:
-            shutil.copytree(run, aside[run.name], ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+            files.copy_folder(run, aside[run.name], below=head, target_below=base, leave=LEFT_BEHIND)
     except BaseException:
         for copy in aside.values():
-            shutil.rmtree(copy, ignore_errors=True)
+            files.remove(copy, base)
         raise
     for run in old:
         hidden = base / f".replaced-{os.getpid()}-{run.name}"
         os.rename(run, hidden)
         if run.name in aside:
             os.rename(aside.pop(run.name), run)
-        shutil.rmtree(hidden, ignore_errors=True)
+        files.remove(hidden, base)
     for name, copy in aside.items():
         os.rename(copy, base / name)

@@ -6,7 +6,6 @@ be compared does not pass: a case that is missing or failed in HEAD fails the ga
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import held_out
+from . import files, held_out
 from .convergence import LossFinding, compare_losses
 from .errata import why_missing
 from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
@@ -274,7 +273,7 @@ def _compared_again(base: list[dict], path: Path, where: str | None, rule: Rule)
 def _compared_before(path: Path) -> tuple[set[_Key], set[str]]:
     """What an earlier comparison in a file found, and of which runs of HEAD."""
     try:
-        earlier = json.loads(path.read_text())
+        earlier = files.parse_json(files.read_named(path, 2**26))
         assert earlier["kind"] == JSON_KIND
         found = {(one["case_id"], one["metric"], one["verdict"]) for one in earlier["findings"]}
         return found, set(earlier["evidence"])

@@ -7,7 +7,6 @@ runs. Names carry the case_id: pytest-benchmark pairs by name, and a renamed ben
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from . import files
 from .gate_rule import name_of
 from .read import printable, runs_table
 
@@ -72,12 +72,9 @@ def export_pytest_benchmark(
     ValueError: as to_pytest_benchmark, or the file cannot be written
     """
     content, out = to_pytest_benchmark(path, metric, where), Path(out)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        os.replace(aside, out)
+        files.write(out, json.dumps(content, indent=1, allow_nan=False) + "\n", sync=False)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise ValueError(f"cannot write {printable(out)}: {error.strerror or error}") from None
     return len(content["benchmarks"])
 

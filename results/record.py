@@ -21,11 +21,12 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
+from . import files
 from .columns import Column
 from .out_of_memory import is_out_of_memory
 from .recorded import BY_US, FOUND, LOG, MEASURED, case_of, checked_settings, refuse_negative, row_of, written_of
 from .schema import SchemaError, checked, known_column
-from .store import Claim, RunStore
+from .store import RUN_ID, Claim, RunStore
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "SLURM_NTASKS")
@@ -61,7 +62,7 @@ class Recorder:
             return
         recover(store)
         self._claim = _claimed(store, case_of(settings))
-        self._file = open(store.scratch(self._claim.run_id) / LOG, "wb", buffering=0)  # noqa: SIM115 open as the run is
+        self._file = files.stream(store.scratch(self._claim.run_id) / LOG)  # open as long as the run
         self._say({"settings": settings, "started_at": datetime.now(UTC).isoformat(), "monotonic": time.monotonic()})
 
     @property
@@ -124,12 +125,13 @@ SAY_FIRST = "decides what is computed: give it to record()"
 def recover(store: RunStore) -> list[str]:
     """Write the rows of runs whose recorder died without a word; returns their run_ids."""
     found = []
-    for folder in sorted(store.runs.iterdir()):
-        if (folder / "scratch" / LOG).is_file() and (claim := store.claim(folder.name)) is not None:
+    for name in files.names(store.runs, store.folder):
+        log = store.runs / name / "scratch" / LOG
+        if RUN_ID.fullmatch(name) and files.is_file(log, store.folder) and (claim := store.claim(name)) is not None:
             with claim:
-                if (folder / "scratch" / LOG).is_file():
+                if files.is_file(log, store.folder):
                     _write(store, claim)
-                    found.append(folder.name)
+                    found.append(name)
     return found
 
 

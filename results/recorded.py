@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import files
 from .columns import RUNS
 from .schema import SchemaError, checked, columns, known_column
 
@@ -114,7 +115,7 @@ def written_of(log: Path) -> Written | None:
     written: Written | None = None
     begun = None
     try:
-        for line in log.read_bytes().split(b"\n")[:-1]:
+        for line in files.read(log, limit=2**28).split(b"\n")[:-1]:
             content = json.loads(line)
             if "settings" in content:
                 written, begun = Written(checked_settings(content["settings"]), str(content["started_at"])), content

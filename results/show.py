@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.cells import cell_len
 
+from . import files
 from .aliases import ALIASES, resolved
 from .aligned import listed
 from .read import EXPORT_KEY, noted, printable, rows_table, runs_table
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FORMATS = ("csv", "parquet")
+FORMULA, NUMBER = r"^[=+\-@\t\r\n]", r"^[+\-]?[0-9.]+([eE][+\-]?[0-9]+)?$"
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,12 @@ def export(
     table: str = "runs",
     where: str | None = None,
     all_attempts: bool = False,
+    csv_safe: bool = False,
 ) -> int:
     """Write one of the TABLES to one file. Returns the number of rows.
 
     format: csv or parquet; None: by the suffix of `out`. In CSV a missing value is empty and NaN is `nan`.
+    csv_safe: a text that a spreadsheet would take for a formula is written with ' before it (CSV alone)
     where: a filter on the columns of that table.
 
     Raises
@@ -138,22 +141,32 @@ def export(
     rows = runs_table(path, all_attempts) if table == "runs" else rows_table(path, table, None, all_attempts)
     rows = rows.select(list(known))
     rows = rows.filter(mask(rows, table, where)) if where else rows
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        if format == "csv":
-            import pyarrow.csv
+        with files.replacing(out, sync=False) as stream:
+            if format == "csv":
+                import pyarrow.csv
 
-            pyarrow.csv.write_csv(rows, aside)
-        else:
-            import pyarrow.parquet
+                pyarrow.csv.write_csv(_without_formulas(rows) if csv_safe else rows, stream)
+            else:
+                import pyarrow.parquet
 
-            about = {EXPORT_KEY: json.dumps({"table": table, "schema_version": SCHEMA_VERSION})}
-            pyarrow.parquet.write_table(rows.replace_schema_metadata(about), aside, compression="zstd")
-        os.replace(aside, out)
+                about = {EXPORT_KEY: json.dumps({"table": table, "schema_version": SCHEMA_VERSION})}
+                pyarrow.parquet.write_table(rows.replace_schema_metadata(about), stream, compression="zstd")
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise ValueError(f"cannot write {printable(out)}: {error.strerror or error}") from None
     return len(rows)
+
+
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """Texts that begin as a spreadsheet's formulas do, but are no numbers, with ' before them."""
+    for at, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            column = table.column(at)
+            formula = pc.and_(pc.match_substring_regex(column, FORMULA), pc.invert(
+                pc.match_substring_regex(column, NUMBER)))  # fmt: skip
+            marked = pc.binary_join_element_wise("'", column, "")
+            table = table.set_column(at, field, pc.if_else(formula, marked, column))
+    return table
 
 
 def _picked(names: Sequence[str] | str | None) -> tuple[Shown, ...]:

@@ -8,12 +8,15 @@ says what such a cell looks like and what to write.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+
+from .. import files
 
 SAMPLE = 1 << 16  # bytes from which the form of a file is told
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -65,7 +68,7 @@ def form_of(path: Path) -> Form:
     ------
     ValueError: rows have more fields than the header
     """
-    with path.open("rb") as file:
+    with os.fdopen(files.open_named(path), "rb") as file:
         head = file.read(SAMPLE)
         whole = not file.read(1)
     encoding = _encoding(head)

@@ -52,10 +52,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
     readers = {
         ".csv": read_csv,
         ".tsv": read_csv,
-        ".parquet": pd.read_parquet,
-        ".pq": pd.read_parquet,
+        ".parquet": _read_parquet,
+        ".pq": _read_parquet,
     }
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"{path}: no such file")
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}; there is " + ", ".join(readers))
@@ -68,6 +68,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise ValueError(f"{path}: has no rows")
     return frame
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    from ..parquet_file import read
+
+    return read(path).to_pandas()
 
 
 def column(frame: pd.DataFrame, name: str, what: str) -> pd.Series:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import files
 from ..compare import Comparison, compare
 from ..gate_formats import summary
 from ..held_out import refusal
@@ -103,7 +102,9 @@ def report(
             drawn.append((made, svg))
             for format in formats:
                 file = folder / f"{made.name}.{format}"
-                _write(file, svg if format == "svg" else encoded(made.figure, format))
+                _write(
+                    file, svg if format == "svg" else encoded(made.figure, format), folder if figures else out.parent
+                )
                 written.append(file)
     tell("writing", 0.95)
     _write(out, rendered(source, drawn, undrawn, title, verdict).encode())
@@ -120,14 +121,10 @@ def _each(source: Source, verdict: Comparison | None, tell: Progress) -> Iterato
         yield from draw(source)
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all: written aside and renamed."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
+def _write(file: Path, content: bytes, below: Path | None = None) -> None:
+    """Whole or not at all: written aside and renamed. below: the folder that the user named (files.py)."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        os.replace(aside, file)
+        files.write(file, content, below, sync=False)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
         raise ValueError(f"cannot write {printable(file)}: {error.strerror or error}") from None
