@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..results.damage import damage
 from ..results.store import RunStore, known_status
 from .case import Case
 from .same_link import SameLink
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .study import PlannedCase, Study
 
 UNFINISHED = (None, "cancelled")
+MOST = 5  # damaged runs that are named
 RETRIED = ("failed", "oom", "timeout", "diverged")
 
 
@@ -49,6 +51,7 @@ class Plan:
     failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table, of these cases
     unfinished: tuple[Case, ...] = ()  # that lack a run, whether they can run or not
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases that need that many
+    damaged: dict[str, str] = field(default_factory=dict)  # run_id -> what of its last attempt; it is pending, then
 
 
 def make_plan(
@@ -70,7 +73,7 @@ def make_plan(
     cases = [planned for planned in cases if planned.case.ranks not in others]
     impossible = [planned for planned in cases if planned.skip_reason is not None]
     rows, unsaid = Rows(store), []
-    missing, kept, failed, unfinished = [], {}, {}, {}
+    missing, kept, failed, unfinished, damaged = [], {}, {}, {}, {}
     for repeat in range(study.run.repeats):
         for planned in cases:
             case, possible = planned.case, planned.skip_reason is None
@@ -80,6 +83,8 @@ def make_plan(
             if asked and asked[case.case_id] and run_id not in asked[case.case_id]:
                 continue
             status = rows.status(run_id)
+            if possible and status in ("ok", None) and (why := rows.damage(run_id)):
+                status, damaged[run_id] = None, why
             if status == "ok" or (possible and not wanted(status, retry_failed)):  # ok: what cannot run here could once
                 kept[run_id] = status
                 rows.refuse_another_link(run_id)
@@ -100,6 +105,7 @@ def make_plan(
         failed=failed,
         unfinished=tuple(unfinished.values()),
         other_sizes=dict(sorted(others.items())),
+        damaged=damaged,
     )
 
 
@@ -139,8 +145,18 @@ class Rows:
         """None: it has to run."""
         return known_status(self.row(run_id))
 
+    def damage(self, run_id: str) -> str | None:
+        """What of the run's last attempt is not as it was written; None: nothing, or there is none."""
+        return damage(self.store.run_folder(run_id), self.store.folder) if run_id in self.begun else None
+
     def refuse_another_link(self, run_id: str) -> None:
         self.link.refuse(run_id, self.row(run_id))
+
+
+def damaged_lines(damaged: Mapping[str, str]) -> list[str]:
+    """For people, the first few."""
+    lines = [f"run {run_id} runs again, what is there is kept: {why}" for run_id, why in list(damaged.items())[:MOST]]
+    return lines + [f"{len(damaged) - MOST} more runs that are damaged run again"] * (len(damaged) > MOST)
 
 
 def failed_row(store: RunStore, run_id: str, status: str | None) -> dict[str, Outcome]:

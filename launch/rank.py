@@ -28,7 +28,7 @@ from .processes import die_with_supervisor
 from .progress import Reporter
 from .rendezvous import World, join, leave
 from .spec import WEIGHTS, RunResult, RunSpec, utc, write_atomically
-from .starts import goodput_columns, read_starts
+from .starts import goodput_columns, read_log
 from .stop import REQUEUE_STATUS, Preempted, signal_names
 
 WORLD = "world.json"
@@ -134,13 +134,14 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
 
 def _goodput(run_folder: Path, result: RunResult, reporter: Reporter, now: float) -> dict[str, object]:
     """Columns over all starts of the run, of which this is the last."""
-    starts = read_starts(run_folder)
+    known = read_log(run_folder)
+    starts = known.starts
     if not starts:
-        return {}
+        return goodput_columns(starts, None, known.damage)
     times = result.steps.get("step_time_s", [])
     useful_s = sum(times) if len(times) and result.status == "ok" else None
     starts[-1] = replace(starts[-1], ended_at=now, trained_from=reporter.trained_from, trained_at=reporter.trained_at)
-    return goodput_columns(starts, useful_s)
+    return goodput_columns(starts, useful_s, known.damage)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What became of every start of a run's ranks, and the goodput of the whole run that follows from it.
 
     <run>/starts.jsonl    append-only, one JSON object a line:
-        {"event": "start", "at", "monotonic", "clock", "attempt", "host", "mark", "job"}
-        {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done", "kept"}
+        {"event": "start", "at", "monotonic", "clock", "attempt", "host", "mark", "job", "line"}
+        {"event": "end", "at", "cause", "trained_from", "trained_at", "steps_done", "kept", "line"}
 
 A row comes once, when a run has come to an end; its ranks may have been started several times before (killed,
 preempted, out of time, a node gone). A start whose supervisor was killed has no end: the next start writes it, from the
-progress that was left in the scratch folder. A line that is cut off is left out, and costs no other.
+progress that was left in the scratch folder. A line that is cut off is left out, and costs no other. Where lines are
+damaged or gone the columns over all starts are null, with a reason: what is left would give wrong numbers.
 
     goodput                  useful step time / time in which ranks were held
                              ("runtime goodput" of Google's ML Productivity Goodput, 2024)
@@ -40,6 +41,7 @@ LOG = "starts.jsonl"
 SKEW_S = 5.0  # by which hosts' clocks may differ
 LONGEST_WAIT_S = 90 * 86_400.0  # from one start to the next
 GONE = "gone"  # cause of a start whose supervisor left no word
+BEGINS = b'{"event": "'
 CHANCES = 3  # starts in a row that a lost host may end, without a later checkpoint
 CHECKPOINTS = "checkpoint/step-*"  # in the scratch folder
 
@@ -63,38 +65,65 @@ class Start:
     kept: int = 0  # step from which the next start can go on
 
 
+@dataclass(frozen=True)
+class Log:
+    """What the log says, as far as it can be read."""
+
+    starts: list[Start]
+    damage: str | None = None  # what of it was lost, in words; None: nothing that can be seen
+
+
 def read_starts(run_folder: Path) -> list[Start]:
     """Every start of the run, in order; what is not ours or cut off is left out."""
+    return read_log(run_folder).starts
+
+
+def read_log(run_folder: Path) -> Log:
+    """As read_starts, with what is seen to be missing: a line that is no word of ours, or does not follow the others.
+
+    A line that is only cut off is none: the event that it was about to tell is told by the next line.
+    """
     starts: list[Start] = []
     try:
         lines = files.read(run_folder / LOG).split(b"\n")
-    except OSError:
-        lines = []
-    for line in lines:
+    except FileNotFoundError:
+        return Log([])
+    except OSError as error:
+        return Log([], f"{LOG}: {error.strerror}")
+    damage = None
+    for number, line in enumerate(lines[:-1] if lines[-1] == b"" else lines):
         try:
-            content = json.loads(line)
-            event = content["event"]
-            if event == "start":
-                clock = float(content.get("monotonic", 0.0)), str(content.get("clock", ""))
-                at, host, mark = float(content["at"]), str(content["host"]), str(content["mark"])
-                known = {"attempt": int(content.get("attempt", 0)), "job": str(content.get("job") or "")}
-                starts.append(Start(at, host, mark, monotonic=clock[0], clock=clock[1], **known))
-            elif event == "end" and starts and starts[-1].ended_at is None:
-                first, at = content["trained_from"], content["trained_at"]
-                starts[-1] = replace(
-                    starts[-1], ended_at=float(content["at"]), cause=str(content["cause"]),
-                    trained_from=None if first is None else int(first), trained_at=None if at is None else float(at),
-                    steps_done=int(content["steps_done"]), kept=int(content.get("kept", 0)),
-                )  # fmt: skip
-        except (ValueError, LookupError, TypeError, RecursionError):
-            continue
-    return starts
+            fits = _take(starts, line, number)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            fits = BEGINS.startswith(line[: len(BEGINS)]) and not line.endswith(b"}")  # cut off
+        if not fits:
+            damage = damage or f"{LOG}: line {number + 1} is damaged, or lines before it are gone"
+    return Log(starts, damage)
 
 
-def was_cut_off(run_folder: Path) -> bool:
-    """Whether the last start ended with a lost host, or left no word."""
-    last = read_starts(run_folder)[-1:]
-    return any(start.ended_at is None or start.cause in (GONE, Cause.HOST_GONE) for start in last)
+def _take(starts: list[Start], line: bytes, number: int) -> bool:
+    """Add what the line tells. False: it does not follow the lines before. Raises ValueError and more: not ours."""
+    content = json.loads(line)
+    event, fits = content["event"], content.get("line", number) == number
+    if event == "start":
+        fits = fits and (not starts or starts[-1].ended_at is not None)
+        clock = float(content.get("monotonic", 0.0)), str(content.get("clock", ""))
+        at, host, mark = float(content["at"]), str(content["host"]), str(content["mark"])
+        known = {"attempt": int(content.get("attempt", 0)), "job": str(content.get("job") or "")}
+        starts.append(Start(at, host, mark, monotonic=clock[0], clock=clock[1], **known))
+        return fits
+    if event != "end":
+        raise ValueError(event)
+    first, at = content["trained_from"], content["trained_at"]
+    told = {
+        "ended_at": float(content["at"]), "cause": str(content["cause"]),
+        "trained_from": None if first is None else int(first), "trained_at": None if at is None else float(at),
+        "steps_done": int(content["steps_done"]), "kept": int(content.get("kept", 0)),
+    }  # fmt: skip
+    if not starts or starts[-1].ended_at is not None:
+        return False
+    starts[-1] = replace(starts[-1], **told)
+    return fits
 
 
 class StartLog:
@@ -135,12 +164,15 @@ class StartLog:
             self._append(event="end", at=at, cause=cause, **known, kept=kept)
 
     def _append(self, **content: Any) -> None:
-        line = json.dumps(content).encode() + b"\n"
+        try:
+            number = files.read(self.run_folder / LOG).count(b"\n")
+        except FileNotFoundError:
+            number = 0
         descriptor = files.open_file(self.run_folder / LOG, None, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
             size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # cut off: the line must not swallow ours
-                line = b"\n" + line
+            cut = bool(size) and os.pread(descriptor, 1, size - 1) != b"\n"  # the line must not swallow ours
+            line = b"\n" * cut + json.dumps(content | {"line": number + cut}).encode() + b"\n"
             if os.write(descriptor, line) != len(line):
                 raise OSError(28, f"cannot write {LOG}: no space left on device", str(self.run_folder))
             os.fsync(descriptor)
@@ -172,11 +204,14 @@ def in_vain(starts: Sequence[Start], attempt: int, job: str) -> str | None:
     return f"{count} starts in a row ended with a lost host, {how}"
 
 
-def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str, object]:
+def goodput_columns(starts: Sequence[Start], useful_s: float | None, damage: str | None = None) -> dict[str, object]:
     """Columns of a run over all its starts, the last of which has its end.
 
     useful_s: step times of the steps that the result is made of; None: not known, or nothing came of the run
+    damage: what of the log was lost; None: nothing
     """
+    if damage := damage or _gap(starts):
+        return {"useful_step_time_s": useful_s, "goodput_reason": f"not known over all starts: {damage}"}
     if not starts or starts[-1].ended_at is None:
         return {}
     over = starts[-1].ended_at
@@ -196,6 +231,16 @@ def goodput_columns(starts: Sequence[Start], useful_s: float | None) -> dict[str
         row["goodput"] = useful_s / held_s if held_s else None
         row["effective_training_time"] = useful_s / elapsed_s if elapsed_s else None
     return row
+
+
+def _gap(starts: Sequence[Start]) -> str | None:
+    """Why these cannot be all: one went on from a step that none before it came to."""
+    done = 0
+    for start in starts:
+        if (start.trained_from or 0) > done:
+            return f"a start went on from step {start.trained_from}, and {LOG} has none before it that came so far"
+        done = max(done, start.steps_done, start.kept)
+    return None
 
 
 def _wait_s(start: Start, end: float, following: Start) -> float | None:

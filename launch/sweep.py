@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..results import files
+from ..results.damage import damage
 from ..results.store import FULL, Claim, RunStore
 from .cause import Cause, Stop, Why
 from .clock import Moment
 from .display import Display
 from .environment import Placement, link_columns, listen, loopback
 from .judge import judge
-from .plan import Plan, PlannedRun, failed_row, wanted
+from .plan import Plan, PlannedRun, damaged_lines, failed_row, wanted
 from .pool import Pool
 from .processes import Guard, end_marked, new_mark
 from .quorum import Quorum
@@ -30,7 +32,7 @@ from .rank import WORLD
 from .schedulers import job_columns
 from .secret import new_secret
 from .spec import RunSpec, utc
-from .starts import StartLog, goodput_columns, in_vain, read_starts
+from .starts import StartLog, goodput_columns, in_vain, read_log, read_starts
 from .stop import undone
 from .store_server import StoreServer
 from .summary import Summary
@@ -123,6 +125,8 @@ class Sweep:
     def run(self, plan: Plan) -> Summary:
         summary = Summary.of(plan)
         self._plan = plan
+        for line in damaged_lines(plan.damaged):
+            print(f"warning: {line}", file=sys.stderr)
         self.display.plan(len(plan.pending))
         self._tidy(plan)
         with undone(summary) if plan.pending else nullcontext():
@@ -175,6 +179,8 @@ class Sweep:
             return False
         with claim:
             status = self.store.finished(run.run_id)
+            if status == "ok" and damage(self.store.run_folder(run.run_id), self.store.folder):
+                status = None
             if not wanted(status, self.retry_failed):  # another sweep was faster
                 summary.kept[run.run_id] = status
                 summary.failed_before |= failed_row(self.store, run.run_id, status)
@@ -244,8 +250,8 @@ class Sweep:
 
     def _write_failed(self, run: PlannedRun, spec: RunSpec, outcome: Outcome, log: StartLog) -> Outcome:
         """The row of a run that came to nothing; the log has how its last start ended."""
-        scratch, starts = Path(spec.scratch), read_starts(log.run_folder)
-        row = self._row(spec, outcome, spec.launched.time_now()) | goodput_columns(starts, None)
+        scratch, known = Path(spec.scratch), read_log(log.run_folder)
+        row = self._row(spec, outcome, spec.launched.time_now()) | goodput_columns(known.starts, None, known.damage)
         self.store.write_run(row, **taken(scratch))
         self.display.ended(run, outcome, row, scratch)
         return outcome

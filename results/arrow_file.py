@@ -16,7 +16,6 @@ from . import digests
 from .schema import SchemaError
 from .store import rows_column
 
-LIMIT = 256 * 2**20  # of one run's file, bytes: over a million steps
 BEGIN = 8  # bytes before the first message: ARROW1 and two zeros
 SMALL = 2**17
 PLAIN = (pa.string(), pa.int64(), pa.float64(), pa.bool_())

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from . import clocks
 from .coded import Coded
+from .damage import damaged_tables
 from .efficiency.command import MODES
 from .efficiency.grouping import groups
 from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, work_keys
 from .held_out import unbelieved
 from .quiet import quiet
 from .rank_intervals import MIN_RUNS
-from .read import noted, runs_table
+from .read import noted, printable, runs_table
 from .work import work_of
 
 BEYOND = 0  # the number of a rule that is none of the twelve
@@ -108,7 +109,8 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
         attempts = runs_table(path, all_attempts=True, where=where, columns=clocks.COLUMNS).to_pylist()
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
-    notes = [f"warning: {line}" for line in (*told, *unbelieved(rows))]
+    damaged = damaged_tables(Path(path)) if Path(path).is_dir() else []
+    notes = [f"warning: {printable(line)}" for line in (*told, *damaged, *unbelieved(rows))]
     return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))
 
 

@@ -215,6 +215,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         seconds("useful_step_time_s", "sum of the step times of all steps, warm-up included, each step once"),
         real("goodput", "useful_step_time_s / held_s (Google's ML Productivity Goodput: runtime goodput)"),
         real("effective_training_time", "useful_step_time_s / elapsed_s (Llama 3, arXiv 2407.21783, 3.3.4)"),
+        string("goodput_reason", "why what is over all starts is null: the log of the starts was damaged"),
     ),
     "FLOPs": (
         real("flops_per_token_6n", "6 N, N all parameters (Chinchilla, arXiv 2203.15556)", "FLOP/token"),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from . import files
 
+TABLE_LIMIT = 256 * files.MIB  # of another table's file of one run, bytes: over a million steps
 ROW, TABLES = "row_sha256", "tables_sha256"  # columns of `runs`
 CHANGED = "its content changed after it was written: its SHA-256 is another"
 _SEAL = re.compile(rb',\n "row_sha256": "([0-9a-f]{64})"\n\}\n\Z')

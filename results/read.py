@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import arrow_file, digests, errata, files
+from . import digests, errata, files
 from .arrow_file import rows_in, under
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked
 from .schema import columns as schema_columns
@@ -264,7 +264,7 @@ def _row(file: Path, below: Path, run_id: str, attempt: int) -> dict | None:
 def _stored_rows(file: Path, below: Path, schema: pa.Schema, row: dict, table: str) -> pa.Table | None:
     """The rows in an Arrow file under our schema (what it does not have is null); None, and a warning: damaged."""
     try:
-        return rows_in(files.read(file, below, arrow_file.LIMIT), schema, row, table)
+        return rows_in(files.read(file, below, digests.TABLE_LIMIT), schema, row, table)
     except DAMAGE as error:
         _warn(file, error)
         return None
