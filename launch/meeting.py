@@ -109,7 +109,9 @@ def _addresses(point: Point) -> list[str]:
     found: dict[str, None] = {}
     with suppress(OSError):
         told = socket.getaddrinfo(point.host, None, type=socket.SOCK_STREAM)
-        found = dict.fromkeys(str(where[0]) for *_, where in told if not str(where[0]).startswith("fe80:"))
+        # An IPv4 address in IPv6's clothes (::ffff:10.0.0.1) is that address again; a link's own needs its device.
+        plain = (str(where[0]).removeprefix("::ffff:") for *_, where in told)
+        found = dict.fromkeys(address for address in plain if not address.startswith("fe80:"))
     if point.other:
         with suppress(WorldError):
             found[reachable_address([point.host, point.other], point.other)] = None

@@ -127,6 +127,16 @@ def test_rank_0_takes_the_next_port_and_listens_on_the_address_that_is_needed(so
         find(1, host, point.ports(SECRET), SECRET, 60.0).set("key", "value")
 
 
+def test_an_address_that_a_name_has_twice_is_listened_on_once(monkeypatch):
+    """As the nodes of a lab have theirs, by IPv4 and mapped into IPv6."""
+    twice = [(socket.AF_INET, 1, 6, "", ("127.0.0.1", 0)), (socket.AF_INET6, 1, 6, "", ("::ffff:127.0.0.1", 0, 0, 0))]
+    with monkeypatch.context() as names:
+        names.setattr(socket, "getaddrinfo", lambda *_, **__: twice)
+        server, host = serve(meeting.Point("n0", "a", alone=True), SECRET)
+    with server:
+        assert host == "127.0.0.1" and len(server._listeners) == 1
+
+
 def test_a_name_that_is_no_address_of_this_host_is_served_at_all_of_them(monkeypatch):
     """A gateway's or a container's service's: the others reach this host by it all the same."""
     asked = lambda *_, **__: [(socket.AF_INET, 1, 6, "", ("203.0.113.7", 0))]  # noqa: E731
