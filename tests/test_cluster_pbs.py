@@ -91,7 +91,7 @@ def test_a_job_of_qsub_leaves_its_row(desk):
 
 def test_arrays_are_cut_as_the_controller_says(desk, cluster, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
-    assert Slurm().limits() == Limits(MOST, 10_000, "MaxJobCount = 10000")
+    assert Slurm().limits() == Limits(MOST, 9_999, "MaxJobCount = 10000")
     lr = "lr = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]"
     study = SIX.replace("lr = [1e-3, 3e-3]", lr).replace("[1, 2]", "1").replace("[[layout]]\ndp_shard = 4\n", "")
     user = desk(study, 'scheduler = "slurm"\npython = "/bin/true"')

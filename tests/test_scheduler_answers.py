@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scalade.launch import states
+from scalade.launch.cancel import cancel
+from scalade.launch.jobs import Wish
 from scalade.launch.schedulers import base
 from scalade.launch.schedulers.ask import Answer, SchedulerError
 from scalade.launch.schedulers.base import ALL, Limits, Task
@@ -19,6 +22,7 @@ from scalade.launch.schedulers.lsf import Lsf
 from scalade.launch.schedulers.pbs import Pbs
 from scalade.launch.schedulers.slurm import Slurm
 from scalade.launch.schedulers.state import State
+from scalade.launch.submit import submit_study
 
 ANSWERS = Path(__file__).parent / "golden" / "answers"
 WORDS = json.loads((ANSWERS / "qstat-words.json").read_text())
@@ -109,6 +113,28 @@ def test_a_pbs_that_is_away_is_silent(says, words):
     assert Pbs().limits() == Limits(10_000)
 
 
+def test_three_submits_to_a_pbs_without_history_are_one_job_and_it_is_cancelled(says, tmp_path):
+    """As the command line does it: job 12 runs, `qstat -x` says nothing, and exits with 0."""
+    study, results = tmp_path / "study.toml", tmp_path / "r"
+    study.write_text('name = "s"\nmodel.size = "tiny-100k"\nmodel.seq_len = 64\nrecipe.global_batch = 8\n'
+                     "budget.steps = 5\nlayout.dp_replicate = 1\n")  # fmt: skip
+
+    def pbs(*words):
+        if words[0] in ("qsub", "qdel"):
+            return "12.pbs\n" if words[0] == "qsub" else ""
+        running = "Job Id: 12.pbs\n    job_state = R\n    exec_host = n1/0*2\n"
+        return failing(WORDS["no history"]) if "-x" in words else running
+
+    asked = says(pbs)
+    wish = Wish(scheduler="pbs", launcher="torchrun")
+    told = [submit_study(study, results, wish) for _ in range(3)]
+    assert [(each.runs, each.active) for each in told] == [(1, 0), (0, 1), (0, 1)]
+    ((line,), doubts) = states.status(results)
+    assert (line.state, line.where, line.job, doubts) == ("running", "n1", "12.pbs", [])
+    assert cancel(results) == ["cancelled: 12.pbs"]
+    assert [words for words in asked if words[0] != "qstat"] == [["qsub", asked[1][1]], ["qdel", "12.pbs"]]
+
+
 def test_a_pbs_that_prints_nothing_at_all_has_not_said_that_a_job_is_gone(says):
     says(lambda *command: failing(WORDS["no history"]))
     with pytest.raises(SchedulerError, match="not configured to maintain job history"):
@@ -144,7 +170,7 @@ def test_the_largest_array_is_asked_for(says):
     assert Lsf().limits().array == 2500
     config = "MaxArraySize            = 1001\nMaxJobCount             = 10000\n"
     says(lambda *words: config)
-    assert Slurm().limits() == Limits(1001, 10000, "MaxJobCount = 10000")
+    assert Slurm().limits() == Limits(1001, 9999, "MaxJobCount = 10000")
     says(lambda *words: "MaxArraySize            = 0\n")
     assert Slurm().limits().array == 1
     says(lambda *words: Answer(1, "", AWAY))

@@ -99,8 +99,9 @@ class Slurm(Scheduler):
             return Limits(self.most_tasks)
         # MaxArraySize is one past the largest index, which begins at 0; without arrays it is 0
         array, jobs = (re.search(rf"^{key}\s*=\s*(\d+)", told, re.M) for key in ("MaxArraySize", "MaxJobCount"))
-        most = int(jobs[1]) if jobs else None
-        return Limits(max(1, int(array[1])) if array else self.most_tasks, most, f"MaxJobCount = {most}")
+        most = max(1, int(jobs[1]) - 1) if jobs else None  # it refuses the job that would make it full
+        why = f"MaxJobCount = {jobs[1]}" if jobs else ""
+        return Limits(max(1, int(array[1])) if array else self.most_tasks, most, why)
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         found: dict[str, dict[int, Task]] = {}
