@@ -5,8 +5,12 @@ Started by path, as `python fake_rank.py SPEC.json`. FAKE_RANK in the environmen
 rendezvous and all-reduces every step, else the ranks do not meet and torch is not imported. FAKE_STEP_S is the time of
 a step. Rank 0 keeps a checkpoint every FAKE_CHECKPOINT steps, and when it is asked to stop. FAKE_SYNC=1: no rank begins
 a step before all have ended the last, as if they had all-reduced. FAKE_LINGER_S is a pause before the last step.
+FAKE_CHAIN=1: the loss of a step is a digest of all steps before it, so that a step left out, taken twice or begun from
+a wrong checkpoint shows in every loss that follows. FAKE_CLOCK: fake_clock.py.
 """
 
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -16,6 +20,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+
+from fake_clock import set_clock
 
 from scalade.launch import rank
 from scalade.launch.rendezvous import Seat, World
@@ -115,16 +121,36 @@ def wait_for_others(world, folder, step):
             time.sleep(0.001)
 
 
-def checkpointed(folder):
-    """Steps done, as the last checkpoint says."""
-    return max((int(path.name[5:]) for path in (folder / CHECKPOINT).glob("step-*")), default=0)
+def chained(losses):
+    """The loss of the step after these."""
+    text = repr(losses[-1]) if losses else "start"
+    return 1 + int(hashlib.sha256(f"{text} {len(losses)}".encode()).hexdigest()[:12], 16) / 16**12
 
 
-def checkpoint(folder, done):
+def checkpointed(folder, rank):
+    """Losses of the steps that are done, of the last whole checkpoint; as many as it says, where nothing is chained."""
+    for path in sorted((folder / CHECKPOINT).glob("step-*"), key=lambda path: -int(path.name[5:])):
+        done = int(path.name[5:])
+        if os.environ.get("FAKE_CHAIN") != "1":
+            return [0.0] * done
+        with suppress(OSError, ValueError, TypeError):
+            digest, _, text = path.joinpath("state").read_text().partition("\n")
+            if digest == hashlib.sha256(text.encode()).hexdigest() and len(losses := json.loads(text)) == done:
+                return losses
+        if rank == 0:
+            os.replace(path, path.with_name(f"damaged-{done}-{os.urandom(2).hex()}"))
+    return []
+
+
+def checkpoint(folder, losses):
     """As resume.save: aside, then renamed. Only what was trained is not in it."""
-    (folder / CHECKPOINT).mkdir(exist_ok=True)
-    (folder / CHECKPOINT / f"writing-{done}").mkdir(exist_ok=True)
-    os.replace(folder / CHECKPOINT / f"writing-{done}", folder / CHECKPOINT / f"step-{done}")
+    done = len(losses)
+    aside = folder / CHECKPOINT / f"writing-{done}"
+    aside.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("FAKE_CHAIN") == "1":
+        text = json.dumps(losses)
+        (aside / "state").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+    os.replace(aside, folder / CHECKPOINT / f"step-{done}")
 
 
 def program(case, world, reporter):
@@ -136,7 +162,8 @@ def program(case, world, reporter):
         if int(number) == world.rank and reporter.folder.parent.name.endswith(repeat):
             todo[int(step)] = action
     every = int(os.environ.get("FAKE_CHECKPOINT", "0"))
-    begin = checkpointed(reporter.folder)
+    chain, losses = os.environ.get("FAKE_CHAIN") == "1", checkpointed(reporter.folder, world.rank)
+    begin = len(losses)
     reporter.begin(begin)
     keeper = Keeper(reporter.folder, active=world.rank == 0)
     training = SimpleNamespace(steps=SimpleNamespace(rows=[]), evals=[])
@@ -155,19 +182,23 @@ def program(case, world, reporter):
         if step == case.recipe.steps - 1:
             time.sleep(float(os.environ.get("FAKE_LINGER_S", "0")))
         time.sleep(float(os.environ.get("FAKE_STEP_S", "0.001")))
-        training.steps.rows.append({"step": step, "warmup": step < 1, "loss": 1.0 / (step + 1)})
+        losses.append(chained(losses) if chain else 1.0 / (step + 1))
+        training.steps.rows.append({"step": step, "warmup": step < 1, "loss": losses[-1]})
         keeper.keep(training)
-        reporter.step(step + 1, loss=1.0 / (step + 1), tokens_per_s=100.0)
+        reporter.step(step + 1, loss=losses[-1], tokens_per_s=100.0)
         stop = asked_to_stop(reporter.folder)
         if world.rank == 0 and (stop or (every and (step + 1) % every == 0)):
-            checkpoint(reporter.folder, step + 1)
+            checkpoint(reporter.folder, losses)
         if stop:
             raise Preempted(f"stopped at step {step + 1}")
     steps = {"step": list(range(case.recipe.steps)), "step_time_s": [0.001] * case.recipe.steps}
-    return RunResult("ok", {"loss": 1.0, "tokens_per_s": 100.0}, steps)
+    steps |= {"loss": losses} if chain else {}
+    return RunResult("ok", {"loss": losses[-1] if chain else 1.0, "tokens_per_s": 100.0}, steps)
 
 
 if __name__ == "__main__":
+    if "FAKE_CLOCK" in os.environ:
+        set_clock(os.environ["FAKE_CLOCK"])
     if not REAL:
         rank.join, rank.leave = join_nobody, lambda: None
     rank.main(program=program)

@@ -12,10 +12,14 @@ import subprocess
 import sys
 import time
 import uuid
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from scalade import read_runs
+import pandas as pd
+from fake_rank import chained
+
+from scalade import read_runs, read_steps
 from scalade.launch.study import load_study
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_rank.py"))]
@@ -35,12 +39,16 @@ dp_replicate = {ranks}
 max_ranks = 4
 repeats = {repeats}
 time_limit_s = 60
+grace_s = 20
 hang_limit_s = {hang_limit_s}
 isolation = "{isolation}"
 """
 SWEEP = """
-import sys
+import os, sys, time
 from pathlib import Path
+if os.environ.get("FAKE_CLOCK"):
+    from fake_clock import set_clock
+    set_clock(os.environ["FAKE_CLOCK"])
 from scalade.launch import run
 study, results, retry, *command = sys.argv[1:]
 run.run_study.__kwdefaults__["command"] = command
@@ -53,15 +61,20 @@ main()
 class Lab:
     """One study, and everything that was started for it."""
 
-    def __init__(self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, results=None, **env):
+    def __init__(
+        self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, results=None, isolation="fresh", **env
+    ):
         self.study, self.results = folder / "study.toml", results or folder / "r"
-        self.isolation, self.repeats = "fresh", repeats
+        self.isolation, self.repeats = isolation, repeats
         self._write = lambda limit=hang_limit_s: self.study.write_text(
             STUDY.format(steps=steps, ranks=ranks, repeats=self.repeats, hang_limit_s=limit, isolation=self.isolation)
         )
         self._write()
         self.steps, self.rng, self.token = steps, random.Random(seed), uuid.uuid4().hex
-        fake = {"FAKE_SYNC": "1", "FAKE_STEP_S": "0.005", "FAKE_CHECKPOINT": "4"}
+        self.mounted = []  # folders, by a fault that needs a disk of its own
+        self.damaged = set()  # attempts, as in rows(), that a fault has hurt: they need not stand
+        fake = {"FAKE_SYNC": "1", "FAKE_STEP_S": "0.005", "FAKE_CHECKPOINT": "4", "FAKE_CHAIN": "1"}
+        fake |= {"PYTHONPATH": str(Path(__file__).parent)}
         self.env = os.environ | {TOKEN: self.token, "OMP_NUM_THREADS": "1"} | fake | env
         print(f"seed {seed}")
 
@@ -71,6 +84,26 @@ class Lab:
             command, env=self.env | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
         )  # fmt: skip
+
+    def ended(self, process, limit_s=120):
+        """(status, standard output, standard error) of a sweep, which has to come to its end."""
+        try:
+            out, err = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            left = sorted(self.processes())
+            raise AssertionError(f"a sweep hangs: no end in {limit_s} s; processes {left}") from None
+        assert "Traceback" not in err, err
+        return process.returncode, out, err
+
+    def reach(self, process, limit_s=60):
+        """Wait until the run that is on has come to a random step; (run_id, step), or None where all was over first."""
+        aim, deadline = self.rng.randrange(0, self.steps - 2), time.monotonic() + limit_s
+        while process.poll() is None:
+            assert time.monotonic() < deadline, f"a sweep does not come to step {aim} in {limit_s} s"
+            if (now := self.step()) and now[1] >= aim:
+                return now
+            time.sleep(0.002)
+        return None
 
     def one_more(self):
         """A run more of each case: work for a sweep that would have none."""
@@ -128,34 +161,55 @@ class Lab:
         files = self.results.glob("runs/*/a*/run.json")
         return {str(file.parent.relative_to(self.results)): file.read_bytes() for file in files}
 
-    def finish(self):
-        """Start the study again until it is done; nothing that stood may change."""
-        before = self.rows()
-        self._write(60)
-        process = self.sweep(retry=True)
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, (out, err)
-        after = self.rows()
-        assert before == {name: after[name] for name in before}
-        return self.check()
+    def standing(self):
+        """The rows that no fault has hurt."""
+        return {name: row for name, row in self.rows().items() if name not in self.damaged}
 
-    def check(self):
-        """Every run has its row, once, and nothing is left over."""
-        deadline = time.monotonic() + 10
+    def settled(self, limit_s=10):
+        """Wait until what a fault left has been ended by whoever has to; an orphan is a violation."""
+        deadline = time.monotonic() + limit_s
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not left, f"orphans: {left}"
+
+    def finish(self, **env):
+        """Start the study again until it is done; nothing that stood may change."""
+        before = self.standing()
+        self._write(60)
+        code, out, err = self.ended(self.sweep(retry=True, **env), 200)
+        assert code == 0, (out, err)
+        after = self.rows()
+        changed = [name for name, row in before.items() if after.get(name) != row]
+        assert not changed, f"rows that stood have changed or are gone: {changed}"
+        return self.check()
+
+    def check(self):
+        """Every run has its row, once, with the losses of an undisturbed run, and nothing is left over."""
+        self.settled()
         study = load_study(self.study)
         wanted = {f"{case.case_id}-r{repeat}" for case in study.all_cases for repeat in range(study.run.repeats)}
-        attempts = read_runs(self.results, all_attempts=True)
-        ok = attempts[attempts["status"] == "ok"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a fault has damaged
+            attempts, last = read_runs(self.results, all_attempts=True), read_runs(self.results)
+            steps = read_steps(self.results)
+        hurt = [f"runs/{row.run_id}/a{row.attempt}" in self.damaged for row in attempts.itertuples()]
+        ok = attempts[(attempts["status"] == "ok") & ~pd.Series(hurt, index=attempts.index, dtype=bool)]
         assert sorted(ok["run_id"]) == sorted(wanted), "each run once"
         assert set(attempts["run_id"]) == wanted
         assert not attempts.duplicated(["run_id", "attempt"]).any()
-        last = read_runs(self.results)
         assert set(last["status"]) == {"ok"}
         assert not list(self.results.glob("runs/*/scratch")) and not list(self.results.glob("runs/*/reserve"))
+        self.check_losses(ok, steps)
         return attempts
+
+    def check_losses(self, ok, steps):
+        """Of the chain: a step left out, taken twice or begun from what was damaged would show."""
+        chain = []
+        for _ in range(self.steps):
+            chain.append(chained(chain))
+        assert set(ok["loss"]) == {chain[-1]}, "the losses are not those of an undisturbed run"
+        for run_id, own in steps.groupby("run_id"):
+            assert own["loss"].tolist() == chain, f"{run_id}: its steps are not those of an undisturbed run"
 
     def close(self):
         for pid in self.processes():
