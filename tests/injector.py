@@ -24,10 +24,11 @@ import faults
 from fault_lab import Lab
 
 
-def draw(number, seed, names=()):
+def draw(number, seed, names=(), slow=True):
     """[(kind, seed)]: every kind comes once before one comes twice, in an order of the seed's."""
     kinds, rng, drawn = faults.load(), random.Random(seed), []
     chosen = [name for name in names or kinds if os.geteuid() == 0 or not kinds[name].root]
+    chosen = [name for name in chosen if slow or not kinds[name].slow]
     while len(drawn) < number:
         drawn += [(name, rng.randrange(10**9)) for name in rng.sample(chosen, len(chosen))]
     return drawn[:number]

@@ -12,6 +12,8 @@ import time
 
 import pytest
 from fault_lab import Lab
+from faults.files import fill
+from faults.processes import hurt_ranks
 
 OFTEN = (pytest.mark.cluster, pytest.mark.slow)
 SEEDS = [pytest.param(1, 11, id="once"), pytest.param(20, 2026, id="20 times", marks=OFTEN)]
@@ -34,7 +36,7 @@ def lab(tmp_path):
 @injected
 def test_sigkill_of_any_rank(lab, times, seed):
     lab = lab(seed, repeats=times)
-    hurt, process = lab.hurt_each_run(lambda run_id: os.kill(lab.rank(lab.rng.randrange(2)), signal.SIGKILL))
+    hurt, process = hurt_ranks(lab, signal.SIGKILL)
     assert len(hurt) == times and process.returncode == 1
     attempts = lab.finish()
     failed = attempts[attempts["status"] == "failed"]
@@ -69,7 +71,7 @@ def test_sigkill_of_the_supervisor(lab, times, seed):
 @injected
 def test_a_rank_that_is_stopped_hangs_all(lab, times, seed):
     lab = lab(seed, repeats=times, hang_limit_s=1.0)
-    hurt, process = lab.hurt_each_run(lambda run_id: os.kill(lab.rank(lab.rng.randrange(2)), signal.SIGSTOP))
+    hurt, process = hurt_ranks(lab, signal.SIGSTOP)
     assert len(hurt) == times and process.returncode == 1
     hung = lab.finish()
     hung = hung[hung["status"] == "timeout"]
@@ -112,12 +114,7 @@ def test_the_disk_is_full(lab, tmp_path, times, seed):
             while process.poll() is None and not ((now := lab.step()) and now[1] >= aim):
                 assert time.monotonic() - begun < 60
                 time.sleep(0.002)
-            with open(disk / "filler", "wb", buffering=0) as filler:
-                try:
-                    while filler.write(bytes(4096)):
-                        pass
-                except OSError:
-                    pass
+            fill(disk / "filler")
             before = lab.rows()
             out, err = process.communicate(timeout=60)
             if process.returncode:

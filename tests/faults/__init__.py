@@ -16,17 +16,18 @@ class Kind:
     inject: Callable
     options: dict = field(default_factory=dict)  # of the Lab
     root: bool = False  # needs it
+    slow: bool = False  # real ranks, or a fault that only a time limit ends: not in the short run
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def kind(area, root=False, **options):
+def kind(area, root=False, slow=False, **options):
     """Enter a function under its own name, with dashes."""
 
     def enter(inject):
         name = inject.__name__.replace("_", "-")
-        KINDS[name] = Kind(name, area, inject, options, root)
+        KINDS[name] = Kind(name, area, inject, options, root, slow)
         return inject
 
     return enter
@@ -34,6 +35,6 @@ def kind(area, root=False, **options):
 
 def load():
     """{name: Kind} of all."""
-    from . import files, neighbours, processes  # noqa: F401  each enters its own
+    from . import files, neighbours, processes, real  # noqa: F401  each enters its own
 
     return KINDS

@@ -26,30 +26,32 @@ def guards(lab):
 
 @kind("ranks", repeats=2)
 def kill_rank(lab):
-    _hurt(lab, lambda: send(lab.rank(lab.rng.randrange(2)), signal.SIGKILL), 1)
+    _hurt(lab, signal.SIGKILL)
 
 
 @kind("ranks", repeats=2, hang_limit_s=1.0)
 def stop_rank(lab):
-    _hurt(lab, lambda: send(lab.rank(lab.rng.randrange(2)), signal.SIGSTOP), 1)
+    _hurt(lab, signal.SIGSTOP)
 
 
 @kind("ranks", repeats=2)
 def segfault_rank(lab):
-    _hurt(lab, lambda: send(lab.rank(lab.rng.randrange(2)), signal.SIGSEGV), 1)
+    _hurt(lab, signal.SIGSEGV)
 
 
 @kind("ranks", repeats=2)
 def pause_rank(lab):
     """Shorter than any limit: nothing has happened."""
 
-    def pause():
+    def pause(run_id):
         pid = lab.rank(lab.rng.randrange(2))
         send(pid, signal.SIGSTOP)
         time.sleep(0.3)
         send(pid, signal.SIGCONT)
 
-    _hurt(lab, pause, 0)
+    _, process = lab.hurt_each_run(pause)
+    code, out, err = lab.ended(process)
+    assert code == 0, (code, out, err)
 
 
 @kind("ranks", repeats=2, steps=3)
@@ -59,11 +61,15 @@ def die_writing(lab):
     assert code in (0, 1)
 
 
-def _hurt(lab, hurt, code):
-    """A rank at a random step of each run."""
-    hurt_runs, process = lab.hurt_each_run(lambda run_id: hurt())
-    found, out, err = lab.ended(process)
-    assert found == (code if hurt_runs else 0), (hurt_runs, found, out, err)
+def hurt_ranks(lab, number):
+    """A signal to one of two ranks, at a random step of each run: (run_ids, the sweep, which has ended)."""
+    return lab.hurt_each_run(lambda run_id: send(lab.rank(lab.rng.randrange(2)), number))
+
+
+def _hurt(lab, number):
+    hurt_runs, process = hurt_ranks(lab, number)
+    code, out, err = lab.ended(process)
+    assert code == bool(hurt_runs), (hurt_runs, code, out, err)
 
 
 @kind("sweeps", repeats=2)
