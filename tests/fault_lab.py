@@ -22,7 +22,8 @@ from fake_rank import chained
 from scalade import read_runs, read_steps
 from scalade.launch.study import load_study
 
-FAKE = [sys.executable, str(Path(__file__).with_name("fake_rank.py"))]
+HERE = Path(__file__).parent
+FAKE = [sys.executable, str(HERE / "fake_rank.py")]
 TOKEN = "FAULT_LAB"
 STUDY = """
 name = "faults"
@@ -87,7 +88,7 @@ class Lab:
         self.mounted = []  # folders, by a fault that needs a disk of its own
         self.damaged = set()  # attempts, as in rows(), that a fault has hurt: they need not stand
         fake = {"FAKE_SYNC": "1", "FAKE_STEP_S": "0.005", "FAKE_CHECKPOINT": "4", "FAKE_CHAIN": "1"}
-        fake |= {"PYTHONPATH": str(Path(__file__).parent)}
+        fake |= {"PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))}  # fake_clock
         self.env = os.environ | {TOKEN: self.token, "OMP_NUM_THREADS": "1"} | fake | env
         print(f"seed {seed}")
 
