@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .case import Case
 from .judge import tail
+from .labels import labels
 from .progress import read_progress
 from .supervise import Outcome
 
@@ -30,8 +32,15 @@ def make_display(quiet: bool) -> Display:
 class Display:
     """Shows nothing; the others do. All methods are called by the sweep, in this order."""
 
-    def plan(self, total: int) -> None:
-        self.total, self.number = total, 0
+    def plan(self, pending: Sequence[PlannedRun]) -> None:
+        """The runs to come; a line of one of them says in what its case differs from the others of its name."""
+        self.total, self.number = len(pending), 0
+        cases = {run.case.case_id: run.case for run in pending if isinstance(run.case, Case)}
+        self._labels = dict(zip(cases, labels(list(cases.values())), strict=True))
+
+    def name(self, run: PlannedRun) -> str:
+        case = self._labels.get(run.case.case_id)  # none of a sweep of collectives
+        return run.label if case is None else f"{case} r{run.repeat}"
 
     def started(self, run: PlannedRun, scratch: Path) -> None:
         """The ranks of `run` have been started. The first heavy import may happen here, not before."""
@@ -55,7 +64,7 @@ class Failures(Display):
     def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)
         if outcome.bad:
-            print(summary_line(run, outcome, row), file=sys.stderr, flush=True)
+            print(summary_line(self.name(run), outcome, row), file=sys.stderr, flush=True)
 
 
 class Lines(Display):
@@ -63,7 +72,7 @@ class Lines(Display):
 
     def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)
-        self.say(f"[{self.number}/{self.total}] {summary_line(run, outcome, row)}")
+        self.say(f"[{self.number}/{self.total}] {summary_line(self.name(run), outcome, row)}")
         if row.get("val_warning"):
             self.say(f"    warning: {row['val_warning']}")
         if outcome.bad:
@@ -77,8 +86,8 @@ class Lines(Display):
 class Bars(Lines):
     """A bar for the study and one for the run, with tokens/s, loss and the time that is left."""
 
-    def plan(self, total: int) -> None:
-        super().plan(total)
+    def plan(self, pending: Sequence[PlannedRun]) -> None:
+        super().plan(pending)
         self._rich, self._next = None, 0.0
 
     def started(self, run: PlannedRun, scratch: Path) -> None:
@@ -94,7 +103,7 @@ class Bars(Lines):
             self._rich = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
             self._study = self._rich.add_task("study", total=self.total, completed=self.number, measured="runs")
             self._rich.start()
-        self._run = self._rich.add_task(run.label, total=run.case.steps, measured="starting")
+        self._run = self._rich.add_task(self.name(run), total=run.case.steps, measured="starting")
         self._scratch = scratch
         self._rich.refresh()
 
@@ -128,8 +137,8 @@ class Bars(Lines):
             self._rich.stop()
 
 
-def summary_line(run: PlannedRun, outcome: Outcome, row: Mapping[str, object]) -> str:
-    facts = [outcome.status.ljust(9), run.label]
+def summary_line(name: str, outcome: Outcome, row: Mapping[str, object]) -> str:
+    facts = [outcome.status.ljust(9), name]
     for name, form in (("wall_s", "{:.1f} s"), ("tokens_per_s", "{:,.0f} tokens/s"), ("loss", "loss {:.3f}")):
         value = row.get(name)
         if isinstance(value, int | float):

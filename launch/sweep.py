@@ -127,7 +127,7 @@ class Sweep:
         self._plan = plan
         for line in damaged_lines(plan.damaged):
             print(f"warning: {line}", file=sys.stderr)
-        self.display.plan(len(plan.pending))
+        self.display.plan(plan.pending)
         self._tidy(plan)
         with undone(summary) if plan.pending else nullcontext():
             self._run(plan, summary)

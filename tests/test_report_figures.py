@@ -7,9 +7,25 @@ import pytest
 import report_table as simulated
 
 from scalade.results.compare import compare
-from scalade.results.report import gate, layouts, losses, outer, outer_law, parts, published, scaling
-from scalade.results.report.drawing import Drawn, Undrawn, chunks, encoded, look, powers, short, style
+from scalade.results.rank_intervals import median
+from scalade.results.report import gate, layouts, losses, outer, outer_law, page, parts, published, scaling, tables
+from scalade.results.report.drawing import (
+    DENSE,
+    Drawn,
+    Undrawn,
+    chunks,
+    dense,
+    encoded,
+    look,
+    new_figure,
+    powers,
+    short,
+    style,
+    with_intervals,
+)
+from scalade.results.report.page import rendered
 from scalade.results.report.source import MODES, read_source
+from scalade.results.report.tables import kept
 from scalade.results.store import RunStore
 
 
@@ -131,7 +147,7 @@ def test_shares_of_the_step_add_up(tmp_path):
         encoded(found.figure, "svg")
     axes = found.figure.axes[0]
     widths = [bar.get_width() for group in axes.containers for bar in group]
-    assert np.allclose(sorted(widths), [1, 6, 23, 70]) and "1 layouts have more than 5%" in found.reading
+    assert np.allclose(sorted(widths), [1, 6, 23, 70]) and "1 layout has more than 5%" in found.reading
 
 
 PIPELINE = {"pp": 2, "dp_replicate": 1, "pp_schedule": "1F1B", "microbatches": 4, "layout": "pp2",
@@ -231,6 +247,81 @@ def test_series_are_told_apart_without_colour():
         (o["marker"], str(o["linestyle"])) for o in map(look, range(280))], strict=True)}) == 280  # fmt: skip
 
 
+def test_a_figure_is_laid_out_once_and_drawn_once_for_each_format(monkeypatch):
+    from matplotlib.figure import Figure
+
+    counts = {"laid out": 0, "drawn": 0}
+    whole = Figure.draw
+
+    def draw(self, renderer):
+        counts["drawn"] += 1
+        return whole(self, renderer)
+
+    monkeypatch.setattr(Figure, "draw", draw)
+    with style():
+        figure, (axes,) = new_figure(4, 3)
+        engine = figure.get_layout_engine()
+        lay_out = engine.execute
+
+        def execute(of):
+            counts["laid out"] += 1
+            lay_out(of)
+
+        monkeypatch.setattr(engine, "execute", execute)
+        axes.plot([1, 2], [1, 2])
+        svg, png = encoded(figure, "svg"), encoded(figure, "png")
+        assert counts == {"laid out": 1, "drawn": 2} and png.startswith(b"\x89PNG") and encoded(figure, "svg") == svg
+
+
+def test_many_points_do_not_make_a_large_file():
+    rng = np.random.default_rng(0)
+    with style():
+        sizes = []
+        for more in ({}, dense(4000)):
+            figure, (axes,) = new_figure(4, 3)
+            axes.plot(rng.random(4000), rng.random(4000), linestyle="none", marker="o", **more)
+            with_intervals(axes, rng.random(4000), [median([1.0, 2.0])] * 4000, "#000000")
+            sizes.append(len(encoded(figure, "svg")))
+    assert sizes[1] < 150_000 < sizes[0] and dense(DENSE) == {}
+
+
+def test_intervals_drawn_together_are_those_of_each():
+    estimates = [median(np.exp(np.linspace(0, 1, n))) for n in (1, 3, 6, 9)]
+    with style():
+        _, (axes,) = new_figure(4, 3)
+        with_intervals(axes, [1, 2, 4, 8], estimates, "#000000", 10.0)
+    ends = {round(path.vertices[0, 0]): path.vertices[:, 1] / 10
+            for bars in axes.collections for path in bars.get_paths()}  # fmt: skip
+    for x, one in zip((1, 2, 4, 8), estimates, strict=True):
+        wanted = (one.least, one.most) if one.low is None else (one.low, one.high)
+        assert np.allclose(ends[x], wanted)
+    caps = [line for line in axes.lines if len(line.get_xdata())]
+    assert {x for line in caps for x in line.get_xdata()} == {4, 8}  # where runs are enough for an interval
+
+
+def test_large_tables_are_cut_and_say_of_how_many(tmp_path, monkeypatch):
+    rows = [simulated.row(1, 0.1, repeat, lr=1e-3 * (i + 1), case_id=f"l{i:02d}", compute_time_s=0.05)
+            for i in range(12) for repeat in range(2)] + simulated.troubles()  # fmt: skip
+    source = read(tmp_path, rows)
+    whole = rendered(source, [], [], None)
+    assert "evenly spaced" not in whole and "Every run" in whole
+    for module, name, most in ((tables, "RUNS_SHOWN", 7), (tables, "LAYOUTS", 4), (tables, "REASONS", 3),
+                               (parts, "LAYOUTS", 5), (page, "RUNS_NAMED", 2)):  # fmt: skip
+        monkeypatch.setattr(module, name, most)
+    found = {"runs": tables.runs(source), "layouts": tables.layouts(source), "failures": tables.failures(source),
+             "parts": parts.table(source)}  # fmt: skip
+    assert {name: (len(one.rows), one.of) for name, one in found.items()} == {
+        "runs": (7, 39), "layouts": (4, 12), "failures": (3, 15), "parts": (5, 12),
+    }  # fmt: skip
+    ids = [row[0].text for row in found["runs"].rows]
+    every = [row["run_id"] for row in source.rows]
+    assert (ids[0], ids[-1]) == (every[0], every[-1]) and ids == sorted(ids)
+    html = rendered(source, [], [], None)
+    assert "7 of 39 are shown, evenly spaced" in html and "Every run" not in html and len(html) < len(whole)
+    assert re.search(r"<summary>24 runs</summary>l00-r0, l00-r1 and 22 more<", html)
+    assert kept(range(10), 10) == (list(range(10)), 0) and kept(range(10), 4) == ([0, 3, 6, 9], 10)
+
+
 def test_long_studies_are_cut_into_several_figures(tmp_path):
     rows = [row for i in range(60) for row in [simulated.row(1, 0.1, lr=1e-3 * (i + 1), case_id=f"l{i:02d}")]]
     with style():
@@ -242,7 +333,10 @@ def test_long_studies_are_cut_into_several_figures(tmp_path):
     assert len(set(names)) == 60 and all(" lr 0.0" in name for name in names)
     assert [len(part) for part in chunks(list(range(60)), "x")[0]] == [20, 20, 20]
     parts, told = chunks(list(range(1000)), "x", 10)
-    assert [len(part) for part in parts] == [10] * 6 and told[0].title == "x, 940 more"
+    assert [len(part) for part in parts] == [10] * 2 and told[0].title == "x, 980 more"
+    assert "20 of 1,000 are drawn" in told[0].needs
+    parts, told = chunks(list(range(60)), "x", 10)
+    assert [len(part) for part in parts] == [10] * 6 and not told
 
 
 @pytest.mark.parametrize(("value", "said"), [

@@ -15,6 +15,7 @@ from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.launch.case import Case
 from scalade.launch.display import Lines
+from scalade.launch.plan import PlannedRun
 from scalade.launch.row import belief_columns
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.layout import Layout
@@ -100,9 +101,8 @@ def test_the_row_and_the_terminal_say_so(noisy, val_loss, warns):
     found = belief_columns(case, open_source(noisy, 32, 0), row)
     assert set(found) <= COLUMNS and bool(found.get("val_warning")) == warns and bool(found) == (val_loss is not None)
     display = Lines()
-    display.plan(1)
+    run = PlannedRun(case, 0)
+    display.plan([run])
     with redirect_stderr(io.StringIO()) as said:
-        display.ended(
-            SimpleNamespace(label="x"), SimpleNamespace(status="ok", reason=None, bad=False), row | found, None
-        )
+        display.ended(run, SimpleNamespace(status="ok", reason=None, bad=False), row | found, None)
     assert ("warning: val_loss 4.9000 is below" in said.getvalue()) == warns

@@ -16,7 +16,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from ..schema import checked, columns
@@ -25,6 +25,7 @@ FILE = Path(__file__).with_name("published.csv")
 CONVENTIONS = ("mfu_palm", "mfu_6n", "mfu_causal", "tokens_per_s_per_device")
 _NUMBERS = ("published_utilization",)
 _SHAPE = ("model_layers", "model_width", "model_ffn", "model_vocab", "model_seq_len")
+_TELL = ("device_name", "precision", "peak_flops", "peak_flops_source", *_SHAPE)  # of ours: what a refusal reads
 
 
 @cache
@@ -91,14 +92,23 @@ def against(ours: Mapping, convention: str, rows: Sequence[Mapping] | None = Non
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"published convention {convention!r}: allowed are {', '.join(CONVENTIONS)}")
-    return [_beside(ours, row, convention) for row in (published_rows() if rows is None else rows)]
+    mine = ours.get(convention)
+    if rows is None:
+        refusals = _refusals(mine is None, convention, *(ours.get(name) for name in _TELL))
+        rows = published_rows()
+    else:
+        refusals = [_refusal(ours, row, convention, mine, row.get(convention)) for row in rows]
+    return [
+        Against(convention, row, mine, row.get(convention), None if why else 100 * mine / row[convention], why)
+        for row, why in zip(rows, refusals, strict=True)
+    ]
 
 
-def _beside(ours: Mapping, row: Mapping, convention: str) -> Against:
-    mine, theirs = ours.get(convention), row.get(convention)
-    refused = _refusal(ours, row, convention, mine, theirs)
-    percent = None if refused else 100 * mine / theirs
-    return Against(convention, row, mine, theirs, percent, refused)
+@lru_cache(maxsize=256)
+def _refusals(nothing: bool, convention: str, *told: object) -> tuple[str | None, ...]:
+    """_refusal of every shipped row; told: what it reads of ours, _TELL, so that layouts of one device share it."""
+    ours, mine = dict(zip(_TELL, told, strict=True)), None if nothing else 0.0
+    return tuple(_refusal(ours, row, convention, mine, row.get(convention)) for row in published_rows())
 
 
 def _refusal(ours: Mapping, row: Mapping, convention: str, mine: float | None, theirs: float | None) -> str | None:

@@ -20,7 +20,7 @@ from ..rank_intervals import Estimate, median
 from ..read import runs_table
 from ..step_columns import Steps
 from ..work import work_of
-from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_interval
+from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_intervals
 from .outer import sent_a_step
 
 MBIT = 1e6
@@ -117,7 +117,7 @@ def draw(rows: Sequence[dict], level: float = 0.95):
             bar = axes.bar(x, (row["step_s"].value - wait) * 1e3, width * 0.92, **one)
             axes.bar(x, wait * 1e3, width * 0.92, bottom=(row["step_s"].value - wait) * 1e3,
                      **one | {"hatch": "////"})  # fmt: skip
-            with_interval(axes, x, row["step_s"], "#222222", 1e3)
+            with_intervals(axes, [x], [row["step_s"]], "#222222", 1e3)
             if row["link"] == links[0]:
                 handles.append(bar)
     axes.set_xticks(range(len(links)), links)

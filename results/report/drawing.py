@@ -23,6 +23,9 @@ HATCHES = ("////", "....", "xxxx", "\\\\\\\\", "----", "||||", "")
 GREY = "#767676"
 PER_FIGURE = 28  # bars in one figure; more go to the next
 MOST = 6  # figures of one kind
+OF_MANY = 2  # of more
+DENSE = 400  # points of one kind; more are drawn as an image in the figure
+DPI = 200
 LEGEND = 14  # names in one legend
 
 RC = {
@@ -77,9 +80,23 @@ def new_figure(width: float, height: float, columns: int = 1, **subplots):
 
 
 def encoded(figure, format: str) -> bytes:
-    """The figure as SVG or PNG; the same table gives the same SVG."""
+    """The figure as SVG or PNG; the same table gives the same SVG.
+
+    It is laid out once for all formats and drawn once for each: `savefig` lays out and draws twice every time.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=format, dpi=200, metadata={"Date": None} if format == "svg" else None)
+    if figure.get_layout_engine() is not None:
+        FigureCanvasAgg(figure)
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")
+    figure.set_dpi(DPI)
+    if format == "svg":
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    else:
+        FigureCanvasAgg(figure).print_png(buffer, pil_kwargs={"compress_level": 4})
     return buffer.getvalue()
 
 
@@ -115,16 +132,33 @@ def bar_looks(count: int) -> list[dict]:
             for tint, hatch in islice(cycle(zip(tints, HATCHES, strict=True)), count)]  # fmt: skip
 
 
-def with_interval(
-    axes, x: float, estimate: Estimate, colour: str, scale: float = 1.0, horizontal: bool = False
+def with_intervals(
+    axes, xs: Sequence[float], estimates: Sequence[Estimate], colour: str, scale: float = 1.0, horizontal: bool = False
 ) -> None:
-    """The interval over runs as a bar with caps; where runs are too few, the range as a thin bar without."""
-    known = estimate.low is not None
-    low, high = (estimate.low, estimate.high) if known else (estimate.least, estimate.most)
-    error = [[(estimate.value - low) * scale], [(high - estimate.value) * scale]]
-    at = (estimate.value * scale, x) if horizontal else (x, estimate.value * scale)
-    axes.errorbar(*at, **{"xerr" if horizontal else "yerr": error}, fmt="none", ecolor=colour,
-                  elinewidth=1.4 if known else 0.8, capsize=3 if known else 0)  # fmt: skip
+    """Intervals over runs as bars with caps; where runs are too few, the range as a thin bar without.
+
+    xs: where each estimate stands, on the other axis than its value's; scale: of the values.
+    """
+    for known in (True, False):
+        some = [(x, one) for x, one in zip(xs, estimates, strict=True) if (one.low is not None) == known]
+        ends = [(one.low, one.high) if known else (one.least, one.most) for _, one in some]
+        if not some:
+            continue
+        values = [one.value * scale for _, one in some]
+        error = [[value - low * scale for value, (low, _) in zip(values, ends, strict=True)],
+                 [high * scale - value for value, (_, high) in zip(values, ends, strict=True)]]  # fmt: skip
+        error = [[max(0.0, length) for length in side] for side in error]  # of one run: nothing, but for rounding
+        at = [x for x, _ in some]
+        drawn = axes.errorbar(*((values, at) if horizontal else (at, values)),
+                              **{"xerr" if horizontal else "yerr": error}, fmt="none", ecolor=colour,
+                              elinewidth=1.4 if known else 0.8, capsize=3 if known else 0)  # fmt: skip
+        for part in (*drawn[1], *drawn[2]):
+            part.set_rasterized(len(some) > DENSE)
+
+
+def dense(points: int) -> dict:
+    """What many points are drawn with: an image in the figure, which would else be megabytes."""
+    return {"rasterized": True} if points > DENSE else {}
 
 
 def interval_text(estimates: Sequence[Estimate], level: float, kind: str) -> str:
@@ -208,11 +242,15 @@ def device_scale(axes, counts: Sequence[int]) -> None:
 
 
 def chunks(items: Sequence, title: str, size: int = PER_FIGURE) -> tuple[list[Sequence], list[Undrawn]]:
-    """Evenly long parts of at most `size`, a figure for each; and what says that there are more than are drawn."""
-    kept, more = items[: size * MOST], len(items) - size * MOST
-    parts = math.ceil(len(kept) / size)
+    """Evenly long parts of at most `size`, a figure for each; and what says that there are more than are drawn.
+
+    MOST figures; where they do not hold all, OF_MANY: who has hundreds of layouts looks at the first, and filters.
+    """
+    kept = items if len(items) <= size * MOST else items[: size * OF_MANY]
+    more, parts = len(items) - len(kept), math.ceil(len(kept) / size)
     length = math.ceil(len(kept) / parts) if parts else 1
-    told = [Undrawn(f"{title}, {more} more", "a filter on the runs: they are in the tables only")] if more > 0 else []
+    needs = f"a filter on the runs: {len(kept):,} of {len(items):,} are drawn"
+    told = [Undrawn(f"{title}, {more:,} more", needs)] if more > 0 else []
     return [kept[start : start + length] for start in range(0, len(kept), length)], told
 
 

@@ -15,6 +15,7 @@ from .drawing import (
     Undrawn,
     bar_looks,
     chunks,
+    dense,
     interval_text,
     legend,
     log_scale,
@@ -22,7 +23,7 @@ from .drawing import (
     new_figure,
     numbered,
     short,
-    with_interval,
+    with_intervals,
 )  # fmt: skip
 from .source import Source, by_size, label, spread
 
@@ -51,17 +52,12 @@ def mfu(source: Source) -> list[Drawn | Undrawn]:
     for index, part in enumerate(parts, 1):
         estimates = [median(told[id(group)], source.level) for group in part]
         figure, axes = _rows(source, part)
-        for y, (group, estimate) in enumerate(zip(part, estimates, strict=True)):
-            axes.plot(
-                100 * np.array(told[id(group)]),
-                [y] * len(group.rows),
-                linestyle="none",
-                marker="|",
-                color=GREY,
-                markersize=9,
-            )
-            with_interval(axes, y, estimate, "#000000", 100, horizontal=True)
-            axes.plot(100 * estimate.value, y, linestyle="none", marker="D", color="#0072B2", zorder=3)
+        every = 100 * np.concatenate([told[id(group)] for group in part])
+        at = np.repeat(np.arange(len(part)), [len(told[id(group)]) for group in part])
+        axes.plot(every, at, linestyle="none", marker="|", color=GREY, markersize=9, **dense(len(every)))
+        with_intervals(axes, range(len(part)), estimates, "#000000", 100, horizontal=True)
+        axes.plot([100 * estimate.value for estimate in estimates], range(len(part)), linestyle="none", marker="D",
+                  color="#0072B2", zorder=3)  # fmt: skip
         axes.set(xlabel=f"MFU, % of peak ({column})", xlim=(0, max(1e-9, axes.get_xlim()[1])))
         name, title = numbered("mfu", "MFU by layout", index, len(parts))
         found.append(Drawn(
@@ -129,7 +125,8 @@ def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
             "where the measured one does, or at 0 where none was",
             "Fastest first within a model. "
             + (f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else "")
-            + (f"{flagged} layouts have more than {RESIDUAL_FLAG:.0%} in no measured part." if flagged else ""),
+            + (f"{flagged} layout{' has' if flagged == 1 else 's have'} more than {RESIDUAL_FLAG:.0%} in no measured "
+               "part." if flagged else ""),
         ))  # fmt: skip
     return found
 
@@ -157,8 +154,7 @@ def memory(source: Source) -> list[Drawn | Undrawn]:
             color="#0072B2",
             zorder=3,
         )[0]
-        for y, estimate in enumerate(estimates):
-            with_interval(axes, y, estimate, "#000000", 1 / MIB, horizontal=True)
+        with_intervals(axes, range(len(part)), estimates, "#000000", 1 / MIB, horizontal=True)
         guessed = [
             (y, group["predicted_memory_bytes"]) for y, group in enumerate(part) if group["predicted_memory_bytes"]
         ]
@@ -215,10 +211,13 @@ def predicted(source: Source) -> list[Drawn | Undrawn]:
         ends = np.array([values.min() / 1.3, values.max() * 1.3])
         axes.plot(ends, ends, color=GREY, linestyle=(0, (1, 1)))
         axes.fill_between(ends, ends / 1.2, ends * 1.2, color=GREY, alpha=0.15, linewidth=0)
-        for group, guess, estimate in both:
-            one = look(families.index(group.family)) | {"linestyle": "none"}
-            handles[group.family] = axes.plot(guess * scale, estimate.value * scale, **one, zorder=3)[0]
-            with_interval(axes, guess * scale, estimate, one["color"], scale)
+        for index, family in enumerate(families):
+            some = [(guess * scale, estimate) for group, guess, estimate in both if group.family == family]
+            if some:
+                xs, estimates = zip(*some, strict=True)
+                one = look(index) | {"linestyle": "none"} | dense(len(some))
+                handles[family] = axes.plot(xs, [e.value * scale for e in estimates], **one, zorder=3)[0]
+                with_intervals(axes, xs, estimates, one["color"], scale)
         axes.set(xlim=ends, ylim=ends, xlabel=f"predicted {unit}", ylabel=f"measured {unit}")
         log_scale(axes, "x", lambda value, _: f"{value:,.4g}")
         log_scale(axes, "y", lambda value, _: f"{value:,.4g}")

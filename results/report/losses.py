@@ -15,7 +15,20 @@ from ..laws.optimum import optimum
 from ..laws.table import Rows
 from ..step_columns import StepColumns, Steps
 from ..work import work_of
-from .drawing import GREY, Drawn, Undrawn, legend, log_scale, look, new_figure, powers, short, size_looks, size_scale
+from .drawing import (
+    GREY,
+    Drawn,
+    Undrawn,
+    dense,
+    legend,
+    log_scale,
+    look,
+    new_figure,
+    powers,
+    short,
+    size_looks,
+    size_scale,
+)
 from .source import Source, label
 
 FEW = 8  # cases that have each its own line and name; of more, a model has
@@ -114,7 +127,8 @@ def final_loss(source: Source) -> list[Drawn | Undrawn]:
     handles, names = [], []
     for size, style in zip(sizes, looks, strict=True):
         here = given.columns["params"] == size
-        points = axes.plot(compute[here], given.y[here], **style | {"linestyle": "none"}, zorder=3)[0]
+        style = style | {"linestyle": "none"} | dense(len(rows))
+        points = axes.plot(compute[here], given.y[here], **style, zorder=3)[0]
         if shades is None:
             handles.append(points)
             names.append(f"N = {short(size)}")
@@ -170,7 +184,8 @@ def isoflop_curves(source: Source) -> list[Drawn | Undrawn]:
             continue
         style = look(len(names))
         centre = float(np.exp(np.log(flops[here]).mean()))
-        handles.append(left.plot(params[here], given.y[here], **style | {"linestyle": "none"}, zorder=3)[0])
+        points = style | {"linestyle": "none"} | dense(len(rows))
+        handles.append(left.plot(params[here], given.y[here], **points, zorder=3)[0])
         names.append(f"C = {powers(float(f'{centre:.1e}'))}")
         vertex = [n for c, n in zip(found.flops, found.params, strict=True) if abs(c / centre - 1) < 1e-9]
         if vertex:
@@ -211,11 +226,10 @@ def _case(row: Mapping) -> str:
 
 
 def _early(source: Source) -> tuple[list[Mapping], StepColumns]:
-    """The runs that did not come to their end and have losses, and the steps of the first EARLY of them."""
+    """The runs that did not come to their end and have losses, and their steps."""
     bad = [row for row in source.rows if row["status"] != "ok"]
-    losses = source.steps(bad, ("loss",))
-    told = [row for row in bad if row["run_id"] in losses and np.isfinite(losses[row["run_id"]]["loss"]).any()]
-    return told, source.steps(told[:EARLY], OF_CURVES)
+    steps = source.steps(bad, OF_CURVES)
+    return [row for row in bad if row["run_id"] in steps and np.isfinite(steps[row["run_id"]]["loss"]).any()], steps
 
 
 def _mean_curve(columns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

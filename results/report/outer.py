@@ -7,7 +7,18 @@ import numpy as np
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import median
-from .drawing import Drawn, Undrawn, chunks, interval_text, legend, log_scale, look, new_figure, numbered, with_interval
+from .drawing import (
+    Drawn,
+    Undrawn,
+    chunks,
+    interval_text,
+    legend,
+    log_scale,
+    look,
+    new_figure,
+    numbered,
+    with_intervals,
+)
 from .losses import loss_column
 from .source import Source, label, spread, work_name
 
@@ -76,7 +87,7 @@ def _figure(source: Source, name: str, title: str, some: list[Group], folded: in
             if estimate:
                 found.append(estimate)
                 handles[_kind(group)] = axes.plot(megabytes, estimate.value, **one, zorder=3)[0]
-                with_interval(axes, megabytes, estimate, one["color"])
+                with_intervals(axes, [megabytes], [estimate], one["color"])
                 if group["outer_sync_every"]:
                     above = 5 if kinds.index(_kind(group)) % 2 else -10
                     at = (megabytes, estimate.value)

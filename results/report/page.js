@@ -24,6 +24,7 @@ document.querySelectorAll("table.sortable").forEach((table) => {
 document.querySelectorAll("input[data-for]").forEach((input) => {
   const rows = Array.from(document.getElementById(input.dataset.for).tBodies[0].rows);
   const told = input.closest(".filter").querySelector("output");
+  const whole = told.textContent;
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
@@ -33,6 +34,6 @@ document.querySelectorAll("input[data-for]").forEach((input) => {
       row.hidden = !keep;
       shown += keep;
     });
-    told.textContent = words.length ? `${shown} of ${rows.length} rows` : `${rows.length} rows`;
+    told.textContent = words.length ? `${shown} of ${rows.length} rows` : whole;
   });
 });

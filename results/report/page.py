@@ -17,15 +17,15 @@ from pathlib import Path
 
 from ..check import beyond, findings
 from ..compare import Comparison
-from ..efficiency.fastest import fastest
 from ..gate_formats import summary
 from ..read import printable
 from . import gate, parts, published, tables
 from .checklist import checklist
 from .drawing import Drawn, Undrawn
-from .source import Source, by_size, work_name
+from .source import Source, work_name
 
 HERE = Path(__file__).parent
+RUNS_NAMED = 200  # of those that break a rule
 MOST = 20  # workloads whose fastest layout is named at the top
 
 
@@ -67,7 +67,7 @@ def rendered(
         failing=gate.failing(verdict) if verdict is not None else [],
         pictures=[_picture(one, svg) for one, svg in drawn], undrawn=undrawn,
         tables={table.name: table for table in every},
-        items=checklist(source), rules=[*findings(source.rows), beyond(source.rows)],
+        named=RUNS_NAMED, items=checklist(source), rules=[*findings(source.rows), beyond(source.rows)],
         script=Markup(script), css=Markup(css), digest=digest,  # noqa: S704  our own files
     )  # fmt: skip
 
@@ -80,9 +80,9 @@ def _picture(one: Drawn, svg: bytes) -> _Picture:
 
 def fastest_lines(source: Source) -> list[str]:
     """The fastest layout of each workload, or those that are not told apart."""
-    found = sorted(fastest(source.groups, source.level), key=lambda one: (by_size(one.best), one.best.work.tokens))
-    lines = [one.line(work_name, source.level) for one in found]
-    return lines if len(lines) <= MOST else [*lines[:MOST], f"and {len(lines) - MOST} more workloads (Layouts)"]
+    found = source.fastest
+    lines = [one.line(work_name, source.level) for one in found[:MOST]]
+    return lines if len(found) <= MOST else [*lines, f"and {len(found) - MOST} more workloads (Layouts)"]
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown
 from .source import Source, by_size
-from .tables import Cell, Table, number, text
+from .tables import LAYOUTS, Cell, Table, kept, number, text
 
 COLUMNS = (
     ("layout", ""), ("step ms", "slowest rank, median over runs"),
@@ -21,22 +21,26 @@ COLUMNS = (
 def table(source: Source) -> Table | None:
     """One row for each group of which a part was measured; percentages of the step."""
     rows = []
-    for group in sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)):
+    told = [group for group in source.groups if any(part is not None for part in _parts(source.breakdown(group)))]
+    some, of = kept(sorted(told, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
+    for group in some:
         b = source.breakdown(group)
-        parts = (b.compute_s, b.exposed_comm_s, b.exposed_comm_min_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s)
-        if any(part is not None for part in parts):
-            shares = [number(None if part is None else part / b.step_s, "{:.1f}", 100) for part in parts]
-            rows.append((
-                text(source.name(group)), number(b.step_s, "{:,.1f}", 1e3), *shares, _residual(b),
-                number(b.bubble_share, "{:.1f}", 100), number(b.bubble_share_theory, "{:.1f}", 100),
-            ))  # fmt: skip
+        shares = [number(None if part is None else part / b.step_s, "{:.1f}", 100) for part in _parts(b)]
+        rows.append((
+            text(source.name(group)), number(b.step_s, "{:,.1f}", 1e3), *shares, _residual(b),
+            number(b.bubble_share, "{:.1f}", 100), number(b.bubble_share_theory, "{:.1f}", 100),
+        ))  # fmt: skip
     keep = [i for i in range(len(COLUMNS)) if any(row[i].value is not None for row in rows)]
     return Table(
         "parts", "Where the time of a step went", tuple(COLUMNS[i] for i in keep),
         tuple(tuple(row[i] for i in keep) for row in rows),
         "% of the step, medians over runs; - was not measured and is in compute. Ranks that wait for slower ones count "
-        "that as exposed comm or bubble.",
+        "that as exposed comm or bubble.", of,
     ) if rows else None  # fmt: skip
+
+
+def _parts(b: Breakdown) -> tuple[float | None, ...]:
+    return b.compute_s, b.exposed_comm_s, b.exposed_comm_min_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s
 
 
 def _residual(b: Breakdown) -> Cell:

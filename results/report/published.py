@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from statistics import median
 
-from ..efficiency.report import Compared, compared
+from ..efficiency.report import Compared
 from .drawing import GREY, Drawn, Undrawn, legend, new_figure
 from .layouts import CONVENTIONS
 from .source import Source, by_size, label
@@ -17,7 +17,7 @@ TITLE = "Beside published figures"
 
 def published(source: Source) -> list[Drawn | Undrawn]:
     """Our best MFU and the published rows that it may be set against."""
-    found = _compared(source)
+    found = source.beside_published
     ours = [one for one in found if any(each.percent is not None for each in one.against)]
     if not ours:
         why = _refused(found)
@@ -55,7 +55,7 @@ def published(source: Source) -> list[Drawn | Undrawn]:
 
 def table(source: Source) -> Table | None:
     """Every percentage; the note says how often each reason refused one."""
-    found = _compared(source)
+    found = source.beside_published
     columns = (("ours", ""), ("published", "model, devices, source"), ("dated", ""), ("MFU ours", source.convention),
                ("MFU published", source.convention), ("% of published", ""),
                ("computed", "from what the source prints, under our convention"))  # fmt: skip
@@ -68,10 +68,6 @@ def table(source: Source) -> Table | None:
     )  # fmt: skip
     note = f"By {source.convention}: {CONVENTIONS[source.convention]}. No percentage for {_refused(found)}."
     return Table("published", TITLE, columns, rows, note) if rows else None
-
-
-def _compared(source: Source) -> tuple[Compared, ...]:
-    return compared(source.groups, source.convention)
 
 
 def _refused(found: tuple[Compared, ...]) -> str:

@@ -18,7 +18,7 @@ from .drawing import (
     look,
     new_figure,
     numbered,
-    with_interval,
+    with_intervals,
 )  # fmt: skip
 from .source import Source, label, work_name
 
@@ -75,11 +75,10 @@ def _figure(source: Source, mode: str, members: list[Series], index: int, of: in
         dots = style | {"linestyle": "none"}
         for axes, values in ((left, rates), (right, efficiency)):
             axes.plot(devices * dodge, values, **dots, zorder=3)
-        for point in one.points:
-            x = point.group.devices * dodge
-            with_interval(left, x, point.tokens_per_s, style["color"])
-            if point.efficiency is not None:
-                with_interval(right, x, point.efficiency, style["color"])
+        with_intervals(left, devices * dodge, [p.tokens_per_s for p in one.points], style["color"])
+        others = [p for p in one.points if not p.is_base]
+        at = [p.group.devices * dodge for p in others]
+        with_intervals(right, at, [p.efficiency for p in others], style["color"])
         line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.2, "zorder": 2}
         several = len(set(devices.tolist())) > 2
         if fits:

@@ -11,8 +11,9 @@ from pathlib import Path
 from .. import held_out
 from ..efficiency.breakdown import Breakdown, breakdown
 from ..efficiency.command import unchecked, waits_of
-from ..efficiency.fastest import tokens_text
+from ..efficiency.fastest import Fastest, fastest, tokens_text
 from ..efficiency.grouping import groups
+from ..efficiency.report import Compared, compared
 from ..efficiency.series import Options, Refusal, Series, read_series
 from ..efficiency.workload import (
     BATCH,
@@ -76,6 +77,16 @@ class Source:
         if id(group) not in self._breakdowns:
             self._breakdowns[id(group)] = breakdown(group.rows, self.waits)
         return self._breakdowns[id(group)]
+
+    @cached_property
+    def beside_published(self) -> tuple[Compared, ...]:
+        """Each group beside the published rows, under the convention."""
+        return compared(self.groups, self.convention)
+
+    @cached_property
+    def fastest(self) -> list[Fastest]:
+        """Of each workload, small models first."""
+        return sorted(fastest(self.groups, self.level), key=lambda one: (by_size(one.best), one.best.work.tokens))
 
     @cached_property
     def _breakdowns(self) -> dict[int, Breakdown]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
+
+import numpy as np
 
 from ..aligned import listed
 from ..columns import RUNS
@@ -18,6 +21,7 @@ from .layouts import throughput_estimate
 from .source import Source, by_size, spread
 
 MIB = 2.0**20
+LAYOUTS, RUNS_SHOWN, REASONS = 500, 1000, 500  # rows of a table: a page of more opens slowly
 PER_CASE = ("launcher", "nodes", "world_size", "device_count")  # may vary: they are part of what is compared
 
 
@@ -31,13 +35,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """columns: (header, explanation). note: under the title."""
+    """columns: (header, explanation). note: under the title. of: how many rows there would be, where some are shown."""
 
     name: str
     title: str
     columns: tuple[tuple[str, str], ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    of: int = 0
 
     @cached_property
     def numeric(self) -> tuple[bool, ...]:
@@ -46,6 +51,13 @@ class Table:
             and not any(isinstance(row[i].value, str) for row in self.rows)
             for i in range(len(self.columns))
         )
+
+
+def kept(items: Sequence, most: int) -> tuple[list, int]:
+    """At most so many of them, evenly spaced, the first and the last among them; and of how many (0: all are kept)."""
+    if len(items) <= most:
+        return list(items), 0
+    return [items[at] for at in np.linspace(0, len(items) - 1, most).round().astype(int)], len(items)
 
 
 def layouts(source: Source) -> Table:
@@ -66,7 +78,8 @@ def layouts(source: Source) -> Table:
         ("held-out", "loss at the end"),
     ]  # fmt: skip
     rows = []
-    for group in sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)):
+    some, of = kept(sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
+    for group in some:
         rate = throughput_estimate(source, group)
         cells = [
             text(group["model"]), text(group["engine"]), text(group.label), text(source.setting(group) or None),
@@ -87,7 +100,7 @@ def layouts(source: Source) -> Table:
     return Table(
         "layouts", "Layouts", tuple(columns[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows),
         f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs."
-        + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""),
+        + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""), of,
     )  # fmt: skip
 
 
@@ -102,6 +115,7 @@ def _efficiency(point: Point | None) -> Cell:
 def runs(source: Source) -> Table:
     """Every run, whatever became of it."""
     differ = refusal(source.ok)
+    some, of = kept(source.rows, RUNS_SHOWN)
     columns = (("run", ""), ("status", ""), ("model", ""), ("layout", ""), ("ranks", ""), ("seed", ""),
                ("tokens/s", ""),
                ("step ms", ""), ("p95 ms", "95th percentile of the timed steps"), ("loss", ""), ("held-out", ""),
@@ -116,39 +130,36 @@ def runs(source: Source) -> Table:
             number(r["val_loss"], "{:.4f}"), *((text(r["val_hash"]),) if differ else ()),
             number(r["wall_s"], "{:,.1f}"), text((r["started_at"] or "")[:19] or None),
         )
-        for r in source.rows
+        for r in some
     )  # fmt: skip
-    return Table("runs", "Every run", columns, rows)
+    return Table("runs", "Runs" if of else "Every run", columns, rows, of=of)
 
 
 def failures(source: Source) -> Table | None:
     """What came to nothing, and why."""
-    bad = [row for row in source.rows if row["status"] != "ok"]
+    bad = sorted((row for row in source.rows if row["status"] != "ok"),
+                 key=lambda r: (r["status"], r["reason"] or "", r["run_id"]))  # fmt: skip
+    some, of = kept(bad, REASONS)
     columns = (("status", ""), ("reason", ""), ("model", ""), ("layout", ""), ("ranks", ""),
                ("steps kept", "rows of the run in `steps`"), ("of", "steps asked for"), ("run", ""))  # fmt: skip
     rows = tuple(
         (text(r["status"]), text(r["reason"] or "no reason was kept"), text(r["model"]), text(r["layout"]),
          number(r["world_size"], "{:,.0f}"), number(r["step_rows"], "{:,.0f}"), number(r["steps"], "{:,.0f}"),
          text(r["run_id"]))
-        for r in sorted(bad, key=lambda r: (r["status"], r["reason"] or "", r["run_id"]))
+        for r in some
     )  # fmt: skip
     counts = Counter(row["status"] for row in bad)
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common()) + f" of {len(source.rows)} runs."
-    return Table("failures", "Failures and skips", columns, rows, note) if rows else None
+    return Table("failures", "Failures and skips", columns, rows, note, of) if rows else None
 
 
 def refusals(source: Source) -> Table | None:
     """Runs that no ratio uses, with the columns in which they differ."""
     columns = (("what", ""), ("why it is not compared", ""), ("base", ""), ("runs", ""))
-    rows = tuple(
-        (text(one.what), text(one.why), text(one.base), text(listed(one.run_ids)))
-        for one in source.refused if one.columns
-    )  # fmt: skip
-    return (
-        Table("not-compared", "Not compared", columns, rows, "A ratio is formed only between runs of the same work.")
-        if rows
-        else None
-    )
+    some, of = kept([one for one in source.refused if one.columns], REASONS)
+    rows = tuple((text(one.what), text(one.why), text(one.base), text(listed(one.run_ids))) for one in some)
+    note = "A ratio is formed only between runs of the same work."
+    return Table("not-compared", "Not compared", columns, rows, note, of) if rows else None
 
 
 def environment(source: Source) -> Table:
