@@ -84,7 +84,12 @@ class Shelf:
         if not files.is_file(folder / INDEX, self.scratch):
             old = files.is_file(folder / HISTORY, self.scratch)
             raise ValueError(f"{INDEX} is missing" + ": an older version wrote it, whose files are not read" * old)
-        digests = self._digests(files.read_json(folder / INDEX, self.scratch, INDEX_LIMIT_BYTES), step)
+        content = files.read(folder / INDEX, self.scratch, INDEX_LIMIT_BYTES)
+        try:
+            index = files.parse_json(content)
+        except ValueError as error:
+            raise ValueError(f"{INDEX} is no JSON: {error}") from None
+        digests = self._digests(index, step)
         inside = list(_files_in(folder, self.scratch))
         for name, digest in digests.items():
             there = files.look(folder / name, self.scratch)
@@ -130,9 +135,9 @@ class Shelf:
         out.json(HISTORY, history)
         listed = dict(sorted((digests | out.digests).items()))
         index = {"format": FORMAT, "run_id": self.run_id, "step": step, "files": listed}
-        files.write(out.top / INDEX, json.dumps(index), self.scratch)
-        for folder in {out.top, *((out.top / name).parent for name in listed)}:
+        for folder in {(out.top / name).parent for name in listed} - {out.top}:
             files.sync_folder(folder, self.scratch)
+        files.write(out.top / INDEX, json.dumps(index), self.scratch)  # and all names beside it
         files.remove(self.path(step), self.scratch)
         os.replace(out.top, self.path(step))
         files.sync_folder(self.folder, self.scratch)

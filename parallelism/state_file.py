@@ -33,9 +33,17 @@ def read_state(saved: Saved, name: str, device: torch.device | str = "cpu") -> A
     """
     with saved.tensors(name) as found:
         try:
-            return _whole(parse_json(found.about[STATE]), found, device)
+            return _whole(_parsed(found.about[STATE]), found, device)
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{name} holds no state: {type(error).__name__} {error}") from None
+            said = str(error).splitlines() or [""]
+            raise ValueError(f"{name} holds no state: {type(error).__name__} {said[0][:100]}") from None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise TypeError(error) from None
 
 
 def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -4,6 +4,7 @@ A job: {"case", "attempts": [{"kill_at", "delay_s", "die_at", "damage"}]}. Torch
 forked ranks in a world of their own, as fresh as the start of a process.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -13,7 +14,6 @@ import sys
 import time
 import traceback
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ def rank_main(case: Case, folder: Path, attempt: int, rank: int, job: dict) -> N
     warnings.filterwarnings("ignore")
     try:
         torch.set_num_threads(1)
-        if case.ranks > 1:
+        if case.ranks > 1 or case.layout.engine == "deepspeed":
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             store = dist.FileStore(str(folder / f"store-{attempt}"), case.ranks)
             dist.init_process_group("gloo", store=store, rank=rank, world_size=case.ranks)
@@ -114,18 +114,31 @@ class Payload:
         return Path.touch, (Path(os.environ["PAYLOAD_RAN"]),)
 
 
-def plant(folder: Path) -> None:
-    """In every file of a run's folder, and under the names that other formats have: a pickle that leaves a mark."""
-    payload = pickle.dumps(Payload())
+def payloads() -> list[bytes]:
+    """A pickle, and a file as torch.save writes it, that leave a mark."""
     archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as content:  # as torch.save's
-        content.writestr("archive/data.pkl", payload)
-    checkpoints = list((folder / CHECKPOINT).glob("step-*"))
-    for file in [path for path in folder.rglob("*") if path.is_file()]:
-        file.write_bytes(payload)
-    for there in checkpoints:
-        for name in (".metadata", "__0_0.distcp", "outer-replica0-rank0.pt", "deepspeed-rank0.pt", "mp_rank_00.pt"):
-            (there / name).write_bytes(archive.getvalue() if name.endswith(".pt") else payload)
+    torch.save(Payload(), archive)
+    return [pickle.dumps(Payload()), archive.getvalue()]
+
+
+def plant(folder: Path, known: bool) -> None:
+    """A payload in every file of a run's folder, and under the names that other formats have.
+
+    known: the index is left, and says that the files have to be these
+    """
+    kinds = payloads()
+    for there in (folder / CHECKPOINT).glob("step-*"):
+        for kind, name in enumerate((".metadata", "__0_0.distcp", "outer-replica0-rank0.pt", "deepspeed-rank0.pt")):
+            (there / name).write_bytes(kinds[kind // 2])
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        if not (known and file.name in ("index.json", "history.json")):
+            file.write_bytes(kinds[number % 2])
+    for index in (folder / CHECKPOINT).glob("step-*/index.json") if known else ():
+        content = json.loads(index.read_text())
+        for name in content["files"]:
+            data = (index.parent / name).read_bytes()
+            content["files"][name] = [len(data), hashlib.sha256(data).hexdigest()]
+        index.write_text(json.dumps(content))
 
 
 def damage(folder: Path, kind: str) -> None:
@@ -175,8 +188,8 @@ def damage(folder: Path, kind: str) -> None:
     elif kind == "older format":
         index.unlink()
         (newest / ".metadata").write_bytes(b"")
-    elif kind == "payloads":
-        plant(folder)
+    elif kind.startswith("payloads"):
+        plant(folder, known="index" in kind)
     elif kind == "half removed":  # killed while an older checkpoint was being removed
         (newest.with_name("step-1") / "x").mkdir(parents=True)
     elif kind == "half written, and more":  # killed while a checkpoint was being written; a file of nobody
@@ -205,6 +218,7 @@ def run_job(job: dict, folder: Path) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # processes are killed here, no machine is; a busy disk would take minutes
     jobs, out = (Path(argument).absolute() for argument in sys.argv[1:])
     results = {
         name: run_job(job, out.parent / f"job-{number}")

@@ -1,7 +1,9 @@
 """Exact resume: killed at any moment and started again, a run is bitwise the one that was not killed."""
 
+import io
 import json
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 STEPS = 20
+RAN = "payload ran"
 SHAPE = dict(layers=2, heads=2, kv_heads=2, width=32, ffn=48, vocab=256, seq_len=16)
 RECIPE = dict(global_batch=4, steps=STEPS, lr=3e-3, warmup_steps=4, init_std=0.1)
 MEASURE = dict(warmup_steps=2, eval_every=9, eval_sequences=8, log_every=7, checkpoint_every=5)
@@ -33,6 +36,9 @@ TWO_SLOW = {
     "diloco2": {"outer": dict(algorithm="diloco", replicas=2, sync_every=5)},
     "eager2": {"outer": dict(algorithm="eager", replicas=2, sync_every=5, compression="int8")},
 }
+PAYLOADS = {  # in every file, under every name: what the line about it says
+    "payloads": "index.json", "payloads that the index knows": "is no ",
+}  # fmt: skip
 DAMAGE = {  # what is done to the last checkpoint: what the line about it says
     "cut off": "is cut off or missing",
     "flipped bytes": "SHA-256 differs",
@@ -66,22 +72,24 @@ def killed_at_random(seed: int, kills: int) -> list[dict]:
     return [{"kill_at": step, "delay_s": rng.uniform(0, 0.02)} for step in at] + [{}]
 
 
-def run_jobs(folder: Path, cases: dict, kills: int, damages=(), timeout_s: int = 120) -> dict:
+def run_jobs(folder: Path, cases: dict, kills: int, damages=(), timeout_s: int = 280) -> dict:
     jobs = {}
     for seed, (name, parts) in enumerate(cases.items()):
         jobs[f"{name} whole"] = {"case": case(**parts), "attempts": [{}]}
-        jobs[f"{name} killed"] = {"case": case(**parts), "attempts": killed_at_random(seed, kills)}
+        if kills:
+            jobs[f"{name} killed"] = {"case": case(**parts), "attempts": killed_at_random(seed, kills)}
     for name, kind in damages:
         attempts = [{"die_at": [12]}, {"damage": kind, "die_at": [1, 6, 11]}, {}]
         jobs[f"{name} {kind}"] = {"case": case(**cases[name]), "attempts": attempts}
     (folder / "jobs.json").write_text(json.dumps(jobs))
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PAYLOAD_RAN": str(folder / RAN), "DS_ACCELERATOR": "cpu"}
     program = Path(__file__).with_name("resume_ranks.py")
     done = subprocess.run(
-        [sys.executable, str(program), "jobs.json", "out.json"], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, str(program), "jobs.json", "out.json"], cwd=folder, env=env,
         capture_output=True, text=True, timeout=timeout_s,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "out.json").read_text())
+    return json.loads((folder / "out.json").read_text()) | {RAN: (folder / RAN).exists()}
 
 
 def tables_of(run: dict) -> dict:
@@ -127,7 +135,8 @@ def check_damaged(name: str, kind: str, results: dict, says: str, resumed_from: 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     damages = [("plain", kind) for kind in (*DAMAGE, "flipped bytes in both", "half removed", "half written, and more")]
-    return run_jobs(tmp_path_factory.mktemp("single"), SINGLE, kills=2, damages=[*damages, ("replicas", "cut off")])
+    damages += [("replicas", "cut off"), *((name, kind) for name in ("plain", "replicas") for kind in PAYLOADS)]
+    return run_jobs(tmp_path_factory.mktemp("single"), SINGLE, kills=2, damages=damages)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +161,46 @@ def test_where_both_are_damaged_the_run_starts_anew(single):
 
 def test_of_a_damaged_replica_the_checkpoint_before_is_used(single):
     check_damaged("replicas", "cut off", single, "is cut off or missing")
+
+
+@pytest.mark.parametrize("kind", PAYLOADS)
+@pytest.mark.parametrize("name", ["plain", "replicas"])
+def test_no_payload_in_a_checkpoint_runs(name, kind, single):
+    check_damaged(name, kind, single, PAYLOADS[kind], resumed_from=None)
+    assert not single[RAN]
+
+
+OTHERS = {  # of engines that are not installed everywhere
+    "deepspeed": {"layout": {"engine": "deepspeed", "dp_shard": 2, "zero_stage": 1}},
+    "megatron": {"layout": {"engine": "megatron", "tp": 2}},
+    "deepspeed replicas": {"layout": {"engine": "deepspeed"}, "outer": FOLDED},
+}
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_engines_fall_back_and_run_no_payload(name, tmp_path):
+    pytest.importorskip("deepspeed" if "deepspeed" in name else "megatron.core")
+    damages = [(name, kind) for kind in ("flipped bytes", *PAYLOADS)]
+    results = run_jobs(tmp_path, {name: OTHERS[name]}, kills=0, damages=damages)
+    check_damaged(name, "flipped bytes", results, "is not what was written: its SHA-256 differs")
+    for kind, says in PAYLOADS.items():
+        check_damaged(name, kind, results, says, resumed_from=None)
+    assert not results[RAN]
+
+
+def test_the_payloads_of_these_tests_would_run(tmp_path, monkeypatch):
+    """Unpickled by the ways that the package does without."""
+    import resume_ranks
+
+    monkeypatch.setenv("PAYLOAD_RAN", str(tmp_path / RAN))
+    one, other = resume_ranks.payloads()
+    pickle.loads(one)
+    assert (tmp_path / RAN).exists()
+    (tmp_path / RAN).unlink()
+    resume_ranks.torch.load(io.BytesIO(other), weights_only=False)
+    assert (tmp_path / RAN).exists()
 
 
 @pytest.mark.parametrize("kind", ["half removed", "half written, and more"])
