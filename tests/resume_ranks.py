@@ -4,6 +4,7 @@ A job: {"case", "attempts": [{"kill_at", "delay_s", "die_at", "damage"}]}. Torch
 forked ranks in a world of their own, as fresh as the start of a process.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -220,6 +221,12 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # processes are killed here, no machine is; a busy disk would take minutes
     jobs, out = (Path(argument).absolute() for argument in sys.argv[1:])
+    engines = {job["case"]["layout"].get("engine") for job in json.loads(jobs.read_text()).values()}
+    with contextlib.redirect_stdout(sys.stderr):  # before the forks, as seconds of each rank's start
+        if "deepspeed" in engines:
+            import deepspeed  # noqa: F401
+        if "megatron" in engines:
+            import scalade.parallelism.megatron.engine  # noqa: F401
     results = {
         name: run_job(job, out.parent / f"job-{number}")
         for number, (name, job) in enumerate(json.loads(jobs.read_text()).items())

@@ -173,7 +173,6 @@ def test_no_payload_in_a_checkpoint_runs(name, kind, single):
 OTHERS = {  # of engines that are not installed everywhere
     "deepspeed": {"layout": {"engine": "deepspeed", "dp_shard": 2, "zero_stage": 1}},
     "megatron": {"layout": {"engine": "megatron", "tp": 2}},
-    "deepspeed replicas": {"layout": {"engine": "deepspeed"}, "outer": FOLDED},
 }
 
 
@@ -182,11 +181,11 @@ OTHERS = {  # of engines that are not installed everywhere
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_engines_fall_back_and_run_no_payload(name, tmp_path):
     pytest.importorskip("deepspeed" if "deepspeed" in name else "megatron.core")
-    damages = [(name, kind) for kind in ("flipped bytes", *PAYLOADS)]
+    known = "payloads that the index knows"  # without, no engine is asked
+    damages = [(name, kind) for kind in ("flipped bytes", known)]
     results = run_jobs(tmp_path, {name: OTHERS[name]}, kills=0, damages=damages)
     check_damaged(name, "flipped bytes", results, "is not what was written: its SHA-256 differs")
-    for kind, says in PAYLOADS.items():
-        check_damaged(name, kind, results, says, resumed_from=None)
+    check_damaged(name, known, results, PAYLOADS[known], resumed_from=None)
     assert not results[RAN]
 
 
