@@ -126,6 +126,12 @@ def _take(starts: list[Start], line: bytes, number: int) -> bool:
     return fits
 
 
+def was_cut_off(run_folder: Path) -> bool:
+    """Whether the last start ended with a lost host, or left no word."""
+    last = read_starts(run_folder)[-1:]
+    return any(start.ended_at is None or start.cause in (GONE, Cause.HOST_GONE) for start in last)
+
+
 class StartLog:
     """The log as the supervisor that holds the run's claim writes it."""
 
