@@ -53,7 +53,7 @@ def run(
     study: StudyPath, results: Results = None, retry_failed: RetryFailed = False, quiet: Quiet = False,
     lab: LabName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is missing; run and write nothing.")] = False,
-    rows: Annotated[int, typer.Option(help="--dry-run: cases that are shown; 0: all.", min=0)] = 40,
+    limit: Annotated[int, typer.Option(help="--dry-run: cases that are shown; 0: all.", min=0)] = 40,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Run what is missing of a study, each run in fresh processes.
@@ -64,14 +64,14 @@ def run(
     from .launch import run as launch
 
     if dry_run:
-        return _dry_run(study, results, retry_failed, rows, as_json)
+        return _dry_run(study, results, retry_failed, limit, as_json)
     found = cli_lab.measured(lab, quiet or as_json) if lab else None
     summary, folder = launch.run_study(study, results, retry_failed=retry_failed, quiet=quiet or as_json, lab=found)
     say(launch.as_json(summary, folder) if as_json else launch.as_text(summary, folder))
     raise typer.Exit(summary.exit_code)
 
 
-def _dry_run(study: Path, results: Path | None, retry_failed: bool, rows: int, as_json: bool) -> None:
+def _dry_run(study: Path, results: Path | None, retry_failed: bool, limit: int, as_json: bool) -> None:
     from .launch import dry_run as dry
     from .launch.grid import make_console
 
@@ -79,7 +79,7 @@ def _dry_run(study: Path, results: Path | None, retry_failed: bool, rows: int, a
     if as_json:
         say(dry.as_json(found))
     else:
-        dry.print_dry_run(found, make_console(), rows)
+        dry.print_dry_run(found, make_console(), limit)
 
 
 @app.command(epilog="Example: torchrun --nproc-per-node 2 -m scalade worker studies/quickstart.toml")

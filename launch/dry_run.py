@@ -69,16 +69,16 @@ def as_json(found: DryRun) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def print_dry_run(found: DryRun, console: Console, rows: int = ROWS) -> None:
-    """rows: cases that are shown; 0: all"""
+def print_dry_run(found: DryRun, console: Console, limit: int = ROWS) -> None:
+    """limit: cases that are shown; 0: all"""
     cases, plan = list(found.cases.values()), found.plan
-    shown = cases[:rows] if rows else cases
+    shown = cases[:limit] if limit else cases
     if shown:
         told = differences([runs[0].case for runs in shown])
         headers = ("case", "model", "layout", ">ranks", ">runs", ">MiB a rank", "and")
         print_grid(console, headers, [_line(runs, more) for runs, more in zip(shown, told, strict=True)])
     if len(cases) > len(shown):
-        say(console, f"and {some(len(cases) - len(shown), 'case')} more: --rows 0 shows all, --json gives them")
+        say(console, f"and {some(len(cases) - len(shown), 'case')} more: --limit 0 shows all, --json gives them")
     had = f"; {len(plan.kept)} had been done before" if plan.kept else ""
     say(console, f"would run: {some(len(plan.pending), 'run')} of {some(len(cases), 'case')}{had}")
     if plan.failed:

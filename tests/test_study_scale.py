@@ -178,10 +178,10 @@ def test_a_dry_run_shows_a_page_and_writes_nothing(tmp_path):
     begun = time.process_time()
     told, table = io.StringIO(), tmp_path / "r"
     found = dry_run(tmp_path / "many.toml", table)
-    print_dry_run(found, Console(file=told, width=200), rows=3)
+    print_dry_run(found, Console(file=told, width=200), limit=3)
     assert time.process_time() - begun < 20 and not table.exists()
     lines = told.getvalue().splitlines()
-    assert lines[5] == "and 49997 cases more: --rows 0 shows all, --json gives them"
+    assert lines[5] == "and 49997 cases more: --limit 0 shows all, --json gives them"
     assert lines[6:8] == ["would run: 50000 runs of 50000 cases", "50000 cases skipped:"] and len(lines) == 11
     told = as_json(found)
     assert (told["runs"], told["skipped"], told["kept"], len(told["cases"])) == (50_000, 50_000, 0, 50_000)
