@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_cluster, cli_lab, cli_read
+from . import cli_cluster, cli_lab, cli_read, cli_table
 from .cli_read import Json, say
 from .launch.grid import printable
 
@@ -157,6 +157,7 @@ def doctor(
 
 app.add_typer(cli_lab.app)
 app.add_typer(cli_read.app)
+app.add_typer(cli_table.app)
 app.add_typer(cli_cluster.app)
 
 

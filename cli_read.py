@@ -37,21 +37,23 @@ def show(
     columns: Annotated[str | None, typer.Option(help="Names with commas, or `all`.", metavar="NAMES")] = None,
     where: Filter = None,
     sort: Annotated[str | None, typer.Option(help="A column; -COLUMN: largest first.", metavar="COLUMN")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows; 0: all. Default: all, on a terminal 200.", min=0)] = None,
     everything: Everything = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows, and nothing else.")] = False,
 ) -> None:  # fmt: skip
     """Show the table of a study's runs."""
     from .results.show import show as print_runs
 
-    print_runs(_located(results), columns, where, sort, everything, as_json)
+    print_runs(_located(results), columns, where, sort, everything, as_json, limit=limit)
 
 
 @app.command(epilog="Example: scalade export scalade-results/quickstart runs.parquet")
 def export(
     results: Annotated[Path, typer.Argument(help="Results folder, study file or study name.", metavar="RESULTS")],
     out: Annotated[Path, typer.Argument(help="The file to write.", metavar="OUT")],
-    format: Annotated[str | None, typer.Option(
-        help="csv, parquet or pytest-benchmark (JSON); default: by OUT's suffix.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, parquet or pytest-benchmark (JSON); default: by OUT's suffix.")
+    ] = None,
     table: Annotated[str, typer.Option(help="runs, steps, evals, comm or ops.")] = "runs",
     where: Filter = None,
     everything: Everything = False,

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ..results.compare import Comparison, compare
 from ..results.gate_rule import Rule
+from ..results.read import noted, runs_table
 from .processes import MARK, Guard, end_marked, new_mark
 from .read import text_of
 from .study import load_study
@@ -94,8 +95,9 @@ def _run(revision: Revision, study: Path, repeat: int, execute) -> None:
     """Let a revision run what it lacks up to this repeat; runs that fail leave rows that say so."""
     program = [PACKAGE, "run", str(study), "--results", str(revision.results.absolute()), "--quiet"]
     status, told = execute([sys.executable, "-m", *program], revision.site)
-    rows = any((revision.results / "runs").glob(f"*-r{repeat}/a*"))
-    if status not in (0, 1) or not rows:
+    with noted():
+        written = (revision.results / "runs").is_dir() and runs_table(revision.results, columns=["repeat"])
+    if status not in (0, 1) or not written or repeat not in written["repeat"].to_pylist():
         raise ValueError(f"{revision.side} {revision.ref} cannot run the study (status {status}): {_last(told)}")
 
 

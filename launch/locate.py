@@ -33,5 +33,6 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _written(results: Path) -> tuple[float, str]:
-    """When an attempt was last added to any run; the name where two are equal."""
-    return max((entry.stat().st_mtime for entry in _folders(results / "runs")), default=0.0), results.name
+    """When an attempt was last added to any run, or a part to the table; the name where two are equal."""
+    places = (*_folders(results / "runs"), *_folders(results / "table"))
+    return max((entry.stat().st_mtime for entry in places), default=0.0), results.name

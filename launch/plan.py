@@ -6,7 +6,6 @@ favour one case.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING
 from ..results.damage import damage
 from ..results.store import RunStore, known_status
 from .case import Case
-from .same_link import SameLink
+from .same_link import ASKED, SameLink
 from .supervise import Outcome
 
 if TYPE_CHECKING:
     from .study import PlannedCase, Study
 
+LOOKED_AT = ("status", "reason", "lab", *ASKED)  # columns of a run that a plan asks for
 UNFINISHED = (None, "cancelled")
 MOST = 5  # damaged runs that are named
 RETRIED = ("failed", "oom", "timeout", "diverged")
@@ -125,20 +125,20 @@ def _asked(study: Study, cases: Sequence[PlannedCase], only: Collection[str]) ->
 
 
 class Rows:
-    """The last row of each run as a plan looks at it. One listing says which runs have a folder at all; a row that is
+    """The last row of each run as a plan looks at it. One listing says which runs have begun at all; a row that is
     there is read once."""
 
     def __init__(self, store: RunStore) -> None:
         self.store, self.link = store, SameLink(store.folder)
-        self.begun = set(os.listdir(store.runs))
-        self.last: tuple[str, dict] = "", {}
+        self.begun = store.begun()
+        self.last: tuple[str, Mapping] = "", {}
 
-    def row(self, run_id: str) -> dict:
+    def row(self, run_id: str) -> Mapping:
         """Empty where there is none, or where it is damaged."""
         if run_id not in self.begun:
             return {}
         if self.last[0] != run_id:
-            self.last = run_id, self.store.row(run_id) or {}
+            self.last = run_id, self.store.brief(run_id, LOOKED_AT) or {}
         return self.last[1]
 
     def status(self, run_id: str) -> str | None:
@@ -147,7 +147,9 @@ class Rows:
 
     def damage(self, run_id: str) -> str | None:
         """What of the run's last attempt is not as it was written; None: nothing, or there is none."""
-        return damage(self.store.run_folder(run_id), self.store.folder) if run_id in self.begun else None
+        if run_id not in self.begun or self.store.in_part(run_id):
+            return None
+        return damage(self.store.run_folder(run_id), self.store.folder)
 
     def refuse_another_link(self, run_id: str) -> None:
         self.link.refuse(run_id, self.row(run_id))

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 Callback = Callable[[], None]
 CHECKPOINT = "checkpoint"  # in the scratch folder: what a later attempt resumes from
+PACKED_FROM = 1000  # run folders from which a sweep that is done moves finished runs into parts
 ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
+
 
 class Executor(Protocol):
     """Runs one run's ranks to their end."""
@@ -143,6 +145,8 @@ class Sweep:
         finally:
             self.display.close()
         self._look(summary)
+        if summary.interrupted is None:
+            self.store.compact(at_least=PACKED_FROM)
 
     def _look(self, summary: Summary) -> None:
         """Whether a signal has ended the sweep."""
@@ -179,8 +183,8 @@ class Sweep:
             return False
         with claim:
             status = self.store.finished(run.run_id)
-            if status == "ok" and damage(self.store.run_folder(run.run_id), self.store.folder):
-                status = None
+            if status == "ok" and not self.store.in_part(run.run_id):
+                status = None if damage(self.store.run_folder(run.run_id), self.store.folder) else status
             if not wanted(status, self.retry_failed):  # another sweep was faster
                 summary.kept[run.run_id] = status
                 summary.failed_before |= failed_row(self.store, run.run_id, status)
@@ -209,9 +213,9 @@ class Sweep:
         if vain := in_vain(starts, claim.attempt, job):  # on hosts that took this supervisor with them
             self.display.started(run, scratch)
             outcome = Outcome("failed", f"{vain}; the last host: {starts[-1].host}", Cause.HOST_GONE)
-            return self._write_failed(run, self._spec(run, claim, str(scratch)), outcome, log)
+            return self._write_failed(run, self._spec(run, claim.attempt, str(scratch)), outcome, log)
         self.store.clean_scratch(run.run_id, keep=[CHECKPOINT])
-        spec = self._spec(run, claim, str(self.store.scratch(run.run_id).absolute()))
+        spec = self._spec(run, claim.attempt, str(self.store.scratch(run.run_id).absolute()))
         log.begin(spec.launched, claim.attempt, self.executor.mark, job)
         self.store.reserve(run.run_id, ROW_BYTES + STEP_BYTES * run.case.steps)
 
@@ -256,13 +260,13 @@ class Sweep:
         self.display.ended(run, outcome, row, scratch)
         return outcome
 
-    def _spec(self, run: PlannedRun, claim: Claim, scratch: str) -> RunSpec:
+    def _spec(self, run: PlannedRun, attempt: int, scratch: str) -> RunSpec:
         launched = Moment.now()
         return RunSpec(
             run_id=run.run_id, case=run.case.to_json(), repeat=run.repeat, study=self.study.name,
             launcher=self.executor.launcher, results=str(self.store.folder.absolute()), scratch=scratch,
             size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
-            threads=self.study.threads_per_rank(self.executor.one_host), attempt=claim.attempt,
+            threads=self.study.threads_per_rank(self.executor.one_host), attempt=attempt,
             launched_at=launched.at, launched_monotonic=launched.monotonic, launched_clock=launched.clock,
             predicted_memory_bytes=run.predicted_memory_bytes,
             link=link_columns(), job=job_columns(), hang_limit_s=self.study.run.hang_limit_s,
@@ -284,12 +288,8 @@ class Sweep:
 
     def write_skipped(self, plan: Plan) -> None:
         """One row for each case that cannot run."""
-        for planned in plan.to_skip:
-            run = PlannedRun(planned.case, 0, planned.predicted_memory_bytes)
-            claim = self.store.claim(run.run_id)
-            if claim is None:
-                continue  # another sweep is at it
-            with claim:
-                if self.store.finished(run.run_id) is None:
-                    row = self._spec(run, claim, scratch="").identity()
-                    self.store.write_run(row | {"started_at": None, "status": "skipped", "reason": planned.skip_reason})
+        runs = (PlannedRun(planned.case, 0, planned.predicted_memory_bytes) for planned in plan.to_skip)
+        rows = [self._spec(run, attempt=1, scratch="").identity() for run in runs]
+        for row, planned in zip(rows, plan.to_skip, strict=True):
+            row |= {"started_at": None, "status": "skipped", "reason": planned.skip_reason}
+        self.store.write_rows(rows)

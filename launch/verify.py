@@ -102,7 +102,7 @@ def verify_study(
         raise ValueError(f"--tolerance {tolerance:g}: must be a number above 0, such as {TOLERANCE:g}")
     study = load_study(path)
     kept = results is not None
-    if kept and (results / "runs").is_dir() and any(os.scandir(results / "runs")):
+    if kept and any(any(os.scandir(results / name)) for name in ("runs", "table") if (results / name).is_dir()):
         raise ValueError(f"{results} holds runs already: verify what is there now into a new folder")
     folder = results if kept else Path(tempfile.mkdtemp(prefix="scalade-verify-"))
     try:

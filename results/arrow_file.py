@@ -52,7 +52,7 @@ def _plain(content: bytes, columns: int) -> pa.Table:
     rows = 0
     for message in pa.ipc.MessageReader.open_stream(buffer.slice(BEGIN)):
         if message.type == "record batch":
-            length, packed = _batch(message.metadata.to_pybytes())
+            length, packed = batch(message.metadata.to_pybytes())
             rows += length
             if packed or not 0 <= rows * max(columns, len(schema)) <= len(content) + SMALL:
                 raise SchemaError("a compressed file" if packed else f"{rows} rows in {len(content)} bytes")
@@ -61,7 +61,7 @@ def _plain(content: bytes, columns: int) -> pa.Table:
     return pa.ipc.open_stream(buffer.slice(BEGIN)).read_all()
 
 
-def _batch(message: bytes) -> tuple[int, bool]:
+def batch(message: bytes) -> tuple[int, bool]:
     """(rows, whether its body is compressed) of a record batch's message, a FlatBuffer (Message.fbs of Arrow)."""
     try:
         header = _field(message, _number("<I", message, 0), 2)

@@ -13,6 +13,8 @@ from pathlib import Path
 from . import files
 from .compare import Comparison
 from .gate_rule import NEW
+from .packing import unpack
+from .part import part_names
 
 LEFT_BEHIND = ("lock", "scratch")  # of the process that ran the run, no part of its rows
 
@@ -39,6 +41,8 @@ def move_baseline(comparison: Comparison) -> list[str]:
     for folder in folders:
         if not files.is_folder(folder):
             raise ValueError(f"{str(folder.parent)!r} is not a results folder: only folders can move a baseline")
+        if part_names(folder.parent):
+            unpack(folder.parent)  # runs move as folders
     moved = movable(comparison)
     for case_id in moved:
         _move(case_id, *folders)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+
+import numpy as np
 
 from . import clocks
 from .coded import Coded
@@ -23,6 +26,7 @@ from .held_out import unbelieved
 from .quiet import quiet
 from .rank_intervals import MIN_RUNS
 from .read import noted, printable, runs_table
+from .rows import rows_of
 from .work import work_of
 
 BEYOND = 0  # the number of a rule that is none of the twelve
@@ -105,8 +109,8 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
     ValueError: nothing at the path, no run, or not a filter
     """
     with noted() as told:
-        rows = runs_table(path, where=where).to_pylist()
-        attempts = runs_table(path, all_attempts=True, where=where, columns=clocks.COLUMNS).to_pylist()
+        rows = rows_of(runs_table(path, where=where))
+        attempts = rows_of(runs_table(path, all_attempts=True, where=where, columns=clocks.COLUMNS))
     if not rows:
         raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
     damaged = damaged_tables(Path(path)) if Path(path).is_dir() else []
@@ -287,9 +291,10 @@ def _factors(table: _Table) -> Outcome:
     lacking = {name: rows for name, rows in lacking.items() if rows}
     unnamed = [r for r in table.ok if r["device_name"] is None and r["cpu_model"] is None]
     dirty = [r for r in table.ok if r["git_dirty"]]
-    mixed = [name for name in UNINTENDED if len({row.get(name) for row in table.ok}) > 1]
+    codes = Coded(table.ok)
+    mixed = [name for name in UNINTENDED if _kinds(codes, name) > 1]
     failed = {r["run_id"]: r for r in (*(r for rows in lacking.values() for r in rows), *unnamed, *dirty)}
-    levels = {name: len({row.get(name) for row in table.ok}) for name in FACTORS}
+    levels = {name: _kinds(codes, name) for name in FACTORS}
     varied = ", ".join(f"{name} ({count})" for name, count in levels.items() if count > 1) or "none"
     said = [f"null: {', '.join(lacking)}"] if lacking else []
     said += ["no device or CPU model"] if unnamed else []
@@ -307,7 +312,7 @@ def _time(table: _Table) -> Outcome:
         return SKIP, "no timed run", ()
     failed = [
         row for row in timed
-        if not row["measure_warmup_steps"] or not row["timed_steps"] or _mapped_ranks(row) != row["world_size"]
+        if not row["measure_warmup_steps"] or not row["timed_steps"] or _mapped(row["ranks_json"]) != row["world_size"]
     ]  # fmt: skip
     return _outcome(failed,
                     "no warm-up was left out, no step is counted as timed, or the ranks' hosts are not all known",
@@ -364,17 +369,20 @@ def _close(value: float, wanted: float | None, tolerance: float = 1e-6) -> bool:
     return wanted is not None and abs(value - wanted) <= tolerance * abs(wanted)
 
 
-def _mapped_ranks(row: dict) -> int:
+def _kinds(codes: Coded, name: str) -> int:
+    """Different values of a column, null among them."""
+    return len(np.unique(codes.of(name)))
+
+
+@lru_cache(maxsize=1024)
+def _mapped(ranks_json: str | None) -> int:
     try:
-        return len({rank["rank"] for rank in json.loads(row["ranks_json"] or "[]") if rank.get("host")})
+        return len({rank["rank"] for rank in json.loads(ranks_json or "[]") if rank.get("host")})
     except (ValueError, TypeError, KeyError, AttributeError):
         return 0
 
 
 def _minority(rows: Sequence[dict], names: Sequence[str]) -> list[dict]:
     """The rows that are not like most."""
-    kinds: dict[tuple, list[dict]] = {}
-    for row in rows:
-        kinds.setdefault(tuple(row.get(name) for name in names), []).append(row)
-    most = max(kinds.values(), key=len)
-    return [row for row in rows if row not in most]
+    kinds = Coded(rows).joint(names)
+    return [row for row, kind in zip(rows, (kinds != np.bincount(kinds).argmax()).tolist(), strict=True) if kind]

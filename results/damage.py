@@ -45,6 +45,8 @@ def damage(run_folder: Path, below: Path) -> str | None:
 
 def damaged_tables(results: Path) -> list[str]:
     """What is damaged beside the rows in a results folder, whose readers do not look at all of it: a line for each."""
+    from .part import DAMAGE, FOLDER, Part, part_names
+
     found = []
     for name in files.names(results / "runs", results):
         try:
@@ -53,6 +55,12 @@ def damaged_tables(results: Path) -> list[str]:
             continue  # reading the rows names it
         if why and "/run.json" not in why:
             found.append(f"run {name}: {why}; `scalade run` of its study runs it again")
+    for name in part_names(results):
+        folder = results / FOLDER / name
+        try:
+            Part(folder, results).verify()
+        except DAMAGE as error:
+            found.append(f"{folder}: {error}; `scalade run` of their studies runs its runs again")
     return found
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .columns import COLLECTIVES, MESH_DIMS
-from .schema import arrow_schema
 from .where import mask
+from .where import named as words
 from .where import where as frame_mask
 
 if TYPE_CHECKING:
@@ -145,15 +145,26 @@ def of_runs(table: pa.Table) -> tuple[pa.Table, list[Taken]]:
     return table, found
 
 
-def of_rows(name: str, table: pa.Table, owners: list[dict], lengths: list[int]) -> tuple[pa.Table, list[Taken]]:
-    """Another table with the wrong columns of old runs null. owners: rows of `runs`; lengths: rows that each has."""
-    import numpy as np
-    import pyarrow as pa
+def named(name: str) -> list[str]:
+    """Columns of `runs` that tell which rows of table `name` are concerned; of `runs`, also those taken out."""
+    some = [one for one in ERRATA if name in one.columns]
+    found = [column for one in some for column in words(one.where, "runs")]
+    found += ["schema_version", NAMES, WHY, *taken_from("runs")] if name == "runs" else []
+    return list(dict.fromkeys(found))
 
-    below = max((one.before for one in ERRATA if name in one.columns), default=0)
-    if all(owner["schema_version"] >= below for owner in owners):
-        return table, []
-    runs = pa.Table.from_pylist(owners, arrow_schema("runs"))
+
+def taken_from(name: str) -> list[str]:
+    """Columns of table `name` that some erratum takes out."""
+    return list(dict.fromkeys(column for one in ERRATA for column in one.columns.get(name, ())))
+
+
+def of_rows(name: str, table: pa.Table, runs: pa.Table, lengths: np.ndarray) -> tuple[pa.Table, list[Taken]]:
+    """Another table with the wrong columns of old runs null.
+
+    runs: the rows of `runs` behind it, with the columns that `named` says; lengths: rows that each has
+    """
+    import numpy as np
+
     found = [Taken(one, name, np.repeat(rows, lengths)) for one, rows in _concerned(runs, name)]
     return _without(table, found), [taken for taken in found if taken.rows.any()]
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from .gate_rule import METRICS, Rule, name_of
 from .read import printable, runs_table
+from .rows import rows_of
 from .verdict import holm, rank_sum_p
 from .work import levels, work_of
 
@@ -83,7 +84,7 @@ def history(
     rows: dict[tuple, dict] = {}
     for path in paths:
         for folder in _results_in(Path(path)):
-            for row in runs_table(folder, all_attempts=True, where=where).to_pylist():
+            for row in rows_of(runs_table(folder, all_attempts=True, where=where)):
                 if row["status"] == "ok" and row["started_at"] and (row[metric] or 0) > 0:
                     rows[row["run_id"], row["attempt"], row["started_at"]] = row  # a copied run counts once
     cases = _by_work(sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"])))

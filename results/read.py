@@ -25,21 +25,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import digests, errata, files
-from .arrow_file import rows_in, under
-from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked
-from .schema import columns as schema_columns
-from .store import IN_FOLDER, attempts_in, rows_column
-from .where import mask
+from . import errata, files
+from .arrow_file import under
+from .loose import NewerRow, Notes
+from .part import DAMAGE, KEYS, NewerPart
+from .schema import SCHEMA_VERSION, arrow_schema
+from .snapshot import Snapshot, take_snapshot
+from .store import IN_FOLDER
+from .where import mask, named
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXPORT_KEY = b"scalade"  # metadata of an exported Parquet file: {"table": ..., "schema_version": ...}
-DAMAGE = (OSError, ValueError, TypeError, LookupError, MemoryError, RecursionError, SchemaError, pa.ArrowException)
 
 
 class TableWarning(UserWarning):
@@ -143,15 +145,18 @@ def runs_table(
 
     columns: names, in the order wanted; None: all. `where` may name others.
     """
+    wanted = arrow_schema("runs").names if columns is None else list(columns)
     if Path(path).is_file():
         table = _exported(Path(path), "runs")
     else:
-        rows = [row for _, row in _attempts(Path(path), all_attempts)]
-        table = pa.Table.from_pylist(rows, arrow_schema("runs"))
+        names = list(dict.fromkeys([*wanted, *named(where or "", "runs"), *errata.named("runs")]))
+        for snapshot in _snapshots(path, names, all_attempts):
+            table = snapshot.runs(names)
+        _warn(snapshot.notes)
     table, taken = errata.of_runs(table)
     kept = mask(table, "runs", where) if where else None
     _say_old(errata.lines(taken, kept and kept.to_numpy(zero_copy_only=False), where))
-    table = table if columns is None else table.select(list(columns))
+    table = table.select(wanted)
     return table if kept is None else table.filter(kept)
 
 
@@ -163,39 +168,39 @@ def rows_table(
 
     columns: names, in the order wanted; None: all.
     """
-    table = _rows_table(path, name, runs, all_attempts)
-    return table if columns is None else table.select(list(columns))
-
-
-def _rows_table(path: str | Path, name: str, runs: Iterable[str] | pd.DataFrame | None, all_attempts: bool) -> pa.Table:
+    columns = arrow_schema(name).names if columns is None else list(columns)
     runs = [runs] if isinstance(runs, str) else runs["run_id"] if hasattr(runs, "columns") else runs
-    wanted = None if runs is None else set(runs)
+    wanted = None if runs is None else pa.array(dict.fromkeys(runs), pa.string())
     if Path(path).is_file():
         table = _exported(Path(path), name)
-        if wanted is not None:
-            table = table.filter(pc.is_in(table["run_id"], pa.array(wanted, pa.string())))
-        return table
-    path, schema = Path(path), arrow_schema(name)
-    stored = pa.schema([field for field in schema if field.name not in IN_FOLDER])
-    parts, owners = [], []
-    for folder, row in _attempts(path, all_attempts):
-        count, file = row[rows_column(name)], folder / f"{name}.arrow"
-        there = count > 0 if count is not None else files.is_file(file, path)  # null: older than this column
-        if (wanted is None or row["run_id"] in wanted) and there:
-            part = _stored_rows(file, path, stored, row, name)
-            if part is not None:
-                parts.append(part)
-                owners.append(row)
-    if not parts:
-        return schema.empty_table()
-    table = pa.concat_tables(parts)
-    lengths = [len(part) for part in parts]
-    for position, column in enumerate(IN_FOLDER):
-        values = pa.array([owner[column] for owner in owners], schema.field(column).type)
-        table = table.add_column(position, schema.field(column), values.take(_repeated(lengths)))
-    table, taken = errata.of_rows(name, table.select(schema.names), owners, lengths)
+        table = table if wanted is None else table.filter(pc.is_in(table["run_id"], wanted))
+        return table.select(columns)
+    inner = [one for one in (columns or arrow_schema(name).names) if one not in IN_FOLDER]
+    inner = list(dict.fromkeys([*inner, *errata.taken_from(name)])) or ["step"]
+    owners = list(dict.fromkeys([*KEYS, "schema_version", *errata.named(name)]))
+    for snapshot in _snapshots(path, owners, all_attempts):
+        every = (
+            np.ones(len(snapshot), bool) if wanted is None else pc.is_in(snapshot.index["run_id"], wanted).to_numpy()
+        )
+        which = np.flatnonzero(every)
+        table, lengths = snapshot.rows(name, which, inner)
+        runs_of = snapshot.runs(owners)
+    _warn(snapshot.notes)
+    schema, repeated = arrow_schema(name), pa.array(np.repeat(which, lengths))
+    for column in IN_FOLDER:
+        if column in columns:
+            table = table.append_column(schema.field(column), runs_of[column].combine_chunks().take(repeated))
+    table, taken = errata.of_rows(name, table, runs_of.take(pa.array(which)), lengths)
     _say_old(errata.lines(taken))
-    return table
+    return table.select(columns)
+
+
+def _snapshots(path: str | Path, names: Sequence[str], all_attempts: bool) -> Iterator[Snapshot]:
+    path = Path(path)
+    try:
+        yield from take_snapshot(path, names, all_attempts)
+    except (NewerRow, NewerPart) as error:
+        raise ValueError(printable(error)) from None
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -212,62 +217,6 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
         name: table.column(name).combine_chunks().to_pandas(types_mapper=dtypes.get) for name in table.column_names
     }
     return pd.DataFrame(series, copy=False)
-
-
-def _attempts(path: Path, all_attempts: bool) -> Iterator[tuple[Path, dict]]:
-    """(folder, row) of the attempts under a results folder or in a run's folder, by run_id and attempt."""
-    if not path.is_dir():
-        raise ValueError(f"no results at {str(path)!r}: neither a results folder, nor a run, nor an exported file")
-    runs = path / "runs"
-    if files.look(runs, path) is not None:
-        run_folders = [(runs / name, name) for name in files.names(runs, path) if not name.startswith(".")]
-    else:
-        run_folders = [(path, path.resolve().name)] if attempts_in(path) else []
-    for folder, run_id in run_folders:
-        try:
-            numbers = attempts_in(folder, path)
-        except OSError as error:
-            _warn(folder, error)
-            continue
-        found = []
-        for number in reversed(numbers):
-            row = _row(folder / f"a{number}" / "run.json", path, run_id, number)
-            if row:
-                found.append((folder / f"a{number}", row))
-                if not all_attempts:
-                    break
-        yield from reversed(found)
-
-
-def _row(file: Path, below: Path, run_id: str, attempt: int) -> dict | None:
-    """The row in the file, every column of the schema; None, and a warning, where it is damaged."""
-    try:
-        content = digests.unsealed(files.read(file, below))
-        version = checked(schema_columns("runs")["schema_version"], content.get("schema_version"))
-        if version <= SCHEMA_VERSION:
-            current = version == SCHEMA_VERSION
-            row = {
-                name: checked(column, content.get(name)) if current or name in content else None
-                for name, column in schema_columns("runs").items()
-            }
-            if (row["run_id"], row["attempt"]) != (run_id, attempt):
-                raise SchemaError(f"the row is attempt {row['attempt']} of {row['run_id']}, the folder is another's")
-            return row
-    except DAMAGE as error:
-        _warn(file, error)
-        return None
-    raise ValueError(
-        f"{printable(file)} has schema version {version}; this Scalade reads up to {SCHEMA_VERSION}: upgrade scalade"
-    )
-
-
-def _stored_rows(file: Path, below: Path, schema: pa.Schema, row: dict, table: str) -> pa.Table | None:
-    """The rows in an Arrow file under our schema (what it does not have is null); None, and a warning: damaged."""
-    try:
-        return rows_in(files.read(file, below, digests.TABLE_LIMIT), schema, row, table)
-    except DAMAGE as error:
-        _warn(file, error)
-        return None
 
 
 def _exported(file: Path, name: str) -> pa.Table:
@@ -300,13 +249,6 @@ def _about(metadata: Mapping[bytes, bytes]) -> dict:
     return about
 
 
-def _repeated(lengths: list[int]) -> pa.Array:
-    """0 x lengths[0], 1 x lengths[1], ...: the owner of each row."""
-    import numpy as np
-
-    return pa.array(np.repeat(np.arange(len(lengths)), lengths))
-
-
 def printable(text: object) -> str:
     """One line without control characters: a file name or an error must not drive the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
@@ -314,11 +256,12 @@ def printable(text: object) -> str:
 
 def _line(error: object) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
+    return " ".join(text.split())[:300]
 
 
-def _warn(file: Path, error: object) -> None:
-    warnings.warn(f"{printable(file)} left out: {_line(error)}", DamagedFile, stacklevel=2)
+def _warn(notes: Notes) -> None:
+    for file, error in notes.lines:
+        warnings.warn(f"{printable(file)} left out: {_line(error)}", DamagedFile, stacklevel=3)
 
 
 def _say_old(lines: Iterable[str]) -> None:

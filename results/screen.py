@@ -41,13 +41,17 @@ def varying(table: pa.Table, shown: Sequence[str]) -> list[str]:
 
     A column is left out where one that is shown says it: a model's name its shape, a layout's name its degrees.
     """
-    groups = ("Recipe", "Outer loop", "Layout", "Model", "Data")
-    names = [column.name for group in groups for column in RUNS[group]]
-    names += [name for name in AROUND if name in columns("runs")]
-    names = [name for name in names if name not in (*shown, *RESULTS)]
+    names = [name for name in settings() if name not in (*shown, *RESULTS)]
     names = differing(table, names, nulls=NULL_COUNTS)
     said = {name for of, by in SAID_BY for name in said_by(table, [name for name in names if name in of], by)}
     return [name for name in names if name not in said]
+
+
+def settings() -> list[str]:
+    """Every column that `varying` looks at, or that says one of them."""
+    groups = ("Recipe", "Outer loop", "Layout", "Model", "Data")
+    names = [column.name for group in groups for column in RUNS[group]]
+    return [*names, *(name for name in AROUND if name in columns("runs")), "world_size"]
 
 
 def fitted(widths: Sequence[int], wanted: Sequence[int], room: int) -> Laid:

@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.cells import cell_len
 
-from . import files
+from . import files, screen
 from .aliases import ALIASES, resolved
 from .aligned import listed
+from .json_rows import json_pieces
 from .read import EXPORT_KEY, noted, printable, rows_table, runs_table
+from .rows import rows_of
 from .schema import SCHEMA_VERSION, columns, known_column
 from .screen import GAP, fitted, folded, varying
 from .where import mask
@@ -69,6 +71,8 @@ DEFAULT = (
 LABELS = ("model", "layout", "ranks", "rep")  # that come first
 WANTED = ("layout", "model", "ranks", "status", "tokens_per_s", "loss")  # first on a narrow screen, where they differ
 NEXT = ("loss", "tokens_per_s", "val_loss", "step_ms", "status", "ranks", "rep", "model")
+TOLD = ("run_id", "status", "reason", "tokens_per_s", "tokens_per_s_reason", "val_hash")  # read for the lines below
+ON_TERMINAL = 200  # rows
 SHORT = {"git_commit": 8}  # characters that tell two apart
 
 
@@ -80,8 +84,9 @@ def show(
     all_attempts: bool = False,
     as_json: bool = False,
     console: Console | None = None,
+    limit: int | None = None,
 ) -> int:
-    """Print the runs at `path` (see read_runs). Returns how many.
+    """Print the runs at `path` (see read_runs). Returns how many there are.
 
     columns: names, or one string with commas; `all`: every column; None: those a person looks at first, and those in
         which the rows differ. A screen that is too narrow for these is told which are left out; columns that were asked
@@ -90,6 +95,8 @@ def show(
     sort: a column, `-column` for the largest first; nulls last. None: in the order the runs were started.
         Names are columns or the short ones of aliases.py, which the table's header has.
     as_json: a list of objects with null for what is missing, instead of a table.
+    limit: print no more rows than these, and how many more there are; 0: all. None: ON_TERMINAL of a table on a
+        terminal, and all elsewhere.
 
     Raises
     ------
@@ -102,13 +109,21 @@ def show(
         if not console.is_terminal:
             console.width = 10_000  # a pipe or a file has no edge: nothing is cut
     with noted() as told:
-        table = _sorted(runs_table(path, all_attempts, where), sort)
-        total = len(table) or (len(runs_table(path, all_attempts)) if where else 0)
-    picked = _picked(columns)
+        picked = _picked(columns)
+        wanted = _wanted_columns(picked, sort, as_json and not columns)
+        table = _sorted(runs_table(path, all_attempts, where, wanted), sort)
+        total = len(table) or (len(runs_table(path, all_attempts, columns=["run_id"])) if where else 0)
+    if limit is None:
+        limit = ON_TERMINAL if console.is_terminal and not as_json else 0
+    shown = table.slice(0, limit) if limit else table
     if as_json:
-        console.file.write(json.dumps(_rows(table, picked if columns else None), indent=1) + "\n")
+        for piece in json_pieces(_told(shown, picked if columns else None)):
+            console.file.write(piece)
+        console.file.write("\n")
     else:
-        _print(console, path, table, picked, total, where)
+        _print(console, path, shown, picked, total, where)
+        if len(shown) < len(table):
+            _say(console, "", f"{len(table) - len(shown):,} more rows: --limit 0 shows all, --filter and --sort choose")
     for line in told:
         _say(Console(stderr=True) if as_json else console, f"warning: {line}", style="yellow")
     return len(table)
@@ -183,25 +198,35 @@ def _named(name: str) -> Shown:
     return Shown(name, name, _plain, left=known_column("runs", name).type == "string")
 
 
-def _rows(table: pa.Table, picked: Sequence[Shown] | None) -> list[dict]:
+def _wanted_columns(picked: Sequence[Shown], sort: str | None, everything: bool) -> list[str] | None:
+    """Columns of `runs` that are read; None: all."""
+    if everything:
+        return None
+    more = screen.settings() if picked is DEFAULT else []
+    return list(dict.fromkeys([*(one.column for one in picked), *TOLD, *_sort_keys(sort), *more]))
+
+
+def _told(table: pa.Table, picked: Sequence[Shown] | None) -> dict[str, pa.ChunkedArray]:
     """For programs: the columns by the names they were asked for by."""
     if picked is None:
-        return table.to_pylist()
-    rows = table.select(list(dict.fromkeys(one.column for one in picked))).to_pylist()
+        return dict(zip(table.column_names, table.columns, strict=True))
 
-    def told(row: dict, name: str) -> object:
-        value, factor = row[resolved(name).column], resolved(name).factor
-        return value if value is None or factor == 1 else value * factor
+    def told(name: str) -> pa.ChunkedArray:
+        column, factor = table[resolved(name).column], resolved(name).factor
+        return column if factor == 1 else pc.multiply(column, factor)
 
-    return [{one.header: told(row, one.header) for one in picked} for row in rows]
+    return {one.header: told(one.header) for one in picked}
+
+
+def _sort_keys(sort: str | None) -> tuple[str, ...]:
+    return resolved(sort.removeprefix("-")).column if sort else "started_at", "run_id", "attempt"
 
 
 def _sorted(table: pa.Table, sort: str | None) -> pa.Table:
     descending = bool(sort) and sort.startswith("-")
-    column = resolved(sort.removeprefix("-")).column if sort else "started_at"
     order = "descending" if descending else "ascending"
-    keys = [(column, order), ("run_id", "ascending"), ("attempt", "ascending")]
-    return table.take(pc.sort_indices(table, sort_keys=keys))  # nulls come last
+    keys = dict.fromkeys(_sort_keys(sort), "ascending") | {_sort_keys(sort)[0]: order}
+    return table.take(pc.sort_indices(table, sort_keys=list(keys.items())))  # nulls come last
 
 
 def _print(console: Console, path, table: pa.Table, picked, total: int, where: str | None) -> None:
@@ -212,8 +237,7 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
     asked = picked is not DEFAULT
     if not asked:
         picked = _with_varying([one for one in picked if _says_something(one.column, table)], table)
-    told = ("run_id", "status", "reason", "tokens_per_s", "tokens_per_s_reason")
-    rows = table.select(list(dict.fromkeys((*(one.column for one in picked), *told)))).to_pylist()
+    rows = rows_of(table)
     cells = [[one.header, *(_cell(one, row) for row in rows)] for one in picked]
     widths = [max(map(cell_len, column)) for column in cells]
     laid = folded(widths, console.width) if asked else fitted(widths, _wanted(picked, rows), console.width)

@@ -23,12 +23,14 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import digests, files
+from .columns import TABLES
+from .packed import PackedRuns
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, checked_row, columns, refuse_unknown
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 ATTEMPT = re.compile(r"a([1-9][0-9]{0,8})")
 IN_FOLDER = ("run_id", "attempt")  # columns of the other tables that the folder says
 FULL = (errno.ENOSPC, errno.EDQUOT)
+STARTS = "starts.jsonl"  # in the run's folder: launch/starts.py
 RESERVE = "reserve"  # in the run's folder: room for its row
 
 
@@ -80,23 +83,47 @@ class RunStore:
         os.close(files.open_folder(self.runs, self.folder))
         if not os.access(self.runs, os.W_OK | os.X_OK):
             raise ValueError(f"results folder {str(folder)!r} may not be written by this user")
+        self._packed = PackedRuns(self.folder)
 
     def attempts(self, run_id: str) -> list[int]:
-        """Finished attempts of the run, in order; a damaged one counts."""
-        return attempts_in(self.run_folder(run_id), self.folder)
+        """Finished attempts of the run, in order, in its folder or in a part; a damaged one in its folder counts."""
+        loose = attempts_in(self.run_folder(run_id), self.folder)  # before the parts: attempts move from here to there
+        packed = self._packed.attempts(run_id)
+        return sorted({*loose, *packed}) if packed else loose
 
     def row(self, run_id: str) -> dict | None:
         """The row of the run's last attempt; None: it has none, or it is damaged."""
         attempts = self.attempts(run_id)
+        if not attempts:
+            return None
         try:
             file = self.run_folder(run_id) / f"a{attempts[-1]}" / "run.json"
             return digests.unsealed(files.read(file, self.folder))
-        except (IndexError, OSError, ValueError):
+        except FileNotFoundError:
+            place = self._packed.attempts(run_id).get(attempts[-1])
+            return None if place is None else self._packed.row(place)
+        except (OSError, ValueError):
             return None
 
     def finished(self, run_id: str) -> str | None:
         """Status of the run's last attempt; None: it has to run."""
-        return known_status(self.row(run_id) or {})
+        return known_status(self.brief(run_id, ("status",)) or {})
+
+    def begun(self) -> set[str]:
+        """The runs that have a folder or a finished attempt."""
+        return {*files.names(self.runs, self.folder), *self._packed.run_ids()}
+
+    def in_part(self, run_id: str) -> bool:
+        """Whether the run's last attempt lies in a part, whose files were verified when it was first looked at."""
+        packed = self._packed.attempts(run_id)
+        return bool(packed) and max(packed) > max(attempts_in(self.run_folder(run_id), self.folder), default=0)
+
+    def brief(self, run_id: str, names: tuple[str, ...]) -> Mapping[str, object] | None:
+        """As `row`, for who asks about many runs: of a run in a part these columns only."""
+        if not self.in_part(run_id):
+            return self.row(run_id)
+        packed = self._packed.attempts(run_id)
+        return self._packed.brief(packed[max(packed)], names)
 
     def claim(self, run_id: str) -> Claim | None:
         """Claim the run for this process; None: another holds it.
@@ -106,23 +133,45 @@ class RunStore:
         """
         folder = self.run_folder(run_id)
         with _said(f"claim run {run_id}", folder):
-            files.make_folder(folder, self.folder)
-            lock_fd = files.open_file(folder / "lock", self.folder, os.O_RDWR | os.O_CREAT)
+            lock_fd = self._locked(folder)
+            if lock_fd is None:
+                return None
             try:
-                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for name in files.names(folder, self.folder):
                     if name.startswith(files.ASIDE):  # left behind by a killed writer
                         files.remove(folder / name, self.folder)
                 if os.fstat(lock_fd).st_nlink == 1:  # not another's file
                     os.truncate(lock_fd, 0)
                     os.write(lock_fd, f"{socket.gethostname()} {os.getpid()}\n".encode())  # for people who look
+                starts = self._packed.starts(run_id)
+                if starts and files.look(folder / STARTS, self.folder) is None:
+                    files.write(folder / STARTS, starts, self.folder)
+            except BaseException:
+                os.close(lock_fd)
+                raise
+        return Claim(run_id, max(self.attempts(run_id), default=0) + 1, lock_fd)
+
+    def _locked(self, folder: Path) -> int | None:
+        """The run's lock; None: another holds it. A packing removes the folder and the lock of a run that is done, so
+        what was locked has to be what still lies there."""
+        while True:
+            files.make_folder(folder, self.folder)
+            try:
+                lock_fd = files.open_file(folder / "lock", self.folder, os.O_RDWR | os.O_CREAT)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                there, held = files.look(folder / "lock", self.folder), os.fstat(lock_fd)
+                if there is not None and (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino):
+                    return lock_fd
             except BlockingIOError:
                 os.close(lock_fd)
                 return None
             except BaseException:
                 os.close(lock_fd)
                 raise
-        return Claim(run_id, max(self.attempts(run_id), default=0) + 1, lock_fd)
+            os.close(lock_fd)
 
     def scratch(self, run_id: str) -> Path:
         """Folder of the running attempt, for this user alone: progress, error reports, checkpoints. Not part of the
@@ -172,23 +221,16 @@ class RunStore:
         attempt = row.get("attempt") or max(self.attempts(run_id), default=0) + 1
         given = {"steps": steps, "evals": evals, "comm": comm, "ops": ops}
         tables = {name: _rows(name, rows) for name, rows in given.items()}
-        contents = {name: _arrow_bytes(table) for name, table in tables.items() if len(table)}
-        full = checked_row("runs", {
-            **row, "attempt": attempt, "schema_version": SCHEMA_VERSION, digests.TABLES: digests.of_tables(contents),
-            **{rows_column(name): len(table) for name, table in tables.items()},
-        })  # fmt: skip
-        ok = full["status"] == "ok"
-        if ok != (full["reason"] is None):
-            raise SchemaError(f"run {run_id}: {full['status']} with reason {full['reason']!r}; all but ok have one")
-        for name in ("loss", "val_loss"):
-            if ok and row.get(name) is not None and full[name] is None:
-                raise SchemaError(f"run {run_id} is ok with {name} = {row[name]}: its status is diverged")
+        contents = {name: arrow_bytes(table) for name, table in tables.items() if len(table)}
+        counts = {rows_column(name): len(table) for name, table in tables.items()}
+        full = _full({**row, "attempt": attempt, digests.TABLES: digests.of_tables(contents), **counts})
         contents = {"run.json": digests.sealed(full)} | {f"{name}.arrow": each for name, each in contents.items()}
         final = folder / f"a{attempt}"
         with _said(f"write the row of run {run_id}", folder):
-            files.make_folder(folder, self.folder)
             try:
-                files.write_folder(final, contents, self.folder)
+                if attempt in self._packed.attempts(run_id):
+                    raise FileExistsError
+                self._place(folder, final, contents)
             except FileExistsError:
                 raise FileExistsError(f"attempt {attempt} of run {run_id} was written already: {final}") from None
             except OSError as error:
@@ -198,6 +240,49 @@ class RunStore:
                 files.write_folder(final, contents, self.folder)
             files.sync_folder(self.runs, self.folder)
         return final
+
+    def _place(self, folder: Path, final: Path, contents: Mapping[str, bytes]) -> None:
+        """The attempt's folder; a packing may take the run's folder away, while it is empty, from who has no claim."""
+        while True:
+            files.make_folder(folder, self.folder)
+            try:
+                return files.write_folder(final, contents, self.folder)
+            except FileNotFoundError:
+                if not self.runs.is_dir():
+                    raise
+
+    def write_rows(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Write an attempt of many runs that have a row and nothing else: those never begun in one part, at once.
+
+        rows: as write_run. A run that has finished, or is claimed, is left alone: somebody was faster.
+
+        Raises
+        ------
+        SchemaError, OSError: as write_run
+        """
+        from .packing import pack_rows, table_lock
+
+        counts = {rows_column(name): 0 for name in TABLES if name != "runs"}
+        fulls = [_full({**row, "attempt": 1, **counts}) for row in rows]
+        if not fulls:
+            return
+        with _said("write rows", self.folder), table_lock(self.folder):
+            begun = self.begun()
+            pack_rows(self.folder, [full for full in fulls if full["run_id"] not in begun])
+        for full in fulls:
+            if full["run_id"] in begun and (claim := self.claim(full["run_id"])):
+                with claim:
+                    if self.finished(full["run_id"]) is None:
+                        self.write_run(full | {"attempt": claim.attempt})
+
+    def compact(self, at_least: int = 1) -> None:
+        """Move finished attempts into parts, where so many runs have folders, and no other process is at it. A disk
+        that has no room for that leaves them where they are."""
+        from .packing import compact
+
+        if len(files.names(self.runs, self.folder)) >= at_least:
+            with suppress(OSError):
+                compact(self.folder, wait=False)
 
     def reserve(self, run_id: str, size_bytes: int) -> None:
         """Set room on the disk aside for the run's row: what was measured is not lost where others fill the disk.
@@ -235,6 +320,18 @@ class RunStore:
         """Where the run's attempts lie; it need not be there yet."""
         assert RUN_ID.fullmatch(run_id), f"not a run_id: {run_id!r}"
         return self.runs / run_id
+
+
+def _full(row: Mapping[str, object]) -> dict[str, object]:
+    """The row with every column, as it is written. Raises SchemaError: as write_run."""
+    full = checked_row("runs", {**row, "schema_version": SCHEMA_VERSION})
+    ok, run_id = full["status"] == "ok", full["run_id"]
+    if ok != (full["reason"] is None):
+        raise SchemaError(f"run {run_id}: {full['status']} with reason {full['reason']!r}; all but ok have one")
+    for name in ("loss", "val_loss"):
+        if ok and row.get(name) is not None and full[name] is None:
+            raise SchemaError(f"run {run_id} is ok with {name} = {row[name]}: its status is diverged")
+    return full
 
 
 def known_status(row: Mapping[str, object]) -> str | None:
@@ -281,7 +378,7 @@ def _rows(table: str, given: Mapping[str, object] | pa.Table | None) -> pa.Table
     return pa.table(arrays)
 
 
-def _arrow_bytes(table: pa.Table) -> bytes:
+def arrow_bytes(table: pa.Table) -> bytes:
     import pyarrow as pa
 
     sink = pa.BufferOutputStream()

@@ -64,6 +64,19 @@ def keep(text: str, column: Callable[[str], Cells], rows: int) -> np.ndarray:
     return _Reader(text, column).mask(rows)
 
 
+def named(text: str, table: str) -> list[str]:
+    """The columns of the table that a filter may read: each of its words that is one, or a short name of one."""
+    from .aliases import resolved
+
+    found = []
+    for word in re.findall(r"`[^`]*`|[^\W\d]\w*", text[:LONGEST]):
+        try:
+            found.append(resolved(word.strip("`"), table).column)
+        except ValueError:
+            continue
+    return list(dict.fromkeys(found))
+
+
 def mask(table: pa.Table, name: str, where: str) -> pa.Array:
     """Which rows of the table called `name` (runs, steps, evals) the filter keeps: bool, (rows,)."""
     import pyarrow as pa

@@ -133,7 +133,7 @@ class Desk:
     def rows(self):
         """The last row of each run, and how many attempts left one."""
         store = RunStore(self.results)
-        names = sorted(entry.name for entry in store.runs.iterdir())
+        names = sorted(store.begun())
         return [store.row(name) | {"rows": len(store.attempts(name))} for name in names if store.attempts(name)]
 
     def table(self):

@@ -70,7 +70,7 @@ def finish(processes, timeout_s=90):
 
 def rows(results):
     store = RunStore(results)
-    return sorted((store.row(entry.name) for entry in store.runs.iterdir()), key=lambda row: row["run_id"])
+    return sorted(map(store.row, store.begun()), key=lambda row: row["run_id"])
 
 
 def nothing_left(text):

@@ -1,0 +1,124 @@
+"""The attempts that lie in parts, for writers: looked up by run, and kept in step with other processes' packing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .rows import Row, rows_of
+
+if TYPE_CHECKING:
+    from .part import Part
+
+FOLDER = "table"
+SETTLED_S = 2.0  # a folder changed less long ago may change again within the same tick of its clock
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt lies."""
+
+    status: str
+    part: Part
+    at: int  # in the part's order
+
+
+class PackedRuns:
+    """run_id -> attempt -> where it lies, of every part that can be read."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self._known: tuple | None = None
+        self._parts: dict[str, tuple[Part, list[tuple[str, int, str]]]] = {}
+        self._places: dict[str, dict[int, Place]] = {}
+        self._rows: dict[tuple, list[Row]] = {}
+
+    def attempts(self, run_id: str) -> dict[int, Place]:
+        self._refresh()
+        return self._places.get(run_id, {})
+
+    def run_ids(self) -> Iterable[str]:
+        self._refresh()
+        return self._places.keys()
+
+    def brief(self, place: Place, names: tuple[str, ...]) -> Row | None:
+        """These columns of the attempt's row; None: it is damaged."""
+        from .part import DAMAGE
+
+        key = place.part.folder.name, names
+        try:
+            if key not in self._rows:
+                self._rows[key] = rows_of(place.part.runs(names))
+            return self._rows[key][place.at]
+        except DAMAGE:
+            return None
+
+    def row(self, place: Place) -> dict | None:
+        """The attempt's row; None: it is damaged."""
+        from .part import DAMAGE
+        from .schema import columns
+
+        try:
+            return place.part.runs(list(columns("runs"))).slice(place.at, 1).to_pylist()[0]
+        except DAMAGE:
+            return None
+
+    def starts(self, run_id: str) -> str | None:
+        """The run's starts.jsonl as it was packed; None: there was none."""
+        from .part import DAMAGE
+
+        found = self.attempts(run_id)
+        try:
+            texts = [found[n].part.kept()["starts"][found[n].at].as_py() for n in sorted(found)]
+        except DAMAGE:
+            return None
+        return next((text for text in reversed(texts) if text), None)
+
+    def _refresh(self) -> None:
+        """Read the parts that are new, where the folder has changed."""
+        try:
+            changed = os.stat(self.results / FOLDER, follow_symlinks=False).st_mtime_ns
+        except OSError:
+            changed = None
+        if self._known is not None and self._known == (changed, True):
+            return
+        settled = changed is None or time.time() - changed / 1e9 > SETTLED_S
+        if changed is None and not self._parts:
+            return
+        self._known = changed, settled and changed is not None
+        self._take()
+
+    def _take(self) -> None:
+        from .part import DAMAGE, Part, part_names
+
+        for _ in range(20):  # a part may be taken into another between listing and opening
+            names = part_names(self.results)
+            if names == list(self._parts):
+                return
+            found: dict[str, tuple[Part, list[tuple[str, int, str]]]] = {}
+            gone = False
+            for name in names:
+                try:
+                    found[name] = self._parts.get(name) or _read(Part(self.results / FOLDER / name, self.results))
+                except FileNotFoundError:
+                    gone = True
+                except DAMAGE:
+                    continue  # what it holds is not there: it runs again
+            if not gone:
+                break
+        self._parts, self._rows = found, {}
+        places: dict[str, dict[int, Place]] = {}
+        for part, rows in found.values():
+            for at, (run_id, attempt, status) in enumerate(rows):
+                places.setdefault(run_id, {})[attempt] = Place(status, part, at)
+        self._places = places
+
+
+def _read(part: Part) -> tuple[Part, list[tuple[str, int, str]]]:
+    part.verify()
+    names = ("run_id", "attempt", "status")
+    return part, list(zip(*(part.index[name].to_pylist() for name in names), strict=True))
