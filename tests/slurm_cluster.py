@@ -75,7 +75,7 @@ OverTimeLimit=0
 MaxArraySize={most_tasks}
 KillWait=2
 SlurmdParameters=config_overrides
-NodeName=n[1-4] NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=n[1-4] NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=4000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -98,10 +98,11 @@ class Cluster:
     accounting: with slurmdbd and a MariaDB of its own, so that sacct has something to say
     slurmd_timeout: s, after which a node that does not answer is down
     most_tasks: MaxArraySize
+    cpus: of each node, as Slurm is told
     """
 
     def __init__(
-        self, folder: Path, accounting: bool = False, slurmd_timeout: int = 30, most_tasks: int = 1001
+        self, folder: Path, accounting: bool = False, slurmd_timeout: int = 30, most_tasks: int = 1001, cpus: int = 2
     ) -> None:
         self.folder, self.accounting = folder, accounting
         for name in ("state", "spool", "tmp", "run", "log"):
@@ -115,7 +116,7 @@ class Cluster:
         (folder / "slurmdbd.conf").chmod(0o600)
         kind = ACCOUNTING.format(port=port + 5) if accounting else "AccountingStorageType=accounting_storage/none"
         config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES), accounting=kind,
-                               slurmd_timeout=slurmd_timeout, most_tasks=most_tasks)  # fmt: skip
+                               slurmd_timeout=slurmd_timeout, most_tasks=most_tasks, cpus=cpus)  # fmt: skip
         (folder / "slurm.conf").write_text(config.lstrip())
         self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
