@@ -18,6 +18,7 @@ from .convergence import LossFinding, compare_losses
 from .errata import why_missing
 from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
 from .read import noted, printable, runs_table
+from .rows import rows_of
 from .verdict import Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
 from .work import levels, work_of
 
@@ -109,7 +110,7 @@ def compare(
     """
     rule = rule or Rule()
     with noted() as told:
-        tables = [runs_table(path, where=where).to_pylist() for path in (base, head)]
+        tables = [rows_of(runs_table(path, where=where)) for path in (base, head)]
     if not tables[0]:
         raise ValueError(f"no runs in BASE {str(base)!r}" + (f" where {where}" if where else ""))
     findings = findings_of(*tables, rule)
@@ -263,7 +264,7 @@ def _holds_runs(path: Path) -> bool:
 
 def _compared_again(base: list[dict], path: Path, where: str | None, rule: Rule) -> tuple[set[_Key], set[str]]:
     """What other runs of HEAD show against BASE, and which runs they are."""
-    rows = runs_table(path, where=where).to_pylist()
+    rows = rows_of(runs_table(path, where=where))
     if not rows:
         raise ValueError(f"no runs in {printable(path)} to confirm by" + (f" where {where}" if where else ""))
     found = {(one.case_id, one.metric, one.verdict) for one in findings_of(base, rows, rule)}
