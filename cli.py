@@ -193,3 +193,7 @@ def main() -> None:
             raise
         where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
         raise _mistake(f"{error.strerror if where else error}{where}") from None
+    except ArithmeticError as error:  # a table with numbers that no measurement gives
+        if os.environ.get("SCALADE_TRACE"):
+            raise
+        raise _mistake(f"numbers that cannot be computed with ({error}): see `scalade check`") from None

@@ -38,7 +38,7 @@ def disturbed(rows: Sequence[Mapping]) -> dict[str, tuple[list[Mapping], str]]:
         found["the load average was high"] = loaded, f"{max(row['load_average'] for row in loaded):.1f}"
     for column, device in CLOCKS:
         highest: dict[object, float] = {}
-        told = [row for row in rows if row.get(column) is not None]
+        told = [row for row in rows if (row.get(column) or 0) > 0]
         for row in told:
             highest[row.get(device)] = max(highest.get(row.get(device), 0.0), row[column])
         if slow := [row for row in told if row[column] < SLOWER * highest[row.get(device)]]:

@@ -212,6 +212,9 @@ def log_scale(axes, which: str, formatter: Callable = short) -> None:
     getattr(axes, f"set_{which}scale")("log")
     axis = getattr(axes, f"{which}axis")
     low, high = getattr(axes, f"get_{which}lim")()
+    if not 0 < low < high < math.inf:  # nothing on it has a logarithm
+        getattr(axes, f"set_{which}scale")("linear")
+        return
     decades = math.log10(high / low)
     if decades < 0.4:
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
