@@ -65,3 +65,32 @@ def test_nothing_in_the_package_loads_code():
     assert len(files) > 150
     found = {str(path.relative_to(PACKAGE)): forbidden(ast.parse(path.read_text())) for path in files}
     assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_no_payload_in_a_results_folder_runs(tmp_path, monkeypatch, recwarn):
+    """A pickle in the place of every file of a folder, one after the other and all together: read, and run again."""
+    from resume_ranks import payloads
+    from test_stop import FAKE, write_study
+
+    from scalade import read_runs, read_steps
+    from scalade.launch.run import run_study
+
+    monkeypatch.setenv("PAYLOAD_RAN", str(tmp_path / "ran"))
+    path, results = write_study(tmp_path, steps=2), tmp_path / "r"
+    assert run_study(path, results, quiet=True, command=FAKE)[0].exit_code == 0
+    files = {file: file.read_bytes() for file in sorted(results.rglob("*")) if file.is_file()}
+    assert {"run.json", "steps.arrow", "starts.jsonl"} <= {file.name for file in files}, files.keys()
+    for number, planted in enumerate([*([file] for file in files), list(files)]):
+        for file in planted:
+            file.write_bytes(payloads()[number % 2])
+        for read in (read_runs, read_steps):
+            try:
+                read(results)
+            except ValueError as error:  # one line
+                assert "\n" not in str(error)
+        for file, content in files.items():
+            file.write_bytes(content)
+    for file in files:
+        file.write_bytes(payloads()[0])
+    assert run_study(path, results, quiet=True, command=FAKE)[0].exit_code == 0
+    assert len(read_runs(results)) == 1 and not (tmp_path / "ran").exists()
