@@ -66,15 +66,12 @@ def keep(text: str, column: Callable[[str], Cells], rows: int) -> np.ndarray:
 
 def named(text: str, table: str) -> list[str]:
     """The columns of the table that a filter may read: each of its words that is one, or a short name of one."""
-    from .aliases import resolved
+    from .aliases import ALIASES, resolved
+    from .schema import columns
 
-    found = []
-    for word in re.findall(r"`[^`]*`|[^\W\d]\w*", text[:LONGEST]):
-        try:
-            found.append(resolved(word.strip("`"), table).column)
-        except ValueError:
-            continue
-    return list(dict.fromkeys(found))
+    words = (word.strip("`") for word in re.findall(r"`[^`]*`|[^\W\d]\w*", text[:LONGEST]))
+    known = columns(table).keys() | (ALIASES if table == "runs" else {})
+    return list(dict.fromkeys(resolved(word, table).column for word in words if word in known))
 
 
 def mask(table: pa.Table, name: str, where: str) -> pa.Array:
