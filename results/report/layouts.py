@@ -243,7 +243,8 @@ def _peaks(rows: Sequence[dict]) -> str:
     """The peaks of these runs by where they are from; each run's MFU is over its own."""
     by_origin: dict[str, list[float]] = {}
     for row in rows:
-        by_origin.setdefault(str(row["peak_flops_source"]), []).append(row["peak_flops"])
+        if row["peak_flops"] is not None:
+            by_origin.setdefault(str(row["peak_flops_source"]), []).append(row["peak_flops"])
     return "; ".join(
         f"{origin}, {short(min(peaks))}" + (f" to {short(max(peaks))}" if max(peaks) > min(peaks) else "") + " FLOP/s"
         for origin, peaks in sorted(by_origin.items())
