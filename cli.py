@@ -1,7 +1,8 @@
 """The command line. Each command imports what it needs when it is called: `scalade --help` imports nothing heavy.
 
 Exit status: 0 done, 1 a verdict against (a failed run that stands in the table is one), 2 a mistake of the user's (one
-line, no trace), 75 to be queued again, 128 + n ended by signal n; of every command: docs/exit-status.md.
+line, no trace), 70 a mistake of ours (one line, too), 75 to be queued again, 128 + n ended by signal n; of every
+command: docs/exit-status.md.
 SCALADE_TRACE=1 shows the trace behind a one-line message.
 """
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     name="scalade", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 UserError = typer.BadParameter.__mro__[2]  # click's ClickException: typer has brought along a click of its own
 
 
@@ -174,8 +176,6 @@ def _show_warning(message: Warning | str, category: type[Warning], file: str, li
 
 
 def main() -> None:
-    from .launch.environment import WorldError
-
     warnings.showwarning = _show_warning
     try:
         raise SystemExit(app(prog_name="scalade", standalone_mode=False))
@@ -188,12 +188,24 @@ def main() -> None:
     except BrokenPipeError:  # `scalade show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + 13) from None
-    except (ValueError, OSError, WorldError) as error:
+    except Exception as error:
         if os.environ.get("SCALADE_TRACE"):
             raise
+        raise _ended(error) from None
+
+
+def _ended(error: Exception) -> SystemExit:
+    """The end of a command that raised this, with its one line."""
+    from .launch.environment import WorldError
+
+    if isinstance(error, (ValueError, OSError, WorldError)):
         where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        raise _mistake(f"{error.strerror if where else error}{where}") from None
-    except ArithmeticError as error:  # a table with numbers that no measurement gives
-        if os.environ.get("SCALADE_TRACE"):
-            raise
-        raise _mistake(f"numbers that cannot be computed with ({error}): see `scalade check`") from None
+        return _mistake(f"{error.strerror if where else error}{where}")
+    if isinstance(error, ArithmeticError):  # a table with numbers that no measurement gives
+        return _mistake(f"numbers that cannot be computed with ({error}): see `scalade check`")
+    if isinstance(error, MemoryError):
+        return _mistake(f"out of memory{f': {error}' if str(error) else ''}")
+    kind, said = type(error).__name__, " ".join(str(error).split())
+    line = f"internal error: {kind}{f': {said}' if said else ''}"
+    print(f"scalade: {printable(line)}; this is a bug: SCALADE_TRACE=1 shows the trace to report", file=sys.stderr)
+    return SystemExit(INTERNAL)

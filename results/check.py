@@ -7,10 +7,8 @@ A check says whether the table holds what the rule asks to be reported; it canno
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Grou
 from .held_out import unbelieved
 from .quiet import quiet
 from .rank_intervals import MIN_RUNS
+from .ranks import hosts_of
 from .read import noted, printable, runs_table
 from .rows import rows_of
 from .work import work_of
@@ -312,7 +311,8 @@ def _time(table: _Table) -> Outcome:
         return SKIP, "no timed run", ()
     failed = [
         row for row in timed
-        if not row["measure_warmup_steps"] or not row["timed_steps"] or _mapped(row["ranks_json"]) != row["world_size"]
+        if not row["measure_warmup_steps"] or not row["timed_steps"]
+        or len(hosts_of(row["ranks_json"])) != row["world_size"]
     ]  # fmt: skip
     return _outcome(failed,
                     "no warm-up was left out, no step is counted as timed, or the ranks' hosts are not all known",
@@ -372,14 +372,6 @@ def _close(value: float, wanted: float | None, tolerance: float = 1e-6) -> bool:
 def _kinds(codes: Coded, name: str) -> int:
     """Different values of a column, null among them."""
     return len(np.unique(codes.of(name)))
-
-
-@lru_cache(maxsize=1024)
-def _mapped(ranks_json: str | None) -> int:
-    try:
-        return len({rank["rank"] for rank in json.loads(ranks_json or "[]") if rank.get("host")})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return 0
 
 
 def _minority(rows: Sequence[dict], names: Sequence[str]) -> list[dict]:

@@ -95,7 +95,7 @@ def fit_links(rows: Sequence[dict], level: float = 0.95) -> list[LinkFit]:
     """A line for each backend, dimension and collective that was measured at several sizes."""
     runs: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["time_s"]:
+        if (row["time_s"] or 0) > 0:
             runs[row["backend"], row["dim"], row["collective"], row["group_ranks"]][row["run_id"]].append(row)
     fits = []
     for (backend, dim, collective, ranks), by_run in runs.items():
@@ -123,7 +123,7 @@ def by_size(rows: Sequence[dict]) -> list[dict]:
         groups[tuple(row[key] for key in keys)].append(row)
     found = []
     for key, members in groups.items():
-        times = [row["time_s"] for row in members if row["time_s"]]
+        times = [row["time_s"] for row in members if (row["time_s"] or 0) > 0]
         time_s = float(np.median(times)) if times else None
         algbw = key[4] / time_s if time_s else None
         found.append(dict(zip(keys, key, strict=True)) | {

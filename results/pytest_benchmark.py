@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import files
 from .gate_rule import name_of
+from .ranks import hosts_of
 from .read import printable, runs_table
 
 TIMES = ("step_time_s", "first_step_s", "startup_s", "wall_s")  # pytest-benchmark knows seconds only
@@ -126,7 +127,4 @@ def _quartile(ordered: list[float]) -> float:
 
 
 def _host(row: dict) -> str | None:
-    try:
-        return str(json.loads(row["ranks_json"])[0]["host"])
-    except (TypeError, ValueError, LookupError):
-        return None
+    return next(iter(hosts_of(row["ranks_json"]).values()), None)

@@ -10,6 +10,7 @@ each other within REPEATS, for chance makes them differ more than those of many 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,9 +40,9 @@ class Work:
 def work_of(row: Mapping) -> Work | None:
     """The work of a step of this run; None: the row does not tell."""
     if row.get("tokens_per_step"):
-        return Work(Fraction(row["tokens_per_step"]))
+        return Work(Fraction(row["tokens_per_step"])) if row["tokens_per_step"] > 0 else None
     steps = row.get("step_rows") or row.get("steps")
-    if not row.get("tokens_seen") or not steps:
+    if not row.get("tokens_seen") or not steps or row["tokens_seen"] < 0 or steps < 0:
         return None
     return Work(Fraction(row["tokens_seen"], steps), varies=True)
 
@@ -49,10 +50,17 @@ def work_of(row: Mapping) -> Work | None:
 def rate_of(row: Mapping) -> float | None:
     """tokens/s of a run, all ranks together; None: not measured."""
     if row.get("tokens_per_s") is not None or _no_rate(row):
-        return row.get("tokens_per_s") or None
-    if not row.get("tokens_per_step") or not row.get("step_time_s"):
+        return row["tokens_per_s"] if (row.get("tokens_per_s") or 0) > 0 else None
+    if (row.get("tokens_per_step") or 0) <= 0 or (row.get("step_time_s") or 0) <= 0:
         return None
-    return row["tokens_per_step"] / row["step_time_s"]
+    rate = row["tokens_per_step"] / row["step_time_s"]
+    return rate if math.isfinite(rate) else None
+
+
+def is_timed(row: Mapping) -> bool:
+    """Whether a rate and its ratios can be formed of this run, if its work is known."""
+    positive = (row.get("step_time_s") or 0) > 0 and (row.get("world_size") or 0) > 0
+    return row["status"] == "ok" and positive and rate_of(row) is not None
 
 
 def mean_step_s(row: Mapping) -> float:
@@ -63,6 +71,9 @@ def mean_step_s(row: Mapping) -> float:
 
 def no_work(row: Mapping) -> str | None:
     """Why no ratio is formed of a run with status ok; None: its work and its rate are known."""
+    for name in ("step_time_s", "tokens_per_step", "tokens_seen", "tokens_per_s", "world_size"):
+        if (row.get(name) or 0) < 0:
+            return f"{name} is below 0, which no measurement gives"
     if not row.get("step_time_s"):
         why = why_missing(row, "step_time_s")
         return _no_rate(row) or ("no timed step" if why is None else f"no step time: {why}")
@@ -70,7 +81,7 @@ def no_work(row: Mapping) -> str | None:
     if known is None:
         return UNKNOWN
     if rate_of(row) is not None:
-        return None
+        return None if row.get("world_size") else "world_size unknown"
     return _no_rate(row) or f"no tokens_per_s, and steps differ in tokens ({known} on average)"
 
 

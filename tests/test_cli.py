@@ -15,7 +15,7 @@ from scalade.results.store import RunStore
 
 COMMANDS = (
     "run worker verify doctor comm lab show export efficiency ops check fit compare report history "
-    "submit status cancel logs"
+    "compact submit status cancel logs"
 ).split()
 HOSTILE = "dp2[red]\x1b[31m"  # markup and an escape sequence
 STUDY = """
@@ -190,3 +190,31 @@ def test_a_verdict_against_is_status_1(here, scalade):
     assert code == 1 and not err and not told["passed"] and told["counts"]["skipped"] == 1
     code, out, _ = scalade("verify", "study.toml")
     assert code == 1 and "skipped: tiny-100k dp3: global_batch 8 is not a multiple" in out
+
+
+@pytest.mark.parametrize("error", [TypeError("x\x1b[31m is\nno y"), KeyError("loss"), AttributeError()])
+def test_a_mistake_of_our_own_is_one_line_with_a_way_to_its_trace(scalade, here, monkeypatch, error):
+    from scalade.results import show
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(show, "export", broken)
+    code, out, err = scalade("export", "scalade-results/second", "x.csv")
+    assert (code, out) == (70, "") and err.count("\n") == 1 and "\x1b" not in err
+    assert err.startswith(f"scalade: internal error: {type(error).__name__}")
+    assert err.endswith("; this is a bug: SCALADE_TRACE=1 shows the trace to report\n")
+    monkeypatch.setenv("SCALADE_TRACE", "1")
+    monkeypatch.setattr(sys, "argv", ["scalade", "export", "scalade-results/second", "x.csv"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_no_memory_is_no_bug(scalade, here, monkeypatch):
+    from scalade.results import show
+
+    def broken(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(show, "export", broken)
+    assert scalade("export", "scalade-results/second", "x.csv") == (2, "", "scalade: out of memory\n")

@@ -14,7 +14,9 @@ from scalade.results.gate_rule import Rule
 from scalade.results.history import history
 from scalade.results.ops import CaseOps
 from scalade.results.report import page
+from scalade.results.report.command import report
 from scalade.results.report.source import read_source
+from scalade.results.store import RunStore
 from scalade.results.work import Work, levels, mean_step_s
 
 KNOWN = {"name": "w", "model": "m", "model_seq_len": 128, "params_total": 10_000, "seed": 1}
@@ -200,3 +202,17 @@ def test_the_report_names_a_fastest_layout_for_each_amount_of_work(tmp_path):
     lines = page.fastest_lines(source)
     assert len(lines) == 3 and lines[0].startswith("m, 260 tokens a step on average: dp2 on 2 ranks, 98 tokens/s")
     assert any("1 runs with status ok are in no figure of speed: tokens per step unknown" in n for n in source.notes)
+
+
+@pytest.mark.parametrize("name", ["step_time_s", "tokens_per_step", "tokens_per_s", "world_size"])
+def test_a_number_that_no_measurement_gives_is_left_out_by_name_and_costs_no_other_run(tmp_path, name):
+    for number in range(3):
+        row = {"run_id": f"c{number}-r0", "case_id": f"c{number}", "repeat": 0, "status": "ok", "model": "m",
+               "world_size": 2**number, "layout": f"dp{2**number}", "engine": "e", "tokens_per_step": 1024,
+               "step_time_s": 0.5, "tokens_per_s": 2048.0, "global_batch": 8}  # fmt: skip
+        more = ({"peak_host_memory_bytes": 100}, {"peak_host_memory_bytes": -5}, {name: -1})
+        RunStore(tmp_path / "r").write_run(row | more[number])
+    done = efficiency(tmp_path / "r", mode="strong").to_text()
+    assert "dp2" in done.partition("not compared")[0] and f"{name} is below 0" in done.partition("not compared")[2]
+    report(tmp_path / "r", tmp_path / "r.html", formats=())
+    assert f"{name} is below 0, which no measurement gives" in (tmp_path / "r.html").read_text()

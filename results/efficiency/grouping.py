@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from ..coded import NULL, Coded, coded, first_of, joint, parts
-from ..work import Work, levels, rate_of, work_of
+from ..work import Work, is_timed, levels, work_of
 from .workload import BATCH, MODEL, MUST_MATCH, Group, columns_of
 
 ALIKE = (*MUST_MATCH, BATCH, *columns_of("Layout"), "outer_replicas", "outer_placement", "world_size")
@@ -23,7 +23,7 @@ def groups(rows: Sequence[Mapping]) -> tuple[list[Group], list[Mapping]]:
     """The groups by device count, and the runs that belong to none: not ok, not timed, or of unknown work."""
     columns = Coded(rows)
     works = _works(columns)
-    timed = np.array([work is not None and _is_timed(row) for row, work in zip(rows, works, strict=True)], bool)
+    timed = np.array([work is not None and is_timed(row) for row, work in zip(rows, works, strict=True)], bool)
     alike = columns.joint(ALIKE)
     kept = np.flatnonzero(timed)
     level = _levels(alike[kept], [works[at] for at in kept], repeats=True)
@@ -43,11 +43,6 @@ def groups(rows: Sequence[Mapping]) -> tuple[list[Group], list[Mapping]]:
     ]
     found.sort(key=lambda g: (g.devices, g["engine"] or "", g.label, g["case_id"]))
     return found, [row for some in lost.values() for row in some]
-
-
-def _is_timed(row: Mapping) -> bool:
-    """Whether efficiency can be formed of this run, whose work is known."""
-    return bool(row["status"] == "ok" and row.get("step_time_s") and row.get("world_size") and rate_of(row))
 
 
 def _works(columns: Coded) -> list[Work | None]:

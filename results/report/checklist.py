@@ -7,13 +7,13 @@ and the warm-up (2406.19146), the data and its repeats (2305.16264).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import MIN_RUNS
+from ..ranks import hosts_of
 from .source import Source
 
 REPORTED, PARTLY, MISSING, NOT_ASKED = "reported", "partly", "missing", "does not apply"
@@ -196,12 +196,5 @@ def _clean(rows: Sequence[dict]) -> Item:
     said = [f"{dirty} runs of uncommitted code"] if dirty else []
     said += [f"{unknown} runs of which it is not known"] if unknown else []
     said += [f"differs between runs: {', '.join(mixed)}"] if mixed else []
-    hosts = {rank.get("host") for row in rows for rank in _ranks(row)}
+    hosts = {host for row in rows for host in hosts_of(row["ranks_json"]).values()}
     return Item(what, PARTLY, "; ".join(said)) if said else Item(what, REPORTED, f"one commit, {len(hosts)} hosts")
-
-
-def _ranks(row: dict) -> list[dict]:
-    try:
-        return [rank for rank in json.loads(row["ranks_json"] or "[]") if isinstance(rank, dict)]
-    except (ValueError, TypeError):
-        return []

@@ -25,7 +25,7 @@ from .drawing import (
     short,
     with_intervals,
 )  # fmt: skip
-from .source import Source, by_size, label, spread
+from .source import Source, by_size, label, positive
 
 PARTS = {
     "compute_s": "forward and backward", "exposed_comm_s": "exposed communication", "bubble_s": "pipeline bubble",
@@ -42,7 +42,7 @@ MIB = 2.0**20
 def mfu(source: Source) -> list[Drawn | Undrawn]:
     column = source.convention
     told = {
-        id(g): values for g in source.groups if len(values := spread(g.rows, column)) == len(g.rows) and min(values) > 0
+        id(g): values for g in source.groups if len(values := positive(g.rows, column)) == len(g.rows)
     }
     some = [group for group in source.groups if id(group) in told]
     if not some:
@@ -135,17 +135,17 @@ def memory(source: Source) -> list[Drawn | Undrawn]:
     title = "Memory of the fullest rank"
     column = (
         "peak_memory_bytes"
-        if any(spread(g.rows, "peak_memory_bytes") for g in source.groups)
+        if any(positive(g.rows, "peak_memory_bytes") for g in source.groups)
         else "peak_host_memory_bytes"
     )
-    some = [group for group in source.groups if len(spread(group.rows, column)) == len(group.rows)]
+    some = [group for group in source.groups if len(positive(group.rows, column)) == len(group.rows)]
     if not some:
         return [Undrawn(title, "peak_memory_bytes or peak_host_memory_bytes of a run")]
-    some.sort(key=lambda g: (by_size(g), np.median(spread(g.rows, column))))
+    some.sort(key=lambda g: (by_size(g), np.median(positive(g.rows, column))))
     parts, found = chunks(some, title)
     for index, part in enumerate(parts, 1):
         figure, axes = _rows(source, part)
-        estimates = [median(spread(group.rows, column), source.level) for group in part]
+        estimates = [median(positive(group.rows, column), source.level) for group in part]
         dots = axes.plot(
             [e.value / MIB for e in estimates],
             range(len(part)),
@@ -193,8 +193,8 @@ def predicted(source: Source) -> list[Drawn | Undrawn]:
              ("predicted_memory_bytes", "peak_memory_bytes", "device memory, MiB", 1 / MIB))  # fmt: skip
     panels = []
     for guess, column, unit, scale in pairs:
-        both = [(g, g[guess], median(spread(g.rows, column), source.level)) for g in source.groups
-                if g[guess] and len(spread(g.rows, column)) == len(g.rows)]  # fmt: skip
+        both = [(g, g[guess], median(positive(g.rows, column), source.level)) for g in source.groups
+                if (g[guess] or 0) > 0 and len(positive(g.rows, column)) == len(g.rows)]  # fmt: skip
         if both:
             panels.append((unit, scale, both))
     if not panels:

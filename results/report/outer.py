@@ -20,7 +20,7 @@ from .drawing import (
     with_intervals,
 )
 from .losses import loss_column
-from .source import Source, label, spread, work_name
+from .source import Source, label, positive, work_name
 
 
 def diloco(source: Source) -> list[Drawn | Undrawn]:
@@ -81,7 +81,7 @@ def _figure(source: Source, name: str, title: str, some: list[Group], folded: in
     for group in some:
         one = look(kinds.index(_kind(group))) | {"linestyle": "none"}
         megabytes = float(np.median([sent(row) for row in group.rows])) / 1e6
-        loss = [value for value in spread(group.rows, column) if value > 0]
+        loss = positive(group.rows, column)
         rate = median(group.rates, source.level)
         for axes, estimate, found in ((left, loss and median(loss, source.level), losses), (right, rate, speeds)):
             if estimate:

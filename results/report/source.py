@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,11 @@ def by_size(group: Group) -> tuple:
 
 def spread(rows: Sequence[Mapping], column: str) -> list[float]:
     return [row[column] for row in rows if row.get(column) is not None]
+
+
+def positive(rows: Sequence[Mapping], column: str) -> list[float]:
+    """As `spread`, for logarithms and medians of what is above 0; other values are left out."""
+    return [value for value in spread(rows, column) if 0 < value < math.inf]
 
 
 def _told_apart(found: Sequence[Group]) -> list[tuple[str, str]]:
