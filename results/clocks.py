@@ -11,7 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
-COLUMNS = ("run_id", "attempt", "status", "started_at", "finished_at", "wall_s", "restarts", "elapsed_s", "ranks_json")
+import numpy as np
+
+from .coded import Coded
+
+KEYS = ("run_id", "attempt")
+COLUMNS = (*KEYS, "status", "started_at", "finished_at", "wall_s", "restarts", "elapsed_s", "ranks_json")
 APART_S, APART = 5.0, 0.01  # finished_at - started_at from wall_s: seconds, and the share of wall_s
 AHEAD_S = 300.0  # of this host's clock: other hosts' are allowed that
 
@@ -25,38 +30,48 @@ def unix_s(stamp: object) -> float | None:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def disagreements(rows: Iterable[Mapping], now: float | None = None) -> dict[str, list[Mapping]]:
+def disagreements(rows: Sequence[Mapping], now: float | None = None) -> dict[str, list[Mapping]]:
     """What is wrong, in words, and the rows, of all attempts. Empty: all agree.
 
     now: Unix time, s
     """
     now = time.time() if now is None else now
-    found: dict[str, list[Mapping]] = {}
+    runs, attempts = ([row[name] for row in rows] for name in KEYS)
+    order = sorted(range(len(rows)), key=lambda at: (runs[at], attempts[at] or 0))
+    rows = [rows[at] for at in order]
+    columns = Coded(rows)
+    began, ended = (_unix_s(row[name] for row in rows) for name in ("started_at", "finished_at"))
+    wall_s, known = columns.numbers("wall_s"), ~columns.null("wall_s")
+    found = {
+        "wall_s is below 0": wall_s < 0,
+        f"finished_at - started_at is not wall_s, by more than {APART_S:g} s and {APART:.0%}":
+            (wall_s >= 0) & (np.abs(ended - began - wall_s) > APART_S + APART * wall_s),
+        "started_at is in the future": began > now + AHEAD_S,
+        "elapsed_s is null: between two starts the clock went back, or by months":
+            (columns.numbers("restarts") > 0) & columns.null("elapsed_s") & known,
+    } | _overlaps(rows, began, began + np.where(wall_s > 0, wall_s, 0))  # fmt: skip
+    places = {what: np.flatnonzero(which) for what, which in found.items() if which.any()}
+    return {what: [rows[at] for at in places[what]] for what in sorted(places, key=lambda what: places[what][0])}
 
-    def note(what: str, row: Mapping) -> None:
-        found.setdefault(what, []).append(row)
 
-    before: dict[object, tuple[float, float, Mapping]] = {}  # by run: when its last attempt began and ended
-    for row in sorted(rows, key=lambda row: (row["run_id"], row["attempt"] or 0)):
-        began, ended, wall_s = unix_s(row["started_at"]), unix_s(row["finished_at"]), row["wall_s"]
-        if wall_s is not None and wall_s < 0:
-            note("wall_s is below 0", row)
-        elif None not in (began, ended, wall_s) and abs(ended - began - wall_s) > APART_S + APART * wall_s:
-            note(f"finished_at - started_at is not wall_s, by more than {APART_S:g} s and {APART:.0%}", row)
-        if began is not None and began > now + AHEAD_S:
-            note("started_at is in the future", row)
-        if row.get("restarts") and row.get("elapsed_s") is None and wall_s is not None:
-            note("elapsed_s is null: between two starts the clock went back, or by months", row)
-        if began is None:
-            continue
-        if row["run_id"] in before:
-            first, last, other = before[row["run_id"]]
-            if began < first - APART_S:
-                note("an attempt started before the one before it", row)
-            elif began < last - APART_S and _host(row) == _host(other):
-                note("an attempt started before the one before it had ended, on one host", row)
-        before[row["run_id"]] = began, began + wall_s if wall_s is not None and wall_s > 0 else began, row
-    return found
+def _overlaps(rows: Sequence[Mapping], began: np.ndarray, last: np.ndarray) -> dict[str, np.ndarray]:
+    """What is wrong with an attempt beside the one before it, (rows,) bool each; rows in order of run and attempt."""
+    early, over = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    told = np.flatnonzero(~np.isnan(began))
+    run = Coded(rows).of("run_id")[told]
+    again = np.flatnonzero(run[1:] == run[:-1])
+    before, these = told[again], told[again + 1]
+    early[these] = began[these] < began[before] - APART_S
+    for at, other in zip(these, before, strict=True):
+        over[at] = not early[at] and began[at] < last[other] - APART_S and _host(rows[at]) == _host(rows[other])
+    return {"an attempt started before the one before it": early,
+            "an attempt started before the one before it had ended, on one host": over}  # fmt: skip
+
+
+def _unix_s(stamps: Iterable[object]) -> np.ndarray:
+    """(stamps,) NaN where it is none."""
+    found = (None if stamp is None else unix_s(stamp) for stamp in stamps)
+    return np.array([np.nan if at is None else at for at in found])
 
 
 def _host(row: Mapping) -> str | None:

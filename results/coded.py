@@ -1,4 +1,4 @@
-"""Columns of rows as small integers: equal where the values are equal, so that grouping is numpy's work.
+"""Columns of rows as small integers: equal where the values are equal, so that grouping is numpy's work; or as floats.
 
 Rows are mappings, `rows_of` a table or dicts of anyone's. A null is -1 and equals a null, as None equals None; of rows
 that lack a column its values are null.
@@ -38,6 +38,17 @@ class Coded:
         if self._source is None:
             return coded(row.get(name) for row in self.rows)
         return self._source.codes(name)[self._at]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """(rows,) float64: the values of a column of numbers or truth values, which is finite or null; NaN: null."""
+        if self._source is None:
+            values = (row.get(name) for row in self.rows)
+            return np.fromiter((np.nan if value is None else value for value in values), np.float64, len(self.rows))
+        return self._source.numbers(name)[self._at]
+
+    def null(self, name: str) -> np.ndarray:
+        """(rows,) bool."""
+        return self.of(name) == NULL
 
     def joint(self, names: Iterable[str], *more: np.ndarray) -> np.ndarray:
         """(rows,) int64: equal where the rows agree in all of these columns, and in `more` codes (rows,) each."""

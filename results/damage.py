@@ -7,13 +7,23 @@ begin and end as Arrow's do.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import digests, files
 from .columns import TABLES
 from .store import attempts_in, known_status, rows_column
 
-MARK = b"ARROW1"
+if TYPE_CHECKING:
+    from .loose import Loose
+    from .part import Part
+    from .snapshot import Source
+
+MARK, ROW_FILE = b"ARROW1", "run.json"
+OTHERS = tuple(name for name in TABLES if name != "runs")
 
 
 def damage(run_folder: Path, below: Path) -> str | None:
@@ -26,42 +36,79 @@ def damage(run_folder: Path, below: Path) -> str | None:
     if not attempts:
         return None
     folder = run_folder / f"a{attempts[-1]}"
-    file = folder / "run.json"
     try:
-        row = digests.unsealed(files.read(file, below))
-        if known_status(row) is None:
-            return f"{folder.name}/run.json: its status is none of ours"
-        for table in TABLES:
-            count = row.get(rows_column(table)) if table != "runs" else None
-            if row["status"] == "ok" and isinstance(count, int) and count > 0:
-                file = folder / f"{table}.arrow"
-                _check(row, table, files.read(file, below, digests.TABLE_LIMIT))
+        with _opened(folder, below) as descriptor:
+            row = digests.unsealed(files.read_in(descriptor, folder, ROW_FILE))
+            if known_status(row) is None:
+                return f"{folder.name}/{ROW_FILE}: its status is none of ours"
+            found = _damaged_table(row, folder, descriptor) if row["status"] == "ok" else None
+            return found and f"{folder.name}/{found}"
     except (OSError, ValueError) as error:
         if files.look(folder, below) is None:
             return None  # moved away while it was looked at
-        return f"{folder.name}/{file.name}: {error.strerror if isinstance(error, OSError) else error}"
+        return f"{folder.name}/{ROW_FILE}: {_why(error)}"
+
+
+def damaged_tables(sources: Sequence[Source]) -> list[str]:
+    """What is damaged beside the rows, whose readers do not look at all of it: a line for each.
+
+    sources: of a snapshot of all attempts
+    """
+    return [line for one in sources for line in (_of_part(one.part) if hasattr(one, "part") else _of_runs(one))]
+
+
+def _of_runs(loose: Loose) -> Iterator[str]:
+    """Of the last attempt of each run that has a folder."""
+    last = {folder.parent: at for at, folder in enumerate(loose.folders)}
+    names = ("status", digests.TABLES, *map(rows_column, OTHERS))
+    columns = {name: loose.loaded[name].to_pylist() for name in names}
+    for at in last.values():
+        row, folder = {name: values[at] for name, values in columns.items()}, loose.folders[at]
+        if row["status"] != "ok":
+            continue
+        try:
+            with _opened(folder, loose.below) as descriptor:
+                found = _damaged_table(row, folder, descriptor)
+        except OSError:
+            continue  # gone since
+        if found:
+            why = f"{folder.name}/{found}"
+            yield f"run {folder.parent.name}: {why}; `scalade run` of its study runs it again"
+
+
+def _of_part(part: Part) -> Iterator[str]:
+    from .part import DAMAGE
+
+    try:
+        part.verify()
+    except DAMAGE as error:
+        yield f"{part.folder}: {error}; `scalade run` of their studies runs its runs again"
+
+
+def _damaged_table(row: Mapping[str, object], folder: Path, descriptor: int) -> str | None:
+    """`steps.arrow: its content changed ...`, of an attempt whose folder is open; None: all that its row counts is as
+    it was written."""
+    for table in OTHERS:
+        count, name = row.get(rows_column(table)), f"{table}.arrow"
+        if isinstance(count, int) and count > 0:
+            try:
+                _check(row, table, files.read_in(descriptor, folder, name, digests.TABLE_LIMIT))
+            except (OSError, ValueError) as error:
+                return f"{name}: {_why(error)}"
     return None
 
 
-def damaged_tables(results: Path) -> list[str]:
-    """What is damaged beside the rows in a results folder, whose readers do not look at all of it: a line for each."""
-    from .part import DAMAGE, FOLDER, Part, part_names
+@contextmanager
+def _opened(folder: Path, below: Path) -> Iterator[int]:
+    descriptor = files.open_folder(folder, below)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
-    found = []
-    for name in files.names(results / "runs", results):
-        try:
-            why = damage(results / "runs" / name, results) if not name.startswith(".") else None
-        except OSError:
-            continue  # reading the rows names it
-        if why and "/run.json" not in why:
-            found.append(f"run {name}: {why}; `scalade run` of its study runs it again")
-    for name in part_names(results):
-        folder = results / FOLDER / name
-        try:
-            Part(folder, results).verify()
-        except DAMAGE as error:
-            found.append(f"{folder}: {error}; `scalade run` of their studies runs its runs again")
-    return found
+
+def _why(error: Exception) -> object:
+    return error.strerror if isinstance(error, OSError) else error
 
 
 def _check(row: dict, table: str, content: bytes) -> None:

@@ -32,6 +32,7 @@ from .trees import copy_into, remove_name
 
 MIB = 2**20
 LIMIT = 16 * MIB  # of a file that is read as a whole, bytes: JSON of this size is some 400 MB of Python objects at most
+SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC  # never waits, whatever lies there
 ASIDE = ".writing-"  # begins the names of files and folders not finished yet
 
 
@@ -62,9 +63,7 @@ def open_file(file: str | Path, below: str | Path | None = None, flags: int = os
     """
     truncate, flags = flags & os.O_TRUNC, flags & ~os.O_TRUNC
     with parent_of(file, below) as (parent, name):
-        descriptor = open_part(
-            name, parent, file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode
-        )
+        descriptor = open_part(name, parent, file, flags | SAFE, mode)
     try:
         refuse_special(descriptor, file, in_place=bool(truncate or flags & os.O_APPEND))
         if truncate:
@@ -86,18 +85,18 @@ def read(file: str | Path, below: str | Path | None = None, limit: int = LIMIT) 
     return _content(open_file(file, below), file, limit)
 
 
+def read_in(descriptor: int, folder: Path, name: str, limit: int = LIMIT) -> bytes:
+    """As `read`, of a file in a folder that is open: one system call to open it, however deep it lies."""
+    file = open_part(name, descriptor, folder / name, os.O_RDONLY | SAFE)
+    return _content(_regular(file, folder / name), folder / name, limit)
+
+
 def open_named(file: str | Path) -> int:
     """File descriptor of a regular file that the user named (a study, an exported table): links lead to it.
 
     The caller closes it. Refused: a folder, a device, a pipe.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        refuse_special(descriptor, file)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return _regular(os.open(file, os.O_RDONLY | SAFE & ~os.O_NOFOLLOW), file)
 
 
 def read_named(file: str | Path, limit: int = LIMIT) -> bytes:
@@ -300,6 +299,16 @@ def sync_folder(folder: str | Path, below: str | Path | None = None) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _regular(descriptor: int, path: str | Path) -> int:
+    """The descriptor, of a regular file; of anything else it is closed, and Refused."""
+    try:
+        refuse_special(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _content(descriptor: int, path: str | Path, limit: int) -> bytes:

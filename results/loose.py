@@ -191,7 +191,7 @@ def _piece(tried: Sequence[tuple[Path, str, int]], below: Path, notes: Notes) ->
         some = values[name] if not wrong else [values[name][at] for at in good]
         arrays.append(pa.array(some, schema.field(name).type))
     known = set(schema.names)
-    others = [{k: v for k, v in contents[at].items() if k not in known} for at in good]
+    others = [{name: contents[at][name] for name in contents[at].keys() - known} for at in good]
     return _Piece([found[at][0] for at in good], pa.table(arrays, schema=schema), others)
 
 

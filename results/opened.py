@@ -37,14 +37,20 @@ def parent_of(path: str | Path, below: str | Path | None, make: bool = False) ->
     """(descriptor of the folder that holds the path, the path's name in it)."""
     path = Path(path)
     trusted = path.parent if below is None else Path(below)
-    *between, name = path.relative_to(trusted).parts or (".",)  # the trusted folder itself
-    assert ".." not in (*between, name), f"{path} is not below {trusted}"
+    here, start = path.parts, len(trusted.parts)
+    if here[:start] != trusted.parts:
+        raise ValueError(f"{str(path)!r} is not in the subpath of {str(trusted)!r}")
+    assert ".." not in here[start:], f"{path} is not below {trusted}"
+    *between, name = here[start:] or (".",)  # the trusted folder itself
     descriptor = os.open(trusted, PART & ~os.O_NOFOLLOW)
     try:
         for at, part in enumerate(between, 1):
             if make:
                 make_part(descriptor, part)
-            inner = open_part(part, descriptor, trusted.joinpath(*between[:at]), PART)
+            try:
+                inner = os.open(part, PART, dir_fd=descriptor)
+            except OSError as error:
+                raise _told(error, part, descriptor, trusted.joinpath(*between[:at])) from None
             os.close(descriptor)
             descriptor = inner
         yield descriptor, name
@@ -64,9 +70,14 @@ def open_part(name: str, parent: int, path: str | Path, flags: int, mode: int = 
     try:
         return os.open(name, flags, mode, dir_fd=parent)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK):
-            raise refusal(path, os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode) from None
-        raise with_path(error, path) from None
+        raise _told(error, name, parent, path) from None
+
+
+def _told(error: OSError, name: str, parent: int, path: str | Path) -> BaseException:
+    """Why this could not be opened, with its path."""
+    if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK):
+        return refusal(path, os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    return with_path(error, path)
 
 
 def refuse_special(descriptor: int, path: str | Path, in_place: bool = False) -> None:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
+from .coded import Coded, joint
+
 OTHERS = 0.05  # of the CPU time: a rank that computes all the time loses about as much
 STEAL = 0.01  # and what the hypervisor takes is taken from a running rank, the slowest of which makes the step
 QUOTA = 0.01  # of the periods: in each of them every rank of the group stood still
@@ -26,43 +30,46 @@ SHARES: tuple[Share, ...] = (
 CLOCKS = (("cpu_mhz", "cpu_model"), ("gpu_mhz_min", "device_name"))
 
 
-def disturbed(rows: Sequence[Mapping]) -> dict[str, tuple[list[Mapping], str]]:
-    """By what disturbed them: the runs, and the worst that was measured. Empty: the machine was quiet."""
-    found: dict[str, tuple[list[Mapping], str]] = {}
+def disturbed(rows: Sequence[Mapping], columns: Coded) -> dict[str, tuple[np.ndarray, str]]:
+    """By what disturbed them: which runs (rows,), and the worst that was measured. Empty: the machine was quiet."""
+    found: dict[str, tuple[np.ndarray, str]] = {}
     for column, what, most, unit in SHARES:
-        above = [row for row in rows if row.get(column) is not None and row[column] > most]
-        if above:
-            worst = max(row[column] for row in above)
+        share = columns.numbers(column)
+        if (above := share > most).any():
+            worst = rows[int(np.nanargmax(share))][column]
             found[what] = above, f"{worst:.0%}" if unit == "%" else f"{worst} {unit}"
-    if loaded := [row for row in rows if _loaded(row)]:
-        found["the load average was high"] = loaded, f"{max(row['load_average'] for row in loaded):.1f}"
+    if (loaded := _loaded(columns)).any():
+        found["the load average was high"] = loaded, f"{columns.numbers('load_average')[loaded].max():.1f}"
     for column, device in CLOCKS:
-        highest: dict[object, float] = {}
-        told = [row for row in rows if (row.get(column) or 0) > 0]
-        for row in told:
-            highest[row.get(device)] = max(highest.get(row.get(device), 0.0), row[column])
-        if slow := [row for row in told if row[column] < SLOWER * highest[row.get(device)]]:
-            worst = min(row[column] / highest[row.get(device)] for row in slow)
+        mhz, kind = columns.numbers(column), joint([columns.of(device)], len(rows))
+        told = mhz > 0
+        highest = np.zeros(len(rows))
+        np.maximum.at(highest, kind[told], mhz[told])
+        if (slow := told & (mhz < SLOWER * highest[kind])).any():
+            worst = (mhz[slow] / highest[kind[slow]]).min()
             found[f"{column} is below {SLOWER:.0%} of another run's on the same {device}"] = slow, f"{worst:.0%}"
     return found
 
 
-def _loaded(row: Mapping) -> bool:
-    names = ("load_average", "cpu_count", "threads_per_rank", "world_size")
-    if row.get("cpu_others_share") is not None or any(row.get(name) is None for name in names):
-        return False
-    own = row["world_size"] * row["threads_per_rank"] / (row.get("nodes") or 1)
-    return row["load_average"] - own > LOAD * row["cpu_count"]
+def _loaded(columns: Coded) -> np.ndarray:
+    """(rows,) bool: the load says more than the ranks' own threads, and no better witness is there."""
+    load, cores, threads, ranks, nodes = map(
+        columns.numbers, ("load_average", "cpu_count", "threads_per_rank", "world_size", "nodes")
+    )
+    own = ranks * threads / np.where(nodes != 0, np.nan_to_num(nodes, nan=1), 1)
+    return columns.null("cpu_others_share") & (load - own > LOAD * cores)  # NaN, where one is not known, is not above
 
 
 def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple], skip: str) -> tuple:
     """The rule's (verdict, why, runs) over runs with status ok."""
     names = ("load_average", *(column for column, *_ in SHARES), *(column for column, _ in CLOCKS))
-    told = [row for row in rows if any(row.get(name) is not None for name in names)]
+    columns = Coded(rows)
+    told = len(rows) - int(np.logical_and.reduce([columns.null(name) for name in names]).sum())
     if not told:
         return skip, "no run tells what else the machine did", ()
-    found = disturbed(told)
-    runs = {row["run_id"]: row for some, _ in found.values() for row in some}
-    said = "; ".join(f"{what}: {len(some)} runs, at worst {worst}" for what, (some, worst) in found.items())
+    found = disturbed(rows, columns)
+    order = dict.fromkeys(at for some, _ in found.values() for at in np.flatnonzero(some).tolist())
+    runs = {rows[at]["run_id"]: rows[at] for at in order}
+    said = "; ".join(f"{what}: {some.sum()} runs, at worst {worst}" for what, (some, worst) in found.items())
     return verdict(list(runs.values()), f"{len(runs)} of {len(rows)} runs were disturbed: {said}",
-                   f"{len(told)} of {len(rows)} runs tell of the machine, and none was disturbed")  # fmt: skip
+                   f"{told} of {len(rows)} runs tell of the machine, and none was disturbed")  # fmt: skip

@@ -22,6 +22,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,9 @@ from . import errata, files
 from .arrow_file import under
 from .loose import NewerRow, Notes
 from .part import DAMAGE, KEYS, NewerPart
+from .rows import codes_of
 from .schema import SCHEMA_VERSION, arrow_schema
-from .snapshot import Snapshot, take_snapshot
+from .snapshot import Snapshot, Source, take_snapshot
 from .store import IN_FOLDER
 from .where import mask, named
 
@@ -158,6 +160,35 @@ def runs_table(
     _say_old(errata.lines(taken, kept and kept.to_numpy(zero_copy_only=False), where))
     table = table.select(wanted)
     return table if kept is None else table.filter(kept)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A table read once: the rows of runs as runs_table gives them, columns of all attempts, and where they lie."""
+
+    runs: pa.Table
+    attempts: pa.Table
+    sources: Sequence[Source] = ()  # of every attempt; none of an exported file
+
+
+def runs_and_attempts(path: str | Path, where: str | None, of_attempts: Sequence[str]) -> Seen:
+    """Every column of the last attempts that `where` keeps, and these columns of all attempts that it keeps."""
+    if Path(path).is_file():
+        runs = runs_table(path, where=where)
+        return Seen(runs, runs.select(list(of_attempts)))
+    for snapshot in _snapshots(path, arrow_schema("runs").names, True):
+        table = snapshot.runs(arrow_schema("runs").names)
+    _warn(snapshot.notes)
+    table, taken = errata.of_runs(table)
+    run = codes_of(table["run_id"])
+    last = np.append(run[1:] != run[:-1], True)[: len(table)]
+    kept = mask(table, "runs", where).to_numpy(zero_copy_only=False) if where else np.ones(len(table), bool)
+    _say_old(errata.lines(taken, last & kept, where))
+    runs, attempts = (
+        some if rows.all() else some.filter(pa.array(rows))  # not copied where it is whole
+        for some, rows in ((table, last & kept), (table.select(list(of_attempts)), kept))
+    )
+    return Seen(runs, attempts, snapshot.sources)
 
 
 def rows_table(

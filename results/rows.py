@@ -111,6 +111,7 @@ class _Columns(dict):
         super().__init__()
         self.table, self.names = table, frozenset(table.column_names)
         self._codes: dict[str, np.ndarray] = {}
+        self._numbers: dict[str, np.ndarray] = {}
 
     def codes(self, name: str) -> np.ndarray:
         """codes_of the column; of one that the table does not have, all null."""
@@ -120,6 +121,18 @@ class _Columns(dict):
             here = name in self.names
             self._codes[name] = codes_of(self.table[name]) if here else np.full(len(self.table), -1)
         return self._codes[name]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """(rows,) float64 of a column of numbers or truth values, NaN where null."""
+        import numpy as np
+        import pyarrow as pa
+
+        if name not in self._numbers:
+            if name in self.names and self.table[name].null_count < len(self.table):
+                self._numbers[name] = self.table[name].cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
+            else:
+                self._numbers[name] = np.full(len(self.table), np.nan)
+        return self._numbers[name]
 
     def __missing__(self, name: str) -> list:
         if name not in self.names:

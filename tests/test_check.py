@@ -1,7 +1,12 @@
 """Each of the twelve rules passes on a table that keeps it, fails with the run that breaks it, or does not apply."""
 
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +184,33 @@ def test_clocks_that_disagree_are_named(row, said):
     found = agreeing([*good, row])
     assert found.verdict == FAIL and found.run_ids == ("c0-r0",) and said in found.why
     assert agreeing([stamped(0, 1, 0.0, 1.0) | {"started_at": None}]).verdict == SKIP
+
+
+def test_a_run_without_its_number_is_a_repeat_that_is_missing():
+    rows = good()
+    rows[-1] |= {"repeat": None}
+    assert findings(rows)[1].run_ids == (rows[-1]["run_id"],)
+
+
+def test_every_file_of_a_table_is_opened_once(tmp_path, monkeypatch):
+    """And no folder on the way to it anew for each: a table on a file server is read at the speed of its answers."""
+    store, opened = RunStore(tmp_path), Counter()
+    for row in good():
+        row = {name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")}
+        store.write_run(row, steps={"step": [0, 1]}, evals={"step": [1]})
+    system = os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest, **more: opened.update([Path(path).name]) or system(
+        path, *rest, **more))  # fmt: skip
+    assert check(tmp_path).runs == 18
+    assert [opened[name] for name in ("run.json", "steps.arrow", "evals.arrow")] == [18] * 3
+    assert opened["a1"] == 2 * 18  # for the row, and for the tables
+
+
+def test_a_table_of_many_runs_is_checked_without_a_test_for_each_case(tmp_path):
+    """Importing scipy.stats costs as much as the rest of a check of 2,000 runs."""
+    store = RunStore(tmp_path)
+    for row in good():
+        store.write_run({name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")})
+    command = f"import sys; from scalade.results.check import check; check({str(tmp_path)!r}); " \
+              "sys.exit('scipy.stats' in sys.modules)"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -62,6 +62,20 @@ def test_pieces_of_json_over_every_type_and_chunk():
     assert "".join(json_pieces(columns)) == json.dumps(table.to_pylist(), indent=1)
 
 
+def test_json_of_what_is_the_same_in_all_rows_and_of_what_is_no_number(monkeypatch):
+    table = pa.table(
+        {"100 %s": ["%d"] * 5, "n": [None, 1, 1, 1, 1], "x": [0.1] * 5, "b": [True] * 5, "no": pa.nulls(5)}
+    )
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    for at_once in (2, 3, 4096):
+        monkeypatch.setattr(json_rows, "AT_ONCE", at_once)
+        assert "".join(json_pieces(columns)) == json.dumps(table.to_pylist(), indent=1)
+        same = {"x": table["x"]}
+        assert "".join(json_pieces(same)) == json.dumps(table.select(["x"]).to_pylist(), indent=1)
+    odd = pa.chunked_array([[float("nan"), float("inf"), -0.0, 1e-7]])
+    assert json.loads("".join(json_pieces({"x": odd}))) == [{"x": None}, {"x": None}, {"x": -0.0}, {"x": 1e-7}]
+
+
 def test_the_command_packs_and_unpacks(results):
     RunStore(results).write_run({"run_id": "x-r0", "case_id": "x", "repeat": 0, "status": "ok"})
     done = CliRunner().invoke(app, ["compact", str(results), "--json"])
