@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import stat
 import time
@@ -27,6 +28,8 @@ from .environment import SECRET, WorldError
 
 LEAST = 32  # characters of one that a user gives: 128 bits in hexadecimal
 WHOLE_S = 10.0  # for who made the file to fill it
+STALE_S = 3600.0  # far longer than supervisors wait for each other (worker.JOIN_TIMEOUT_S), or hosts' clocks differ
+MEETING = ".meeting-"
 PORTS = 8  # on which the supervisors of a job may meet
 MAKES_ONE = "export SCALADE_SECRET=$(python3 -c 'import secrets; print(secrets.token_hex(32))')"
 
@@ -69,14 +72,14 @@ def shared(folder: Path, name: str, first: bool, given: bytes | None) -> Iterato
     """The secret of the supervisors that work into `folder` and know `name`, which is no secret. It is derived anew for
     the name, so that steps to which one SCALADE_SECRET was exported do not know each other's.
 
-    first: this is rank 0, which removes the file when it leaves
+    first: this is rank 0, which removes the file when it leaves, and those that killed ones have left behind
     given: what the user exported to all of them (`exported`)
 
     Raises
     ------
     WorldError: the file is not ours alone, or cannot be made
     """
-    file = folder / f".meeting-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+    file = folder / f"{MEETING}{hashlib.sha256(name.encode()).hexdigest()[:24]}"
     made = False
     try:
         if given is None:
@@ -94,6 +97,21 @@ def shared(folder: Path, name: str, first: bool, given: bytes | None) -> Iterato
         if first or made:
             with suppress(OSError):
                 file.unlink()
+        if first:
+            _remove_stale(folder)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Files of supervisors that were killed while they met: this user's, and too old for a meeting that goes on."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not re.fullmatch(re.escape(MEETING) + "[0-9a-f]{24}", entry.name):
+                continue
+            with suppress(OSError):
+                about = entry.stat(follow_symlinks=False)
+                ours = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid()
+                if ours and time.time() - about.st_mtime > STALE_S:
+                    os.unlink(entry.path)
 
 
 def _make(file: Path) -> bool:

@@ -192,6 +192,27 @@ def test_silent_connections_and_a_flood_of_them_keep_no_rank_waiting(server, mon
         assert server.refused == len(silent)
 
 
+def test_of_many_silent_connections_the_oldest_are_closed_long_before_their_time(server, monkeypatch, capfd):
+    """So that they cannot use up the files that a process may open."""
+    monkeypatch.setattr(store_server, "SILENCE_S", 3600.0)
+    monkeypatch.setattr(store_server, "UNKNOWN", 8)
+    with ExitStack() as kept:
+        def silent():
+            return kept.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=ANSWER_S))
+
+        known, early = store(server), [silent() for _ in range(8)]
+        assert all(len(received(each, HELLO)) == HELLO for each in early)  # all are there, and known to the server
+        late = [silent() for _ in range(5)]
+        assert all(len(received(each, HELLO)) == HELLO for each in late)
+        assert all(closed(each) for each in early[:5])
+        assert known.add("n", 1) == 1, "who is known is not counted"
+        for each in early[5:] + late:  # open, with nothing to read
+            each.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                each.recv(1)
+    assert "it said nothing, as many others" in capfd.readouterr().err
+
+
 def test_what_a_known_client_may_not_say(server):
     connection, sends, _ = knock("127.0.0.1", server.port, SECRET, ANSWER_S)
     with connection:
@@ -245,6 +266,29 @@ def test_supervisors_share_one_secret_by_a_file_that_is_theirs_alone(tmp_path):
             assert one != two and not list(tmp_path.iterdir())
     finally:
         os.umask(before)
+
+
+def test_the_file_of_supervisors_that_were_killed_is_removed_by_a_later_start(tmp_path):
+    killed = (
+        "import os, pathlib, sys; from scalade.launch.secret import shared\n"
+        "with shared(pathlib.Path(sys.argv[1]), 'killed', True, None): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path)], timeout=120).returncode == -9
+    (left,) = tmp_path.iterdir()
+    with shared(tmp_path, "next", True, None):
+        pass
+    assert left.exists(), "it may be of supervisors that meet now"
+    others = [tmp_path / f"{left.name}0", tmp_path / f".meeting-{'0' * 24}", tmp_path / f".meeting-{'1' * 24}"]
+    others[0].write_text("of another name")
+    others[1].symlink_to(others[0])
+    others[2].mkdir()
+    for file in (left, *others):
+        os.utime(file, (0, time.time() - secrets_of.STALE_S - 60), follow_symlinks=False)
+    with shared(tmp_path, "next", False, None):
+        assert left.exists(), "rank 0 removes it, who else made a file or not"
+    with shared(tmp_path, "next", True, b"x" * 32):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted(others) and others[0].read_text() == "of another name"
 
 
 @pytest.mark.parametrize("planted", ["readable", "link", "fifo", "folder"])
