@@ -5,11 +5,14 @@ import json
 import os
 import pickle
 import struct
+import threading
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from scalade.bench import tensor_file
 from scalade.bench.saved import Outgoing, Saved
 from scalade.bench.tensor_file import Digest, from_bytes, size_limit, to_bytes, write_tensors
 from scalade.parallelism.checkpoint import assigned, overlap
@@ -31,6 +34,16 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(*bits)
 
 
+@pytest.fixture(params=["before", "beside"])
+def checked(request, monkeypatch):
+    """A small file is hashed before it is read, a large one beside it, in a thread: here all are small, or large."""
+    monkeypatch.setattr(tensor_file, "THREAD_BYTES", 1 if request.param == "beside" else 2**40)
+
+
+both_ways = pytest.mark.usefixtures("checked")
+
+
+@both_ways
 def test_every_kind_of_tensor_comes_back_bitwise(tmp_path):
     out = Outgoing(tmp_path / "at", tmp_path)
     out.within("inside").tensors("x.safetensors", TENSORS, {"about": "ü"})
@@ -47,6 +60,7 @@ def test_every_kind_of_tensor_comes_back_bitwise(tmp_path):
             found.get("y")
 
 
+@both_ways
 @pytest.mark.parametrize("tensors", [{}, {"only": torch.empty(0)}])
 def test_a_file_of_nothing(tmp_path, tensors):
     digest = write_tensors(tmp_path / "x", tmp_path, tensors)
@@ -65,6 +79,7 @@ STATE = {
 }  # fmt: skip
 
 
+@both_ways
 def test_nested_state_comes_back(tmp_path):
     out = Outgoing(tmp_path, tmp_path)
     write_state(out, "x", STATE)
@@ -108,6 +123,7 @@ HOSTILE = {  # content of a file whose digest fits
 }  # fmt: skip
 
 
+@both_ways
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_content_is_one_line(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -118,6 +134,7 @@ def test_hostile_content_is_one_line(kind, tmp_path, monkeypatch):
     assert "\n" not in str(told.value) and not (tmp_path / "ran").exists()
 
 
+@both_ways
 @pytest.mark.parametrize("kind", ["flipped", "cut", "longer", "missing", "link", "pipe", "folder", "device"])
 def test_another_file_is_one_line(kind, tmp_path):
     out = Outgoing(tmp_path, tmp_path)
@@ -144,6 +161,70 @@ def test_another_file_is_one_line(kind, tmp_path):
         saved.json("y")
     with pytest.raises(ValueError, match="^z is missing$"):
         saved.json("z")
+
+
+class SlowHash:
+    """SHA-256 whose thread lags behind."""
+
+    def __init__(self):
+        self.hash = KNOWN_HASH()
+        self.hexdigest = self.hash.hexdigest
+
+    def update(self, content):
+        time.sleep(0.01)
+        self.hash.update(content)
+
+
+KNOWN_HASH = hashlib.sha256
+
+
+def hash_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("hash")]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_thread_that_lags_hashes_all_that_was_written_and_of_copies_one_is_kept(tmp_path, monkeypatch, turned):
+    write, lagged = tensor_file.HashedFile.write, []
+
+    def watched(file, content):
+        lagged.append(file._last is not None and not file._last.done())
+        write(file, content)
+
+    monkeypatch.setattr(tensor_file, "THREAD_BYTES", 1)
+    monkeypatch.setattr(tensor_file.HashedFile, "write", watched)
+    monkeypatch.setattr(hashlib, "sha256", SlowHash)
+    tensors = {f"x{i}": torch.randn(20, 30) for i in range(9)}
+    digest = write_tensors(tmp_path / "x", tmp_path, {k: v.t() if turned else v for k, v in tensors.items()})
+    assert digest.sha256 == KNOWN_HASH((tmp_path / "x").read_bytes()).hexdigest() and not hash_threads()
+    assert any(lagged[2:]) != turned, "a copy waits for its hash; a tensor's own memory does not"
+
+
+def test_a_disk_that_fails_is_told_and_leaves_no_thread(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensor_file, "THREAD_BYTES", 1)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensors(tmp_path / "x", tmp_path, {"x": torch.randn(100)})
+    assert not hash_threads()
+
+
+@both_ways
+@pytest.mark.parametrize("part", ["header", "values"])
+def test_damage_is_named_as_such_whatever_is_made_of_it(part, tmp_path):
+    """Beside the check a reader sees what is damaged: what it fails at then is not told, and what it found is not given."""
+    out = Outgoing(tmp_path, tmp_path)
+    write_state(out, "x", {"a": torch.randn(1000)})
+    content = (tmp_path / "x").read_bytes()
+    at = 10 if part == "header" else len(content) - 9
+    (tmp_path / "x").write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+    saved = Saved(tmp_path, tmp_path, out.digests)
+    with pytest.raises(ValueError, match="^x is not what was written: its SHA-256 differs$"):
+        read_state(saved, "x")
+    with pytest.raises(ValueError, match="SHA-256 differs"), saved.tensors("x") as found:
+        found.get("no such tensor")
+    assert not hash_threads()
 
 
 def test_writing_goes_through_no_link(tmp_path):
