@@ -213,7 +213,7 @@ def test_a_disk_that_fails_is_told_and_leaves_no_thread(tmp_path, monkeypatch):
 @both_ways
 @pytest.mark.parametrize("part", ["header", "values"])
 def test_damage_is_named_as_such_whatever_is_made_of_it(part, tmp_path):
-    """Beside the check a reader sees what is damaged: what it fails at then is not told, and what it found is not given."""
+    """Beside the check a reader sees what is damaged: what it fails at is not told, and what it found is not given."""
     out = Outgoing(tmp_path, tmp_path)
     write_state(out, "x", {"a": torch.randn(1000)})
     content = (tmp_path / "x").read_bytes()
