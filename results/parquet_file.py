@@ -4,11 +4,13 @@ A few kilobytes of Parquet can say a billion rows (one value, repeated), unpack 
 hold one text of a megabyte that a million rows point to. Arrow's reader allocates as the file says, and the totals in
 the file's footer need not be true. So before any page is unpacked, the header of each is looked at (parquet-format's
 PageHeader, in Thrift's compact protocol); texts come as indices first, and are spelled out once it is known how long
-they are.
+they are. Where the pages lie is read from the footer here, too (FileMetaData): pyarrow's ColumnChunkMetaData ends the
+process on a column whose statistics are damaged (pyarrow 26: `terminate called`).
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ LEAST = 2**28  # bytes that any file may take in memory
 UNPACKED = 64  # times the file: its pages, unpacked. Honest ones of ours: up to 20
 DECODED = 256  # times the file: its rows in memory. Honest ones of ours: up to 90, where most columns are null
 FOOTER_BYTES, PAGES = 2**24, 200_000  # of any file
+DEEP = 16  # structs and lists in each other; of a footer 8
 DELTA_BYTE_ARRAY = 7  # an encoding in which each text says how much of the one before it begins with
 PLAIN = ("is_null", "is_boolean", "is_integer", "is_floating", "is_decimal", "is_temporal")
 
@@ -49,7 +52,7 @@ def read(path: str | Path, names: Collection[str] | None = None) -> pa.Table:
         most = max(LEAST, DECODED * size)
         if file.metadata.num_rows * 8 * (1 + len(wanted)) > most:
             raise ValueError(f"{file.metadata.num_rows} rows of {len(wanted)} columns in a file of {size} bytes")
-        _check_pages(stream, file.metadata, max(LEAST, UNPACKED * size))
+        _check_pages(stream, size, max(LEAST, UNPACKED * size))
         stream.seek(0)
         texts = [field.name for field in wanted if _is_text(field.type)]
         table = pq.ParquetFile(stream, read_dictionary=texts).read([field.name for field in wanted])
@@ -101,12 +104,11 @@ def _spelled_out(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=table.column_names).replace_schema_metadata(table.schema.metadata)
 
 
-def _check_pages(stream: BinaryIO, metadata: pq.FileMetaData, most: int) -> None:
+def _check_pages(stream: BinaryIO, size: int, most: int) -> None:
     """Raises ValueError: the pages unpack to more than `most` bytes, or are in an encoding that has no bound."""
     total = count = 0
-    chunks = ((group, at) for group in range(metadata.num_row_groups) for at in range(metadata.num_columns))
-    for group, at in chunks:
-        for page in _pages(stream, metadata.row_group(group).column(at)):
+    for chunk in _chunks(stream, size):
+        for page in _pages(stream, chunk):
             total, count = total + page[2], count + 1
             if total > most or count > PAGES:
                 raise ValueError(f"pages that unpack to more than {most} bytes, or more than {PAGES} of them")
@@ -114,11 +116,25 @@ def _check_pages(stream: BinaryIO, metadata: pq.FileMetaData, most: int) -> None
                 raise ValueError("texts in the encoding DELTA_BYTE_ARRAY: write it with another")
 
 
-def _pages(stream: BinaryIO, chunk: pq.ColumnChunkMetaData) -> Iterator[dict]:
+def _chunks(stream: BinaryIO, size: int) -> list[dict]:
+    """The footer's ColumnMetaData, as _struct, of each column in each group of rows."""
+    stream.seek(size - 8)
+    length = int.from_bytes(stream.read(4), "little")
+    stream.seek(size - 8 - length)
+    try:
+        groups = _struct(io.BytesIO(stream.read(length)))[4]
+        return [column[3] for group in groups for column in group[1]]
+    except (IndexError, KeyError, TypeError, OverflowError):
+        raise ValueError("its footer is damaged") from None
+
+
+def _pages(stream: BinaryIO, chunk: dict) -> Iterator[dict]:
     """The headers of the pages of a column's chunk, as _struct; 2: bytes unpacked, 3: packed, 5 and 8: of data."""
-    starts = [chunk.data_page_offset, chunk.dictionary_page_offset if chunk.has_dictionary_page else None]
-    at = min(start for start in starts if start is not None)
-    end = at + chunk.total_compressed_size
+    starts = [chunk[field] for field in (9, 11) if field in chunk]  # of the data, and of the dictionary
+    if not (starts and all(type(at) is int and at >= 0 for at in (*starts, chunk.get(7)))):
+        raise ValueError("its footer is damaged")
+    at = min(starts)
+    end = at + chunk[7]
     while at < end:
         stream.seek(at)
         try:
@@ -151,11 +167,27 @@ def _value(data: BinaryIO, kind: int, deep: int) -> object:
     if kind in (4, 5, 6):
         return _zigzag(data)
     if kind in (7, 8):  # a double; bytes
-        data.seek(8 if kind == 7 else _varint(data), os.SEEK_CUR)
+        _skip(data, 8 if kind == 7 else _varint(data))
         return None
-    if kind == 12 and deep < 8:
+    if kind in (9, 10) and deep < DEEP:  # a list, a set
+        head = data.read(1)[0]
+        count = head >> 4 if head >> 4 < 15 else _varint(data)
+        return [_element(data, head & 15, deep + 1) for _ in range(count)]  # each takes a byte at least
+    if kind == 12 and deep < DEEP:
         return _struct(data, deep + 1)
-    raise IndexError(kind)  # lists and maps are in no page's header
+    raise IndexError(kind)  # maps are in no header and no footer
+
+
+def _element(data: BinaryIO, kind: int, deep: int) -> object:
+    """Of a list: true and false take a byte there. Raises IndexError at the end of the data."""
+    return data.read(1)[0] == 1 if kind in (1, 2) else _value(data, kind, deep)
+
+
+def _skip(data: BinaryIO, length: int) -> None:
+    """Raises IndexError: it is not all there."""
+    if length:
+        data.seek(length - 1, os.SEEK_CUR)
+        data.read(1)[0]
 
 
 def _varint(data: BinaryIO) -> int:

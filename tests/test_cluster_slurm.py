@@ -237,7 +237,7 @@ def test_a_node_fails_and_the_job_is_queued_again(desk, cluster):
 
 def test_a_warned_job_writes_a_checkpoint_and_goes_on_from_it(desk, cluster):
     """The signal as Slurm sends it before a time limit or a preemption, at a moment of ours: the only checkpoint."""
-    user = desk(LONG.format(steps=160).replace("checkpoint_every = 20", "checkpoint_every = 0"), per_node=1)
+    user = desk(LONG.format(steps=160).replace("checkpoint_every = 20", "checkpoint_every = 1000"), per_node=1)
     (job,) = user.submit("--launcher", "srun")["jobs"]
     user.wait_for_step(45)
     cluster.run("scancel", "--batch", "--signal=USR1", job)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,38 @@ def test_kill_9_of_a_sweep_leaves_no_rank_in_the_lab(take_down, tmp_path, launch
     while inside() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert inside() == 0
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", MPIRUN])
+def test_a_host_that_crashes_costs_a_restart_and_nothing_else(take_down, tmp_path, launcher):
+    """Every process of the second host is killed at once, after a checkpoint. Started again, the run resumes."""
+    scalade("lab", "up", "--name", NAME)
+    study, results = tmp_path / "study.toml", tmp_path / "r"
+    text = STUDY.format(launcher=launcher).replace("steps = 6", "steps = 400")
+    study.write_text(text.replace("warmup_steps = 2", "warmup_steps = 2\ncheckpoint_every = 20"))
+    again = [sys.executable, "-m", "scalade", "run", str(study), "--lab", NAME, "--results", str(results)]
+    sweep = subprocess.Popen(again, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 150
+    while not any(int(file.read_bytes() or 0) >= 25 for file in results.glob("runs/*/scratch/step")):
+        assert sweep.poll() is None and time.monotonic() < deadline, sweep.poll()
+        time.sleep(0.02)
+    (world,) = results.glob("runs/*/scratch/world.json")
+    for rank in json.loads(world.read_text()):  # so that the run does not end before its host does
+        os.kill(rank["pid"], signal.SIGSTOP)
+    host = labs.find(NAME).state.nodes[1]["namespace"]
+    while inside := labs.processes_in([host]):
+        for pid in inside:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    out, err = sweep.communicate(timeout=150)
+    assert sweep.returncode == 75 and "ended early" in out and "Traceback" not in out, (out, err)
+    assert not list(results.glob("runs/*/a*")), "no row"
+    scalade("run", study, "--lab", NAME, "--results", results)
+    (row,) = read_runs(results, all_attempts=True).to_dict("records")
+    assert (row["status"], row["restarts"]) == ("ok", 1) and 20 <= row["resumed_from_step"] < 400
+    (tmp_path / "plain.toml").write_text(text.replace(f'launcher = "{launcher}"', 'launcher = "local"'))
+    scalade("run", tmp_path / "plain.toml", "--results", tmp_path / "plain")
+    assert list(read_steps(results)["loss"]) == list(read_steps(tmp_path / "plain")["loss"])
 
 
 def test_a_replica_whose_link_goes_down_is_left_out(take_down, tmp_path):

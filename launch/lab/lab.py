@@ -171,7 +171,7 @@ def status() -> list[dict[str, Any]]:
             state = states.read_state(name)
         except ValueError:
             continue  # not a lab's name: not ours
-        inside = len(_processes(states.namespaces(name)))
+        inside = len(processes_in(states.namespaces(name)))
         if state is None:
             why = "what an `up` that was killed has left, or another version made"
             found.append({"name": name, "up": False, "why": why, "processes": inside})
@@ -205,7 +205,7 @@ def down(name: str) -> list[str]:
 def _remove(name: str) -> list[str]:
     marks, namespaces = states.marks(name), states.namespaces(name)
     deadline = time.monotonic() + 10
-    while (inside := _processes(namespaces)) and time.monotonic() < deadline:
+    while (inside := processes_in(namespaces)) and time.monotonic() < deadline:
         for pid in inside:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -223,7 +223,7 @@ def _remove(name: str) -> list[str]:
     return [f"{len(namespaces)} namespaces", *([f"{len(inside)} processes that would not end"] if inside else [])]
 
 
-def _processes(namespaces: Sequence[str]) -> list[int]:
+def processes_in(namespaces: Sequence[str]) -> list[int]:
     """Ids of the processes whose network is one of these; never this one."""
     nets = set()
     for namespace in namespaces:
