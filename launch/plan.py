@@ -147,6 +147,8 @@ class Rows:
 
     def damage(self, run_id: str) -> str | None:
         """What of the run's last attempt is not as it was written; None: nothing, or there is none."""
+        if lost := self.store.lost(run_id):
+            return lost
         if run_id not in self.begun or self.store.in_part(run_id):
             return None
         return damage(self.store.run_folder(run_id), self.store.folder)

@@ -77,12 +77,11 @@ def _of_runs(loose: Loose) -> Iterator[str]:
 
 
 def _of_part(part: Part) -> Iterator[str]:
-    from .part import DAMAGE
+    from .salvage import losses
 
-    try:
-        part.verify()
-    except DAMAGE as error:
-        yield f"{part.folder}: {error}; `scalade run` of their studies runs its runs again"
+    for loss in losses(part):
+        again = "" if loss.name == "kept" else "; `scalade run` of their studies runs those that were ok again"
+        yield f"{part.folder}/{loss.name}.arrow: {loss}{again}"
 
 
 def _damaged_table(row: Mapping[str, object], folder: Path, descriptor: int) -> str | None:

@@ -33,9 +33,10 @@ class PackedRuns:
     def __init__(self, results: Path) -> None:
         self.results = results
         self._known: tuple | None = None
-        self._parts: dict[str, tuple[Part, list[tuple[str, int, str]]]] = {}
+        self._parts: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
         self._places: dict[str, dict[int, Place]] = {}
-        self._rows: dict[tuple, list[Row]] = {}
+        self._rows: dict[tuple, dict[int, Row]] = {}
+        self._lost: dict[str, tuple[int, str]] = {}
 
     def attempts(self, run_id: str) -> dict[int, Place]:
         self._refresh()
@@ -48,24 +49,33 @@ class PackedRuns:
     def brief(self, place: Place, names: tuple[str, ...]) -> Row | None:
         """These columns of the attempt's row; None: it is damaged."""
         from .part import DAMAGE
+        from .salvage import runs_of
 
         key = place.part.folder.name, names
         try:
             if key not in self._rows:
-                self._rows[key] = rows_of(place.part.runs(names))
-            return self._rows[key][place.at]
+                table, whole, _ = runs_of(place.part, names)
+                self._rows[key] = dict(zip(whole.nonzero()[0].tolist(), rows_of(table), strict=True))
+            return self._rows[key].get(place.at)
         except DAMAGE:
             return None
 
     def row(self, place: Place) -> dict | None:
         """The attempt's row; None: it is damaged."""
         from .part import DAMAGE
+        from .salvage import runs_of
         from .schema import columns
 
         try:
-            return place.part.runs(list(columns("runs"))).slice(place.at, 1).to_pylist()[0]
+            table, whole, _ = runs_of(place.part, list(columns("runs")))
+            return table.slice(int(whole[: place.at].sum()), 1).to_pylist()[0] if whole[place.at] else None
         except DAMAGE:
             return None
+
+    def lost(self, run_id: str) -> tuple[int, str] | None:
+        """The run's last attempt that a damaged part lost something of, and what; None: nothing."""
+        self._refresh()
+        return self._lost.get(run_id)
 
     def starts(self, run_id: str) -> str | None:
         """The run's starts.jsonl as it was packed; None: there was none."""
@@ -99,7 +109,7 @@ class PackedRuns:
             names = part_names(self.results)
             if names == list(self._parts):
                 return
-            found: dict[str, tuple[Part, list[tuple[str, int, str]]]] = {}
+            found: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
             gone = False
             for name in names:
                 try:
@@ -112,13 +122,30 @@ class PackedRuns:
                 break
         self._parts, self._rows = found, {}
         places: dict[str, dict[int, Place]] = {}
-        for part, rows in found.values():
-            for at, (run_id, attempt, status) in enumerate(rows):
-                places.setdefault(run_id, {})[attempt] = Place(status, part, at)
+        self._lost = {}
+        for part, rows, lost in found.values():
+            self._lost |= {run_id: max(one, self._lost.get(run_id, one)) for run_id, one in lost.items()}
+            for at, row in enumerate(rows):
+                if row is not None:
+                    run_id, attempt, status = row
+                    places.setdefault(run_id, {})[attempt] = Place(status, part, at)
         self._places = places
 
 
-def _read(part: Part) -> tuple[Part, list[tuple[str, int, str]]]:
-    part.verify()
-    names = ("run_id", "attempt", "status")
-    return part, list(zip(*(part.index[name].to_pylist() for name in names), strict=True))
+def _read(part: Part) -> tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]:
+    """(the part, its attempts, None for one that does not count as done, and why by run).
+
+    Of an attempt that is not ok the row counts alone.
+    """
+    from .salvage import losses
+
+    rows = list(zip(*(part.index[name].to_pylist() for name in ("run_id", "attempt", "status")), strict=True))
+    why: dict[str, tuple[int, str]] = {}
+    for loss in losses(part):
+        for at in loss.lost.nonzero()[0].tolist() if loss.name != "kept" else ():
+            if rows[at] is not None and (loss.name == "runs" or rows[at][2] == "ok"):
+                run_id, attempt, _ = rows[at]
+                one = attempt, f"{FOLDER}/{part.folder.name}/{loss.name}.arrow: {loss.error}"
+                why[run_id] = max(one, why.get(run_id, one))
+                rows[at] = None
+    return part, rows, why

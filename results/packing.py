@@ -31,7 +31,8 @@ import pyarrow as pa
 
 from . import digests, files
 from .loose import STARTS, Loose, NewerRow, Notes, read_loose, run_folders, starts_in
-from .part import DAMAGE, FOLDER, INDEX, KEPT, KEYS, LOCK, OTHERS, Part, PartWriter, part_names, rows_schema
+from .part import DAMAGE, DIGESTS, FOLDER, INDEX, KEPT, KEYS, LOCK, OTHERS, Part, PartWriter, part_names, rows_schema
+from .row_digests import row_digests
 from .schema import arrow_schema, columns
 from .snapshot import Held, Packed, Snapshot, ordered, stretches
 from .store import RUN_ID, arrow_bytes, attempts_in
@@ -165,13 +166,17 @@ def _write(merged: Snapshot, aside: Path, stored: Sequence[str], results: Path) 
     with PartWriter(aside, stored, results) as writer:
         for start, stop in zip(edges, edges[1:], strict=False):
             writer.add("index", merged.index.slice(start, stop - start))
-            writer.add("runs", merged.runs(stored, start, stop))
+            runs, count = merged.runs(stored, start, stop), np.ones(stop - start, np.int64)
+            writer.add("runs", runs)
+            known = {"runs": row_digests(runs, count)}
             writer.add("kept", merged.kept(start, stop))
             for name in OTHERS:
                 table, found = merged.rows(name, np.arange(start, stop), rows_schema(name).names)
                 if not np.array_equal(found, merged.index[name].to_numpy()[start:stop]):
                     raise OSError(5, f"rows of {name} were not there when they were packed", str(results))
                 writer.add(name, table)
+                known[name] = row_digests(table, found)
+            writer.add("digests", pa.table(known, schema=DIGESTS))
         writer.finish()
     part = Part(aside, results)
     part.verify()

@@ -3,6 +3,7 @@
     <results>/table/p<number>/part.json     version of this layout; rows, size and SHA-256 of the files beside it
                              /index.arrow   run_id, attempt, status, and its rows in each of the other tables
                              /runs.arrow    the rows of `runs`, in the order of the index; without columns that are null
+                             /digests.arrow a digest of each attempt's rows in each file (row_digests.py)
                              /kept.arrow    what else there was: columns of other versions (JSON), starts.jsonl
                              /steps.arrow   and evals, comm, ops: the rows of each attempt, in the order of the index
                     /lock                   held (flock) by the process that writes a part
@@ -20,7 +21,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,6 +41,7 @@ KEYS = ("run_id", "attempt", "status")  # columns of `runs` that the index has
 INDEX = pa.schema([*zip(KEYS, (pa.string(), pa.int64(), pa.string()), strict=True),
                    *((name, pa.int64()) for name in OTHERS)])  # fmt: skip
 KEPT = pa.schema([("other_json", pa.string()), ("starts", pa.string())])
+DIGESTS = pa.schema([(name, pa.string()) for name in TABLES])
 PIECE = 2**20  # bytes hashed at a time
 DAMAGE = (OSError, ValueError, TypeError, LookupError, MemoryError, RecursionError, SchemaError, pa.ArrowException)
 
@@ -91,15 +93,17 @@ class Part:
 
     def runs(self, names: Sequence[str]) -> pa.Table:
         """Rows of `runs` in the order of the index; a column that no row has is null. Raises DAMAGE."""
-        known = columns("runs")
         wanted = arrow_schema("runs")
-        schema = pa.schema([wanted.field(name) for name in names])
-        table = self.table("runs", schema)
+        return self.as_runs(self.table("runs", pa.schema([wanted.field(name) for name in names])), self.index)
+
+    def as_runs(self, table: pa.Table, index: pa.Table) -> pa.Table:
+        """Rows of `runs` after a look at their values; index: theirs, which has the keys. Raises DAMAGE."""
+        known = columns("runs")
         for name in table.column_names:
             table = table if name in KEYS else _sound(table, known[name])
-        for at, name in enumerate(names):
+        for at, name in enumerate(table.column_names):
             if name in KEYS:
-                table = table.set_column(at, wanted.field(name), self.index[name])
+                table = table.set_column(at, table.schema.field(at), index[name])
         return table
 
     def rows(self, name: str, names: Sequence[str]) -> pa.Table:
@@ -114,11 +118,41 @@ class Part:
         """Read every file. Raises DAMAGE."""
         self.runs(self.stored)
         self.kept()
+        self.digests()
         for name in OTHERS:
             self.rows(name, rows_schema(name).names)
 
     def kept(self) -> pa.Table:
         return self.table("kept", KEPT)
+
+    def digests(self) -> pa.Table:
+        """DIGESTS in the order of the index; all null in a part that was written without. Raises DAMAGE."""
+        if "digests.arrow" not in self.files:
+            return pa.table([pa.nulls(len(self), pa.string())] * len(DIGESTS), schema=DIGESTS)
+        return self.table("digests", DIGESTS)
+
+    def batches(self, name: str) -> Iterator[pa.RecordBatch]:
+        """What a damaged file still holds, as far as it can be followed, and of no value that is believed.
+
+        Raises DAMAGE: it holds other types than ours, or is not there
+        """
+        descriptor = files.open_file(self.folder / f"{name}.arrow", self.below)
+        try:
+            size = min(os.fstat(descriptor).st_size, self.files[f"{name}.arrow"]["bytes"])
+            buffer = pa.py_buffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+        finally:
+            os.close(descriptor)
+        schema = pa.ipc.read_schema(buffer)
+        if any(field.type not in PLAIN for field in schema):
+            raise SchemaError(f"{name}.arrow holds columns of other types than ours")
+        for message in pa.ipc.MessageReader.open_stream(buffer):
+            if message.type == "record batch":
+                if batch(message.metadata.to_pybytes())[1]:
+                    return
+                try:
+                    yield pa.ipc.read_record_batch(message, schema)
+                except DAMAGE:
+                    return
 
     def table(self, name: str, schema: pa.Schema) -> pa.Table:
         """The columns of one file under the schema; those that it does not have are null. Raises DAMAGE."""
@@ -173,7 +207,8 @@ class PartWriter:
         """stored: columns of `runs` to write."""
         self.folder, self.below = folder, below
         wanted = arrow_schema("runs")
-        self.schemas = {"index": INDEX, "kept": KEPT, "runs": pa.schema([wanted.field(name) for name in stored])}
+        self.schemas = {"index": INDEX, "kept": KEPT, "digests": DIGESTS}
+        self.schemas |= {"runs": pa.schema([wanted.field(name) for name in stored])}
         self.schemas |= {name: rows_schema(name) for name in OTHERS}
         self._open: dict[str, tuple] = {}
 

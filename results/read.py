@@ -282,7 +282,10 @@ def _about(metadata: Mapping[bytes, bytes]) -> dict:
 
 def printable(text: object) -> str:
     """One line without control characters: a file name or an error must not drive the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _line(error: object) -> str:

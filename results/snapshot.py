@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from . import salvage
 from .loose import Loose, Notes, read_loose
 from .part import DAMAGE, INDEX, OTHERS, NewerPart, Part, part_names
 from .schema import arrow_schema
@@ -46,12 +47,15 @@ class Held:
 
 
 class Packed:
-    """A part as a source of rows."""
+    """A part as a source of rows: of a damaged one, the attempts whose rows are as they were written."""
 
     def __init__(self, part: Part, names: Sequence[str], notes: Notes) -> None:
-        self.part, self.index, self.notes = part, part.index, notes
-        self.loaded = part.runs(names)
-        self._ends = {name: np.cumsum(part.index[name].to_numpy()) for name in OTHERS}
+        self.part, self.notes = part, notes
+        self.loaded, whole, loss = salvage.runs_of(part, names)
+        self.index, self._places = part.index, np.flatnonzero(whole)
+        if loss is not None:
+            self.index = part.index.filter(pa.array(whole))
+            notes.add(part.folder / "runs.arrow", loss)
 
     @property
     def stored(self) -> list[str]:
@@ -61,18 +65,20 @@ class Packed:
         return self.loaded.select(list(names))
 
     def kept(self) -> pa.Table:
-        return self.part.kept()
+        return _taken(self.part.kept(), self._places)
 
     def rows(self, name: str, at: np.ndarray, names: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
-        """(rows of another table, how many each of these attempts has): of a damaged file none, and a note."""
-        lengths = self.index[name].to_numpy()[at]
-        schema = pa.schema([arrow_schema(name).field(one) for one in names])
-        try:
-            table = self.part.rows(name, names) if lengths.any() else schema.empty_table()
-        except DAMAGE as error:
-            self.notes.add(self.part.folder / f"{name}.arrow", error)
+        """(rows of another table, how many each of these attempts has): those that are damaged none, and a note."""
+        lengths = self.part.index[name].to_numpy()
+        if not lengths[self._places[at]].any():
+            schema = pa.schema([arrow_schema(name).field(one) for one in names])
             return schema.empty_table(), np.zeros(len(at), np.int64)
-        return stretches(table, self._ends[name][at] - lengths, lengths), lengths
+        table, whole, loss = salvage.rows_of_part(self.part, name, names)
+        if loss is not None:
+            self.notes.add(self.part.folder / f"{name}.arrow", loss)
+        lengths = np.where(whole, lengths, 0)
+        starts, at = np.cumsum(lengths) - lengths, self._places[at]
+        return stretches(table, starts[at], lengths[at]), lengths[at]
 
 
 Source = Packed | Loose | Held

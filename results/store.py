@@ -118,8 +118,15 @@ class RunStore:
         packed = self._packed.attempts(run_id)
         return bool(packed) and max(packed) > max(attempts_in(self.run_folder(run_id), self.folder), default=0)
 
+    def lost(self, run_id: str) -> str | None:
+        """What a damaged part lost of the run's last attempt, which does not count then; None: nothing."""
+        lost = self._packed.lost(run_id)
+        return lost[1] if lost and lost[0] > max(self.attempts(run_id), default=0) else None
+
     def brief(self, run_id: str, names: tuple[str, ...]) -> Mapping[str, object] | None:
         """As `row`, for who asks about many runs: of a run in a part these columns only."""
+        if self.lost(run_id):
+            return None
         if not self.in_part(run_id):
             return self.row(run_id)
         packed = self._packed.attempts(run_id)

@@ -14,6 +14,7 @@ from scalade.launch.clock import Moment
 from scalade.launch.run import run_study
 from scalade.launch.starts import LOG, StartLog, goodput_columns, read_log
 from scalade.results.check import check
+from scalade.results.packing import compact
 from scalade.results.store import RunStore
 
 COMMAND = [sys.executable, str(Path(__file__).with_name("fake_rank.py"))]
@@ -90,6 +91,22 @@ def test_a_damaged_attempt_is_kept_and_its_run_runs_again(swept, capfd, name, ho
     assert swept.store.attempts(swept.bad) == [1, 2] and (file.read_bytes() if file.exists() else None) == damaged
     assert scalade.read_runs(swept.results)["attempt"].tolist() == [1, 2]
     assert len(scalade.read_steps(swept.results)) == 8
+    assert not swept.run().outcomes  # once
+
+
+def test_of_a_damaged_part_the_damaged_run_alone_runs_again(swept, capfd):
+    compact(swept.results)
+    assert not swept.run().outcomes
+    (file,) = swept.results.glob("table/p*/runs.arrow")
+    content = file.read_bytes()
+    at = content.index(b"ok", content.index(swept.bad.encode()))  # a status, of the first row
+    first = min(swept.good, swept.bad)
+    file.write_bytes(content[:at] + b"xx" + content[at + 2 :])
+    capfd.readouterr()
+    summary = swept.run()
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert line.startswith(f"warning: run {first} runs again, what is there is kept: table/p1/runs.arrow: ")
+    assert list(summary.outcomes) == [first] and len(summary.kept) == 1
     assert not swept.run().outcomes  # once
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from ..coded import Coded
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import MIN_RUNS
@@ -90,16 +93,18 @@ def _columns(asked: _Asked, rows: Sequence[dict]) -> Item:
     rows = [row for row in rows if asked.applies(row)]
     if not rows:
         return Item(asked.what, NOT_ASKED, "no run with status ok that this asks of")
-    whole = [row for row in rows if all(row.get(name) is not None for name in asked.columns)]
-    absent = [name for name in asked.columns if any(row.get(name) is None for row in rows)]
+    columns = Coded(rows)
+    null = {name: columns.null(name) for name in asked.columns}
+    absent = [name for name in asked.columns if null[name].any()]
     if not absent:
         return Item(asked.what, REPORTED, f"in all {len(rows)} runs")
     how = f"; {asked.how}" if asked.how else ""
-    some = len(absent) < len(asked.columns) or any(row.get(name) is not None for row in rows for name in absent)
+    some = len(absent) < len(asked.columns) or not all(null[name].all() for name in absent)
+    whole = len(rows) - np.logical_or.reduce([*null.values()]).sum()
     return Item(
         asked.what,
         PARTLY if some else MISSING,
-        f"null: {', '.join(absent)}; whole in {len(whole)} of {len(rows)} runs{how}",
+        f"null: {', '.join(absent)}; whole in {whole} of {len(rows)} runs{how}",
     )
 
 
