@@ -1,7 +1,8 @@
 """Runs cases in forked ranks that are killed and started again. Started as `python resume_ranks.py JOBS.json OUT.json`.
 
 A job: {"case", "attempts": [{"kill_at", "delay_s", "die_at", "damage"}]}. Torch is imported once; every attempt is
-forked ranks in a world of their own, as fresh as the start of a process.
+forked ranks in a world of their own, as fresh as the start of a process. Jobs that begin alike, with ranks that die at
+the same step of the same case, go on from copies of one beginning.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -201,20 +203,39 @@ def damage(folder: Path, kind: str) -> None:
         raise ValueError(kind)
 
 
-def run_job(job: dict, folder: Path) -> dict:
+def run_job(job: dict, folder: Path, begun: dict[str, dict]) -> dict:
+    """begun: what jobs so far began with, as `begin`."""
     case = Case.from_json(json.dumps(job["case"]))
-    folder.mkdir()
-    attempts = []
-    for number, each in enumerate(job["attempts"]):
+    attempts = begin(case, folder, job["attempts"][0], begun)
+    for number, each in enumerate(job["attempts"][len(attempts) :], len(attempts)):
         if each.get("damage"):
             damage(folder, each["damage"])
-        codes = attempt_run(case, folder, number, each)
-        kept = sorted(path.name for path in (folder / CHECKPOINT).glob("*"))
-        log = (folder / "rank-0.log").read_text()
-        attempts.append({"codes": codes, "steps_done": steps_done(folder), "kept": kept, "log": log})
-        if (folder / RESULT).exists():
-            return {"attempts": attempts} | json.loads((folder / RESULT).read_text())
-    return {"attempts": attempts}
+        attempts.append(attempt(case, folder, number, each))
+    result = folder / RESULT
+    return {"attempts": attempts} | (json.loads(result.read_text()) if result.exists() else {})
+
+
+def begin(case: Case, folder: Path, first: dict, begun: dict[str, dict]) -> list[dict]:
+    """Make the job's folder; the first attempt in it, where it ends at a step and not at a time: run once, then copied.
+
+    begun: by case and step, the attempt and where its folder is kept; added to
+    """
+    if "die_at" not in first:
+        folder.mkdir()
+        return []
+    key = json.dumps([case.to_json(), first])
+    if key not in begun:
+        kept = folder.with_name(f"begun-{len(begun)}")
+        kept.mkdir()
+        begun[key] = {"attempt": attempt(case, kept, 0, first), "folder": kept}
+    shutil.copytree(begun[key]["folder"], folder)
+    return [begun[key]["attempt"]]
+
+
+def attempt(case: Case, folder: Path, number: int, job: dict) -> dict:
+    codes = attempt_run(case, folder, number, job)
+    kept = sorted(path.name for path in (folder / CHECKPOINT).glob("*"))
+    return {"codes": codes, "steps_done": steps_done(folder), "kept": kept, "log": (folder / "rank-0.log").read_text()}
 
 
 if __name__ == "__main__":
@@ -227,8 +248,9 @@ if __name__ == "__main__":
             import deepspeed  # noqa: F401
         if "megatron" in engines:
             import scalade.parallelism.megatron.engine  # noqa: F401
+    begun: dict[str, dict] = {}
     results = {
-        name: run_job(job, out.parent / f"job-{number}")
+        name: run_job(job, out.parent / f"job-{number}", begun)
         for number, (name, job) in enumerate(json.loads(jobs.read_text()).items())
     }
     out.write_text(json.dumps(results))

@@ -56,6 +56,9 @@ DAMAGE = {  # what is done to the last checkpoint: what the line about it says
     "pipe": "is cut off or missing",
     "older format": "an older version wrote it",
 }
+KILLED_AGAIN = (  # one step after the damage was found
+    "flipped bytes", "flipped bytes in both", "cut off", "payloads that the index knows", "half removed",
+)  # fmt: skip
 
 
 def case(layout=None, recipe=None, measure=None, outer=None) -> dict:
@@ -79,8 +82,8 @@ def run_jobs(folder: Path, cases: dict, kills: int, damages=(), timeout_s: int =
         if kills:
             jobs[f"{name} killed"] = {"case": case(**parts), "attempts": killed_at_random(seed, kills)}
     for name, kind in damages:
-        attempts = [{"die_at": [12]}, {"damage": kind, "die_at": [1, 6, 11]}, {}]
-        jobs[f"{name} {kind}"] = {"case": case(**cases[name]), "attempts": attempts}
+        found = [{"damage": kind, "die_at": [1, 6, 11]}, {}] if kind in KILLED_AGAIN else [{"damage": kind}]
+        jobs[f"{name} {kind}"] = {"case": case(**cases[name]), "attempts": [{"die_at": [12]}, *found]}
     (folder / "jobs.json").write_text(json.dumps(jobs))
     env = os.environ | {"OMP_NUM_THREADS": "1", "PAYLOAD_RAN": str(folder / RAN), "DS_ACCELERATOR": "cpu"}
     program = Path(__file__).with_name("resume_ranks.py")
@@ -121,11 +124,12 @@ def check_damaged(name: str, kind: str, results: dict, says: str, resumed_from: 
     """One line says what is wrong, the checkpoint before it is gone on from, and the end is that of the whole run."""
     whole, run = results[f"{name} whole"], results[f"{name} {kind}"]
     assert tables_of(run) == tables_of(whole)
-    _, after, *_ = run["attempts"]
+    _, after, *again = run["attempts"]
     lines = [line for line in after["log"].splitlines() if "cannot be read" in line]
     told = "the one of step 5 is tried" if resumed_from else "from step 0 again"
     assert len(lines) == (1 if resumed_from else 2) and says in lines[0] and told in lines[-1], after["log"][-2000:]
-    assert any(kept.startswith("damaged-") for kept in after["kept"])  # until the next checkpoint is whole
+    if again:
+        assert any(kept.startswith("damaged-") for kept in after["kept"])  # until the next checkpoint is whole
     assert run["attempts"][-1]["kept"] == ["step-10", "step-15"]
     assert run["row"]["resumed_from_step"] == resumed_from
     assert run["row"]["checkpoints_damaged"] == len(lines) and whole["row"]["checkpoints_damaged"] == 0
