@@ -84,7 +84,8 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
         seen = runs_and_attempts(path, where, clocks.COLUMNS)
     rows, attempts = rows_of(seen.runs), rows_of(seen.attempts)
     if not rows:
-        raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
+        why = f"; {told[0]}" if told else ""
+        raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else "") + why)
     lines = (*told, *damaged_tables(seen.sources), *unbelieved(rows))
     notes = [f"warning: {printable(line)}" for line in lines]
     return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 import scalade
 from scalade.results import packing, read
+from scalade.results.check import check
 from scalade.results.damage import damaged_tables
 from scalade.results.loose import Notes
 from scalade.results.part import Part
@@ -229,6 +231,10 @@ def test_a_damaged_table_of_a_part_costs_that_table(results):
     with pytest.warns(DamagedFile, match="steps.arrow left out: the steps of 15 of 27 runs are lost .case1-r0"):
         assert len(scalade.read_steps(results)) == 0
     assert len(scalade.read_evals(results)) == 20
+    shutil.copytree(results, results.with_name("cut"))
+    os.truncate(results.with_name("cut") / "table/p1/runs.arrow", 100)
+    with pytest.raises(ValueError, match="no runs at .*cut.; .*table/p1 left out: "):
+        check(results.with_name("cut"))
     (results / "table/p1/digests.arrow").unlink()  # what vouches for the rows of each run
     file.write_bytes(content)
     with pytest.warns(DamagedFile, match="the steps of 15 of 27 runs are lost"):
@@ -292,9 +298,10 @@ def test_wherever_a_part_is_damaged_what_is_read_is_as_it_was_written(results, n
         results, all_attempts=True)}[name]  # fmt: skip
     before = [str(one) for one in rows().to_pylist()]
     kept = []
-    for _ in range(60):
+    value = content.index(struct.pack("<d", 1.5 if name == "steps" else 2.5))  # a loss
+    for place in [*range(value, value + 8), *(chance.randrange(len(content)) for _ in range(52))]:
         spoiled = bytearray(content)
-        spoiled[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        spoiled[place] ^= 1 << chance.randrange(8)
         file.unlink()
         file.write_bytes(spoiled)
         with warnings.catch_warnings():
@@ -302,6 +309,7 @@ def test_wherever_a_part_is_damaged_what_is_read_is_as_it_was_written(results, n
             now = [str(one) for one in rows().to_pylist()]
         assert set(now) <= set(before)
         kept.append(len(now) / len(before))
+        assert place not in range(value, value + 8) or 0.85 < kept[-1] < 1
     assert sum(share > 0.85 for share in kept) > 15  # most bytes are framing and padding in so small a file
 
 
