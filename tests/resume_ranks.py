@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.fsdp  # noqa: F401  # imported before the forks, which then share it
 
+from scalade.bench import tensor_file
 from scalade.launch.case import Case
 from scalade.launch.execute import execute
 from scalade.launch.progress import STEP, Reporter
@@ -241,6 +242,7 @@ def attempt(case: Case, folder: Path, number: int, job: dict) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # processes are killed here, no machine is; a busy disk would take minutes
+    tensor_file.THREAD_BYTES = 1  # as of large files: what is damaged reaches the engine before it is known to be
     jobs, out = (Path(argument).absolute() for argument in sys.argv[1:])
     engines = {job["case"]["layout"].get("engine") for job in json.loads(jobs.read_text()).values()}
     with contextlib.redirect_stdout(sys.stderr):  # before the forks, as seconds of each rank's start

@@ -57,7 +57,7 @@ DAMAGE = {  # what is done to the last checkpoint: what the line about it says
     "older format": "an older version wrote it",
 }
 KILLED_AGAIN = (  # one step after the damage was found
-    "flipped bytes", "flipped bytes in both", "cut off", "payloads that the index knows", "half removed",
+    "flipped bytes", "cut off", "payloads that the index knows", "half removed",
 )  # fmt: skip
 
 
