@@ -30,5 +30,6 @@ def compact(
         say({"unpacked": count, "results": str(path)} if as_json else [f"{count} attempts have folders again: {path}"])
         return
     done = pack(path)
-    told = f"{done.packed} attempts moved, {done.left} stay in their folders, {done.parts} parts: {path / 'table'}"
+    parts = f"{done.parts} part{'' if done.parts == 1 else 's'}"
+    told = f"{done.packed} attempts moved, {done.left} stay in their folders, {parts}: {path / 'table'}"
     say({"packed": done.packed, "left": done.left, "parts": done.parts, "results": str(path)} if as_json else [told])

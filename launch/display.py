@@ -143,6 +143,8 @@ def summary_line(name: str, outcome: Outcome, row: Mapping[str, object]) -> str:
         value = row.get(name)
         if isinstance(value, int | float):
             facts.append(form.format(value))
+    if damaged := row.get("checkpoints_damaged"):
+        facts.append(f"{damaged} damaged checkpoint{'' if damaged == 1 else 's'} set aside")
     return "  ".join(facts) + (f": {outcome.reason}" if outcome.reason else "")
 
 

@@ -157,10 +157,11 @@ class Rows:
         self.link.refuse(run_id, self.row(run_id))
 
 
-def damaged_lines(damaged: Mapping[str, str]) -> list[str]:
-    """For people, the first few."""
+def damaged_lines(damaged: Mapping[str, str], parts: Mapping[str, str]) -> list[str]:
+    """For people, the first few. parts: names of damaged ones, and why."""
+    lost = [f"part {part} is damaged, and runs that are nowhere else run again: {why}" for part, why in parts.items()]
     lines = [f"run {run_id} runs again, what is there is kept: {why}" for run_id, why in list(damaged.items())[:MOST]]
-    return lines + [f"{len(damaged) - MOST} more runs that are damaged run again"] * (len(damaged) > MOST)
+    return lost + lines + [f"{len(damaged) - MOST} more runs that are damaged run again"] * (len(damaged) > MOST)
 
 
 def failed_row(store: RunStore, run_id: str, status: str | None) -> dict[str, Outcome]:

@@ -127,7 +127,7 @@ class Sweep:
     def run(self, plan: Plan) -> Summary:
         summary = Summary.of(plan)
         self._plan = plan
-        for line in damaged_lines(plan.damaged):
+        for line in damaged_lines(plan.damaged, self.store.damaged_parts() if plan.pending else {}):
             print(f"warning: {line}", file=sys.stderr)
         self.display.plan(plan.pending)
         self._tidy(plan)

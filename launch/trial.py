@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,8 @@ def _torch_facts() -> dict[str, Any]:
 MPI_PROGRAM = (
     "from mpi4py import MPI; w = MPI.COMM_WORLD; "
     "library = MPI.Get_library_version().replace(chr(0), '').splitlines()[0]; "  # Open MPI's ends with a NUL
-    "print(f'scalade {w.size} {w.allreduce(w.rank + 1)}', *library.split())"
+    "totals = w.gather(w.allreduce(w.rank + 1)) or (); "  # told by one rank: what two print at once may come mixed
+    "[print(f'scalade {w.size} {total}', *library.split()) for total in totals]"
 )
 
 
@@ -136,7 +138,7 @@ def try_mpi(ranks: int, time_limit_s: float) -> Trial:
             os.killpg(process.pid, 9)
             process.wait()
     lines = text.splitlines()
-    told = [line.split(" ", 3)[1:] for line in lines if line.startswith("scalade ")]
+    told = re.findall(r"^scalade ([0-9]+) ([0-9]+) (.+)$", text, re.MULTILINE)
     facts = {"library": told[0][2]} if told else {}
     if process.returncode or not told:
         reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")

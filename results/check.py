@@ -16,7 +16,7 @@ from . import clocks
 from .damage import damaged_tables
 from .held_out import unbelieved
 from .quiet import quiet
-from .read import noted, printable, runs_and_attempts
+from .read import no_runs, noted, printable, runs_and_attempts
 from .rows import rows_of
 from .rules import FAIL, PASS, RULES, SKIP, Outcome, Table, ok_rows, outcome_of
 
@@ -78,14 +78,13 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
 
     Raises
     ------
-    ValueError: nothing at the path, no run, or not a filter
+    ValueError: nothing at the path, no run, or not a filter; what was left out is warned of
     """
     with noted() as told:
         seen = runs_and_attempts(path, where, clocks.COLUMNS)
     rows, attempts = rows_of(seen.runs), rows_of(seen.attempts)
     if not rows:
-        why = f"; {told[0]}" if told else ""
-        raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else "") + why)
+        raise no_runs(path, where, told)
     lines = (*told, *damaged_tables(seen.sources), *unbelieved(rows))
     notes = [f"warning: {printable(line)}" for line in lines]
     return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))

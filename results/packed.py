@@ -37,6 +37,7 @@ class PackedRuns:
         self._places: dict[str, dict[int, Place]] = {}
         self._rows: dict[tuple, dict[int, Row]] = {}
         self._lost: dict[str, tuple[int, str]] = {}
+        self._damaged: dict[str, str] = {}
 
     def attempts(self, run_id: str) -> dict[int, Place]:
         self._refresh()
@@ -45,6 +46,11 @@ class PackedRuns:
     def run_ids(self) -> Iterable[str]:
         self._refresh()
         return self._places.keys()
+
+    def damaged(self) -> dict[str, str]:
+        """Name of a part that cannot be read -> why. Its runs are not among ours."""
+        self._refresh()
+        return self._damaged
 
     def brief(self, place: Place, names: tuple[str, ...]) -> Row | None:
         """These columns of the attempt's row; None: it is damaged."""
@@ -103,24 +109,26 @@ class PackedRuns:
         self._take()
 
     def _take(self) -> None:
-        from .part import DAMAGE, Part, part_names
+        from .part import DAMAGE, NewerPart, Part, part_names
 
         for _ in range(20):  # a part may be taken into another between listing and opening
             names = part_names(self.results)
             if names == list(self._parts):
                 return
             found: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
-            gone = False
+            gone, damaged = False, {}
             for name in names:
                 try:
                     found[name] = self._parts.get(name) or _read(Part(self.results / FOLDER / name, self.results))
                 except FileNotFoundError:
                     gone = True
-                except DAMAGE:
-                    continue  # what it holds is not there: it runs again
+                except NewerPart:
+                    raise  # its runs are done: to leave it out would be to run them again
+                except DAMAGE as error:
+                    damaged[name] = str(error)  # what it holds is not there: it runs again
             if not gone:
                 break
-        self._parts, self._rows = found, {}
+        self._parts, self._rows, self._damaged = found, {}, damaged
         places: dict[str, dict[int, Place]] = {}
         self._lost = {}
         for part, rows, lost in found.values():

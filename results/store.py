@@ -113,6 +113,10 @@ class RunStore:
         """The runs that have a folder or a finished attempt."""
         return {*files.names(self.runs, self.folder), *self._packed.run_ids()}
 
+    def damaged_parts(self) -> dict[str, str]:
+        """Name of a part that cannot be read -> why; its runs count as if they had never run."""
+        return self._packed.damaged()
+
     def in_part(self, run_id: str) -> bool:
         """Whether the run's last attempt lies in a part, whose files were verified when it was first looked at."""
         packed = self._packed.attempts(run_id)

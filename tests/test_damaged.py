@@ -110,6 +110,28 @@ def test_of_a_damaged_part_the_damaged_run_alone_runs_again(swept, capfd):
     assert not swept.run().outcomes  # once
 
 
+def test_a_damaged_part_is_named_and_its_runs_run_again_once(swept, capfd):
+    compact(swept.results)
+    flipped(swept.results / "table" / "p1" / "index.arrow")
+    with pytest.raises(ValueError, match="no runs at .*table/p1 left out: index.arrow: "):
+        check(swept.results)
+    capfd.readouterr()
+    assert len(swept.run().outcomes) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert line.startswith("warning: part p1 is damaged, and runs that are nowhere else run again: index.arrow: ")
+    assert not swept.run().outcomes and "warning" not in capfd.readouterr().err
+
+
+def test_a_part_of_a_newer_version_stops_a_sweep(swept):
+    """Its runs are done: nothing is done twice."""
+    compact(swept.results)
+    manifest = swept.results / "table" / "p1" / "part.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="table/p1 was written by a newer Scalade: upgrade scalade"):
+        swept.run()
+    assert not list((swept.results / "runs").iterdir())
+
+
 def test_check_names_what_is_damaged(swept):
     flipped(swept.folder / "a1" / "steps.arrow")
     said = [line for line in check(swept.results).to_text().splitlines() if "steps.arrow" in line]

@@ -27,7 +27,7 @@ from ..efficiency.workload import (
     Group,
     allowed,
 )  # fmt: skip
-from ..read import noted, printable, runs_table
+from ..read import no_runs, noted, printable, runs_table
 from ..rows import rows_of
 from ..step_columns import StepColumns, read_step_columns
 from ..told_apart import differing_in_parts
@@ -116,7 +116,7 @@ def read_source(
         rows = rows_of(runs_table(path, where=where))
         bases = set(runs_table(path, where=base, columns=["run_id"])["run_id"].to_pylist()) if base else None
     if not rows:
-        raise ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else ""))
+        raise no_runs(path, where, notes)
     found, lost = groups(rows)
     declared = None if bases is None else [group for group in found if group.rows[0]["run_id"] in bases]
     if declared == []:
