@@ -13,6 +13,7 @@ import typer
 
 from .cli_read import FoundResults, Json, say
 from .launch.grid import printable
+from .results.wording import count_of
 
 if TYPE_CHECKING:
     from .launch.submit import Submitted
@@ -71,11 +72,11 @@ def submit(
     if dry_run:
         for name, text in done.scripts.items():
             say([f"# ---- {name}", text])
-    facts = [f"{done.runs} run{'s' if done.runs != 1 else ''}"]
+    facts = [f"{count_of(done.runs, 'run')}"]
     facts += [f"{done.kept} had been done before"] * bool(done.kept)
-    facts += [f"{done.active} case{'s' if done.active != 1 else ''} under way"] * bool(done.active)
+    facts += [f"{count_of(done.active, 'case')} under way"] * bool(done.active)
     facts += [f"{len(done.failed)} failed before: --retry-failed submits what can run"] * bool(done.failed)
-    facts += [f"{done.skipped} case{'s' if done.skipped != 1 else ''} skipped"] * bool(done.skipped)
+    facts += [f"{count_of(done.skipped, 'case')} skipped"] * bool(done.skipped)
     more = _left_alone(done)
     verb = "would submit" if dry_run else "submitted" if ids else "nothing to submit"
     lines = [f"{verb}: {', '.join(facts)}", *counted(done.skip_reasons), *more]
@@ -89,16 +90,12 @@ def _left_alone(done: Submitted) -> list[str]:
     lines = []
     if done.unheard_cases:
         jobs = [f"{job} ({state})" for job, state in done.unheard.items()]
-        lines.append(f"not started again: {_counted(done.unheard_cases, 'case')} of {_some_of(jobs)}: they may be "
+        lines.append(f"not started again: {count_of(done.unheard_cases, 'case')} of {_some_of(jobs)}: they may be "
                      "running; scalade status says more, --resubmit starts them all the same")  # fmt: skip
     if done.left:
-        lines.append(f"left for later: {_counted(done.left, 'case')}, since {done.left_why}: submit again, or --mode "
+        lines.append(f"left for later: {count_of(done.left, 'case')}, since {done.left_why}: submit again, or --mode "
                      "packed")  # fmt: skip
     return lines
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
 def _some_of(words: Sequence[str], most: int = 8) -> str:
@@ -113,7 +110,7 @@ def _every_few_seconds() -> Callable[[int, int], None]:
         nonlocal last
         if time.monotonic() - last >= TELL_S and done < of:
             last = time.monotonic()
-            print(f"scalade: {done:,} of {of:,} jobs handed over", file=sys.stderr, flush=True)
+            print(f"scalade: {done:,} of {count_of(of, 'job')} handed over", file=sys.stderr, flush=True)
 
     return tell
 
@@ -151,7 +148,7 @@ def status(
         print_grid(make_console(), headers, rows)
         if len(lines) < len(everything):
             counts = ", ".join(f"{count:,} {state}" for state, count in counted_states(everything).items())
-            say([f"{len(lines):,} of {len(everything):,} jobs are shown (--limit): {counts}"])
+            say([f"{len(lines):,} of {count_of(len(everything), 'job')} are shown (--limit): {counts}"])
     for doubt in doubts:
         print(f"scalade: {doubt}", file=sys.stderr)
     raise typer.Exit(code)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .launch.grid import printable
+from .results.wording import count_of
 
 app = typer.Typer()
 
@@ -72,7 +73,7 @@ def export(
         from .results.show import export as write_table
 
         rows = write_table(locate(results), out, format, table, where, everything, csv_safe)
-    say({"rows": rows, "table": table, "file": str(out)} if as_json else [f"{rows} rows of {table}: {out}"])
+    say({"rows": rows, "table": table, "file": str(out)} if as_json else [f"{count_of(rows, 'row')} of {table}: {out}"])
 
 
 @app.command(epilog="Example: scalade efficiency strong-scaling --form step_time")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_read import FoundResults, Json, _located, say
+from .results.wording import count_of
 
 app = typer.Typer()
 
@@ -27,9 +28,10 @@ def compact(
         raise ValueError(f"{str(path)!r} is not a results folder: only such is packed")
     if undo:
         count = unpack(path)
-        say({"unpacked": count, "results": str(path)} if as_json else [f"{count} attempts have folders again: {path}"])
+        told = f"put back into folders of their own: {count_of(count, 'attempt')}: {path}"
+        say({"unpacked": count, "results": str(path)} if as_json else [told])
         return
     done = pack(path)
-    parts = f"{done.parts} part{'' if done.parts == 1 else 's'}"
-    told = f"{done.packed} attempts moved, {done.left} stay in their folders, {parts}: {path / 'table'}"
+    stay = count_of(done.left, "stays in its folder", "stay in their folders")
+    told = f"{count_of(done.packed, 'attempt')} moved, {stay}, {count_of(done.parts, 'part')}: {path / 'table'}"
     say({"packed": done.packed, "left": done.left, "parts": done.parts, "results": str(path)} if as_json else [told])

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from ..bench.data.spec import DataSpec
 from ..bench.mistakes import Mistake, Mistakes
+from ..results.wording import count_of
 from .case import Case
 from .errors import SHOWN, dotted, nearest, shown
 from .expand import MOST_RUNS, Axis, Point, Tables, axes_of, expand, point_of, too_many, too_many_runs
@@ -170,7 +171,7 @@ def _build(
         if count == points or in_table:
             problems.append(line)
         elif "exclude" not in unsure:
-            problems.append(f"{line} (in {count} of {points} cases; drop these with [[exclude]])")
+            problems.append(f"{line} (in {count} of {count_of(points, 'case')}; drop these with [[exclude]])")
     if not points and not problems:
         problems.append("exclude leaves no case")
     return tuple(cases.values())

@@ -9,6 +9,7 @@ from math import prod
 
 from ..parallelism.diloco.config import Outer
 from ..results.columns import MESH_DIMS
+from ..results.wording import count_of
 
 BACKENDS = ("gloo", "nccl", "mpi")
 KEY = "collectives"  # of the JSON, by which it is told from a training case
@@ -48,7 +49,7 @@ class CommCase:
             return f"{self.ranks} rank has nobody to talk to: give at least 2"
         if self.sizes and prod(self.sizes.values()) != self.ranks:
             dims = " x ".join(f"{dim} {n}" for dim, n in self.sizes.items())
-            return f"the layout {dims} has {prod(self.sizes.values())} ranks, the world {self.ranks}"
+            return f"the layout {dims} has {count_of(prod(self.sizes.values()), 'rank')}, the world {self.ranks}"
         return None
 
     def columns(self) -> dict[str, object]:

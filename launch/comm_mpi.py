@@ -19,6 +19,7 @@ from typing import Any
 
 from ..results import files
 from ..results.store import RunStore
+from ..results.wording import count_of
 from . import mpi
 from .cause import Stop, Why
 from .comm_case import CommCase
@@ -31,7 +32,7 @@ from .processes import MARK, Guard, end_marked, new_mark
 from .progress import Reporter
 from .rank import WORLD, write_row
 from .rendezvous import Seat, World, wrong_world
-from .spec import RunSpec, utc, write_atomically
+from .spec import RunSpec, utc
 from .supervise import Child, Outcome, Signals, watch
 
 
@@ -66,7 +67,7 @@ def measure_over_mpi(spec: RunSpec) -> None:
 
     comm = mpi.load().COMM_WORLD
     if comm.size != spec.size:
-        raise mpi.another(f"{spec.size} ranks were started", f"{comm.size}")
+        raise mpi.another(f"{count_of(spec.size, 'rank')} were started", f"{comm.size}")
     hosts = comm.allgather(socket.gethostname())
     neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[comm.rank]]
     local = neighbours.index(comm.rank)
@@ -79,7 +80,7 @@ def measure_over_mpi(spec: RunSpec) -> None:
     assert isinstance(case, CommCase)
     scratch = Path(spec.scratch)
     if comm.rank == 0:
-        write_atomically(scratch / WORLD, world.ranks_json())
+        files.write(scratch / WORLD, world.ranks_json(), sync=False)
     reporter = Reporter(scratch, case.steps, active=comm.rank == 0, launched=spec.launched)
 
     def transport(sets: list[list[int]]) -> MpiTransport:
@@ -114,7 +115,7 @@ class MpirunExecutor:
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
         spec = replace(spec, nonce=os.urandom(8).hex())
-        write_atomically(scratch / "spec.json", spec.to_json())
+        files.write(scratch / "spec.json", spec.to_json(), sync=False)
         command = self.start(spec.size, ["-m", f"{__package__}.comm_mpi", str(scratch / "spec.json")])
         env = {WAIT_POLICY: "PASSIVE"} | os.environ | {MARK: self.mark, "OMP_NUM_THREADS": str(spec.threads or 1)}
         with files.stream(scratch / "rank-0.log") as log:

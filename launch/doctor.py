@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..bench.host import load_average
 from ..results.quiet import STEAL
+from ..results.wording import count_of
 from . import doctor_host as host
 from . import machine
 from .grid import Cell, print_grid, say
@@ -196,10 +197,10 @@ def communication(place: Place) -> Iterator[Finding]:
 
 def _collective(name: str, trial: Trial, ranks: int) -> Finding:
     if trial.reason:
-        return Finding(name, f"{ranks} ranks on this host: {trial.reason}", "broken", ADVICE)
+        return Finding(name, f"{count_of(ranks, 'rank')} on this host: {trial.reason}", "broken", ADVICE)
     facts = trial.facts
     speed = f"{facts['latency_s'] * 1e6:.0f} us, {facts['bytes_per_s'] / 1e9:.2f} GB/s"
-    return Finding(name, f"{ranks} rank{'s' * (ranks > 1)} all-reduced, {speed}")
+    return Finding(name, f"{count_of(ranks, 'rank')} all-reduced, {speed}")
 
 
 ADVICE = "is there a firewall on the loopback? NCCL_DEBUG=INFO and TORCH_DISTRIBUTED_DEBUG=DETAIL say more"

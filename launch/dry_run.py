@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..parallelism.memory import GIB
 from ..results.store import RunStore
+from ..results.wording import count_of
 from .grid import print_grid, say
 from .here import refuse_here
 from .plan import Plan, PlannedRun, make_plan
-from .run import counted, some
+from .run import counted
 from .study import load_study
 
 if TYPE_CHECKING:
@@ -78,13 +79,13 @@ def print_dry_run(found: DryRun, console: Console, limit: int = ROWS) -> None:
         headers = ("case", "model", "layout", ">ranks", ">runs", ">MiB a rank", "and")
         print_grid(console, headers, [_line(runs, more) for runs, more in zip(shown, told, strict=True)])
     if len(cases) > len(shown):
-        say(console, f"and {some(len(cases) - len(shown), 'case')} more: --limit 0 shows all, --json gives them")
+        say(console, f"and {count_of(len(cases) - len(shown), 'case')} more: --limit 0 shows all, --json gives them")
     had = f"; {len(plan.kept)} had been done before" if plan.kept else ""
-    say(console, f"would run: {some(len(plan.pending), 'run')} of {some(len(cases), 'case')}{had}")
+    say(console, f"would run: {count_of(len(plan.pending), 'run')} of {count_of(len(cases), 'case')}{had}")
     if plan.failed:
-        say(console, f"{some(len(plan.failed), 'run')} had failed before: --retry-failed runs again what can run")
+        say(console, f"{count_of(len(plan.failed), 'run')} had failed before: --retry-failed runs again what can run")
     if plan.skipped:
-        say(console, f"{some(plan.skipped, 'case')} skipped:")
+        say(console, f"{count_of(plan.skipped, 'case')} skipped:")
         for line in counted(plan.skip_reasons):
             say(console, line)
     for line in found.warnings:

@@ -11,6 +11,8 @@ from itertools import filterfalse, product
 from math import prod
 from operator import itemgetter
 
+from ..results.wording import count_of
+
 MOST_RUNS = 1_000_000  # that run.max_runs may ask for: some 2 KB and 50 us each
 
 Point = dict[str, object]
@@ -55,7 +57,7 @@ def too_many(counts: Mapping[str, int], limit: int) -> str | None:
         return None
     largest = sorted(((n, label) for label, n in counts.items() if n > 1), key=lambda item: -item[0])[:8]
     product_of = " x ".join(f"{label} {n}" for n, label in largest)
-    return f"the lists multiply to {total} cases: {product_of}; {limit_is(limit, total)}"
+    return f"the lists multiply to {count_of(total, 'case')}: {product_of}; {limit_is(limit, total)}"
 
 
 def too_many_runs(cases: int, repeats: int, limit: int) -> str | None:
@@ -64,8 +66,8 @@ def too_many_runs(cases: int, repeats: int, limit: int) -> str | None:
     if total <= limit:
         return None
     fewer = f"; set run.repeats to at most {limit // cases}" if cases <= limit else ""
-    some = f"{cases} case{'s' * (cases != 1)}"
-    return f"run.repeats = {repeats}: {some} make {total} runs; {limit_is(limit, total)}{fewer}"
+    made = f"{count_of(cases, 'case makes', 'cases make')} {count_of(total, 'run')}"
+    return f"run.repeats = {repeats}: {made}; {limit_is(limit, total)}{fewer}"
 
 
 def limit_is(limit: int, wanted: int) -> str:

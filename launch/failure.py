@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..results import files
 from ..results.out_of_memory import is_out_of_memory
 from .cause import Kind
 from .environment import WorldError
-from .spec import read_json, write_atomically
+from .spec import read_json
 
 # Of gloo and NCCL, whose RuntimeErrors say no more than their text; none can be part of a host's name.
 PEER_TEXTS = (
@@ -72,4 +73,4 @@ def one_line(error: BaseException) -> str:
 
 
 def write_report(scratch: Path, report: ErrorReport) -> None:
-    write_atomically(report_file(scratch, report.rank), json.dumps(asdict(report)))
+    files.write(report_file(scratch, report.rank), json.dumps(asdict(report)), sync=False)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..results.wording import count_of
 from .labels import labels
 from .plan import PlannedRun
 from .schedulers.base import MOST_TASKS, Limits
@@ -84,14 +85,15 @@ def _packed(
     study, per_node_most, limit_s = ground.study, ground.site.per_node, ground.study.run.time_limit_s
     nodes, per_node = max(nodes_of(ranks, per_node_most) for ranks in sizes)
     if 0 < wish.nodes < nodes:
-        raise ValueError(f"--nodes {wish.nodes}: the largest case takes {nodes} nodes of {per_node_most} ranks")
+        raise ValueError(f"--nodes {wish.nodes}: the largest case takes {count_of(nodes, 'node')} of "
+                         f"{count_of(per_node_most, 'rank')}")
     nodes, per_node = max(nodes, wish.nodes), max(nodes_of(ranks, per_node_most)[1] for ranks in sizes)
     parts = tuple(part[id(runs)] for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
     pending = [run for found in sizes.values() for runs in found for run in runs]
     taking = (nodes if wish.alone else nodes_of(run.case.ranks, per_node_most)[0] for run in pending)
     work_s = sum(taking) * limit_s
     seconds = ground.site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / wish.jobs)) + SPARE_S
-    title = f"study {study.name}, {_some(len(parts), 'case')} on {_some(nodes, 'node')}"
+    title = f"study {study.name}, {count_of(len(parts), 'case')} on {count_of(nodes, 'node')}"
     checkpoints = any(run.case.measure.checkpoint_every for run in pending)
     return [
         Job(name=f"{_prefix(ground)}-{number}", title=title, nodes=nodes, per_node=per_node, seconds=seconds,
@@ -109,9 +111,10 @@ def _arrays(
         nodes, per_node = nodes_of(ranks, ground.site.per_node)
         for first in range(0, len(sizes[ranks]), most):
             cases = sizes[ranks][first : first + most]
-            on = f"{_some(nodes, 'node')} with {_some(per_node, 'rank')} each"
+            on = f"{count_of(nodes, 'node')} with {count_of(per_node, 'rank')} each"
             jobs.append(Job(
-                name=f"{_prefix(ground)}-{len(jobs)}", title=f"study {study.name}, {_some(len(cases), 'case')} on {on}",
+                name=f"{_prefix(ground)}-{len(jobs)}",
+                title=f"study {study.name}, {count_of(len(cases), 'case')} on {on}",
                 nodes=nodes, per_node=per_node, parts=tuple(part[id(runs)] for runs in cases),
                 seconds=ground.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
                 checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases),
@@ -134,7 +137,3 @@ def job_json(job: Job, scheduler: str, wish: Wish) -> str:
         "exports": exports(job.site, warned=True),
     }  # fmt: skip
     return json.dumps(content, indent=1) + "\n"
-
-
-def _some(count: int, what: str) -> str:
-    return f"{count} {what}" + ("s" if count != 1 else "")

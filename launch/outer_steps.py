@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..parallelism.diloco.plan import first_outer_step, round_of, steps_after_outer
+from ..results.wording import count_of
 
 if TYPE_CHECKING:
     from .case import Case
@@ -22,7 +23,8 @@ def refusal(case: Case) -> str | None:
     else:
         what = "what is sent is received one round later, after the end"
     least = first_outer_step(outer)
-    return f"{steps} steps and outer.sync_every = {outer.sync_every}{_overlap(case)}: {what}; at least {least} steps"
+    return (f"{count_of(steps, 'step')} and outer.sync_every = {outer.sync_every}{_overlap(case)}: {what}; at least "
+            f"{least} steps")  # fmt: skip
 
 
 def warnings(case: Case) -> list[str]:
@@ -32,7 +34,7 @@ def warnings(case: Case) -> list[str]:
         return []
     kept = case.measure.eval_sequences or case.measure.keep_weights  # what the outer parameters are looked at for
     found, dropped = [], steps_after_outer(outer, steps) if kept else 0
-    at = f"{steps} steps and outer.sync_every = {outer.sync_every}{_overlap(case)}"
+    at = f"{count_of(steps, 'step')} and outer.sync_every = {outer.sync_every}{_overlap(case)}"
     if dropped:
         lost = f"the last {dropped} inner steps" if dropped > 1 else "the last inner step"
         lost += " of fragment 0" if outer.algorithm == "streaming" else ""

@@ -21,7 +21,7 @@ from ..results import files
 from .environment import SECRET, Placement, child_environment
 from .failure import report_file
 from .processes import MARK
-from .spec import RunSpec, write_atomically
+from .spec import RunSpec
 from .supervise import RANK_COMMAND, Child
 
 ARGUMENT = "pool:"  # in the place of a spec's path: the number of the socket
@@ -73,7 +73,7 @@ class Pool:
     ) -> list[Child]:  # fmt: skip
         """As supervise.start, but ranks that are there and idle are given the order."""
         scratch = Path(spec.scratch)
-        write_atomically(scratch / "spec.json", spec.to_json())
+        files.write(scratch / "spec.json", spec.to_json(), sync=False)
         if list(self._warm) != list(places) or not all(warm.ready for warm in self._warm.values()):
             self.close()
             for place in places:

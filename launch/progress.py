@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..results import files
 from .clock import Moment
-from .spec import read_json, write_atomically
+from .spec import read_json
 
 PROGRESS = "progress.json"
 STEP = "step"
@@ -95,7 +95,7 @@ class Reporter:
             trained_at=self.trained_at, at=self.launched.time_now(),
         )  # fmt: skip
         with suppress(OSError):
-            write_atomically(self.folder / PROGRESS, json.dumps(asdict(now)))
+            files.write(self.folder / PROGRESS, json.dumps(asdict(now)), sync=False)
 
 
 def read_progress(folder: Path, below: Path | None = None) -> Progress | None:

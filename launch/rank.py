@@ -27,7 +27,7 @@ from .pool import ARGUMENT, serve
 from .processes import die_with_supervisor
 from .progress import Reporter
 from .rendezvous import World, join, leave
-from .spec import WEIGHTS, RunResult, RunSpec, utc, write_atomically
+from .spec import WEIGHTS, RunResult, RunSpec, utc
 from .starts import goodput_columns, read_log
 from .stop import REQUEUE_STATUS, Preempted, signal_names
 
@@ -94,7 +94,7 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     gc.freeze()
     gc.enable()
     if world.rank == 0:
-        write_atomically(scratch / WORLD, world.ranks_json())
+        files.write(scratch / WORLD, world.ranks_json(), sync=False)
     case = spec.parsed_case()
     reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched=spec.launched, run_id=spec.run_id)
     reporter.phase("building")

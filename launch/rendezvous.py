@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..results.wording import count_of
 from .environment import Placement, WorldError
 from .machine import cores
 from .progress import lost_replicas
@@ -94,7 +95,7 @@ def wrong_world(seats: Sequence[Seat]) -> str | None:
         missing = ", ".join(str(rank) for rank in sorted(set(range(size)) - {seat.rank for seat in seats}))
         return f"rank {doubled[0]} came more than once and rank {missing or 'none'} is missing: found {found}"
     if len(seats) != size or {seat.rank for seat in seats} != set(range(size)):
-        return f"a world of {size} ranks was asked for and {len(seats)} came: found {found}"
+        return f"a world of {count_of(size, 'rank')} was asked for and {len(seats)} came: found {found}"
     used: dict[tuple[str, str], Seat] = {}
     for seat in seats:
         if seat.device != "cpu" and (other := used.setdefault((seat.host, seat.device), seat)) is not seat:
@@ -160,7 +161,7 @@ def join(spec: RunSpec, place: Placement, secret: bytes) -> World:
     from .torch_store import SharedStore, forget
 
     if place.size != spec.size:
-        raise WorldError(f"run {spec.run_id} wants {spec.size} ranks, {place.source} gives {place.size}")
+        raise WorldError(f"run {spec.run_id} wants {count_of(spec.size, 'rank')}, {place.source} gives {place.size}")
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores() // place.local_size)
     torch.set_num_threads(threads)
     device, identifier = _device(spec.device, place)

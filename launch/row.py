@@ -23,6 +23,7 @@ from ..parallelism.diloco.quorum import Meeting
 from ..results.columns import COLLECTIVES, MESH_DIMS
 from ..results.held_out import val_hash
 from ..results.outer_cost import outer_cost
+from ..results.wording import count_of
 from .case import Case
 
 HASHED = 256  # sequences in memory at once
@@ -221,7 +222,7 @@ def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | 
     row: dict[str, object] = {"timed_steps": len(timed), "first_step_s": steps["step_time_s"][0]}
     if not timed:
         count = len(steps["warmup"])
-        why = f"all {count} steps are warm-up: lower measure.warmup_steps, or more steps"
+        why = f"all {count_of(count, 'step is', 'steps are')} warm-up: lower measure.warmup_steps, or more steps"
         return row | {"step_time_s_reason": why, "tokens_per_s_reason": why}
     p05, p95 = np.quantile(timed, [0.05, 0.95]).tolist()
     row |= {"step_time_p05_s": p05, "step_time_p95_s": p95} | _step_time(case, steps, timed)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..results import files
 from ..results.store import RunStore
+from ..results.wording import count_of
 from .display import make_display
 from .failure import one_line
 from .here import refuse_here
@@ -106,7 +107,7 @@ def _run_through(
         for size in sorted({run.case.ranks for run in plan.pending}):
             if summary.interrupted:
                 break
-            ended_file.unlink(missing_ok=True)
+            files.remove_file(ended_file)
             program = ["-m", "scalade", "worker", str(study.path.absolute()), *options]
             process = subprocess.Popen(
                 launcher.command(size, program), env=env, start_new_session=True, stdin=subprocess.DEVNULL
@@ -115,7 +116,7 @@ def _run_through(
             while process.poll() is None and not signals.received:
                 if signals.warned:  # a launcher may not hand a signal on: the worker looks for the file
                     files.write(stop_file, "", sync=False)
-                if ended_at is None and ended_file.exists():
+                if ended_at is None and files.is_file(ended_file):
                     ended_at = time.monotonic()
                 if ended_at and time.monotonic() - ended_at > LEAVE_S:
                     break
@@ -125,26 +126,27 @@ def _run_through(
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(FAREWELL_S)
+            started = f"{launcher.name} with {count_of(size, 'rank')}"
             if signals.received:
                 summary.interrupted = summary.signal = signals.received
-            elif undone_file.exists() and not signals.warned:  # a host is gone, or the launcher has ended all of them
+            elif files.is_file(undone_file) and not signals.warned:  # a host is gone, or the launcher ended all
                 status = "" if late else f" with status {process.returncode}"
-                said = f"{launcher.name} with {size} ranks ended{status} in the middle of a run"
-                summary.interrupted, summary.requeue = undone_file.read_text() or said, True
+                said = f"{started} ended{status} in the middle of a run"
+                summary.interrupted, summary.requeue = _told(undone_file) or said, True
             elif late:
-                said = f"{launcher.name} with {size} ranks had not ended"
+                said = f"{started} had not ended"
                 summary.interrupted = f"{said} {LEAVE_S:g} s after rank 0's supervisor"
             elif signals.warned:
                 summary.interrupted, summary.requeue = f"stopped by {signals.warned}", True
             elif process.returncode:
-                summary.interrupted = f"{launcher.name} with {size} ranks ended with status {process.returncode}"
+                summary.interrupted = f"{started} ended with status {process.returncode}"
             end_marked(mark)
     finally:
         end_marked(mark)
-        ended_file.unlink(missing_ok=True)
-        undone_file.unlink(missing_ok=True)
+        files.remove_file(ended_file)
+        files.remove_file(undone_file)
         if STOP_FILE not in os.environ:
-            stop_file.unlink(missing_ok=True)
+            files.remove_file(stop_file)
         if guard:
             guard.close()
     for run in plan.pending:
@@ -154,6 +156,13 @@ def _run_through(
         elif not summary.interrupted:
             summary.elsewhere.append(run.run_id)
     return summary
+
+
+def _told(file: Path) -> str:
+    """Why the sweep ended, as its worker wrote it; nothing where it cannot be read."""
+    with suppress(OSError):
+        return files.read(file, limit=files.MIB).decode(errors="replace")
+    return ""
 
 
 def run_worker(
@@ -226,15 +235,16 @@ def as_text(summary: Summary, folder: Path) -> list[str]:
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing to do"
     lines = [f"runs: {counts}" + (f"; {len(summary.kept)} had been done before" if summary.kept else "")]
     if before := summary.failed_before.values():
-        lines.append(f"{some(len(before), 'run')} had failed before; --retry-failed runs again what can run:")
+        lines.append(f"{count_of(len(before), 'run')} had failed before; --retry-failed runs again what can run:")
         lines += counted(Counter(f"{outcome.status}: {outcome.reason}" for outcome in before))
     if summary.skipped:
-        lines.append(f"{some(summary.skipped, 'case')} skipped:")
+        lines.append(f"{count_of(summary.skipped, 'case')} skipped:")
         lines += counted(summary.skip_reasons)
     if summary.elsewhere:
-        lines.append(f"{some(len(summary.elsewhere), 'run')} left to another sweep: {named(summary.elsewhere)}")
+        lines.append(f"{count_of(len(summary.elsewhere), 'run')} left to another sweep: {named(summary.elsewhere)}")
     for size, count in summary.other_sizes.items():
-        lines.append(f"{some(count, 'case')} for a world of {size} left alone: start {some(size, 'worker')} for that")
+        workers = count_of(size, "worker")
+        lines.append(f"{count_of(count, 'case')} for a world of {size} left alone: start {workers} for that")
     if summary.interrupted:
         lines.append(f"ended early: {summary.interrupted}; start it again for the rest")
     elif summary.nothing_measured:
@@ -249,7 +259,7 @@ def counted(reasons: Mapping[str, int]) -> list[str]:
     left = ordered[MOST_REASONS:]
     if left:
         count = sum(count for _, count in left)
-        lines.append(f"  {count} more, for {some(len(left), 'other reason')}: scalade show --columns layout,reason")
+        lines.append(f"  {count} more, for {count_of(len(left), 'other reason')}: scalade show --columns layout,reason")
     return lines
 
 
@@ -257,8 +267,3 @@ def named(words: Sequence[str]) -> str:
     """The first of a list that may be long, and how many more there are."""
     more = len(words) - MOST_NAMED
     return ", ".join(words[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def some(count: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count} {what}" + ("s" if count != 1 else "")

@@ -87,11 +87,6 @@ def utc(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds")
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Readers see the old content or the new, never a part. Not synced: for files that die with the run."""
-    files.write(file, text, sync=False)
-
-
 def read_json(file: Path, below: Path | None = None) -> dict[str, Any] | None:
     """The content, or None where there is no (whole) file, or no JSON object in it."""
     try:

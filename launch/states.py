@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..results import files
 from ..results.store import RunStore
+from ..results.wording import count_of
 from .errors import unknown
 from .heard import Heard, hear
 from .plan import RETRIED, UNFINISHED, Rows
@@ -133,7 +134,7 @@ def _line(
     return Line(
         submission=submission.id, scheduler=submission.scheduler,
         job=SCHEDULERS[submission.scheduler].task_name(job_id, number) if several else job_id, name=record.name,
-        what=record.labels[cases[0]] if len(cases) == 1 else f"{len(cases)} cases", nodes=record.nodes,
+        what=record.labels[cases[0]] if len(cases) == 1 else f"{count_of(len(cases), 'case')}", nodes=record.nodes,
         ranks=record.ranks, state=state, runs=dict(sorted(counts.items())),
         progress=_progress(rows, run_ids) if state in ACTIVE else "", reason=reason, where=task.where,
         elapsed=task.elapsed, array=job_id, task=number,
@@ -148,7 +149,7 @@ def _judged(state: State, reason: str, counts: Counter[str]) -> tuple[State, str
     if counts and not missing:
         return State.DONE, ""
     if state == State.LOST:
-        reason += f"; {missing} run{'s' if missing != 1 else ''} missing: `scalade submit --resubmit` starts them again"
+        reason += f"; {count_of(missing, 'run')} missing: `scalade submit --resubmit` starts them again"
     return state, reason
 
 

@@ -49,15 +49,15 @@ def undone(summary: Summary) -> Iterator[None]:
     file = Path(os.environ[UNDONE_FILE]) if os.environ.get(UNDONE_FILE) else None
     if file:
         with suppress(OSError):
-            file.touch()
+            files.write(file, "", sync=False)
     try:
         yield
     finally:
         with suppress(OSError):
             if file and summary.requeue:
-                file.write_text(summary.interrupted or "")
+                files.write(file, summary.interrupted or "", sync=False)
             elif file:
-                file.unlink(missing_ok=True)
+                files.remove_file(file)
 
 
 def signal_names(text: str) -> tuple[str, ...]:

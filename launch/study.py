@@ -14,6 +14,7 @@ from ..bench.recipe import Recipe
 from ..parallelism.engines import patches, unavailable
 from ..parallelism.layout import Layout
 from ..parallelism.memory import GIB, predict
+from ..results.wording import count_of
 from . import machine
 from .case import Case
 from .combine import combine, given
@@ -113,7 +114,7 @@ class Study:
         for case, places in self._alike:
             for line in case.warnings() if case.refusal() is None else ():
                 counts[line] += len(places)
-        told = [f"{line} ({n} case{'s' * (n != 1)})" for line, n in counts.items()]
+        told = [f"{line} ({count_of(n, 'case')})" for line, n in counts.items()]
         more = len(told) - MOST_WARNINGS
         return told[:MOST_WARNINGS] + ([f"and {more} more of this kind, of other numbers"] if more > 0 else [])
 
@@ -134,7 +135,7 @@ class Study:
         elif case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():
             reason = f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
         elif limit is not None and case.ranks > limit:
-            reason = f"needs {case.ranks} ranks, {why}"
+            reason = f"needs {count_of(case.ranks, 'rank')}, {why}"
         elif self.run.isolation == "pool" and (what := disturbs(case)):
             reason = f"run.isolation = 'pool': {what}; with 'fresh' it can run"
         elif memory_bytes is not None:
@@ -160,7 +161,7 @@ class Study:
         else:  # under torchrun and mpirun other hosts may carry the other ranks: this one is known to carry one
             sharing = ranks if self.run.launcher == "local" else 1
             have, process = memory_bytes // sharing, PROCESS_BYTES
-            what = f"of host memory for each of {sharing} ranks"
+            what = f"of host memory for each of {count_of(sharing, 'rank')}"
         if need + process <= have:
             return None
         own = f" and {_size(process)} for its process" if process else ""

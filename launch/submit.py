@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..results import files
 from ..results.store import RunStore
+from ..results.wording import count_of
 from .errors import unknown
 from .heard import hear
 from .jobs import Ground, Wish, job_json, make_jobs
@@ -208,7 +209,7 @@ def _hand_over(scheduler: Scheduler, submission: Submission, tell: Tell) -> None
             submission.save()
             if not refused:
                 raise
-            before = f"; {number} jobs of it had been taken: scalade status" if number else ""
+            before = f"; {count_of(number, 'job')} of it had been taken: scalade status" if number else ""
             raise SchedulerError(f"{error} (script: {submission.folder / record.script}){before}") from None
         tell(number + 1, len(jobs))
         if saving_s <= SAVING * (time.monotonic() - begun):

@@ -22,7 +22,7 @@ from .failure import ErrorReport, read_report, report_file
 from .processes import MARK, end_marked
 from .progress import mark_lost
 from .quorum import Quorum
-from .spec import RunSpec, write_atomically
+from .spec import RunSpec
 from .stop import REQUEUE_STATUS, STOP_FILE, ask_to_stop
 from .watchdog import Watchdog, stopped
 
@@ -128,7 +128,7 @@ def start(
     prefix: of the command, by place; it must become the command by exec, whose process id is watched.
     """
     scratch = Path(spec.scratch)
-    write_atomically(scratch / "spec.json", spec.to_json())
+    files.write(scratch / "spec.json", spec.to_json(), sync=False)
     children = []
     for place in places:
         files.remove(report_file(scratch, place.rank))

@@ -23,10 +23,12 @@ from ..bench.recipe import Recipe
 from ..bench.shape import SIZES, ModelShape
 from ..parallelism.diloco.config import Outer
 from ..parallelism.layout import Layout
+from ..results import files
+from ..results.wording import count_of
 from .case import Case
 from .clock import Moment
 from .launchers import LAUNCHERS
-from .spec import RunResult, RunSpec, read_json, write_atomically
+from .spec import RunResult, RunSpec, read_json
 from .supervise import Signals
 from .sweep import LocalExecutor
 
@@ -89,10 +91,10 @@ def program(case: Case, world: World, reporter: Reporter) -> RunResult:
                 raise RuntimeError(f"an all-reduce of {size} bytes over {world.backend} gave a wrong sum")
         seconds[size] = min(times[1:])  # the first one connects
     if world.rank == 0:
-        write_atomically(reporter.folder / FACTS, json.dumps(_torch_facts() | {
+        files.write(reporter.folder / FACTS, json.dumps(_torch_facts() | {
             "backend": world.backend, "latency_s": seconds[SIZES_BYTES[0]],
             "bytes_per_s": SIZES_BYTES[1] / seconds[SIZES_BYTES[1]],
-        }))  # fmt: skip
+        }), sync=False)  # fmt: skip
     return RunResult("ok", {})
 
 
@@ -132,7 +134,7 @@ def try_mpi(ranks: int, time_limit_s: float) -> Trial:
     try:
         text = process.communicate(timeout=time_limit_s)[0]
     except subprocess.TimeoutExpired:
-        return Trial(f"{ranks} ranks did not come together within {time_limit_s:g} s")
+        return Trial(f"{count_of(ranks, 'rank')} did not come together within {time_limit_s:g} s")
     finally:
         if process.poll() is None:
             os.killpg(process.pid, 9)

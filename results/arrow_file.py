@@ -15,6 +15,7 @@ import pyarrow as pa
 from . import digests
 from .schema import SchemaError
 from .store import rows_column
+from .wording import count_of
 
 BEGIN = 8  # bytes before the first message: ARROW1 and two zeros
 SMALL = 2**17
@@ -35,7 +36,7 @@ def rows_in(content: bytes, schema: pa.Schema, row: Mapping[str, object], table:
     found.validate(full=True)
     count = row[rows_column(table)]
     if count is not None and len(found) != count:
-        raise SchemaError(f"{len(found)} rows, the run wrote {count}")
+        raise SchemaError(f"{count_of(len(found), 'row')}, the run wrote {count}")
     return under(schema, found)
 
 
@@ -55,7 +56,7 @@ def _plain(content: bytes, columns: int) -> pa.Table:
             length, packed = batch(message.metadata.to_pybytes())
             rows += length
             if packed or not 0 <= rows * max(columns, len(schema)) <= len(content) + SMALL:
-                raise SchemaError("a compressed file" if packed else f"{rows} rows in {len(content)} bytes")
+                raise SchemaError("a compressed file" if packed else f"{count_of(rows, 'row')} in {len(content)} bytes")
         elif message.type != "schema":
             raise SchemaError(f"it holds a {message.type}: no file of ours")
     return pa.ipc.open_stream(buffer.slice(BEGIN)).read_all()

@@ -19,6 +19,7 @@ from .quiet import quiet
 from .read import no_runs, noted, printable, runs_and_attempts
 from .rows import rows_of
 from .rules import FAIL, PASS, RULES, SKIP, Outcome, Table, ok_rows, outcome_of
+from .wording import count_of
 
 BEYOND = 0  # the number of a rule that is none of the twelve
 
@@ -61,7 +62,7 @@ class CheckReport:
                 "notes": list(self.notes), "passed": self.exit_code == 0}  # fmt: skip
 
     def to_text(self) -> str:
-        lines = [f"twelve rules (Hoefler and Belli, SC'15) over {self.runs} runs"]
+        lines = [f"twelve rules (Hoefler and Belli, SC'15) over {count_of(self.runs, 'run')}"]
         marks = {PASS: "pass", FAIL: "FAIL", SKIP: "n/a "}
         for one in self._all:
             lines.append(f"{one.rule or '+':>2} {marks[one.verdict]}  {one.title}: {one.why}")

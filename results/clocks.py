@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from .coded import Coded
+from .wording import count_of
 
 KEYS = ("run_id", "attempt")
 COLUMNS = (*KEYS, "status", "started_at", "finished_at", "wall_s", "restarts", "elapsed_s", "ranks_json")
@@ -86,5 +87,5 @@ def clocks(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tupl
         return skip, "no run says when it started", ()
     found = disagreements(rows)
     runs = {row["run_id"]: row for some in found.values() for row in some}
-    said = "; ".join(f"{what}: {len({row['run_id'] for row in some})} runs" for what, some in found.items())
-    return verdict(list(runs.values()), said, f"the stamps of {len(told)} attempts agree with their durations")
+    said = "; ".join(f"{what}: {count_of(len({row['run_id'] for row in some}), 'run')}" for what, some in found.items())
+    return verdict(list(runs.values()), said, f"the stamps of {count_of(len(told), 'attempt')} agree with their durations")

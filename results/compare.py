@@ -20,6 +20,7 @@ from .gate_rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SK
 from .read import noted, printable, runs_table
 from .rows import rows_of
 from .verdict import Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
+from .wording import count_of
 from .work import levels, work_of
 
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
@@ -175,7 +176,8 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
     if len(ok[1]) < len(head):
         bad = next(row for row in head if row["status"] != "ok")
         return unmeasured(
-            MISSING, f"{len(head) - len(ok[1])} of {len(head)} runs of HEAD {bad['status']}: {bad['reason']}"
+            MISSING,
+            f"{len(head) - len(ok[1])} of {count_of(len(head), 'run')} of HEAD {bad['status']}: {bad['reason']}",
         )
     if not base or skipped[0]:
         return unmeasured(NEW, "nothing in BASE to compare with")
@@ -188,11 +190,12 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
         return unmeasured(MISSING if metric.always else NEW, f"BASE has no {metric.column}{_because(ok[0], metric)}")
     if len(measured[1]) < len(values[1]):
         count = f"{values[1].count(None)} of {len(values[1])}"
-        return unmeasured(MISSING, f"{count} runs of HEAD have no {metric.column}{_because(ok[1], metric)}")
+        some = count_of(count, "run of HEAD has", "runs of HEAD have")
+        return unmeasured(MISSING, f"{some} no {metric.column}{_because(ok[1], metric)}")
     failed = len(base) - len(measured[0])
     draft = Finding(
         case_id, name, metric.column, SAME, len(measured[0]), len(measured[1]),
-        reason=f"{failed} of {len(base)} runs of BASE left out: not ok or not measured" if failed else None,
+        reason=f"{failed} of {count_of(len(base), 'run')} of BASE left out: not ok or not measured" if failed else None,
         base=statistics.median(measured[0]), head=statistics.median(measured[1]), interleaved=_interleaved(*ok),
     )  # fmt: skip
     return _Pair(draft, tuple(measured[0]), tuple(measured[1]))
@@ -323,7 +326,7 @@ def _notes(base: list[dict], head: list[dict], findings: Sequence[Finding]) -> l
     notes += _differences(*sides)
     unknown = [sum(row["parity"] is not None and work_of(row) is None for row in rows) for rows in sides]
     if any(unknown):
-        where = f"{unknown[0]} runs of BASE, {unknown[1]} of HEAD"
+        where = f"{count_of(unknown[0], 'run')} of BASE, {unknown[1]} of HEAD"
         notes.append(f"tokens per step unknown in {where}: taken to be those of their case")
     silent = held_out.unknown([row for rows in sides for row in rows])
     notes += [silent] if silent else []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from .columns import RUNS
 from .gate_rule import BETTER, FAILING, MISSING, SAME, WORSE, name_of
 from .held_out import refusal
+from .wording import count_of
 
 SEEDS = 3  # from which a tolerance can be learned
 NEARLY = 0.01  # of the tokens seen, where steps differ in tokens: packed sequences
@@ -91,7 +92,7 @@ def _compared(name: str, base: list[dict], head: list[dict], alpha: float, decla
         return finding(MISSING, f"no loss at equal tokens: tokens_seen is {' and '.join(sorted(map(str, tokens)))}")
     without = sum(row[loss] is None for row in rows)
     if without:
-        return finding(MISSING, f"{without} of {len(rows)} runs have no loss")
+        return finding(MISSING, f"{without} of {count_of(len(rows), 'run')} have no loss")
     seeds = [_by_seed(side, loss) for side in (base, head)]
     means = [statistics.fmean(side.values()) for side in seeds]
     learned = len(seeds[0]) >= SEEDS

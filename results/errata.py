@@ -23,6 +23,7 @@ from .columns import COLLECTIVES, MESH_DIMS
 from .where import mask
 from .where import named as words
 from .where import where as frame_mask
+from .wording import count_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +57,7 @@ class Taken:
         """The note, of `count` rows."""
         columns = self.erratum.columns[self.name]
         more = f" and {len(columns) - LISTED} more" if len(columns) > LISTED else ""
-        rows = f"{count} rows of {self.name} are" if count > 1 else f"1 row of {self.name} is"
+        rows = count_of(count, f"row of {self.name} is", f"rows of {self.name} are")
         known = " (the file does not say of which runs this holds: all are read so)" if self.everywhere else ""
         return (
             f"{rows} read without {', '.join(columns[:LISTED])}{more}, written before schema version "

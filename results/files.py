@@ -292,6 +292,15 @@ def remove(path: str | Path, below: str | Path | None = None) -> None:
         raise with_path(error, path) from None
 
 
+def remove_file(file: str | Path, below: str | Path | None = None) -> None:
+    """Remove a file or a link, never a folder. Nothing there: nothing done."""
+    try:
+        with parent_of(file, below) as (parent, name):
+            _unlink(name, parent)
+    except OSError as error:
+        raise with_path(error, file) from None
+
+
 def sync_folder(folder: str | Path, below: str | Path | None = None) -> None:
     """The names in the folder, on the disk."""
     descriptor = open_folder(folder, below)

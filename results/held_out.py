@@ -11,6 +11,8 @@ import struct
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from .wording import count_of
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
@@ -68,8 +70,8 @@ def unknown(rows: Sequence[dict]) -> str | None:
     if not silent:
         return None
     if silent == len(told):
-        return f"val_hash is null in all {silent} rows: their held-out losses may be over different sequences"
-    return f"val_hash is null in {silent} of {len(told)} rows: their held-out losses may be over other sequences"
+        return f"val_hash is null in all {count_of(silent, 'row')}: held-out losses may be over different sequences"
+    return f"val_hash is null in {silent} of {count_of(len(told), 'row')}: held-out losses may be over other sequences"
 
 
 def unbelieved(rows: Sequence[dict]) -> list[str]:

@@ -27,6 +27,7 @@ from .gate_rule import METRICS, Rule, name_of
 from .read import printable, runs_table
 from .rows import rows_of
 from .verdict import holm, rank_sum_p
+from .wording import count_of
 from .work import levels, work_of
 
 SIDE = 4  # runs on each side of a change point, at least
@@ -124,7 +125,7 @@ def as_text(histories: Sequence[History]) -> list[str]:
         drift = "" if one.autocorrelation is None else f", autocorrelation {one.autocorrelation:.2f}"
         judged = f"change points: {len(one.changes)}{drift}"
         said = judged if one.judged else f"too few runs: {2 * SIDE} are needed"
-        lines.append(printable(f"{one.name} {one.case_id} {one.metric}: {len(one.values)} runs, {said}"))
+        lines.append(printable(f"{one.name} {one.case_id} {one.metric}: {count_of(len(one.values), 'run')}, {said}"))
         for change in one.changes:
             lines.append(printable(
                 f"  {text(change.before)} -> {text(change.after)} (x {change.ratio:.3f}, p {change.p:.2g}) "

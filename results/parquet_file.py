@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from . import files
+from .wording import count_of
 
 LEAST = 2**28  # bytes that any file may take in memory
 UNPACKED = 64  # times the file: its pages, unpacked. Honest ones of ours: up to 20
@@ -51,7 +52,8 @@ def read(path: str | Path, names: Collection[str] | None = None) -> pa.Table:
         wanted = [field for field in wanted if _is_plain(field.type)]
         most = max(LEAST, DECODED * size)
         if file.metadata.num_rows * 8 * (1 + len(wanted)) > most:
-            raise ValueError(f"{file.metadata.num_rows} rows of {len(wanted)} columns in a file of {size} bytes")
+            rows = count_of(file.metadata.num_rows, "row")
+            raise ValueError(f"{rows} of {len(wanted)} columns in a file of {size} bytes")
         _check_pages(stream, size, max(LEAST, UNPACKED * size))
         stream.seek(0)
         texts = [field.name for field in wanted if _is_text(field.type)]

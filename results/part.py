@@ -31,6 +31,7 @@ from . import files
 from .arrow_file import PLAIN, batch
 from .columns import TABLES
 from .schema import SchemaError, arrow_schema, columns
+from .wording import count_of
 
 VERSION = 1
 FOLDER = "table"  # in the results folder
@@ -111,7 +112,7 @@ class Part:
         wanted = arrow_schema(name)
         table = self.table(name, pa.schema([wanted.field(one) for one in names]))
         if len(table) != (pc.sum(self.index[name]).as_py() or 0):
-            raise SchemaError(f"{name}.arrow has {len(table)} rows, the index says otherwise")
+            raise SchemaError(f"{name}.arrow has {count_of(len(table), 'row')}, the index says otherwise")
         return table
 
     def verify(self) -> None:
@@ -161,7 +162,7 @@ class Part:
         held = [field.name for field in schema if field.name in there.names]
         table = self._read(name, there, held) if held else None
         if table is not None and len(table) != count:
-            raise SchemaError(f"{name}.arrow has {len(table)} rows, {MANIFEST} says {count}")
+            raise SchemaError(f"{name}.arrow has {count_of(len(table), 'row')}, {MANIFEST} says {count}")
         nothing = {kind: pa.chunked_array([pa.nulls(count, kind)]) for kind in {field.type for field in schema}}
         arrays = [table[f.name].cast(f.type) if f.name in held else nothing[f.type] for f in schema]
         return pa.table(arrays, schema=schema)

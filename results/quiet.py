@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from .coded import Coded, joint
+from .wording import count_of
 
 OTHERS = 0.05  # of the CPU time: a rank that computes all the time loses about as much
 STEAL = 0.01  # and what the hypervisor takes is taken from a running rank, the slowest of which makes the step
@@ -70,6 +71,6 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     found = disturbed(rows, columns)
     order = dict.fromkeys(at for some, _ in found.values() for at in np.flatnonzero(some).tolist())
     runs = {rows[at]["run_id"]: rows[at] for at in order}
-    said = "; ".join(f"{what}: {some.sum()} runs, at worst {worst}" for what, (some, worst) in found.items())
-    return verdict(list(runs.values()), f"{len(runs)} of {len(rows)} runs were disturbed: {said}",
-                   f"{told} of {len(rows)} runs tell of the machine, and none was disturbed")  # fmt: skip
+    said = "; ".join(f"{what}: {count_of(some.sum(), 'run')}, at worst {worst}" for what, (some, worst) in found.items())
+    return verdict(list(runs.values()), f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {said}",
+                   f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, and none was disturbed")  # fmt: skip

@@ -19,6 +19,7 @@ from pathlib import Path
 from . import files
 from .columns import RUNS
 from .schema import SchemaError, checked, columns, known_column
+from .wording import count_of
 
 LOG = "recorded.jsonl"
 COMPUTED = ("Model", "Data", "Recipe", "Layout", "Outer loop")  # groups that decide what is computed
@@ -91,7 +92,7 @@ def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
     ranks *= (known.get("outer_replicas") or 1) if known.get("outer_placement") == "distributed" else 1
     if any(degrees.values()) and ranks != known["world_size"]:
         said = ", ".join(f"{name} {value}" for name, value in degrees.items() if value)
-        raise ValueError(f"{said}: these multiply to {ranks} ranks, world_size is {known['world_size']}")
+        raise ValueError(f"{said}: these multiply to {count_of(ranks, 'rank')}, world_size is {known['world_size']}")
     used = ".".join(f"{short}{degrees[name]}" for name, short in DEGREES.items() if (degrees[name] or 1) > 1)
     layout = used or ("single" if known["world_size"] == 1 else None)
     return {
@@ -288,7 +289,8 @@ def _untimed(steps: list[dict], row: dict) -> str:
         return "no step says its time: run.step(step_time_s=...)"
     if all(one["warmup"] for one in steps):
         warm = row["measure_warmup_steps"]
-        return f"all {len(steps)} steps are warm-up: record(measure_warmup_steps=...) below {warm}, or more steps"
+        every = count_of(len(steps), "step is", "steps are")
+        return f"all {every} warm-up: record(measure_warmup_steps=...) below {warm}, or more steps"
     return "no step after the warm-up says its time: run.step(step_time_s=...)"
 
 

@@ -20,6 +20,7 @@ from .efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Grou
 from .many_tests import kruskal_p, shapiro_p
 from .rank_intervals import MIN_RUNS
 from .ranks import hosts_of
+from .wording import count_of
 from .work import work_of
 
 PASS, FAIL, SKIP = "pass", "fail", "does not apply"
@@ -108,8 +109,10 @@ def _subsets(table: Table) -> Outcome:
     gaps.sort(key=lambda row: row["case_id"] or "")
     left_out = len(table.rows) - len(table.ok)
     return outcome_of(silent + gaps,
-                      f"{len(silent)} runs came to nothing without a reason, {len(gaps)} cases lack repeats",
-                      f"{left_out} runs are not ok, each with its reason; no repeat is missing")  # fmt: skip
+                      f"{count_of(len(silent), 'run')} came to nothing without a reason, "
+                      + count_of(len(gaps), "case lacks repeats", "cases lack repeats"),
+                      count_of(left_out, "run is not ok, with its reason", "runs are not ok, each with its reason")
+                      + "; no repeat is missing")  # fmt: skip
 
 
 def _means(table: Table) -> Outcome:
@@ -154,7 +157,8 @@ def _intervals(table: Table) -> Outcome:
     same = (repeated & _alike(table, "train_loss_last")).sum()
     losses = f"the losses of {same} of {repeated.sum()} repeated cases are bitwise the same, times never are"
     return outcome_of([row for group in few for row in group.rows],
-                      f"{len(few)} of {len(table.groups)} cases have fewer than {MIN_RUNS} runs: no interval; {losses}",
+                      f"{len(few)} of {count_of(len(table.groups), 'case')} {_have(few)} fewer than {MIN_RUNS} runs: "
+                      f"no interval; {losses}",
                       f"every case has at least {MIN_RUNS} runs; {losses}")  # fmt: skip
 
 
@@ -165,7 +169,7 @@ def _normality(table: Table) -> Outcome:
         return SKIP, f"no case has {MIN_RUNS} runs: nothing is estimated that could assume it", ()
     times = table.members.numbers("step_time_s")[np.repeat(enough, table.sizes)]
     rejected = (shapiro_p(times, table.sizes[enough]) < 0.05 / enough.sum()).sum()
-    tested = f"Shapiro-Wilk rejects it in {rejected} of {enough.sum()} cases"
+    tested = f"Shapiro-Wilk rejects it in {rejected} of {count_of(enough.sum(), 'case')}"
     return PASS, f"intervals are rank-based and assume none; {tested}", ()
 
 
@@ -184,7 +188,7 @@ def _comparison(table: Table) -> Outcome:
     differ = (p < 0.05 / max(sound, 1)).sum()
     test = f"Kruskal-Wallis tells the layouts apart in {differ} of {sound} workloads"
     return outcome_of([row for group in few for row in group.rows],
-                      f"{len(few)} compared cases have fewer than {MIN_RUNS} runs; {test}", test)  # fmt: skip
+                      f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}", test)  # fmt: skip
 
 
 def _center(table: Table) -> Outcome:
@@ -196,8 +200,9 @@ def _center(table: Table) -> Outcome:
     known = ~np.isnan(tail) & (steps >= TAIL_STEPS)
     short = _those(table.ok, timed & ~known)
     heavy = _those(table.ok, timed & known & (tail > TAIL * median))
-    said = [f"{len(short)} runs time fewer than {TAIL_STEPS} steps: no 95th percentile"] if short else []
-    said += [f"in {len(heavy)} runs the 95th percentile is above {TAIL:g} medians: report it too"] if heavy else []
+    some, many = count_of(len(short), "run times", "runs time"), count_of(len(heavy), "run")
+    said = [f"{some} fewer than {TAIL_STEPS} steps: no 95th percentile"] if short else []
+    said += [f"in {many} the 95th percentile is above {TAIL:g} medians: report it too"] if heavy else []
     return outcome_of(short + heavy, "; ".join(said), f"the 95th percentile is known and within {TAIL:g} medians")
 
 
@@ -217,7 +222,7 @@ def _factors(table: Table) -> Outcome:
     varied = ", ".join(f"{name} ({count})" for name, count in levels.items() if count > 1) or "none"
     said = [f"null: {', '.join(lacking)}"] if lacking else []
     said += ["no device or CPU model"] if len(unnamed) else []
-    said += [f"{len(dirty)} runs of uncommitted code"] if len(dirty) else []
+    said += [f"{count_of(len(dirty), 'run')} of uncommitted code"] if len(dirty) else []
     also = f"; not factors, yet varying: {', '.join(mixed)}" if mixed else ""
     if mixed and not failed:
         return FAIL, f"varying without being a factor: {', '.join(mixed)}", _minority(table.ok, columns, mixed)
@@ -324,3 +329,7 @@ def _minority(rows: Sequence[Mapping], columns: Coded, names: Sequence[str]) -> 
     """The rows that are not like most."""
     kinds = columns.joint(names)
     return _those(rows, kinds != np.bincount(kinds).argmax())
+
+
+def _have(some: Sequence) -> str:
+    return "has" if len(some) == 1 else "have"

@@ -22,6 +22,7 @@ from .rows import rows_of
 from .schema import SCHEMA_VERSION, columns, known_column
 from .screen import GAP, fitted, folded, varying
 from .where import mask
+from .wording import count_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -233,7 +234,7 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
     if not total:
         return _say(console, f"no runs in {printable(path)} yet: `scalade run STUDY.toml` writes them")
     if not len(table):
-        return _say(console, f"none of the {total} runs matches {where!r}")
+        return _say(console, f"none of the {count_of(total, 'run')} matches {where!r}")
     asked = picked is not DEFAULT
     if not asked:
         picked = _with_varying([one for one in picked if _says_something(one.column, table)], table)

@@ -19,6 +19,7 @@ from . import salvage
 from .loose import Loose, Notes, read_loose
 from .part import DAMAGE, INDEX, OTHERS, NewerPart, Part, part_names
 from .schema import arrow_schema
+from .wording import count_of
 
 TRIES = 20  # readings that meet a packing; one more takes things as they are
 
@@ -211,7 +212,7 @@ def _lost(folder: Path, results: Path, error: Exception) -> str:
     try:
         runs = Part(folder, results).index["run_id"].unique().to_pylist()
         named = f"{', '.join(runs[:4])}{f' and {len(runs) - 4} more' if len(runs) > 4 else ''}"
-        return f"{error}; with it the rows of {len(runs)} runs: {named}"
+        return f"{error}; with it the rows of {count_of(len(runs), 'run')}: {named}"
     except DAMAGE:
         return str(error)
 

@@ -32,6 +32,7 @@ from . import digests, files
 from .columns import TABLES
 from .packed import PackedRuns
 from .schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, checked_row, columns, refuse_unknown
+from .wording import count_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -382,7 +383,7 @@ def _rows(table: str, given: Mapping[str, object] | pa.Table | None) -> pa.Table
             values = given[name]
             values = [checked(column, v) for v in (values.to_pylist() if hasattr(values, "to_pylist") else values)]
             if len(values) != rows:
-                raise SchemaError(f"column {name} of {table} has {len(values)} rows, another has {rows}")
+                raise SchemaError(f"column {name} of {table} has {count_of(len(values), 'row')}, another has {rows}")
         else:
             values = [checked(column, "model" if name == "kind" else None)] * rows if rows else []
         arrays[name] = pa.array(values, schema.field(name).type)

@@ -25,7 +25,7 @@ from fake_clock import set_clock
 
 from scalade.launch import rank
 from scalade.launch.rendezvous import Seat, World
-from scalade.launch.spec import RunResult, write_atomically
+from scalade.launch.spec import RunResult
 from scalade.launch.stop import Preempted, asked_to_stop
 from scalade.launch.sweep import CHECKPOINT
 from scalade.launch.taken import Keeper
@@ -78,7 +78,7 @@ def misbehave(action, reporter):
         os._exit(7)
     elif action == "grandchild":  # in a session of its own, and its parent does not wait for it
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
-        write_atomically(reporter.folder / "grandchild", str(child.pid))
+        files.write(reporter.folder / "grandchild", str(child.pid), sync=False)
     elif action == "await-grandchild":
         while not (reporter.folder / "grandchild").exists():
             time.sleep(0.01)

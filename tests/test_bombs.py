@@ -103,7 +103,7 @@ def test_parquet_of_a_billion_equal_rows_is_refused(tmp_path):
         for _ in range(50):
             writer.write_table(table.replace_schema_metadata(ABOUT), row_group_size=2_000_000)
     assert path.stat().st_size < 2**20
-    refused(path, "100000000 rows of 1 columns in a file of")
+    refused(path, "100,000,000 rows of 1 columns in a file of")
 
 
 def test_parquet_of_one_long_text_a_million_times_is_refused(tmp_path):

@@ -120,12 +120,12 @@ QUIET = {"load_average": 9.0, "cpu_count": 4, "cpu_others_share": 0.05, "cpu_ste
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"cpu_others_share": 0.34}, "other processes took more than 5% of the CPU time: 1 runs, at worst 34%"),
-    ({"cpu_steal_share": 0.02}, "the hypervisor took more than 1% of it: 1 runs, at worst 2%"),
+    ({"cpu_others_share": 0.34}, "other processes took more than 5% of the CPU time: 1 run, at worst 34%"),
+    ({"cpu_steal_share": 0.02}, "the hypervisor took more than 1% of it: 1 run, at worst 2%"),
     ({"cgroup_throttled_share": 0.5}, "a CPU quota held ranks back"), ({"cpu_heat_throttles": 2}, "at worst 2 times"),
     ({"gpu_heat_share": 0.02}, "heat held a GPU's clock down"), ({"cpu_mhz": 2690.0}, "at worst 90%"),
     ({"gpu_mhz_min": 1200.0}, "gpu_mhz_min is below 90% of another run's on the same device_name"),
-    ({"cpu_others_share": None}, "the load average was high: 1 runs, at worst 9.0"),
+    ({"cpu_others_share": None}, "the load average was high: 1 run, at worst 9.0"),
 ])  # fmt: skip
 def test_beyond_the_twelve_a_machine_that_was_not_quiet_is_named(change, said):
     rows = [row | QUIET for row in good()]
@@ -133,7 +133,7 @@ def test_beyond_the_twelve_a_machine_that_was_not_quiet_is_named(change, said):
     rows[-1] |= change
     found = beyond(rows)
     assert found.verdict == FAIL and found.run_ids == (rows[-1]["run_id"],) and said in found.why
-    assert found.why.startswith("1 of 18 runs were disturbed: ")
+    assert found.why.startswith("1 of 18 runs disturbed: ")
     assert len(findings(rows)) == 12 and FAIL not in {one.verdict for one in findings(rows)}
 
 
@@ -154,7 +154,7 @@ def test_a_disturbed_run_is_a_verdict_against_the_table(tmp_path):
     twelve = tuple(findings(good()))
     assert CheckReport("", 18, twelve, beyond(good())).exit_code == 0
     assert CheckReport("", 18, twelve, report.beyond).exit_code == 1
-    assert "\n + FAIL  the machine was quiet: 18 of 18 runs were disturbed" in report.to_text()
+    assert "\n + FAIL  the machine was quiet: 18 of 18 runs disturbed" in report.to_text()
     assert report.to_text().splitlines()[0] == "twelve rules (Hoefler and Belli, SC'15) over 18 runs"
 
 

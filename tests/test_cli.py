@@ -163,7 +163,7 @@ def test_export_writes_what_is_read_back(here, scalade):
     code, out, _ = scalade("export", "second", "steps", "--format", "parquet", "--table", "steps", "--json")
     assert json.loads(out) == {"rows": 4, "table": "steps", "file": "steps"}
     assert list(read_steps(here / "steps")["loss"]) == [4.0, 3.0, 4.0, 3.0]
-    assert scalade("export", "second", "out.csv", "--filter", "loss > 3.5")[1] == "1 rows of runs: out.csv\n"
+    assert scalade("export", "second", "out.csv", "--filter", "loss > 3.5")[1] == "1 row of runs: out.csv\n"
     assert len((here / "out.csv").read_text().splitlines()) == 2
 
 

@@ -447,7 +447,7 @@ def test_a_folder_to_text_and_json(folder):
     ({"mode": "medium"}, "mode 'medium': allowed are strong, weak"),
     ({"form": "loss"}, "form loss and target_loss go together"),
     ({"base": "layout == nothing"}, "base 'layout == nothing': matches no run with status ok"),
-    ({"where": "status == oom"}, "no timed run with status ok among the 1 runs that match"),
+    ({"where": "status == oom"}, "no timed run with status ok among the 1 run that match"),
     ({"published": "mfu"}, "published convention 'mfu': allowed are mfu_palm"),
     ({"level": 1.0}, "level must lie between 0 and 1"),
 ])  # fmt: skip

@@ -84,7 +84,7 @@ def test_history_of_a_folder_says_when_how_much_and_what_else_changed(tmp_path):
     assert not short.judged and short.changes == ()
     text = as_text([changed, short])
     assert "24 runs, change points: 1, auto" in text[0] and "(x 1.079" in text[1] and "torch_version" in text[2]
-    assert text[3].endswith("1 runs, too few runs: 8 are needed")
+    assert text[3].endswith("1 run, too few runs: 8 are needed")
     content = json.loads(json.dumps(as_dict([changed, short]), allow_nan=False))
     assert content["cases"][0]["changes"][0]["position"] == 12
 

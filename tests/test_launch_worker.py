@@ -373,7 +373,7 @@ def test_a_launcher_that_stays_behind_is_ended(tmp_path, monkeypatch):
     monkeypatch.setitem(LAUNCHERS, "torchrun", Staying())
     monkeypatch.setattr(run, "LEAVE_S", 1.0)
     summary, _ = run.run_study(write_study(tmp_path, ranks="[1]"), tmp_path / "r", quiet=True)
-    assert summary.interrupted == "torchrun with 1 ranks had not ended 1 s after rank 0's supervisor"
+    assert summary.interrupted == "torchrun with 1 rank had not ended 1 s after rank 0's supervisor"
     assert [row["status"] for row in rows(tmp_path / "r")] == ["ok"] == list(summary.counts)
     assert nothing_left(tmp_path) and os.listdir(tmp_path / "r") == ["runs"]
 

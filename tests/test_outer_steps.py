@@ -38,7 +38,7 @@ def load(folder, outer, budget="steps = 52", measure=""):
 
 @pytest.mark.parametrize(("outer", "steps", "said"), [
     ("algorithm = 'diloco'; sync_every = 30", 29, "29 steps and outer.sync_every = 30: no outer step would be taken"),
-    ("algorithm = 'localsgd'", 1, "1 steps and outer.sync_every = 30: no outer step"),
+    ("algorithm = 'localsgd'", 1, "1 step and outer.sync_every = 30: no outer step"),
     ("algorithm = 'delayed'; sync_every = 10", 19, "one round later, after the end; at least 20"),
     ("algorithm = 'eager'; sync_every = 10", 9, "no outer step would be taken; at least 20"),
     ("algorithm = 'streaming'; sync_every = 10; overlap_steps = 3", 12, "outer.overlap_steps = 3: some fragments"),

@@ -83,4 +83,5 @@ def test_the_command_packs_and_unpacks(results):
         "packed": 1, "left": 0, "parts": 2, "results": str(results)}  # fmt: skip
     assert list((results / "runs").iterdir()) == []
     done = CliRunner().invoke(app, ["compact", str(results), "--undo"])
-    assert "251 attempts have folders again" in done.output and len(list((results / "runs").iterdir())) == 251
+    assert "put back into folders of their own: 251 attempts" in done.output
+    assert len(list((results / "runs").iterdir())) == 251

@@ -24,7 +24,6 @@ from scalade.launch.handshake import ANSWER, HELLO, LENGTH, TAG, VERDICT, YES, G
 from scalade.launch.progress import Reporter
 from scalade.launch.rendezvous import Seat, agree
 from scalade.launch.secret import derive, exported, shared
-from scalade.launch.spec import write_atomically
 from scalade.launch.store_client import StoreClient, StoreLate, StoreLost, find
 from scalade.launch.store_server import StoreServer, packed
 from scalade.results import files
@@ -324,7 +323,7 @@ def test_a_scratch_folder_and_what_is_in_it_are_this_users_alone(tmp_path, monke
     store, before = RunStore(tmp_path), os.umask(0)
     try:
         scratch = store.scratch("c-r0")
-        write_atomically(scratch / "spec.json", "{}")
+        files.write(scratch / "spec.json", "{}", sync=False)
         files.stream(scratch / "rank-0.log").close()
         (scratch / "rank-1.log").write_text("of an older version, open to all")
         files.stream(scratch / "rank-1.log").close()

@@ -139,12 +139,13 @@ def test_a_case_that_comes_up_twice_is_one_case(tmp_path):
 def test_too_many_cases_are_refused_before_they_are_built(tmp_path):
     text = BASE.replace("global_batch = 8", f"global_batch = 8\nlr = {[x / 1e6 for x in range(1, 60001)]}")
     text += f"[run]\nseeds = {list(range(30000))}\n"
-    told = "the lists multiply to 1800000000 cases: recipe.lr 60000 x recipe.seed 30000; the limit is run.max_runs = "
-    with pytest.raises(ValueError, match=f"{told}100000, at most 1000000 can be set$"):
+    told = "the lists multiply to 1,800,000,000 cases: recipe.lr 60000 x recipe.seed 30000; the limit is run.max_runs "
+    with pytest.raises(ValueError, match=f"{told}= 100000, at most 1000000 can be set$"):
         load(tmp_path, text)
     assert too_many({"a": 100, "b": 100}, 10_000) is None
     assert too_many({"a": 100, "b": 101}, 10_000) == (
-        "the lists multiply to 10100 cases: b 101 x a 100; the limit is run.max_runs = 10000, which may be set to 10100"
+        "the lists multiply to 10,100 cases: b 101 x a 100; the limit is run.max_runs = 10000, which may be set to "
+        "10100"
     )
 
 

@@ -25,10 +25,10 @@ from scalade.results.store import RunStore
 @pytest.mark.parametrize(
     ("run", "told"),
     [
-        ("repeats = 100_000_000", "run.repeats = 100000000: 2 cases make 200000000 runs; the limit is run.max_runs = "
+        ("repeats = 100_000_000", "run.repeats = 100000000: 2 cases make 200,000,000 runs; the limit is run.max_runs = "
          "100000, at most 1000000 can be set; set run.repeats to at most 50000"),
-        ("repeats = 60_000", "run.repeats = 60000: 2 cases make 120000 runs; the limit is run.max_runs = 100000, which "
-         "may be set to 120000; set run.repeats to at most 50000"),
+        ("repeats = 60_000", "run.repeats = 60000: 2 cases make 120,000 runs; the limit is run.max_runs = 100000, "
+         "which may be set to 120000; set run.repeats to at most 50000"),
         ("repeats = 60_000\nmax_runs = 120_000", None),
         ("max_runs = 1", "the lists multiply to 2 cases: recipe.lr 2; the limit is run.max_runs = 1, which may be set "
          "to 2"),
@@ -181,8 +181,8 @@ def test_a_dry_run_shows_a_page_and_writes_nothing(tmp_path):
     print_dry_run(found, Console(file=told, width=200), limit=3)
     assert time.process_time() - begun < 20 and not table.exists()
     lines = told.getvalue().splitlines()
-    assert lines[5] == "and 49997 cases more: --limit 0 shows all, --json gives them"
-    assert lines[6:8] == ["would run: 50000 runs of 50000 cases", "50000 cases skipped:"] and len(lines) == 11
+    assert lines[5] == "and 49,997 cases more: --limit 0 shows all, --json gives them"
+    assert lines[6:8] == ["would run: 50,000 runs of 50,000 cases", "50,000 cases skipped:"] and len(lines) == 11
     told = as_json(found)
     assert (told["runs"], told["skipped"], told["kept"], len(told["cases"])) == (50_000, 50_000, 0, 50_000)
     assert told["cases"][0]["run_ids"] == [f"{told['cases'][0]['case_id']}-r0"]

@@ -289,7 +289,7 @@ def test_what_the_cluster_has_no_room_for_is_left_for_later(study, tmp_path, fak
 
 def test_a_refusal_is_remembered_and_what_was_taken_stays(study, tmp_path, fake):
     fake.refuses = 1
-    with pytest.raises(SchedulerError, match="Invalid account.*1 jobs of it had been taken"):
+    with pytest.raises(SchedulerError, match="Invalid account.*1 job of it had been taken"):
         submit_study(study, tmp_path / "r", SLURM)
     (record,) = submissions(tmp_path / "r")
     assert [job.job_id for job in record.jobs] == ["101", "", ""]
@@ -492,7 +492,7 @@ def test_a_node_that_crashes_takes_its_run_and_no_other(study, tmp_path, fake, m
 
 def test_packed_jobs_take_the_nodes_of_the_largest_case(study, tmp_path, fake):
     wish = Wish(scheduler="slurm", mode="packed", nodes=3)
-    with pytest.raises(ValueError, match="--nodes 3: the largest case takes 4 nodes of 1 ranks"):
+    with pytest.raises(ValueError, match="--nodes 3: the largest case takes 4 nodes of 1 rank"):
         submit_study(study, tmp_path / "r", wish)
 
 

@@ -84,7 +84,7 @@ def test_numbers_that_are_not_finite(tmp_path):
     [
         ({"losss": 1.0}, None, "losss"), ({"loss": "low"}, None, "loss"), ({"status": "failed"}, None, "reason"),
         ({"reason": "why"}, None, "reason"), ({}, {"step": [0], "los": [1.0]}, "los"),
-        ({}, {"step": [0.5]}, "step"), ({}, {"step": [0, 1], "loss": [1.0]}, "loss of steps has 1 rows"),
+        ({}, {"step": [0.5]}, "step"), ({}, {"step": [0, 1], "loss": [1.0]}, "loss of steps has 1 row"),
         ({}, {"loss": [1.0]}, "step"),
     ],
 )  # fmt: skip

@@ -201,7 +201,7 @@ def test_the_report_names_a_fastest_layout_for_each_amount_of_work(tmp_path):
     assert not source.series["strong"] and not source.series["weak"]
     lines = page.fastest_lines(source)
     assert len(lines) == 3 and lines[0].startswith("m, 260 tokens a step on average: dp2 on 2 ranks, 98 tokens/s")
-    assert any("1 runs with status ok are in no figure of speed: tokens per step unknown" in n for n in source.notes)
+    assert any("1 run with status ok is in no figure of speed: tokens per step unknown" in n for n in source.notes)
 
 
 @pytest.mark.parametrize("name", ["step_time_s", "tokens_per_step", "tokens_per_s", "world_size"])

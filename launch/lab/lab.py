@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...results.wording import count_of
 from ..environment import LINK
 from ..processes import end_marked, marked, new_mark
 from . import network
@@ -116,7 +117,8 @@ def up(name: str, nodes: int, link: Link) -> Lab:
         there = states.read_state(name)
         if there or plan.folder.exists() or states.namespaces(name):
             whole = there is not None and there.up
-            what = f"is up already ({len(there.nodes)} nodes, {there.link.text()})" if whole else "is half up"
+            up = f"is up already ({count_of(len(there.nodes), 'node')}, {there.link.text()})"
+            what = up if whole else "is half up"
             raise ValueError(f"lab {name!r} {what}: `scalade lab down --name {name}` takes it down")
         try:
             plan.folder.mkdir(mode=0o755)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ...results.wording import count_of
 from ..environment import Placement
 from ..launchers import TORCHRUN, find_mpirun, unbound
 from ..machine import cores
@@ -71,7 +72,7 @@ class InLab:
     def _torchrun(self, ranks: int, program: Sequence[str]) -> list[str]:
         nodes = min(ranks, self.lab.size)
         if ranks % nodes:
-            raise ValueError(f"torchrun in a lab: {ranks} ranks do not share {nodes} nodes evenly")
+            raise ValueError(f"torchrun in a lab: {ranks} ranks do not share {count_of(nodes, 'node')} evenly")
         port = 20_000 + secrets.randbelow(10_000)
         here = [sys.executable, "-m", "scalade", "lab", "run", "--name", self.lab.name, "--nodes", str(nodes), "--"]
         torchrun = [sys.executable, "-m", TORCHRUN, "--nnodes", str(nodes), "--max-restarts", "0"]
@@ -113,7 +114,7 @@ def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, onl
     """
     for asked, least, option in ((nodes, 1, "--nodes"), (only, 0, "--node")):
         if asked is not None and not least <= asked < lab.size + least:
-            raise ValueError(f"{option} {asked}: lab {lab.name!r} has {lab.size} nodes")
+            raise ValueError(f"{option} {asked}: lab {lab.name!r} has {count_of(lab.size, 'node')}")
     chosen = [only] if only is not None else range(nodes or lab.size)
     mark = new_mark()
     env = os.environ | lab.environment() | {

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..spec import write_atomically
+from ...results import files
 from .link import Link
 
 ROOT = Path("/run/scalade-lab")
@@ -55,7 +55,7 @@ class State:
         return f"{PREFIX}{self.name}-sw"
 
     def write(self) -> None:
-        write_atomically(self.file, json.dumps(asdict(self), indent=1))
+        files.write(self.file, json.dumps(asdict(self), indent=1), sync=False)
 
 
 def plan(name: str, nodes: int, link: Link, mark: str) -> State:

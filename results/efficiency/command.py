@@ -13,6 +13,7 @@ from ..coded import Coded
 from ..read import noted, runs_table
 from ..rows import rows_of
 from ..step_columns import StepColumns, read_step_columns
+from ..wording import count_of
 from ..work import no_work
 from . import breakdown, loss
 from .fastest import fastest
@@ -83,7 +84,7 @@ def _nothing_timed(lost: Sequence[dict], where: str | None) -> str:
     kept = f" that match {where!r}" if where else ""
     why = Counter(no_work(row) for row in lost if row["status"] == "ok").most_common(1)
     said = f"; {why[0][1]} with status ok: {why[0][0]}" if why else ""
-    return f"no timed run with status ok among the {len(lost)} runs{kept}{said}"
+    return f"no timed run with status ok among the {count_of(len(lost), 'run')}{kept}{said}"
 
 
 def _lost(rows: Sequence[dict]) -> list[Refusal]:
@@ -91,7 +92,7 @@ def _lost(rows: Sequence[dict]) -> list[Refusal]:
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         why = f"{row['status']}: {row['reason']}" if row["status"] != "ok" else no_work(row)
-        ranks = f"{row['world_size'] or '?'} rank{'s' * (row['world_size'] != 1)}"
+        ranks = count_of(row["world_size"], "rank") if row["world_size"] else "? ranks"
         found.setdefault((f"{row['layout'] or '?'} on {ranks}", why), []).append(row["run_id"])
     return [Refusal(what, tuple(runs), why) for (what, why), runs in found.items()]
 
@@ -141,5 +142,5 @@ def _mixed(found) -> list[str]:
 def unchecked(rows: Iterable[Mapping]) -> list[str]:
     """A note where runs were recorded from outside."""
     count = sum(row.get("parity") is not None for row in rows)
-    runs = f"{count} runs were" if count > 1 else "1 run was"
+    runs = count_of(count, "run was", "runs were")
     return [f"{runs} recorded from outside: parity not checked"] if count else []

@@ -17,6 +17,7 @@ from ..columns import RUNS
 from ..rank_intervals import Estimate, median
 from ..told_apart import differing_in_parts
 from ..verdict import best_p, holm, rank_sum_p, runs_needed
+from ..wording import count_of
 from .workload import CONDITIONS, DATA, MODEL, OUTER, RECIPE, Group
 
 WORK = (*MODEL, *DATA, *RECIPE)  # runs that agree in these, and in tokens a step, train the same model the same way
@@ -91,10 +92,10 @@ class Fastest:
     def line(self, name: Callable[[Group], str], level: float) -> str:
         """name: of the workload."""
         low, high, sign = _range(self.rate)
-        runs = f"{self.rate.runs} run{'s' * (self.rate.runs != 1)}"
+        runs = f"{count_of(self.rate.runs, 'run')}"
         span = f" [{low:,.0f}{sign}{high:,.0f}]" if self.rate.runs > 1 else ""
         said = f"{self.names[id(self.best)]}, {self.rate.value:,.0f} tokens/s{span}, {runs}"
-        few = "" if self.needed is None else f"{self.needed} runs each could tell, at {level:.0%}"
+        few = "" if self.needed is None else f"{count_of(self.needed, 'run')} each could tell, at {level:.0%}"
         if self.ties:
             others = [f"{self.names[id(group)]} ({rate.value:,.0f})" for group, rate in self.ties[:NAMED]]
             more = f" and {len(self.ties) - NAMED} more" if len(self.ties) > NAMED else ""

@@ -12,6 +12,7 @@ from ..aligned import aligned, listed
 from ..published import Against, against
 from ..rank_intervals import Estimate
 from ..system_laws import Fitted, LawFit
+from ..wording import count_of
 from .fastest import Fastest, tokens_text
 from .series import Options, Point, Refusal, Series
 from .workload import Group, varying
@@ -118,7 +119,7 @@ def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) 
     lines = [
         ", ".join([series.engine or "engine unknown", series.family, base["model"] or "model unnamed", *settings]),
         f"  base: {base.where}{', ' + str(base['engine']) if base['engine'] != series.engine else ''}: "
-        f"{_number(absolute.value)} {unit} {_interval(absolute)}, {absolute.runs} run{'s' * (absolute.runs != 1)}",
+        f"{_number(absolute.value)} {unit} {_interval(absolute)}, {count_of(absolute.runs, 'run')}",
     ]
     if len(series.points) == 1:
         return lines + ["  nothing to compare with it"]

@@ -20,6 +20,7 @@ from ..coded import NULL, Coded, coded
 from ..columns import RUNS
 from ..schema import columns
 from ..told_apart import differing_in_parts
+from ..wording import count_of
 from ..work import Work, rate_of
 
 
@@ -69,7 +70,7 @@ class Group:
 
     @property
     def where(self) -> str:
-        return f"{self.label} on {self.devices} rank{'s' * (self.devices != 1)}"
+        return f"{self.label} on {count_of(self.devices, 'rank')}"
 
     @cached_property
     def match_key(self) -> tuple:

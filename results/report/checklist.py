@@ -17,6 +17,7 @@ from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import MIN_RUNS
 from ..ranks import hosts_of
+from ..wording import count_of
 from .source import Source
 
 REPORTED, PARTLY, MISSING, NOT_ASKED = "reported", "partly", "missing", "does not apply"
@@ -97,14 +98,14 @@ def _columns(asked: _Asked, rows: Sequence[dict]) -> Item:
     null = {name: columns.null(name) for name in asked.columns}
     absent = [name for name in asked.columns if null[name].any()]
     if not absent:
-        return Item(asked.what, REPORTED, f"in all {len(rows)} runs")
+        return Item(asked.what, REPORTED, f"in all {count_of(len(rows), 'run')}")
     how = f"; {asked.how}" if asked.how else ""
     some = len(absent) < len(asked.columns) or not all(null[name].all() for name in absent)
     whole = len(rows) - np.logical_or.reduce([*null.values()]).sum()
     return Item(
         asked.what,
         PARTLY if some else MISSING,
-        f"null: {', '.join(absent)}; whole in {whole} of {len(rows)} runs{how}",
+        f"null: {', '.join(absent)}; whole in {whole} of {count_of(len(rows), 'run')}{how}",
     )
 
 
@@ -133,9 +134,9 @@ def _repeats(groups: Sequence[Group]) -> Item:
         return Item(what, MISSING, "no timed run")
     few = [group for group in groups if len(group.rows) < MIN_RUNS]
     if not few:
-        return Item(what, REPORTED, f"all {len(groups)} layouts")
+        return Item(what, REPORTED, f"all {count_of(len(groups), 'layout')}")
     fewest = min(len(group.rows) for group in few)
-    said = f"{len(few)} of {len(groups)} layouts have fewer, down to {fewest}; run.repeats = {MIN_RUNS}"
+    said = f"{len(few)} of {count_of(len(groups), 'layout')} have fewer, down to {fewest}; run.repeats = {MIN_RUNS}"
     return Item(what, PARTLY if len(few) < len(groups) or fewest > 1 else MISSING, said)
 
 
@@ -177,7 +178,7 @@ def _bound(rows: Sequence[dict]) -> Item:
     what = "an upper bound or a prediction beside the measurement"
     told = [row for row in rows if row["peak_flops"] is not None or row["predicted_step_time_s"] is not None]
     verdict = REPORTED if rows and len(told) == len(rows) else PARTLY if told else MISSING
-    return Item(what, verdict, f"peak or predicted step time in {len(told)} of {len(rows)} runs")
+    return Item(what, verdict, f"peak or predicted step time in {len(told)} of {count_of(len(rows), 'run')}")
 
 
 def _reasons(source: Source) -> Item:
@@ -186,7 +187,8 @@ def _reasons(source: Source) -> Item:
     silent = sum(not row["reason"] for row in bad)
     if silent:
         return Item(what, PARTLY, f"{silent} of {len(bad)} have no reason")
-    return Item(what, REPORTED, f"{len(bad)} of {len(source.rows)} runs, each with one" if bad else "every run is ok")
+    few = f"{len(bad)} of {count_of(len(source.rows), 'run')}, each with one"
+    return Item(what, REPORTED, few if bad else "every run is ok")
 
 
 def _clean(rows: Sequence[dict]) -> Item:
@@ -198,8 +200,10 @@ def _clean(rows: Sequence[dict]) -> Item:
         for n in ("git_commit", "torch_version", "driver_version", "cpu_model", "device_name")
         if len({row[n] for row in rows}) > 1
     ]
-    said = [f"{dirty} runs of uncommitted code"] if dirty else []
-    said += [f"{unknown} runs of which it is not known"] if unknown else []
+    said = [f"{count_of(dirty, 'run')} of uncommitted code"] if dirty else []
+    said += [f"{count_of(unknown, 'run')} of which it is not known"] if unknown else []
     said += [f"differs between runs: {', '.join(mixed)}"] if mixed else []
     hosts = {host for row in rows for host in hosts_of(row["ranks_json"]).values()}
-    return Item(what, PARTLY, "; ".join(said)) if said else Item(what, REPORTED, f"one commit, {len(hosts)} hosts")
+    if said:
+        return Item(what, PARTLY, "; ".join(said))
+    return Item(what, REPORTED, f"one commit, {count_of(len(hosts), 'host')}")

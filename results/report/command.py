@@ -11,6 +11,7 @@ from ..compare import Comparison, compare
 from ..gate_formats import summary
 from ..held_out import refusal
 from ..read import printable
+from ..wording import count_of
 from . import gate, layouts, losses, outer, outer_law, published, scaling
 from .drawing import Drawn, Undrawn, encoded, style
 from .page import fastest_lines, rendered
@@ -46,11 +47,11 @@ class ReportFiles:
         }  # fmt: skip
 
     def to_text(self) -> str:
-        lines = [f"{self.html}: {self.runs} runs, {len(self.drawn)} figures"]
+        lines = [f"{self.html}: {count_of(self.runs, 'run')}, {count_of(len(self.drawn), 'figure')}"]
         lines += [line for line in (self.gate, self.refused) if line]
         lines += [f"fastest layout of {line}" for line in self.fastest]
         if self.figures:
-            lines.append(f"{self.figures[0].parent}: {len(self.figures)} files")
+            lines.append(f"{self.figures[0].parent}: {count_of(len(self.figures), 'file')}")
         return "\n".join(lines + [f"not drawn: {one.title}: needs {one.needs}" for one in self.undrawn])
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from ..rank_intervals import Estimate
+from ..wording import count_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -166,7 +167,8 @@ def interval_text(estimates: Sequence[Estimate], level: float, kind: str) -> str
     sure = sum(one.low is not None for one in estimates)
     ranged = sum(one.low is None and one.runs > 1 for one in estimates)
     single = sum(one.low is None and one.runs == 1 for one in estimates)
-    said = [f"bars with caps: {level:.0%} over runs ({kind}), {sure} of {len(estimates)} points"] if sure else []
+    points = count_of(len(estimates), "point")
+    said = [f"bars with caps: {level:.0%} over runs ({kind}), {sure} of {points}"] if sure else []
     said += [f"thin bars: range from least to most, {ranged} with 2 to 5 runs"] if ranged else []
     said += [f"no bar: one run, {single} of them"] if single else []
     return "; ".join(said)

@@ -8,6 +8,7 @@ from ..compare import Comparison, Finding
 from ..gate_formats import HEADER, LOSS_HEADER, cells, loss_cells, summary
 from ..gate_rule import IMPROVED, NOISY
 from ..read import printable
+from ..wording import count_of
 from .drawing import GREY, Drawn, Undrawn, chunks, legend, log_scale, new_figure, numbered
 from .source import label
 from .tables import Table, text
@@ -51,7 +52,7 @@ def figures(gate: Comparison) -> list[Drawn | Undrawn]:
         found.append(Drawn(
             name, title, figure, sum(one.base_runs + one.head_runs for one in part),
             f"bars: the ratios that the exact Mann-Whitney test does not reject at {rule.alpha:g}, {bounded} of "
-            f"{len(part)} rows",
+            f"{count_of(len(part), 'row')}",
             "ratio: Hodges-Lehmann over runs; for times and memory above 1 is worse. Verdicts after Holm over all "
             f"rows; band: changes of {rule.margin:.0%} either way, which `same` excludes",
             f"Baseline {label(gate.base, 60)}. Cross: fails the gate. Circle: same. Square: too noisy to tell. "

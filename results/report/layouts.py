@@ -9,6 +9,7 @@ import numpy as np
 from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown
 from ..efficiency.workload import Group
 from ..rank_intervals import Estimate, median
+from ..wording import count_of
 from .drawing import (
     GREY,
     Drawn,
@@ -223,7 +224,8 @@ def predicted(source: Source) -> list[Drawn | Undrawn]:
         log_scale(axes, "y", lambda value, _: f"{value:,.4g}")
         off = values[:, 0] / values[:, 1]
         within = np.mean(np.abs(np.log(off)) <= np.log(1.2))
-        words.append(f"{unit.split(',')[0]}: {within:.0%} of {len(off)} layouts within 20%, predicted/measured "
+        words.append(f"{unit.split(',')[0]}: {within:.0%} of {count_of(len(off), 'layout')} within 20%, "
+                     "predicted/measured "
                      f"{np.median(off):.2f} in the median, {off.min():.2f} to {off.max():.2f}")  # fmt: skip
     legend(figure, list(handles.values()), list(map(label, handles)))
     every = [estimate for *_, both in panels for *_, estimate in both]

@@ -14,6 +14,7 @@ from ..laws.isoflop import budgets, isoflop
 from ..laws.optimum import optimum
 from ..laws.table import Rows
 from ..step_columns import StepColumns, Steps
+from ..wording import count_of
 from ..work import work_of
 from .drawing import (
     GREY,
@@ -98,7 +99,7 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
     else:
         size_scale(figure, axes, shades)
     less = (
-        f" {len(drawn)} of {len(cases)} cases are drawn, every so-many-th by size." if len(drawn) < len(cases) else ""
+        f" {len(drawn)} of {count_of(len(cases), 'case')} are drawn, spread by size." if len(drawn) < len(cases) else ""
     )
     some = f"{EARLY} of {len(early)}" if len(early) > EARLY else len(early)
     less += f" Dashed, to a cross: runs that were not ok, as far as they came ({some})." if early else ""

@@ -7,6 +7,7 @@ import numpy as np
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
 from ..rank_intervals import median
+from ..wording import count_of
 from .drawing import (
     Drawn,
     Undrawn,
@@ -38,7 +39,7 @@ def diloco(source: Source) -> list[Drawn | Undrawn]:
         if talking and plain:
             ready.append((plain + talking, apart))
     if not ready:
-        also = f" ({folded} layouts with an outer loop sent nothing: their replicas are folded)" if folded else ""
+        also = f" ({count_of(folded, 'layout')} with an outer loop and folded replicas sent nothing)" if folded else ""
         return [Undrawn(title, "runs with an outer loop beside data parallel ones of the same model, data and recipe, "
                         f"with the bytes counted (measure.probe_comm = true){also}")]  # fmt: skip
     parts, more = chunks(ready, title, 1)
@@ -110,7 +111,7 @@ def _figure(source: Source, name: str, title: str, some: list[Group], folded: in
         "moves 2 (n-1)/n of that on the wire. Every run sees the same tokens in the same global batch",
         f"H: inner steps between two outer steps. The least that an outer loop sent is {plain / least:,.1f} times less "
         "than the least of data parallel."
-        + (f" {folded} layouts whose replicas are folded send nothing and are not drawn." if folded else ""),
+        + (f" Not drawn: {count_of(folded, 'layout')} whose replicas are folded and send nothing." if folded else ""),
     )  # fmt: skip
 
 
@@ -120,10 +121,10 @@ def _algorithm(group: Group) -> str:
 
 def _kind(group: Group) -> str:
     if _algorithm(group) == "none":
-        return f"{group['layout'] or '?'}, {group.devices} ranks"
+        return f"{group['layout'] or '?'}, {count_of(group.devices, 'rank')}"
     packed = group["outer_compression"] or "none"
     return (
         f"{_algorithm(group)} M {group['outer_replicas']}"
         + (f" {packed}" if packed != "none" else "")
-        + f", {group.devices} ranks"
+        + f", {count_of(group.devices, 'rank')}"
     )

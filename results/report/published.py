@@ -6,6 +6,7 @@ import re
 from statistics import median
 
 from ..efficiency.report import Compared
+from ..wording import count_of
 from .drawing import GREY, Drawn, Undrawn, legend, new_figure
 from .layouts import CONVENTIONS
 from .source import Source, by_size, label
@@ -80,6 +81,6 @@ def _refused(found: tuple[Compared, ...]) -> str:
                 rows.add(row)
                 layouts.add(id(one))
     return "; ".join(
-        f"{len(rows)} rows and {len(layouts)} layouts: {reason}"
+        f"{count_of(len(rows), 'row')} and {count_of(len(layouts), 'layout')}: {reason}"
         for reason, (rows, layouts) in sorted(why.items(), key=lambda item: -len(item[1][0]) * len(item[1][1]))
     )

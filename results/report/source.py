@@ -31,6 +31,7 @@ from ..read import no_runs, noted, printable, runs_table
 from ..rows import rows_of
 from ..step_columns import StepColumns, read_step_columns
 from ..told_apart import differing_in_parts
+from ..wording import count_of
 from ..work import no_work
 
 MODES = ("strong", "weak")
@@ -146,7 +147,8 @@ def read_source(
 def _notes(rows: Sequence[Mapping], lost: Sequence[Mapping]) -> list[str]:
     """What a reader must know of the runs. lost: those in no group."""
     silent = Counter(no_work(row) for row in lost if row["status"] == "ok")
-    notes = [f"{n} runs with status ok are in no figure of speed: {why}" for why, n in silent.most_common(3)]
+    left = [(count_of(n, "run with status ok is", "runs with status ok are"), why) for why, n in silent.most_common(3)]
+    notes = [f"{some} in no figure of speed: {why}" for some, why in left]
     ok = [row for row in rows if row["status"] == "ok"]
     about_losses = (held_out.refusal(ok), held_out.unknown(ok), *held_out.unbelieved(ok))
     return [*notes, *unchecked(rows), *filter(None, about_losses)]
@@ -184,7 +186,7 @@ def positive(rows: Sequence[Mapping], column: str) -> list[float]:
 
 def _told_apart(found: Sequence[Group]) -> list[tuple[str, str]]:
     """(name, setting) of each group; setting: what tells apart groups that would share a name."""
-    names = [f"{model_name(g)}: {label(g.label)}, {g.devices} rank{'s' * (g.devices != 1)}" for g in found]
+    names = [f"{model_name(g)}: {label(g.label)}, {count_of(g.devices, 'rank')}" for g in found]
     tells = differing_in_parts([group.rows[0] for group in found], names, SETTINGS, most=3)
     settings = (", ".join(f"{c} {label(group[c], 16)}" for c in some)
                 for some, group in zip(tells, found, strict=True))  # fmt: skip

@@ -17,6 +17,7 @@ from ..efficiency.workload import Group
 from ..held_out import refusal
 from ..rank_intervals import Estimate
 from ..read import printable
+from ..wording import count_of
 from .layouts import throughput_estimate
 from .source import Source, by_size, spread
 
@@ -149,7 +150,8 @@ def failures(source: Source) -> Table | None:
         for r in some
     )  # fmt: skip
     counts = Counter(row["status"] for row in bad)
-    note = ", ".join(f"{count} {status}" for status, count in counts.most_common()) + f" of {len(source.rows)} runs."
+    note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+    note += f" of {count_of(len(source.rows), 'run')}."
     return Table("failures", "Failures and skips", columns, rows, note, of) if rows else None
 
 
