@@ -88,4 +88,5 @@ def clocks(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tupl
     found = disagreements(rows)
     runs = {row["run_id"]: row for some in found.values() for row in some}
     said = "; ".join(f"{what}: {count_of(len({row['run_id'] for row in some}), 'run')}" for what, some in found.items())
-    return verdict(list(runs.values()), said, f"the stamps of {count_of(len(told), 'attempt')} agree with their durations")
+    return verdict(list(runs.values()), said,
+                   f"the stamps of {count_of(len(told), 'attempt')} agree with their durations")

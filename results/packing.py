@@ -308,9 +308,18 @@ def _unpack(results: Path, part: Part) -> int:
 
 def _row_of(row: dict, other: str | None, tables: Mapping[str, bytes]) -> dict:
     """The row as run.json has it: an older row without the columns that came later."""
-    other = json.loads(other) if other else {}
+    other = _object(other)
     absent = [name for name, column in columns("runs").items() if row[name] is None and column.required]
     known = {name: value for name, value in row.items() if name not in absent}
     if known.get(digests.TABLES) is not None:
         known[digests.TABLES] = digests.of_tables(tables)
     return {name: value for name, value in other.items() if name not in known} | known
+
+
+def _object(text: str | None) -> dict:
+    """The JSON object that the text is; an empty one where it is none."""
+    try:
+        found = files.parse_json(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -31,6 +31,7 @@ from . import files
 from .arrow_file import PLAIN, batch
 from .columns import TABLES
 from .schema import SchemaError, arrow_schema, columns
+from .store import RUN_ID
 from .wording import count_of
 
 VERSION = 1
@@ -43,6 +44,7 @@ INDEX = pa.schema([*zip(KEYS, (pa.string(), pa.int64(), pa.string()), strict=Tru
                    *((name, pa.int64()) for name in OTHERS)])  # fmt: skip
 KEPT = pa.schema([("other_json", pa.string()), ("starts", pa.string())])
 DIGESTS = pa.schema([(name, pa.string()) for name in TABLES])
+MOST_ATTEMPTS = 10**9 - 1  # of a run, as its folders can be named
 PIECE = 2**20  # bytes hashed at a time
 DAMAGE = (OSError, ValueError, TypeError, LookupError, MemoryError, RecursionError, SchemaError, pa.ArrowException)
 
@@ -74,15 +76,39 @@ class Part:
             raise NewerPart(f"{folder} was written by a newer Scalade: upgrade scalade")
         self.files: Mapping[str, dict] = manifest["files"]
         self.index = self.table("index", INDEX)
-        if self.index.num_rows and any(self.index[name].null_count for name in INDEX.names):
+        self._check_index()
+
+    def _check_index(self) -> None:
+        """Raises SchemaError where the index holds what no run has, or counts rows that are not there."""
+        index = self.index
+        if not index.num_rows:
+            return
+        if any(index[name].null_count for name in INDEX.names):
             raise SchemaError("index.arrow holds a null")
-        lengths = [self.index[name] for name in OTHERS]
-        if self.index.num_rows and any(pc.min(one).as_py() < 0 for one in lengths):
-            raise SchemaError("index.arrow counts below zero")
+        named = pc.match_substring_regex(index["run_id"], f"^(?:{RUN_ID.pattern})\\z")
+        if not pc.all(named).as_py():
+            other = index["run_id"].filter(pc.invert(named))[0].as_py()
+            raise SchemaError(f"index.arrow: {other[:40]!r} is no name of a run")
+        attempts = pc.min_max(index["attempt"]).as_py()
+        if attempts["min"] < 1 or attempts["max"] > MOST_ATTEMPTS:
+            raise SchemaError(f"index.arrow: an attempt {attempts['min']}, or {attempts['max']}")
+        _sound(index.select(["status"]), columns("runs")["status"])
         for name in OTHERS:
-            most = self.files[f"{name}.arrow"]["rows"] if f"{name}.arrow" in self.files else 0
-            if self.index.num_rows and pc.max(self.index[name]).as_py() > most:
+            counts = pc.min_max(index[name]).as_py()
+            if counts["min"] < 0:
+                raise SchemaError("index.arrow counts below zero")
+            if counts["max"] > self._count(name):
                 raise SchemaError(f"index.arrow counts more rows of {name} than there are")
+
+    def _count(self, name: str) -> int:
+        """Rows of a file, as part.json says: no more than it has bytes, as every row of ours takes some."""
+        known = self.files.get(f"{name}.arrow")
+        if known is None:
+            return 0
+        count, size = known["rows"], known["bytes"]
+        if type(count) is not int or type(size) is not int or not 0 <= count <= size:
+            raise SchemaError(f"{MANIFEST} says {count!s:.20} rows in {size!s:.20} bytes of {name}.arrow")
+        return count
 
     def __len__(self) -> int:
         return self.index.num_rows
@@ -95,7 +121,7 @@ class Part:
     def runs(self, names: Sequence[str]) -> pa.Table:
         """Rows of `runs` in the order of the index; a column that no row has is null. Raises DAMAGE."""
         wanted = arrow_schema("runs")
-        return self.as_runs(self.table("runs", pa.schema([wanted.field(name) for name in names])), self.index)
+        return self.as_runs(self._beside("runs", pa.schema([wanted.field(name) for name in names])), self.index)
 
     def as_runs(self, table: pa.Table, index: pa.Table) -> pa.Table:
         """Rows of `runs` after a look at their values; index: theirs, which has the keys. Raises DAMAGE."""
@@ -124,13 +150,19 @@ class Part:
             self.rows(name, rows_schema(name).names)
 
     def kept(self) -> pa.Table:
-        return self.table("kept", KEPT)
+        return self._beside("kept", KEPT)
+
+    def _beside(self, name: str, schema: pa.Schema) -> pa.Table:
+        """As `table`, of a file that has a row for each of the index."""
+        if self._count(name) != len(self.index):
+            raise SchemaError(f"{name}.arrow has {self._count(name)} rows, the index {len(self.index)}")
+        return self.table(name, schema)
 
     def digests(self) -> pa.Table:
         """DIGESTS in the order of the index; all null in a part that was written without. Raises DAMAGE."""
         if "digests.arrow" not in self.files:
             return pa.table([pa.nulls(len(self), pa.string())] * len(DIGESTS), schema=DIGESTS)
-        return self.table("digests", DIGESTS)
+        return self._beside("digests", DIGESTS)
 
     def batches(self, name: str) -> Iterator[pa.RecordBatch]:
         """What a damaged file still holds, as far as it can be followed, and of no value that is believed.
@@ -157,7 +189,7 @@ class Part:
 
     def table(self, name: str, schema: pa.Schema) -> pa.Table:
         """The columns of one file under the schema; those that it does not have are null. Raises DAMAGE."""
-        count = self.files[f"{name}.arrow"]["rows"] if f"{name}.arrow" in self.files else 0
+        count = self._count(name)
         there = self._schema(name) if f"{name}.arrow" in self.files else pa.schema([])
         held = [field.name for field in schema if field.name in there.names]
         table = self._read(name, there, held) if held else None

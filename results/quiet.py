@@ -71,6 +71,7 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     found = disturbed(rows, columns)
     order = dict.fromkeys(at for some, _ in found.values() for at in np.flatnonzero(some).tolist())
     runs = {rows[at]["run_id"]: rows[at] for at in order}
-    said = "; ".join(f"{what}: {count_of(some.sum(), 'run')}, at worst {worst}" for what, (some, worst) in found.items())
+    counts = ((what, count_of(some.sum(), "run"), worst) for what, (some, worst) in found.items())
+    said = "; ".join(f"{what}: {number}, at worst {worst}" for what, number, worst in counts)
     return verdict(list(runs.values()), f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {said}",
-                   f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, and none was disturbed")  # fmt: skip
+                   f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed")

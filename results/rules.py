@@ -188,7 +188,8 @@ def _comparison(table: Table) -> Outcome:
     differ = (p < 0.05 / max(sound, 1)).sum()
     test = f"Kruskal-Wallis tells the layouts apart in {differ} of {sound} workloads"
     return outcome_of([row for group in few for row in group.rows],
-                      f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}", test)  # fmt: skip
+                      f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}",
+                      test)  # fmt: skip
 
 
 def _center(table: Table) -> Outcome:

@@ -73,7 +73,7 @@ def test_diloco_beside_data_parallel(tmp_path):
     with style():
         (found,) = outer.diloco(read(tmp_path, simulated.outer()))
     # data parallel: 1.2 MB x 60 steps; the least: M 4, int4, H 30: 150 kB twice
-    assert "240.0 times less" in found.reading and "1 layouts whose replicas are folded" in found.reading
+    assert "240.0 times less" in found.reading and "1 layout whose replicas are folded" in found.reading
     x = sorted(
         {round(float(line.get_xdata()[0]), 3) for line in found.figure.axes[0].lines if line.get_marker() != "None"}
     )
@@ -119,7 +119,7 @@ def test_published_rows_stand_beside_ours_only_under_one_convention(tmp_path):
     assert theirs and found.runs == 6 and "same device, precision, peak" in found.convention
     table = published.table(source)
     assert all(float(row[5].value) == pytest.approx(100 * row[3].value / row[4].value) for row in table.rows)
-    assert "2 layouts: the source gives no mfu_palm" in table.note and "1 layouts: differs in precision" in table.note
+    assert "2 layouts: the source gives no mfu_palm" in table.note and "1 layout: differs in precision" in table.note
     nothing = read(tmp_path / "b", simulated.several(1, 0.4, 2))
     assert published.table(nothing) is None and "refused: " in published.published(nothing)[0].needs
 
