@@ -16,6 +16,7 @@ from .arrow_file import under
 from .part import DAMAGE, OTHERS, Part, rows_schema
 from .row_digests import row_digests
 from .schema import arrow_schema
+from .wording import count_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Loss:
         runs = self.runs()
         named = f"{', '.join(runs[:4])}{f' and {len(runs) - 4} more' if len(runs) > 4 else ''}"
         what = {"runs": "the rows", "kept": "the logs of starts, and columns of other versions,"}
-        return f"{what.get(self.name, f'the {self.name}')} of {len(runs)} of {len(self.part)} runs are lost" + (
+        return f"{what.get(self.name, f'the {self.name}')} of {len(runs)} of {count_of(len(self.part), 'run')} lost" + (
             f" ({named})" if runs else "") + f": {self.error}"  # fmt: skip
 
 
