@@ -189,9 +189,8 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
     if not measured[0]:
         return unmeasured(MISSING if metric.always else NEW, f"BASE has no {metric.column}{_because(ok[0], metric)}")
     if len(measured[1]) < len(values[1]):
-        count = f"{values[1].count(None)} of {len(values[1])}"
-        some = count_of(count, "run of HEAD has", "runs of HEAD have")
-        return unmeasured(MISSING, f"{some} no {metric.column}{_because(ok[1], metric)}")
+        some = f"{values[1].count(None)} of {count_of(len(values[1]), 'run')} of HEAD"
+        return unmeasured(MISSING, f"{some} without {metric.column}{_because(ok[1], metric)}")
     failed = len(base) - len(measured[0])
     draft = Finding(
         case_id, name, metric.column, SAME, len(measured[0]), len(measured[1]),

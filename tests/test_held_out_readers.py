@@ -40,7 +40,7 @@ def seeds(val_hash, case, val_loss=3.0):
         (ONE, ONE, "same", None),
         (ONE, OTHER, "missing", BOTH),
         (None, None, "same", "val_hash is null in all 6 rows"),
-        (None, ONE, "same", "val_hash is null in 3 of 6 rows: their held-out"),
+        (None, ONE, "same", "val_hash is null in 3 of 6 rows: held-out losses"),
     ],
 )
 def test_compare(tmp_path, base, head, verdict, said):

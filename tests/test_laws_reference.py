@@ -328,8 +328,9 @@ def test_forecasts_that_miss_their_goal_miss_it_as_docs_laws_says(name):
     spec.loader.exec_module(bench)
     law, table = next((law, table) for sweep, law, table in bench.sweeps(DATA) if sweep == name)
     coverage, width, score = bench.judged(bench.ours, law, *bench.split(law, table))
-    assert (100 * coverage, 100 * width, score) == pytest.approx(tuple(said), rel=0.03, abs=0.5)
-    assert score == pytest.approx(said[2], rel=0.03)
+    known = [said, *([[100.0, 37.6, 0.490]] if name == "gadre rw_original" else [])]  # without AVX-512: docs/laws.md
+    found = (100 * coverage, 100 * width, score)
+    assert any(found == pytest.approx(tuple(each), rel=0.03, abs=0.01) for each in known), found
 
 
 def test_report_on_the_issues_own_command():
