@@ -71,7 +71,7 @@ def test_an_arrow_file_without_columns_is_left_out(results):
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     plant(results, content=sink.getvalue().to_pybytes(), rows=2**31 - 1)
-    left_out(results, f"{2**31 - 1} rows in .* bytes")
+    left_out(results, f"{2**31 - 1:,} rows in .* bytes")
 
 
 @pytest.mark.parametrize("column", [
