@@ -55,7 +55,7 @@ test-openmpi: $(VENV)/.installed-test
 faults: $(VENV)/.installed-test
 	$(BIN)/python tests/injector.py --number $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(addprefix --kind ,$(KIND))
 	$(if $(KIND),,HYPOTHESIS_LONG=1 HOSTILE_SEEDS=200 $(BIN)/python -m pytest -q tests/test_properties.py \
-	    tests/test_hostile_folder.py tests/test_hostile_parts.py)
+	    tests/test_hostile_folder.py tests/test_hostile_parts.py tests/test_packing.py)
 
 fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines and not outside"

@@ -13,7 +13,7 @@ from injector import campaign, draw, inject
 @pytest.mark.timeout(900)
 def test_a_short_run_of_random_faults():
     """`make faults` is the long one, with the kinds that take long."""
-    assert campaign(draw(28, 2026, slow=False)) == []
+    assert campaign(draw(18, 2026, slow=False)) == []
 
 
 def test_a_seed_says_which_faults_and_each_kind_comes_before_one_comes_twice():
