@@ -7,7 +7,7 @@ from pathlib import Path
 CODE = """
 import sys
 import scalade.results.laws
-OURS = ("aligned", "files", "held_out", "opened", "trees", "where")  # opened and trees: parts of files
+OURS = ("aligned", "files", "held_out", "opened", "trees", "where", "wording")  # opened and trees: parts of files
 ours = sorted(m for m in sys.modules if m.startswith("scalade.") and not m.startswith("scalade.results.laws"))
 assert ours == ["scalade.results", *("scalade.results." + n for n in OURS)], ours
 assert "torch" not in sys.modules
