@@ -116,9 +116,9 @@ def up(name: str, nodes: int, link: Link) -> Lab:
     with states.locked():
         there = states.read_state(name)
         if there or plan.folder.exists() or states.namespaces(name):
-            whole = there is not None and there.up
-            up = f"is up already ({count_of(len(there.nodes), 'node')}, {there.link.text()})"
-            what = up if whole else "is half up"
+            what = "is half up"
+            if there is not None and there.up:
+                what = f"is up already ({count_of(len(there.nodes), 'node')}, {there.link.text()})"
             raise ValueError(f"lab {name!r} {what}: `scalade lab down --name {name}` takes it down")
         try:
             plan.folder.mkdir(mode=0o755)
