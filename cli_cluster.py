@@ -72,7 +72,7 @@ def submit(
     if dry_run:
         for name, text in done.scripts.items():
             say([f"# ---- {name}", text])
-    facts = [f"{count_of(done.runs, 'run')}"]
+    facts = [count_of(done.runs, "run")]
     facts += [f"{done.kept} had been done before"] * bool(done.kept)
     facts += [f"{count_of(done.active, 'case')} under way"] * bool(done.active)
     facts += [f"{len(done.failed)} failed before: --retry-failed submits what can run"] * bool(done.failed)

@@ -70,8 +70,3 @@ def expand_counts(text: str) -> list[int]:
             raise ValueError(f"not counts per node: {text!r}: it is more than {MOST:,} nodes")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
-
-
-def expand_tasks(text: str) -> list[int]:
-    """`0-3,7%2` as [0, 1, 2, 3, 7]: the task numbers of a job array."""
-    return [int(number) for number in _numbers(text.partition("%")[0], text)]

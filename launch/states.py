@@ -134,7 +134,7 @@ def _line(
     return Line(
         submission=submission.id, scheduler=submission.scheduler,
         job=SCHEDULERS[submission.scheduler].task_name(job_id, number) if several else job_id, name=record.name,
-        what=record.labels[cases[0]] if len(cases) == 1 else f"{count_of(len(cases), 'case')}", nodes=record.nodes,
+        what=record.labels[cases[0]] if len(cases) == 1 else count_of(len(cases), "case"), nodes=record.nodes,
         ranks=record.ranks, state=state, runs=dict(sorted(counts.items())),
         progress=_progress(rows, run_ids) if state in ACTIVE else "", reason=reason, where=task.where,
         elapsed=task.elapsed, array=job_id, task=number,

@@ -59,7 +59,7 @@ def test_the_others_wait_for_a_rank_that_is_late(world, name):
     early, late = world[name]
     assert max(early["comm_s"]) > 0.75 * LATE_S
     longer = [a - b for a, b in zip(early["comm_s"], late["comm_s"], strict=True)]
-    assert max(longer) > 0.25 * LATE_S, "on a busy machine the late one waits for the other, too"
+    assert max(longer) > 0.5 * LATE_S, "on a busy machine the late one waits for the other, too"
     assert max(row["comm_time_s"] for row in early["rows"]) > 0.75 * LATE_S / 2  # the mean over both
     for row, *both in zip(early["rows"], early["comm_s"], late["comm_s"], strict=True):
         assert row["comm_time_s"] == pytest.approx(statistics.fmean(both), rel=1e-4, abs=1e-6)

@@ -92,7 +92,7 @@ class Fastest:
     def line(self, name: Callable[[Group], str], level: float) -> str:
         """name: of the workload."""
         low, high, sign = _range(self.rate)
-        runs = f"{count_of(self.rate.runs, 'run')}"
+        runs = count_of(self.rate.runs, "run")
         span = f" [{low:,.0f}{sign}{high:,.0f}]" if self.rate.runs > 1 else ""
         said = f"{self.names[id(self.best)]}, {self.rate.value:,.0f} tokens/s{span}, {runs}"
         few = "" if self.needed is None else f"{count_of(self.needed, 'run')} each could tell, at {level:.0%}"
