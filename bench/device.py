@@ -25,6 +25,19 @@ DATASHEET: tuple[tuple[str, dict[str, float]], ...] = (
 )
 
 
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process since its program began.
+
+    From the kernel's VmHWM where there is one. ru_maxrss (getrusage(2)) would not do: a program that was started by
+    vfork, as subprocess does, begins with the peak of the process that started it.
+    """
+    try:
+        with open("/proc/self/status", "rb") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def mark(device: torch.device) -> torch.cuda.Event | float:
     """Now: on a GPU an event in its stream, on a CPU the clock."""
     if device.type != "cuda":
@@ -63,7 +76,7 @@ class Device:
 
     @staticmethod
     def peak_host_memory_bytes() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_resident_bytes()
 
     @property
     def name(self) -> str | None:

@@ -41,7 +41,8 @@ class Notes:
     gone: set[Path] = field(default_factory=set)
 
     def add(self, file: Path, error: object) -> None:
-        if isinstance(error, OSError) and error.errno == errno.ENOENT:
+        cause = getattr(error, "error", error)  # a Loss has one
+        if isinstance(cause, OSError) and cause.errno == errno.ENOENT:
             self.gone.add(file)
         self.lines.append((file, error))
 

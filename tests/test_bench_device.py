@@ -1,12 +1,14 @@
 """Energy counters that go round, peaks that are known or null, marks in time."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
 from scalade.bench import energy
-from scalade.bench.device import DATASHEET, Device
+from scalade.bench.device import DATASHEET, Device, peak_resident_bytes
 from scalade.bench.energy import EnergyMeter
 from scalade.bench.environment import environment_columns
 from scalade.results.columns import RUNS
@@ -119,3 +121,18 @@ def test_the_environment_fills_columns_of_the_table():
     assert set(row) <= COLUMNS
     assert row["device_type"] == "cpu" and row["device_name"] is None and row["driver_version"] is None
     assert row["torch_version"] == torch.__version__ and row["cpu_count"] >= 1 and row["host_memory_bytes"] > 2**20
+
+
+def test_peak_memory_is_this_programs_and_not_its_parents():
+    """A supervisor of 1 GB has ranks of their own size: ru_maxrss would have given each of them its gigabyte."""
+    starter = (
+        "import subprocess, sys\nheld = bytearray(2**30)\nheld[::4096] = b'1' * (2**30 // 4096)\n"
+        "code = 'from scalade.bench.device import peak_resident_bytes; print(peak_resident_bytes())'\n"
+        "print(subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, check=True).stdout)"
+    )
+    peak = int(subprocess.run([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, check=True).stdout)
+    assert 2**26 < peak < 2**30
+    before = peak_resident_bytes()
+    held = bytearray(2**27)
+    held[::4096] = b"1" * (2**27 // 4096)
+    assert peak_resident_bytes() >= before + 2**26

@@ -1,12 +1,16 @@
 """Operations of profiled steps: what is measured, that nothing else changes by it, and what is read from it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from scalade import read_evals, read_ops, read_runs, read_steps
+from scalade.bench import ops as profiler
 from scalade.bench.device import Device
 from scalade.bench.ops import profile
+from scalade.bench.waits import Wait
 from scalade.cli import app
 from scalade.launch.run import run_study
 from scalade.launch.study import load_study
@@ -122,6 +126,27 @@ def test_a_quorum_is_not_profiled(tmp_path):
     text = "[outer]\nalgorithm = 'diloco'\nreplicas = 2\nquorum = 1"
     (case,) = load_study(study(tmp_path, 2, text)).cases()
     assert "set measure.profile_steps = 0" in case.skip_reason
+
+
+def test_what_is_computed_inside_a_wait_is_no_waiting():
+    """DDP's wait is timed from before its own bookkeeping to after it, and operations run in between."""
+
+    def event(name, start, end, self_us, is_async=False):
+        return SimpleNamespace(
+            name=name, time_range=SimpleNamespace(start=start, end=end), self_cpu_time_total=self_us, is_async=is_async,
+            is_user_annotation=name == profiler.CLOCK, device_type=torch.autograd.DeviceType.CPU,
+        )  # fmt: skip
+
+    waits = [Wait("comm", 100.0, 100.2), Wait("comm", 101.0, 101.5)]
+    events = [
+        event(profiler.CLOCK, 0, 1e6, 1e6),  # ended at 99 on the other clock: 98 s are between them
+        event("aten::mm", 1.9e6, 2.0e6, 1e5),  # before the first
+        event("aten::copy_", 2.1e6, 2.15e6, 4e4),
+        event("aten::add", 2.9e6, 2.95e6, 5e4),  # between them
+        event("aten::copy_", 3.2e6, 3.3e6, 1e5),
+        event("gloo:all_reduce", 3.2e6, 3.3e6, 1e5, is_async=True),
+    ]
+    assert profiler._computed_in(waits, events, 99.0) == pytest.approx(0.14)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import scalade
-from scalade.results import packing, read
+from scalade.results import packing, read, salvage
 from scalade.results.check import check
 from scalade.results.damage import damaged_tables
 from scalade.results.loose import Notes
@@ -555,6 +555,30 @@ def test_any_order_of_writing_packing_and_dying_reads_as_plain_writing(steps):
             else:
                 killed_at(at, lambda what=what: getattr(packing, what)(packed))
             assert content(packed) == content(loose), (number, what)
+
+
+def test_a_part_that_goes_between_its_rows_and_its_steps_is_read_again(tmp_path, monkeypatch):
+    """Packed into another by then: nothing is damaged, and the second reading has it all."""
+    store = RunStore(tmp_path)
+    for number in range(3):
+        with store.claim(f"case{number}-r0"):
+            write(store, number)
+    packing.compact(tmp_path)
+    (part,) = (tmp_path / "table").glob("p*")
+    rows_of_part, aside = salvage.rows_of_part, tmp_path / "gone"
+
+    def away_then(one, name, names):
+        part.rename(aside)
+        monkeypatch.setattr(salvage, "rows_of_part", rows_of_part)
+        try:
+            return rows_of_part(one, name, names)
+        finally:
+            aside.rename(part)
+
+    monkeypatch.setattr(salvage, "rows_of_part", away_then)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(scalade.read_steps(tmp_path)) == sum(number % 4 for number in range(3))
 
 
 def test_packing_while_one_writes_and_another_reads(tmp_path):

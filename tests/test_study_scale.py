@@ -244,7 +244,7 @@ seeds = {list(range(50))}
 max_ranks = 2
 """
 PLAN = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from scalade.launch.plan import make_plan
 from scalade.launch.study import load_study
@@ -253,8 +253,8 @@ begun = time.process_time()
 study = load_study(sys.argv[1])
 plan = make_plan(study, RunStore(sys.argv[2]))
 study.warnings()
-print(len(study.all_cases), len(plan.pending), plan.skipped, time.process_time() - begun,
-      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(len(study.all_cases), len(plan.pending), plan.skipped, time.process_time() - begun)
+print([int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
 """
 
 
