@@ -53,9 +53,9 @@ test-openmpi: $(VENV)/.installed-test
 # Random faults, of a seed that is printed: N of them. One of a kind again: KIND=kill-rank SEED=123 N=1.
 # Then what is read (study files, rows, tables), with random seeds.
 faults: $(VENV)/.installed-test
-	$(BIN)/python tests/injector.py --number $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(addprefix --kind ,$(KIND))
-	$(if $(KIND),,HYPOTHESIS_LONG=1 HOSTILE_SEEDS=200 $(BIN)/python -m pytest -q tests/test_properties.py \
-	    tests/test_hostile_folder.py tests/test_hostile_parts.py tests/test_packing.py)
+	$(BIN)/python tests/programs/injector.py --number $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(addprefix --kind ,$(KIND))
+	$(if $(KIND),,HYPOTHESIS_LONG=1 HOSTILE_SEEDS=200 $(BIN)/python -m pytest -q tests/study/test_properties.py \
+	    tests/store/test_hostile_folder.py tests/store/test_hostile_parts.py tests/store/test_packing.py)
 
 fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines and not outside"

@@ -9,15 +9,15 @@ __all__ = [*_READERS, "record", "val_hash", "__version__"]
 def __getattr__(name: str) -> object:
     # On first use: neither torch nor pandas is paid for by who only asks for `scalade --help`.
     if name in _READERS:
-        from .results import read
+        from .results.table import read
 
         return getattr(read, name)
     if name == "record":
-        from .results.record import record
+        from .results.table.recorder import record
 
         return record
     if name == "val_hash":
-        from .results.held_out import val_hash
+        from .results.table.held_out import val_hash
 
         return val_hash
     if name == "__version__":

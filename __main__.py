@@ -3,7 +3,7 @@
 
 def main() -> None:
     try:
-        from .cli import main as command
+        from .cli.app import main as command
 
         command()
     except KeyboardInterrupt:

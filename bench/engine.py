@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from .saved import Outgoing, Saved
+    from .checkpoint_files import Outgoing, Saved
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .comm import CommProbe
+from .comm_probe import CommProbe
 from .data import Source
 from .device import Device
 from .energy import EnergyMeter
 from .engine import Engine
+from .host_waits import Waits
 from .measure import Measure
 from .recipe import Recipe
-from .record import StepRecord
-from .waits import Waits
+from .step_record import StepRecord
 
 COMPARE_S = 5.0  # so often at least, whole steps, the ranks meet: who asks them to stop does not wait longer
 

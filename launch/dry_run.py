@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..parallelism.memory import GIB
-from ..results.store import RunStore
+from ..results.store.store import RunStore
+from ..results.terminal import print_grid, say
 from ..results.wording import count_of
-from .grid import print_grid, say
-from .here import refuse_here
-from .plan import Plan, PlannedRun, make_plan
 from .run import counted
-from .study import load_study
+from .study.study import load_study
+from .study.unmet import refuse_here
+from .sweep.plan import Plan, PlannedRun, make_plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .case import Case
+    from .study.case import Case
 
 ROWS = 40  # cases that are shown
 
@@ -101,7 +101,7 @@ def _line(runs: Sequence[PlannedRun], more: str) -> tuple[str, ...]:
 
 def differences(cases: Sequence[Case]) -> list[str]:
     """What tells each of these cases from the others, beside the names of its model and its layout."""
-    from .case import PARTS
+    from .study.case import PARTS
 
     told: list[list[str]] = [[] for _ in cases]
     for part in (name for name in PARTS if name not in ("shape", "layout", "outer")):

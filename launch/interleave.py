@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from ..results.compare import Comparison, compare
-from ..results.gate_rule import Rule
-from ..results.read import noted, runs_table
-from .processes import MARK, Guard, end_marked, new_mark
-from .read import text_of
-from .study import load_study
-from .supervise import Signals
+from ..results.gate.compare import Comparison, compare
+from ..results.gate.rule import Rule
+from ..results.table.read import noted, runs_table
+from .process.guard import MARK, Guard, end_marked, new_mark
+from .process.supervisor import Signals
+from .study.parse import text_of
+from .study.study import load_study
 
 PACKAGE = __package__.split(".")[0]
 FAREWELL_S = 30.0  # for a revision that was asked to end to write its row

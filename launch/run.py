@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results import files
-from ..results.store import RunStore
+from ..results.store.store import RunStore
 from ..results.wording import count_of
-from .display import make_display
-from .failure import one_line
-from .here import refuse_here
-from .launchers import LAUNCHERS, Launcher
-from .plan import Plan, make_plan
-from .processes import MARK, Guard, end_marked, new_mark
-from .stop import STOP_FILE, UNDONE_FILE, signal_names
-from .study import load_study
-from .supervise import RANK_COMMAND, Outcome, Signals
-from .sweep import LocalExecutor, Summary, Sweep
+from .host.launchers import LAUNCHERS, Launcher
+from .process.error_report import one_line
+from .process.guard import MARK, Guard, end_marked, new_mark
+from .process.preemption import STOP_FILE, UNDONE_FILE, signal_names
+from .process.supervisor import RANK_COMMAND, Outcome, Signals
+from .study.study import load_study
+from .study.unmet import refuse_here
+from .sweep.display import make_display
+from .sweep.plan import Plan, make_plan
+from .sweep.sweep import LocalExecutor, Summary, Sweep
 
 if TYPE_CHECKING:
     from .lab.lab import Lab
-    from .study import Study
+    from .study.study import Study
 
 FAREWELL_S = 10.0  # for workers that were asked to end to write their row
 LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
@@ -65,7 +65,7 @@ def run_here(
     """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
     launchers: Mapping[str, Launcher] = LAUNCHERS
     if lab:
-        from .lab.starting import InLab, LabExecutor
+        from .lab.executor import InLab, LabExecutor
 
         launchers = {name: InLab(lab, name) for name in LAUNCHERS}
         make_executor = make_executor or (lambda signals: LabExecutor(lab, signals, command))
@@ -186,7 +186,7 @@ def work_here(
     only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
 ) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
     """run_worker, once the study has been read."""
-    from .worker import follow, join_supervisors, work
+    from .sweep.worker import follow, join_supervisors, work
 
     folder = results or study.results
     peers = join_supervisors(dict(os.environ), folder)

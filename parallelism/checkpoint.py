@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..bench.saved import Outgoing, Saved
-from ..bench.told import at_first, to_each
+from ..bench.checkpoint_files import Outgoing, Saved
+from ..bench.messages import at_first, to_each
 from .optimizer import Optimizer
 from .sharded import part_and_offset
 

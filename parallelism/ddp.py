@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..bench.waits import time_end_of_backward
+from ..bench.host_waits import time_end_of_backward
 
 
 class EagerDDP(DistributedDataParallel):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
-from . import torch_can
-from .deepspeed import can as deepspeed_can
+from . import torch_capabilities as torch_can
+from .deepspeed import capabilities as deepspeed_can
 from .diloco.config import Outer
 from .layout import Layout, impossible
-from .megatron import can as megatron_can
+from .megatron import capabilities as megatron_can
 
 if TYPE_CHECKING:
     import torch

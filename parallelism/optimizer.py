@@ -24,8 +24,8 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from ..bench.engine import LocalParameter
+from ..bench.host_waits import counted_as
 from ..bench.recipe import Recipe
-from ..bench.waits import counted_as
 from .mesh import Mesh
 
 Part = tuple[nn.Parameter, LocalParameter]

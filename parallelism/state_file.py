@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bench.saved import Outgoing, Saved
+from ..bench.checkpoint_files import Outgoing, Saved
 from ..bench.tensor_file import Tensors
 from ..results.files import parse_json
 

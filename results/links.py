@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .rank_intervals import Estimate, median
-from .read import rows_table, runs_table
+from .stats.rank_intervals import Estimate, median
+from .table.read import rows_table, runs_table
 
 
 def bus_factor(collective: str, ranks: int) -> float:

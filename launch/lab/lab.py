@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from ...results.wording import count_of
-from ..environment import LINK
-from ..processes import end_marked, marked, new_mark
+from ..host.link import Link
+from ..host.placement import LINK
+from ..process.guard import end_marked, marked, new_mark
 from . import network
 from . import state as states
-from .link import Link
 from .state import State
 from .switch import CLONE_NEWNET, DEVICE
 

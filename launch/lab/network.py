@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..processes import MARK
+from ..process.guard import MARK
 from .state import NETNS, State
 from .switch import DEVICE
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...results import files
-from .link import Link
+from ..host.link import Link
 
 ROOT = Path("/run/scalade-lab")
 NETNS = Path("/run/netns")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..launchers import LAUNCHERS, Raw, Step
-from ..stop import REQUEUE_STATUS, STOP_FILE, UNDONE_FILE
+from ..host.launchers import LAUNCHERS, Raw, Step
+from ..process.preemption import REQUEUE_STATUS, STOP_FILE, UNDONE_FILE
 from .ask import PATIENCE_S, Answer, SchedulerError, answer
 from .job import Job, exports
 from .shell import command, comment, quote

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..hostlist import expand_hosts
-from ..launchers import Step
+from ..host.hostlist import expand_hosts
+from ..host.launchers import Step
 from .ask import SchedulerError
 from .base import Capabilities, Limits, Scheduler, Task
 from .flux_id import number_of

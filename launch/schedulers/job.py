@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..launchers import Step
-from ..site import Site, clock
-from ..stop import STOP_FILE, UNDONE_FILE
+from ..host.launchers import Step
+from ..process.preemption import STOP_FILE, UNDONE_FILE
+from .site import Site, clock
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..launchers import LAUNCHERS, Step
+from ..host.launchers import LAUNCHERS, Step
 from .ask import SchedulerError
 from .base import Capabilities, Limits, Scheduler, Task
 from .job import Job, Part

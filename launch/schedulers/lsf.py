@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..launchers import Step, mpirun_starter
-from ..stop import REQUEUE_STATUS
+from ..host.launchers import Step, mpirun_starter
+from ..process.preemption import REQUEUE_STATUS
 from .ask import SchedulerError
 from .base import Capabilities, Limits, Scheduler, Task
 from .job import Job, walltime

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..launchers import Step, mpirun_starter
+from ..host.launchers import Step, mpirun_starter
 from .ask import Answer, SchedulerError
 from .base import ALL, Capabilities, Limits, Scheduler, Task
 from .job import Job, walltime

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from ..launchers import Raw
+from ..host.launchers import Raw
 
 WIDTH = 110
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..hostlist import expand_hosts
-from ..launchers import Step
+from ..host.hostlist import expand_hosts
+from ..host.launchers import Step
 from .ask import SUBMIT_PATIENCE_S, SchedulerError
 from .base import Capabilities, Limits, Scheduler, Task
 from .job import Job, walltime

@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...bench.checkpoint_files import Outgoing, Saved
 from ...bench.device import mark
 from ...bench.engine import Evaluation, LocalParameter, StepOutput
 from ...bench.init import fill
 from ...bench.loss import counted_sum, cross_entropy, token_losses
 from ...bench.model import Decoder
 from ...bench.recipe import Recipe
-from ...bench.saved import Outgoing, Saved
 from ...bench.shape import ModelShape
 from ...bench.weights import Weights, gathered, handed_out, shapes_of
 from ..layout import Layout

@@ -2,7 +2,7 @@
 
 ZeRO 0: the parameters themselves. ZeRO 1 and 2: a flat partition of all parameters, which cuts them anywhere; the
 parameters follow by a cast and an all-gather. ZeRO 3: an equal piece of every parameter, the last one padded, perhaps
-on disk. DeepSpeed's own names for these are attributes of its optimizers; tests/test_deepspeed.py pins them.
+on disk. Their names in DeepSpeed are attributes of its optimizers; tests/parallelism/test_deepspeed.py pins them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .channel import Channel, DenseChannel, PackedChannel, Received
 from .config import Outer
 from .link import Link
 from .plan import BucketPlan
-from .twoshot import TwoShotChannel
+from .two_shot import TwoShotChannel
 
 
 class OuterCopy:

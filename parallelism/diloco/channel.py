@@ -1,7 +1,7 @@
 """The sum over the replicas of one bucket's pseudo-gradients, as it travels: dense fp32, or packed.
 
 Dense messages are all-reduced. Packed ones are all-gathered and summed here in fp32, in the order of the replicas:
-a reduction inside the collective would have to round every partial sum to the packed format (bf16 too); twoshot.py
+a reduction inside the collective would have to round every partial sum to the packed format (bf16 too); two_shot.py
 rounds the sum once more and so sends less where there are many replicas.
 
 Error feedback, SparseLoCo arXiv 2508.15706 algorithm 1: of e = beta e + Delta the replica sends C(e), keeps e - C(e).

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ...bench.comm import CommProbe, uncounted
+from ...bench.checkpoint_files import Outgoing, Saved
+from ...bench.comm_probe import CommProbe, uncounted
 from ...bench.device import mark
 from ...bench.engine import Engine, Evaluation, LocalParameter, StepOutput
 from ...bench.recipe import Recipe
-from ...bench.saved import Outgoing, Saved
 from ...bench.weights import Weights
 from ..state_file import read_state, write_state
 from .algorithm import Algorithm, Exchange

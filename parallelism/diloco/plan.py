@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...results.outer_cost import Round
+from ...results.table.outer_cost import Round
 from .config import Outer
 
 NORM_BYTES = 8  # behind a piece of a sum: |S|^2 and sum |Delta_m|^2, fp32

@@ -17,14 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...bench.checkpoint_files import Outgoing, Saved
 from ...bench.device import mark
 from ...bench.engine import Evaluation, LocalParameter, StepOutput
+from ...bench.host_waits import counted_as
 from ...bench.init import fill
 from ...bench.loss import counted_sum
 from ...bench.recipe import Recipe
-from ...bench.saved import Outgoing, Saved
 from ...bench.shape import ModelShape
-from ...bench.waits import counted_as
 from ...bench.weights import Weights, gathered, handed_out
 from ..layout import Layout
 from ..mesh import Mesh

@@ -2,8 +2,8 @@
 
     step = compute + exposed communication + pipeline bubble + optimizer + data + outer step + residual
 
-Exposed communication and bubble are what the ranks waited for (bench/waits.py says what is in them); where they were
-not measured, compute and optimizer hold them. The parts are means over the ranks, the step is that of its slowest
+Exposed communication and bubble are what the ranks waited for (bench/host_waits.py says what is in them); where they
+were not measured, compute and optimizer hold them. The parts are means over the ranks, the step is that of its slowest
 rank: ranks that differ in what they do, and not in when, leave the difference in the residual.
 
 The bubble that theory gives a pipeline of p stages on m microbatches is (p - 1) / (v m + p - 1) of forward and
@@ -19,7 +19,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from ..step_columns import Steps
+from ..table.step_columns import Steps
 
 COLUMNS = ("warmup", "outer_exposed_s")  # of `steps`
 RESIDUAL_FLAG = 0.05

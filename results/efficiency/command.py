@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import held_out
-from ..coded import Coded
-from ..read import noted, runs_table
-from ..rows import rows_of
-from ..step_columns import StepColumns, read_step_columns
+from ..schema.rows import rows_of
+from ..table import held_out
+from ..table.column_codes import Coded
+from ..table.read import noted, runs_table
+from ..table.step_columns import StepColumns, read_step_columns
+from ..table.work import no_work
 from ..wording import count_of
-from ..work import no_work
 from . import breakdown, loss
 from .fastest import fastest
 from .grouping import groups

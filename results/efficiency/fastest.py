@@ -1,7 +1,7 @@
 """The fastest layout of each workload, and those that so many runs do not tell apart from it.
 
 The layout with the highest median throughput is held against each other one by an exact rank-sum test over runs
-(verdict.py), Holm's step-down over them all. Where a difference is not shown, no winner is named.
+(rank_test.py), Holm's step-down over them all. Where a difference is not shown, no winner is named.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
-from ..coded import Coded, coded
-from ..columns import RUNS
-from ..rank_intervals import Estimate, median
-from ..told_apart import differing_in_parts
-from ..verdict import best_p, holm, rank_sum_p, runs_needed
+from ..schema.columns import RUNS
+from ..stats.rank_intervals import Estimate, median
+from ..stats.rank_test import best_p, holm, rank_sum_p, runs_needed
+from ..table.column_codes import Coded, coded
+from ..table.distinguishing import differing_in_parts
 from ..wording import count_of
 from .workload import CONDITIONS, DATA, MODEL, OUTER, RECIPE, Group
 

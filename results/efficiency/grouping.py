@@ -11,8 +11,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..coded import NULL, Coded, coded, first_of, joint, parts
-from ..work import Work, is_timed, levels, work_of
+from ..table.column_codes import NULL, Coded, coded, first_of, joint, parts
+from ..table.work import Work, is_timed, levels, work_of
 from .workload import BATCH, MODEL, MUST_MATCH, Group, columns_of
 
 ALIKE = (*MUST_MATCH, BATCH, *columns_of("Layout"), "outer_replicas", "outer_placement", "world_size")

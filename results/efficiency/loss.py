@@ -12,8 +12,8 @@ from math import fsum
 
 import numpy as np
 
-from ..step_columns import Steps
-from ..work import mean_step_s
+from ..table.step_columns import Steps
+from ..table.work import mean_step_s
 
 WINDOW = 10
 COLUMNS = ("step", "loss")  # of `steps`

@@ -10,11 +10,11 @@ from statistics import median as middle
 
 from ..aligned import aligned, listed
 from ..published import Against, against
-from ..rank_intervals import Estimate
-from ..system_laws import Fitted, LawFit
+from ..stats.rank_intervals import Estimate
 from ..wording import count_of
 from .fastest import Fastest, tokens_text
 from .series import Options, Point, Refusal, Series
+from .system_laws import Fitted, LawFit
 from .workload import Group, varying
 
 PARTS = ("compute", "exposed comm", "bubble", "data", "optimizer", "outer", "residual")

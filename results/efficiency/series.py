@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median as middle
 
-from .. import rank_intervals as ranks
-from ..rank_intervals import Estimate
-from ..step_columns import Steps
-from ..system_laws import LAWS, LawFit, fit_laws
-from ..work import mean_step_s
+from ..stats import rank_intervals as ranks
+from ..stats.rank_intervals import Estimate
+from ..table.step_columns import Steps
+from ..table.work import mean_step_s
 from .breakdown import Breakdown, breakdown
 from .loss import time_to_loss_s
+from .system_laws import LAWS, LawFit, fit_laws
 from .workload import Bases, Group, difference, differing
 
 FORMS = ("throughput", "step_time", "loss")

@@ -16,12 +16,12 @@ from statistics import median as middle
 
 import numpy as np
 
-from ..coded import NULL, Coded, coded
-from ..columns import RUNS
-from ..schema import columns
-from ..told_apart import differing_in_parts
+from ..schema.columns import RUNS
+from ..schema.schema import columns
+from ..table.column_codes import NULL, Coded, coded
+from ..table.distinguishing import differing_in_parts
+from ..table.work import Work, rate_of
 from ..wording import count_of
-from ..work import Work, rate_of
 
 
 def columns_of(group: str, but: Iterable[str] = ()) -> tuple[str, ...]:

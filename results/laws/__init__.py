@@ -3,7 +3,9 @@
 Stands alone: numpy, scipy and pandas, nothing else of Scalade. `fit_file` is what the command line calls.
 """
 
-from . import (  # noqa: F401  each registers its laws
+from .base import Law, Parameter, get_law, law_names
+from .command import fit_file
+from .families import (  # noqa: F401  each enters itself in the list of laws
     annealing,
     batch,
     chinchilla,
@@ -23,9 +25,7 @@ from . import (  # noqa: F401  each registers its laws
     sparsity,
     vocabulary,
 )
-from .base import Law, Parameter, get_law, law_names
-from .batch import NoiseScale, noise_scale
-from .command import fit_file
+from .families.batch import NoiseScale, noise_scale
 from .fit import Fit, fit, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast
 from .isoflop import Frontier, envelope, isoflop

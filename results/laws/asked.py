@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from ..where import where as where_rows
+from ..table.filter import where as where_rows
 from .base import Law
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..held_out import one_set
+from ..table.held_out import one_set
 from .asked import check, kept_and_held, names_of
 from .base import Law, get_law
 from .curves import effective_rows, find_curves

@@ -71,7 +71,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    from ..parquet_file import read
+    from ..store.parquet_file import read
 
     return read(path).to_pandas()
 

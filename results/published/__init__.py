@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
-from ..schema import checked, columns
+from ..schema.schema import checked, columns
 
 FILE = Path(__file__).with_name("published.csv")
 CONVENTIONS = ("mfu_palm", "mfu_6n", "mfu_causal", "tokens_per_s_per_device")

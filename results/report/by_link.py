@@ -16,10 +16,10 @@ import numpy as np
 
 from ..efficiency.breakdown import outer_of_step_s
 from ..efficiency.command import waits_of
-from ..rank_intervals import Estimate, median
-from ..read import runs_table
-from ..step_columns import Steps
-from ..work import work_of
+from ..stats.rank_intervals import Estimate, median
+from ..table.read import runs_table
+from ..table.step_columns import Steps
+from ..table.work import work_of
 from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_intervals
 from .outer import sent_a_step
 

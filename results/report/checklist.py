@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..coded import Coded
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
-from ..rank_intervals import MIN_RUNS
-from ..ranks import hosts_of
+from ..stats.rank_intervals import MIN_RUNS
+from ..table.column_codes import Coded
+from ..table.rank_places import hosts_of
 from ..wording import count_of
 from .source import Source
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import files
-from ..compare import Comparison, compare
-from ..gate_formats import summary
-from ..held_out import refusal
-from ..read import printable
+from ..gate.compare import Comparison, compare
+from ..gate.formats import summary
+from ..table.held_out import refusal
+from ..table.read import printable
 from ..wording import count_of
 from . import gate, layouts, losses, outer, outer_law, published, scaling
 from .drawing import Drawn, Undrawn, encoded, style

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ..compare import Comparison, Finding
-from ..gate_formats import HEADER, LOSS_HEADER, cells, loss_cells, summary
-from ..gate_rule import IMPROVED, NOISY
-from ..read import printable
+from ..gate.compare import Comparison, Finding
+from ..gate.formats import HEADER, LOSS_HEADER, cells, loss_cells, summary
+from ..gate.rule import IMPROVED, NOISY
+from ..table.read import printable
 from ..wording import count_of
 from .drawing import GREY, Drawn, Undrawn, chunks, legend, log_scale, new_figure, numbered
 from .source import label

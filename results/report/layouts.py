@@ -8,7 +8,7 @@ import numpy as np
 
 from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown
 from ..efficiency.workload import Group
-from ..rank_intervals import Estimate, median
+from ..stats.rank_intervals import Estimate, median
 from ..wording import count_of
 from .drawing import (
     GREY,

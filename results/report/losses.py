@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..held_out import refusal
 from ..laws.base import get_law
 from ..laws.fit import Fit, fit, with_profiles
 from ..laws.isoflop import budgets, isoflop
 from ..laws.optimum import optimum
 from ..laws.table import Rows
-from ..step_columns import StepColumns, Steps
+from ..table.held_out import refusal
+from ..table.step_columns import StepColumns, Steps
+from ..table.work import work_of
 from ..wording import count_of
-from ..work import work_of
 from .drawing import (
     GREY,
     Drawn,

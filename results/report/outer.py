@@ -6,7 +6,7 @@ import numpy as np
 
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group
-from ..rank_intervals import median
+from ..stats.rank_intervals import median
 from ..wording import count_of
 from .drawing import (
     Drawn,

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from ..check import beyond, findings
-from ..compare import Comparison
-from ..gate_formats import summary
-from ..read import printable
+from ..check.command import beyond, findings
+from ..gate.compare import Comparison
+from ..gate.formats import summary
+from ..table.read import printable
 from . import gate, parts, published, tables
 from .checklist import checklist
 from .drawing import Drawn, Undrawn

@@ -9,30 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from .. import held_out
 from ..efficiency.breakdown import Breakdown, breakdown
 from ..efficiency.command import unchecked, waits_of
 from ..efficiency.fastest import Fastest, fastest, tokens_text
 from ..efficiency.grouping import groups
 from ..efficiency.report import Compared, compared
 from ..efficiency.series import Options, Refusal, Series, read_series
-from ..efficiency.workload import (
-    BATCH,
-    CONDITIONS,
-    DATA,
-    MODEL,
-    OUTER,
-    RECIPE,
-    TOKENS,
-    Group,
-    allowed,
-)  # fmt: skip
-from ..read import no_runs, noted, printable, runs_table
-from ..rows import rows_of
-from ..step_columns import StepColumns, read_step_columns
-from ..told_apart import differing_in_parts
+from ..efficiency.workload import BATCH, CONDITIONS, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, allowed  # fmt: skip
+from ..schema.rows import rows_of
+from ..table import held_out
+from ..table.distinguishing import differing_in_parts
+from ..table.read import no_runs, noted, printable, runs_table
+from ..table.step_columns import StepColumns, read_step_columns
+from ..table.work import no_work
 from ..wording import count_of
-from ..work import no_work
 
 MODES = ("strong", "weak")
 SETTINGS = tuple(  # that tell groups apart, as named

@@ -11,12 +11,12 @@ from statistics import median
 import numpy as np
 
 from ..aligned import listed
-from ..columns import RUNS
 from ..efficiency.series import Point
 from ..efficiency.workload import Group
-from ..held_out import refusal
-from ..rank_intervals import Estimate
-from ..read import printable
+from ..schema.columns import RUNS
+from ..stats.rank_intervals import Estimate
+from ..table.held_out import refusal
+from ..table.read import printable
 from ..wording import count_of
 from .layouts import throughput_estimate
 from .source import Source, by_size, spread

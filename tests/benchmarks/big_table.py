@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "programs"))
 from efficiency_table import run as simulated  # noqa: E402
 
-from scalade.results import packing  # noqa: E402
-from scalade.results.columns import TABLES  # noqa: E402
-from scalade.results.part import INDEX, KEPT, KEYS, OTHERS, rows_schema  # noqa: E402
-from scalade.results.schema import arrow_schema, checked_row, columns  # noqa: E402
-from scalade.results.snapshot import Held  # noqa: E402
-from scalade.results.store import RunStore  # noqa: E402
+from scalade.results.schema.columns import TABLES  # noqa: E402
+from scalade.results.schema.schema import arrow_schema, checked_row, columns  # noqa: E402
+from scalade.results.store import packing  # noqa: E402
+from scalade.results.store.part import INDEX, KEPT, KEYS, OTHERS, rows_schema  # noqa: E402
+from scalade.results.store.snapshot import Held  # noqa: E402
+from scalade.results.store.store import RunStore  # noqa: E402
 
 REPEATS, AT_ONCE = 6, 10_000
 SEALS = ("tables_sha256", "row_sha256", "superseded_columns", "superseded_reason")

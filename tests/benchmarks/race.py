@@ -13,9 +13,9 @@ from scalade.bench.energy import EnergyMeter
 from scalade.bench.loop import Training, train
 from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
-from scalade.bench.record import StepRecord
 from scalade.bench.shape import SIZES, ModelShape
-from scalade.launch.progress import Reporter
+from scalade.bench.step_record import StepRecord
+from scalade.launch.process.progress import Reporter
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.engines import build_engine
 from scalade.parallelism.layout import Layout

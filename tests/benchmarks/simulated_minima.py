@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize as scipy_minimize
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "programs"))
 from test_laws_solver import TRUTH, simulate  # noqa: E402
 
 from scalade.results.laws import Objective, fit, get_law, law_names  # noqa: E402

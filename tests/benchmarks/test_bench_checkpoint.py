@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
+from scalade.bench.checkpoint_files import Outgoing, Saved
 from scalade.bench.recipe import Recipe
-from scalade.bench.saved import Outgoing, Saved
 from scalade.bench.shape import ModelShape
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.engines import build_engine

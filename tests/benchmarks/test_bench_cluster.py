@@ -43,7 +43,7 @@ def used():
     json.dump({"cpu_s": sum(os.times()[:2]), "peak_bytes": peak * 1024}, open(os.environ["USED"], "w"))
 atexit.register(used)
 sys.argv[0] = "scalade"
-from scalade.cli import main
+from scalade.cli.app import main
 sys.exit(main())
 """
 

@@ -17,7 +17,7 @@ TARGET_S, TARGET_BYTES = 10.0, 10**9
 VERIFY = """
 import sys
 from scalade.launch import verify
-from scalade.launch.study import load_study
+from scalade.launch.study.study import load_study
 study = load_study(sys.argv[1])
 verify.prepare(study, verify.checks_of(study))
 """

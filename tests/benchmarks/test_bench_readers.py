@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from efficiency_table import run
 
-from scalade.results.read import EXPORT_KEY
-from scalade.results.schema import SCHEMA_VERSION, arrow_schema
+from scalade.results.schema.schema import SCHEMA_VERSION, arrow_schema
+from scalade.results.table.read import EXPORT_KEY
 
 RUNS, REPEATS = 100_000, 5
 TARGET_S, TARGET_BYTES = 5.0, 10**9

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from scalade.results import store as store_module
-from scalade.results.store import RunStore
+from scalade.results.store import store as store_module
+from scalade.results.store.store import RunStore
 
 RUNS, STEPS = 2_000, 500
 TARGET_S, TARGET_BYTES = 3.0, 10**9

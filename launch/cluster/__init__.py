@@ -1,0 +1,1 @@
+"""Studies as jobs of a cluster's scheduler: submitted, watched, cancelled."""

@@ -1,0 +1,62 @@
+"""`scalade cancel`: end submitted jobs, also those of which nobody knows whether they still run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..schedulers import SCHEDULERS
+from ..schedulers.ask import SchedulerError
+from ..schedulers.state import ACTIVE, UNHEARD, State
+from .status import Line, status
+from .submissions import JobRecord, Submission, locked, submissions
+
+
+def cancel(results: Path, job: str = "") -> list[str]:
+    """Cancel the jobs that wait or run; one that is lost is asked to end, too, and then forgotten, so that its cases
+    may be submitted again. Gives what was done, in lines.
+
+    job: as `status`
+
+    Raises
+    ------
+    ValueError: as `status`; SchedulerError: the scheduler does not answer, or refuses
+    """
+    lines, _ = status(results, job)
+    by_name: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.state in ACTIVE | UNHEARD:
+            by_name.setdefault(line.name, []).append(line)
+    said = []
+    with locked(results):
+        for submission in submissions(results):
+            records = [record for record in submission.jobs if record.name in by_name]
+            try:
+                for record in records:
+                    said.append(_end(submission, record, by_name[record.name], job))
+            finally:
+                if records:
+                    submission.save()
+    return said or ["nothing waits or runs"]
+
+
+def _end(submission: Submission, record: JobRecord, lines: list[Line], job: str) -> str:
+    """End one job, or the one task of it that `job` names. Raises SchedulerError."""
+    task = lines[0].task if len(lines) == 1 and job == lines[0].job != lines[0].array else None
+    name = lines[0].job if task is not None else record.job_id or record.name
+    said = f"cancelled: {name}"
+    try:
+        if record.job_id:
+            SCHEDULERS[submission.scheduler].cancel(record.job_id, task)
+        elif any(line.state == State.UNKNOWN for line in lines):
+            raise SchedulerError(f"{submission.scheduler}: the scheduler did not answer; {name} may be there")
+        else:
+            said = f"forgotten: {name}: {submission.scheduler} knows no such job"
+    except SchedulerError as error:
+        if any(line.state != State.LOST for line in lines):
+            raise
+        said = f"forgotten: {name}: {error}"
+    if task is None:
+        record.closed = State.CANCELLED
+    elif lines[0].state == State.LOST:
+        record.give_up(task, "by `scalade cancel`")
+    return said

@@ -1,0 +1,139 @@
+"""From the missing runs of a study to the jobs that will do them.
+
+An array holds the cases of one world size, as many as the cluster takes in one; what is more becomes another array. A
+packed job holds all cases. A case takes as few nodes as hold the same number of its ranks each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ...results.wording import count_of
+from ..schedulers.base import MOST_TASKS, Limits
+from ..schedulers.job import Job, Part, exports
+from ..schedulers.site import Site
+from ..study.labels import labels
+from ..study.study import Study
+from ..sweep.plan import PlannedRun
+
+SPARE_S = 300  # for a job to begin and end, beside its runs
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line says beside the study."""
+
+    scheduler: str = ""
+    profile: Path | None = None
+    launcher: str = ""
+    mode: str = "array"
+    nodes: int = 0  # packed: of one job; 0: as many as the largest case takes
+    jobs: int = 1  # packed: so many of them, which share the cases
+    alone: bool = False  # packed: no run beside another, where nodes share what they talk over
+    throttle: int = 0  # array: tasks that run at once; 0: no limit
+    time_limit: str = ""
+    retry_failed: bool = False
+    resubmit: bool = False  # also the cases of jobs that are lost or unknown
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Where jobs are made for, and by what."""
+
+    study: Study
+    results: Path
+    folder: Path  # of the submission
+    site: Site
+    launcher: str
+    limits: Limits
+
+
+def nodes_of(ranks: int, per_node: int) -> tuple[int, int]:
+    """(nodes, ranks on each): the fewest nodes that hold the same number each, at most `per_node`."""
+    most = next(count for count in range(min(ranks, per_node), 0, -1) if ranks % count == 0)
+    return ranks // most, most
+
+
+def make_jobs(ground: Ground, wish: Wish, cases: Sequence[Sequence[PlannedRun]]) -> list[Job]:
+    """One for each batch script. cases: the missing runs of each case.
+
+    Raises
+    ------
+    ValueError: --nodes is less than the largest case takes
+    """
+    study, folder = ground.study, ground.folder
+    told = labels([runs[0].case for runs in cases])
+    part = {id(runs): Part(runs[0].case.case_id, label) for runs, label in zip(cases, told, strict=True)}
+    sizes: dict[int, list[Sequence[PlannedRun]]] = {}
+    for runs in cases:
+        sizes.setdefault(runs[0].case.ranks, []).append(runs)
+    common = {
+        "study": folder / study.path.name, "results": ground.results, "workdir": Path.cwd(), "folder": folder,
+        "site": ground.site, "launcher": ground.launcher, "mode": wish.mode, "throttle": wish.throttle,
+        "retry_failed": wish.retry_failed,
+    }  # fmt: skip
+    make = _packed if wish.mode == "packed" else _arrays
+    return make(ground, wish, sizes, part, common)
+
+
+def _packed(
+    ground: Ground, wish: Wish, sizes: dict[int, list[Sequence[PlannedRun]]], part: dict[int, Part], common: dict
+) -> list[Job]:
+    study, per_node_most, limit_s = ground.study, ground.site.per_node, ground.study.run.time_limit_s
+    nodes, per_node = max(nodes_of(ranks, per_node_most) for ranks in sizes)
+    if 0 < wish.nodes < nodes:
+        raise ValueError(f"--nodes {wish.nodes}: the largest case takes {count_of(nodes, 'node')} of "
+                         f"{count_of(per_node_most, 'rank')}")
+    nodes, per_node = max(nodes, wish.nodes), max(nodes_of(ranks, per_node_most)[1] for ranks in sizes)
+    parts = tuple(part[id(runs)] for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
+    pending = [run for found in sizes.values() for runs in found for run in runs]
+    taking = (nodes if wish.alone else nodes_of(run.case.ranks, per_node_most)[0] for run in pending)
+    work_s = sum(taking) * limit_s
+    seconds = ground.site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / wish.jobs)) + SPARE_S
+    title = f"study {study.name}, {count_of(len(parts), 'case')} on {count_of(nodes, 'node')}"
+    checkpoints = any(run.case.measure.checkpoint_every for run in pending)
+    return [
+        Job(name=f"{_prefix(ground)}-{number}", title=title, nodes=nodes, per_node=per_node, seconds=seconds,
+            parts=parts, checkpoints=checkpoints, **common)  # fmt: skip
+        for number in range(wish.jobs)
+    ]
+
+
+def _arrays(
+    ground: Ground, wish: Wish, sizes: dict[int, list[Sequence[PlannedRun]]], part: dict[int, Part], common: dict
+) -> list[Job]:
+    study, most, limit_s = ground.study, min(ground.limits.array, MOST_TASKS), ground.study.run.time_limit_s
+    jobs = []
+    for ranks in sorted(sizes, reverse=True):
+        nodes, per_node = nodes_of(ranks, ground.site.per_node)
+        for first in range(0, len(sizes[ranks]), most):
+            cases = sizes[ranks][first : first + most]
+            on = f"{count_of(nodes, 'node')} with {count_of(per_node, 'rank')} each"
+            jobs.append(Job(
+                name=f"{_prefix(ground)}-{len(jobs)}",
+                title=f"study {study.name}, {count_of(len(cases), 'case')} on {on}",
+                nodes=nodes, per_node=per_node, parts=tuple(part[id(runs)] for runs in cases),
+                seconds=ground.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
+                checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases),
+                quorum=any(runs[0].case.outer.quorum for runs in cases), **common,
+            ))  # fmt: skip
+    return jobs
+
+
+def _prefix(ground: Ground) -> str:
+    return f"scalade-{ground.study.name[:24]}-{ground.folder.name}"
+
+
+def job_json(job: Job, scheduler: str, wish: Wish) -> str:
+    """What `scalade pack` is told: everything but the script."""
+    site = asdict(replace(job.site, environment={}, fabric={}))  # the script has exported them
+    content = {
+        "scheduler": scheduler, "launcher": job.launcher, "study": str(job.study), "results": str(job.results),
+        "workdir": str(job.workdir), "seconds": job.seconds, "retry_failed": wish.retry_failed,
+        "alone": wish.alone, "cases": [part.case_id for part in job.parts], "site": site,
+        "exports": exports(job.site, warned=True),
+    }  # fmt: skip
+    return json.dumps(content, indent=1) + "\n"

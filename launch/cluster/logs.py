@@ -1,0 +1,50 @@
+"""`scalade logs`: the end of what submitted jobs printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...results import files
+from ..schedulers import SCHEDULERS
+from .status import status
+from .submissions import submissions
+
+MOST = 2**22  # bytes of the end of a file
+OURS = (".sh", ".yaml", ".json", ".stop", ".undone")  # what is no log in a submission's folder
+
+
+def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:
+    """File or job -> lines, the newest last.
+
+    job: as `status`
+
+    Raises
+    ------
+    ValueError: as `status`, or there is nothing yet; SchedulerError: it has to be asked, and cannot
+    """
+    shown, _ = status(results, job)
+    names = {line.name for line in shown}
+    task = shown[0].task if len(shown) == 1 and job == shown[0].job != shown[0].array else None
+    ends: dict[str, list[str]] = {}
+    printed: list[Path] = []
+    for submission in submissions(results):
+        scheduler = SCHEDULERS[submission.scheduler]
+        for record in submission.jobs:
+            if record.name not in names:
+                continue
+            told = scheduler.printed(record.job_id, lines) if record.job_id else None
+            if told is not None:
+                ends[record.name] = told.splitlines()
+            printed += [
+                submission.folder / name for name in files.names(submission.folder, results)
+                if name.startswith(f"{record.name}.") and Path(name).suffix not in OURS
+                and (task is None or scheduler.prints_to(name, task))
+            ]  # fmt: skip
+    for file in sorted(printed, key=lambda file: (file.lstat().st_mtime, file.name)):
+        try:
+            ends[str(file)] = files.read_end(file, results, MOST).decode(errors="replace").splitlines()[-lines:]
+        except files.Refused as refused:
+            ends[str(file)] = [f"not read: {refused.strerror}"]
+    if not ends:
+        raise ValueError(f"{results}: no job has printed anything yet; see `scalade status`")
+    return ends

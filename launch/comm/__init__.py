@@ -1,0 +1,1 @@
+"""`scalade comm`: collectives alone, over torch and over MPI."""

@@ -1,0 +1,1 @@
+"""`scalade doctor`: whether this machine can do what studies ask of it."""

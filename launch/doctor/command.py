@@ -1,0 +1,280 @@
+"""`scalade doctor`: whether `scalade run` can work here, what would disturb a measurement, and what is missing.
+
+Each check looks at one thing and says what it found and, where that is not right, what to do. Collectives, MPI and the
+results folder are not looked up but tried. To add a check: a function that yields `Finding`s, named in GROUPS.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...bench.host import load_average
+from ...results.table.quiet import STEAL
+from ...results.terminal import Cell, print_grid, say
+from ...results.wording import count_of
+from ..host import machine
+from . import host_checks as host
+from .trial import Trial, try_collectives, try_mpi
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STATES = {"ok": "ok", "note": "note", "missing": "absent", "broken": "BROKEN"}
+"""note: works, but could disturb a measurement; missing: something optional; broken: `scalade run` cannot work."""
+STYLES = {"ok": "green", "note": "yellow", "missing": "dim", "broken": "bold red"}
+TRIAL_S = 60.0
+RANKS = 2
+MIB = 2**20
+OPTIONAL = {
+    "mpi": "ranks under mpirun", "deepspeed": "the engine `deepspeed`", "megatron": "the engine `megatron`",
+    "energy": "energy of NVIDIA GPUs",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    found: str
+    state: str = "ok"
+    advice: str = ""  # what to do about it
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is looked at beside the machine itself."""
+
+    results: Path
+    torch: Trial  # two ranks over gloo
+
+
+def examine(results: Path | None = None) -> list[Finding]:
+    """Everything, in the order in which it is shown; takes as long as starting two ranks does.
+
+    results: the results folder; None: scalade-results in the current one
+    """
+    place = Place(results or Path("scalade-results"), try_collectives("cpu", RANKS, TRIAL_S))
+    return [replace(finding, group=group) for group, look in GROUPS.items() for finding in look(place)]
+
+
+def healthy(findings: list[Finding]) -> bool:
+    return all(finding.state != "broken" for finding in findings)
+
+
+def scalade_itself(place: Place) -> Iterator[Finding]:
+    package = Path(__file__).resolve().parents[2]
+    yield Finding("scalade", f"{metadata.version('scalade')} in {package}")
+    wanted = metadata.metadata("scalade")["Requires-Python"] or ""
+    old = sys.version_info < _version(wanted.lstrip(">= "))
+    advice = f"Python {wanted} is needed" if old else ""
+    yield Finding("python", f"{platform.python_version()}, {sys.executable}", "broken" if old else "ok", advice)
+
+
+def machine_itself(place: Place) -> Iterator[Finding]:
+    yield Finding("system", host.system())
+    cores = machine.cores()
+    yield Finding("cores", f"{cores} of {os.cpu_count()} usable, {host.cpu_model()}")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    told = f"OMP_NUM_THREADS={threads} here, " if threads else ""
+    yield Finding("threads", f"{told}each rank gets cores // ranks of the largest case, or run.threads_per_rank")
+    yield _load(cores)
+    yield from _memory()
+    yield from _clock()
+
+
+def _load(cores: int) -> Finding:
+    load, now = load_average(), host.cpu_taken()
+    told = [] if load is None else [f"{load:.1f} over the last minute"]
+    told += [f"{now[0]:.0%} of the CPU time taken now", f"{now[1]:.0%} by other machines"] if now else []
+    taken = now is not None and now[0] > 0.25
+    busy, stolen = (load or 0.0) > max(0.5, 0.25 * cores) or taken, now is not None and now[1] > STEAL
+    advice = ["something else is computing: timings will be noisy"] if busy else []
+    advice += ["the hypervisor gives this machine's cores to others: timings depend on them"] if stolen else []
+    return Finding("load", ", ".join(told) or "not told", "note" if advice else "ok", "; ".join(advice))
+
+
+def _memory() -> Iterator[Finding]:
+    free = machine.host_memory_bytes()
+    low = free is not None and free < 2 * 2**30
+    advice = "a rank takes 300 MiB before it holds a model" if low else ""
+    yield Finding("memory", f"{_gib(free)} free", "note" if low else "ok", advice)
+    limit = host.cgroup_memory_bytes()
+    if limit is not None:
+        yield Finding("memory limit", f"{_gib(limit)} for this control group")
+    for name, what in (("AS", "ulimit -v"), ("DATA", "ulimit -d")):
+        if (bound := host.limit(name)) is not None:
+            yield Finding(what, _gib(bound), "note", f"torch reserves more than it uses: `{what} unlimited`")
+    files = host.limit("NOFILE")
+    few = files is not None and files < 1024
+    advice = "each rank keeps a connection to every other: `ulimit -n 65536`" if few else ""
+    yield Finding("open files", "unlimited" if files is None else str(files), "note" if few else "ok", advice)
+    shared = host.free_bytes("/dev/shm")
+    small = shared is None or shared < 512 * MIB
+    advice = "NCCL talks through it on one host: give the container more, `--shm-size=8g`" if small else ""
+    found = "not there" if shared is None else f"{_gib(shared)} free"
+    yield Finding("/dev/shm", found, "note" if small else "ok", advice)
+
+
+def _clock() -> Iterator[Finding]:
+    resolution, tick, source = host.clock()
+    slow = tick > 1e-5 or source in ("hpet", "acpi_pm")
+    advice = "every reading of the clock is slow: boot with clocksource=tsc where the CPU allows it" if slow else ""
+    found = f"{resolution * 1e9:g} ns resolution, {tick * 1e9:.0f} ns a reading, source {source or 'unknown'}"
+    yield Finding("clock", found, "note" if slow else "ok", advice)
+    governor, mhz = host.cpu_frequency()
+    saving = governor is not None and governor != "performance"
+    advice = "`cpupower frequency-set -g performance` for steady timings" if saving else ""
+    found = ", ".join(filter(None, [f"governor {governor}" if governor else "no governor shown", mhz]))
+    yield Finding("frequency", found, "note" if saving else "ok", advice)
+
+
+def devices(place: Place) -> Iterator[Finding]:
+    gpus, driver, facts = machine.gpus(), host.nvidia_driver(), place.torch.facts
+    if driver is None and not gpus:
+        yield Finding("NVIDIA driver", "none: runs are on the CPU", "missing")
+        built = facts.get("cuda_built")
+        if built:
+            advice = "the CPU build is smaller: `pip install torch --index-url https://download.pytorch.org/whl/cpu`"
+            yield Finding("torch", f"built for CUDA {built}, which nothing here uses", "note", advice)
+    else:
+        yield Finding("NVIDIA driver", driver or "version unknown")
+        names = facts.get("gpus") or []
+        if names:
+            yield Finding("GPUs", ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)))
+            memory = machine.gpu_memory_bytes()
+            yield Finding("GPU memory", _gib(memory) if memory else "nvidia-smi does not tell")
+        elif facts:
+            built = facts.get("cuda_built")
+            why = "torch is a CPU build" if built is None else f"torch (CUDA {built}) cannot use them"
+            how = "`pip install --force-reinstall torch`" if built is None else "update the driver, or fit torch to it"
+            yield Finding("GPUs", f"{gpus}, but {why}", "broken", f"{how}; or run.device = 'cpu' in the study")
+    energy = host.energy_source()
+    advice = "" if energy else "columns of energy stay null; RAPL is often readable by root alone"
+    yield Finding("energy", energy or "no counter this user may read", "ok" if energy else "missing", advice)
+
+
+def libraries(place: Place) -> Iterator[Finding]:
+    for requirement in metadata.requires("scalade") or []:
+        match = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)(?:.*extra == ['\"](\w+)['\"])?", requirement)
+        if not match or (match[3] and match[3] not in OPTIONAL):
+            continue
+        name, least, extra = match.groups()
+        have = host.installed(name)
+        if have and _version(have) >= _version(least):
+            yield Finding(name, have)
+        elif extra:
+            found = f"{have}, older than {least}" if have else f"for {OPTIONAL[extra]}"
+            yield Finding(name, found, "missing", f"`pip install -U 'scalade[{extra}]'`")
+        else:
+            found = f"{have}, older than {least}" if have else "not installed"
+            yield Finding(name, found, "broken", f"`pip install -U '{name}>={least}'`")
+    triton = host.installed("triton")
+    advice = "" if triton else "comes with torch's CUDA build; without a GPU nothing needs it"
+    yield Finding("triton", triton or "for the GPU kernels", "ok" if triton else "missing", advice)
+
+
+def communication(place: Place) -> Iterator[Finding]:
+    yield _collective("gloo", place.torch, RANKS)
+    if place.torch.facts.get("gpus"):
+        ranks = min(RANKS, len(place.torch.facts["gpus"]))
+        trial = try_collectives("cuda", ranks, TRIAL_S)
+        version = trial.facts.get("nccl")
+        yield _collective(f"NCCL {version}" if version else "NCCL", trial, ranks)
+    else:
+        yield Finding("NCCL", "for NVIDIA GPUs", "missing")
+    yield from _mpi()
+
+
+def _collective(name: str, trial: Trial, ranks: int) -> Finding:
+    if trial.reason:
+        return Finding(name, f"{count_of(ranks, 'rank')} on this host: {trial.reason}", "broken", ADVICE)
+    facts = trial.facts
+    speed = f"{facts['latency_s'] * 1e6:.0f} us, {facts['bytes_per_s'] / 1e9:.2f} GB/s"
+    return Finding(name, f"{count_of(ranks, 'rank')} all-reduced, {speed}")
+
+
+ADVICE = "is there a firewall on the loopback? NCCL_DEBUG=INFO and TORCH_DISTRIBUTED_DEBUG=DETAIL say more"
+
+
+def _mpi() -> Iterator[Finding]:
+    mpirun = host.mpirun()
+    if mpirun is None:
+        yield Finding("mpirun", "for launcher = 'mpirun'", "missing", "`pip install 'scalade[mpi]' mpich`")
+        return
+    yield Finding("mpirun", f"{mpirun[1]}, {mpirun[0]}")
+    if host.installed("mpi4py") is None:
+        yield Finding("MPI", "mpi4py is not installed", "missing", "`pip install 'scalade[mpi]'`")
+        return
+    trial = try_mpi(RANKS, TRIAL_S)
+    library = f"mpi4py uses {trial.facts['library']}" if trial.facts else "mpi4py"
+    if trial.reason:
+        advice = "use the mpirun of mpi4py's MPI; one MPI in one environment. Only launcher = 'mpirun' needs it"
+        yield Finding("MPI", f"{library}: {trial.reason}", "note", advice)
+    else:
+        yield Finding("MPI", f"{RANKS} ranks all-reduced, {library}")
+
+
+def results_folder(place: Place) -> Iterator[Finding]:
+    folder = host.existing(place.results)
+    there = "" if folder == place.results else f" (will be made in {folder})"
+    yield Finding("folder", f"{place.results}{there}, {host.filesystem(folder)}")
+    free = host.free_bytes(folder)
+    low = free is not None and free < 2**30
+    yield Finding("free space", _gib(free), "note" if low else "ok", "a checkpoint may not fit" if low else "")
+    trial = host.try_folder(folder)
+    if trial.error:
+        yield Finding("writing", trial.error, "broken", "give another with --results or run.results")
+        return
+    slow = trial.fsync_s > 0.1
+    advice = "each finished run waits for a few of them: a local disk is faster" if slow else ""
+    found = f"{trial.fsync_s * 1e3:.1f} ms, the median of {host.SYNCS}"
+    yield Finding("fsync", found, "note" if slow else "ok", advice)
+    advice = "" if trial.locks else "mount it with flock (Lustre: -o flock), or give another with --results"
+    found = "a second sweep would see what the first holds" if trial.locks else "does nothing: sweeps would collide"
+    yield Finding("flock", found, "ok" if trial.locks else "broken", advice)
+
+
+GROUPS: dict[str, Callable[[Place], Iterator[Finding]]] = {
+    "scalade": scalade_itself, "machine": machine_itself, "devices": devices, "libraries": libraries,
+    "communication": communication, "results": results_folder,
+}  # fmt: skip
+
+
+def print_findings(findings: list[Finding], console: Console) -> None:
+    rows, group = [], None
+    for finding in findings:
+        found = f"{finding.found}\n-> {finding.advice}" if finding.advice else finding.found
+        first = finding.group if finding.group != group else ""
+        group = finding.group
+        rows.append((Cell(first, "bold"), finding.name, Cell(STATES[finding.state], STYLES[finding.state]), found))
+    print_grid(console, ("part", "looked at", "", "found"), rows)
+    broken = [finding.name for finding in findings if finding.state == "broken"]
+    noted = [finding.name for finding in findings if finding.state == "note"]
+    say(console, "")
+    if broken:
+        say(console, f"`scalade run` cannot work here: {', '.join(broken)}", style="bold red")
+    else:
+        say(console, "`scalade run` can work here" + (f"; note: {', '.join(noted)}" if noted else ""))
+
+
+def as_json(findings: list[Finding]) -> dict[str, object]:
+    return {"healthy": healthy(findings), "findings": [asdict(finding) for finding in findings]}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """The release numbers: `2.13.0+cpu` as (2, 13, 0)."""
+    return tuple(int(part) for part in re.match(r"[\d.]*", text)[0].split(".") if part)
+
+
+def _gib(count: int | None) -> str:
+    return "unknown" if count is None else f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,159 @@
+"""What `scalade doctor` really tries: two ranks on this host, started, joined and judged as those of any run.
+
+They all-reduce instead of training; rank 0 leaves what it saw in the scratch folder. As a program
+(`python -m scalade.launch.doctor.trial SPEC.json`) this file is one of the ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...bench.data.spec import DataSpec
+from ...bench.measure import Measure
+from ...bench.recipe import Recipe
+from ...bench.shape import SIZES, ModelShape
+from ...parallelism.diloco.config import Outer
+from ...parallelism.layout import Layout
+from ...results import files
+from ...results.wording import count_of
+from ..host.clock import Moment
+from ..host.launchers import LAUNCHERS
+from ..process.run_spec import RunResult, RunSpec, read_json
+from ..process.supervisor import Signals
+from ..study.case import Case
+from ..sweep.sweep import LocalExecutor
+
+if TYPE_CHECKING:
+    from ..process.progress import Reporter
+    from ..process.rendezvous import World
+
+FACTS = "facts.json"
+SIZES_BYTES = (4, 4 * 2**20)  # latency, bandwidth
+REPEATS = 5
+COMMAND = (sys.executable, "-m", f"{__package__}.trial")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """reason: why it failed, None where it did not."""
+
+    reason: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def try_collectives(device: str, ranks: int, time_limit_s: float, command: tuple[str, ...] = COMMAND) -> Trial:
+    """Start `ranks` ranks on `device` (cpu: gloo, cuda: NCCL) and let them all-reduce."""
+    shape = ModelShape(**SIZES["tiny-100k"], kv_heads=2, vocab=256, seq_len=64)
+    recipe = Recipe(global_batch=ranks, steps=1)
+    case = Case(shape, DataSpec(), recipe, Layout(dp_replicate=ranks), Outer(), Measure(), model_name="doctor")
+    with tempfile.TemporaryDirectory(prefix="scalade-doctor-") as name, Signals() as signals:
+        folder, launched = Path(name), Moment.now()
+        spec = RunSpec(
+            run_id=f"{case.case_id}-r0", case=case.to_json(), repeat=0, study="doctor", launcher="local",
+            results=str(folder / "results"), scratch=str(folder), size=ranks, nonce="", address="", port=0,
+            device=device, threads=1, attempt=1, launched_at=launched.at, launched_monotonic=launched.monotonic,
+            launched_clock=launched.clock, join_timeout_s=time_limit_s,
+        )  # fmt: skip
+        executor = LocalExecutor(signals, command)
+        try:
+            outcome = executor.execute(spec, time_limit_s, lambda: None, lambda: None)
+        finally:
+            executor.close()
+        if signals.received:
+            raise KeyboardInterrupt
+        return Trial(outcome.reason, read_json(folder / FACTS) or {})
+
+
+def program(case: Case, world: World, reporter: Reporter) -> RunResult:
+    """A rank's part, in the place of the training."""
+    import torch
+    import torch.distributed as dist
+
+    seconds = {}
+    for size in SIZES_BYTES:
+        times = []
+        for _ in range(REPEATS + 1):
+            buffer = torch.full((size // 4,), world.rank + 1.0, device=world.device)
+            begin = time.perf_counter()
+            dist.all_reduce(buffer)
+            wrong = bool((buffer != world.size * (world.size + 1) / 2).any())  # also waits for a GPU
+            times.append(time.perf_counter() - begin)
+            if wrong:
+                raise RuntimeError(f"an all-reduce of {size} bytes over {world.backend} gave a wrong sum")
+        seconds[size] = min(times[1:])  # the first one connects
+    if world.rank == 0:
+        files.write(reporter.folder / FACTS, json.dumps(_torch_facts() | {
+            "backend": world.backend, "latency_s": seconds[SIZES_BYTES[0]],
+            "bytes_per_s": SIZES_BYTES[1] / seconds[SIZES_BYTES[1]],
+        }), sync=False)  # fmt: skip
+    return RunResult("ok", {})
+
+
+def _torch_facts() -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "torch": torch.__version__, "cuda_built": torch.version.cuda, "cuda": cuda,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    }  # fmt: skip
+
+
+MPI_PROGRAM = (
+    "from mpi4py import MPI; w = MPI.COMM_WORLD; "
+    "library = MPI.Get_library_version().replace(chr(0), '').splitlines()[0]; "  # Open MPI's ends with a NUL
+    "totals = w.gather(w.allreduce(w.rank + 1)) or (); "  # told by one rank: what two print at once may come mixed
+    "[print(f'scalade {w.size} {total}', *library.split()) for total in totals]"
+)
+
+
+def try_mpi(ranks: int, time_limit_s: float) -> Trial:
+    """`mpirun -n ranks` as the launcher starts it: do its ranks find each other through mpi4py's library?
+
+    Raises
+    ------
+    ValueError: there is no mpirun
+    """
+    command = LAUNCHERS["mpirun"].command(ranks, ["-c", MPI_PROGRAM])
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+        start_new_session=True, errors="replace",
+    )  # fmt: skip
+    try:
+        text = process.communicate(timeout=time_limit_s)[0]
+    except subprocess.TimeoutExpired:
+        return Trial(f"{count_of(ranks, 'rank')} did not come together within {time_limit_s:g} s")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)
+            process.wait()
+    lines = text.splitlines()
+    told = re.findall(r"^scalade ([0-9]+) ([0-9]+) (.+)$", text, re.MULTILINE)
+    facts = {"library": told[0][2]} if told else {}
+    if process.returncode or not told:
+        reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")
+        return Trial(f"mpirun ended with status {process.returncode}: {reason.strip()}", facts)
+    if any(int(size) != ranks for size, _, _ in told):
+        found = ", ".join(sorted({size for size, _, _ in told}))
+        return Trial(f"mpirun -n {ranks} made worlds of size {found}: it belongs to another MPI than mpi4py", facts)
+    if len(told) != ranks or any(int(total) != ranks * (ranks + 1) // 2 for _, total, _ in told):
+        return Trial("an all-reduce over MPI gave a wrong sum", facts)
+    return Trial(None, facts)
+
+
+if __name__ == "__main__":
+    from ..rank.main import main
+
+    main(program=program)

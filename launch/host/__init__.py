@@ -1,0 +1,1 @@
+"""This machine, and what starts ranks on it: hosts, launchers, devices, sockets, signals."""

@@ -1,0 +1,76 @@
+"""Why a rank failed: the report it leaves for its supervisor, and what kind of failure an exception is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ...results import files
+from ...results.out_of_memory import is_out_of_memory
+from ..host.placement import WorldError
+from .cause import Kind
+from .run_spec import read_json
+
+# Of gloo and NCCL, whose RuntimeErrors say no more than their text; none can be part of a host's name.
+PEER_TEXTS = (
+    "connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "remote process exited",
+    "gloo/transport/", "nccl communicator was aborted", "failed to recv", "connection was likely closed",
+    "application timeout caused pair closure", "connection refused",
+)  # fmt: skip
+LIBRARIES = ("RuntimeError", "DistBackendError", "DistError", "DistStoreError")  # the latter three: torch.distributed's
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """What a failing rank leaves behind."""
+
+    rank: int
+    kind: Kind
+    line: str  # one line for the table
+    trace: str
+    at: float  # Unix time, s
+
+
+def report_file(scratch: Path, rank: int) -> Path:
+    return scratch / f"rank-{rank}.error.json"
+
+
+def read_report(scratch: Path, rank: int) -> ErrorReport | None:
+    content = read_json(report_file(scratch, rank))
+    try:
+        return parsed_report(content) if content else None
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+def parsed_report(content: dict[str, Any]) -> ErrorReport:
+    """Inverse of dataclasses.asdict."""
+    return ErrorReport(**content | {"kind": Kind(content["kind"])})
+
+
+def error_kind(error: BaseException) -> Kind:
+    """By the exception's type; of torch's collectives, whose types do not say it, by the library's text."""
+    if isinstance(error, WorldError):
+        return Kind.WORLD
+    if isinstance(error, FloatingPointError):
+        return Kind.NAN
+    if is_out_of_memory(error):
+        return Kind.OOM
+    if isinstance(error, ConnectionError) or type(error).__name__ == "DistNetworkError":
+        return Kind.PEER
+    text = str(error).lower()
+    if type(error).__name__ in LIBRARIES and any(part in text for part in PEER_TEXTS):
+        return Kind.PEER
+    return Kind.EXCEPTION
+
+
+def one_line(error: BaseException) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = text if isinstance(error, WorldError) else f"{type(error).__name__}: {text}".removesuffix(": ")
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def write_report(scratch: Path, report: ErrorReport) -> None:
+    files.write(report_file(scratch, report.rank), json.dumps(asdict(report)), sync=False)

@@ -1,0 +1,1 @@
+"""Which run comes next, in which order, and which supervisor does it."""

@@ -1,0 +1,256 @@
+"""`scalade worker`: one supervisor for each rank that torchrun, mpirun or srun started. Rank 0's decides, all run.
+
+The ranks of each run are fresh children of these supervisors, so that what ends a run ends no supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...results.store.store import RunStore
+from ..host import mpi
+from ..host.placement import Placement, WorldError, find_placement, link_columns, listen, reachable_address
+from ..process.diagnosis import judge
+from ..process.error_report import one_line
+from ..process.guard import Guard, end_marked, new_mark
+from ..process.preemption import REQUEUE_STATUS
+from ..process.quorum import Quorum
+from ..process.rendezvous import Seat, agree
+from ..process.run_spec import RunSpec
+from ..process.supervisor import RANK_COMMAND, Outcome, Signals, start, watch
+from ..process.warm_pool import Pool
+from ..process.watchdog import Watchdog
+from ..schedulers import job_columns
+from ..store.client import find
+from ..store.meeting import Point, other_host, serve, slurm_point, torchrun_point
+from ..store.secret import derive, exported, shared
+from ..store.server import StoreServer
+from ..study.unmet import refuse_here
+from .display import Display
+from .peers import BEAT_S, PATIENCE_S, Peers
+from .plan import make_plan
+from .sweep import Callback, Summary, Sweep
+
+if TYPE_CHECKING:
+    from ..study.study import Study
+
+JOIN_TIMEOUT_S = 120.0
+
+
+def join_supervisors(
+    env: dict[str, str], folder: Path, timeout_s: float = JOIN_TIMEOUT_S, patience_s: float = PATIENCE_S
+) -> Peers:
+    """Come together with the supervisors that the same launcher started, and check that they are one whole world.
+
+    folder: the results folder, over which they share their secret (secret.py)
+
+    Raises
+    ------
+    WorldError: no launcher started this process, or the world is not what the launcher says
+    """
+    place = find_placement(env)
+    if place is None:
+        raise WorldError(
+            "no launcher started this worker: use `torchrun --nproc-per-node N -m scalade worker STUDY`, "
+            "`mpirun -n N scalade worker STUDY`, `srun -n N scalade worker STUDY`, or `scalade run STUDY`, which "
+            "starts the ranks itself"
+        )
+    given, listener = exported(env), None
+    if place.source == "mpi":
+        place, point, given, listener = _through_mpi(place, given)
+    else:
+        point = slurm_point(env) if place.source == "slurm" else torchrun_point(place, env)
+    with shared(folder, point.name, place.rank == 0, given) as secret:
+        server, host = None, point.host
+        if listener:
+            server = StoreServer([listener], secret)
+        elif place.rank == 0:
+            server, host = serve(point, secret)
+        ports = point.ports(secret) if server is None else (server.port,)
+        seat = Seat(place.rank, place.local_rank, place.size, point.name, socket.gethostname(), os.getpid(), "cpu")
+        try:
+            client = find(place.rank, host, ports, secret, timeout_s)
+            seats = agree(client, seat, timeout_s)
+        except BaseException as error:
+            if server:  # else it serves as long as this process lives
+                server.close()
+            if not isinstance(error, OSError):
+                raise
+            said = f"the store at {host} went away while supervisors came together: {error}"
+            raise WorldError(said) from error
+    return Peers(client, place, seats, patience_s, secret)
+
+
+def _through_mpi(place: Placement, given: bytes | None) -> tuple[Placement, Point, bytes | None, socket.socket | None]:
+    """(place, where to meet, the exported secret if all have the same one, rank 0's listener)."""
+    comm = mpi.load().COMM_WORLD
+    if (comm.rank, comm.size) != (place.rank, place.size):
+        raise mpi.another(f"mpirun says rank {place.rank} of {place.size}", f"rank {comm.rank} of {comm.size}")
+    hosts = comm.allgather(socket.gethostname())
+    neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[place.rank]]
+    place = replace(place, local_rank=neighbours.index(place.rank), local_size=len(neighbours))
+    told, listener = None, None
+    if place.rank == 0:
+        try:
+            listener = listen(reachable_address(hosts, other_host(hosts)))
+            told = (*listener.getsockname()[:2], f"mpi {os.urandom(8).hex()}.0")
+        except Exception as error:  # the others wait for a word
+            told = f"rank 0 on {hosts[0]} cannot serve the rendezvous: {one_line(error)}"
+    told = comm.bcast(told)
+    name = "" if isinstance(told, str) else told[2]
+    proofs = comm.allgather(None if given is None else derive(given, "proof", name))
+    # From here on they meet in the store: MPI's own end would wait for supervisors that are gone.
+    mpi.load().Finalize()
+    if isinstance(told, str):
+        raise WorldError(told)
+    return place, Point(told[0], name, told[1]), given if len(set(proofs)) == 1 else None, listener
+
+
+class WorldExecutor:
+    """Rank 0's: publishes each run as an order, runs its own rank of it, and judges what all supervisors report."""
+
+    def __init__(self, peers: Peers, signals: Signals, launcher: str, command: Sequence[str] = RANK_COMMAND) -> None:
+        self.peers, self.signals, self.launcher, self.command = peers, signals, launcher, command
+        self.mark, self.guard, self.number, self.broken = new_mark(), None, 0, None
+        self.pool = Pool()
+        hosts = [seat.host for seat in peers.seats]
+        # A lab's nodes share one machine; another world of a scheduler's job may have more hosts than this one.
+        self.one_host = bool(link_columns()) or (len(set(hosts)) == 1 and not job_columns())
+        self.address = reachable_address(hosts, other_host(hosts))
+
+    def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
+        self.number += 1
+        spec = replace(spec, address=self.address, nonce=os.urandom(8).hex())
+        secret = derive(self.peers.secret, "run", spec.nonce).hex()
+        with StoreServer([listen(self.address)], secret.encode()) as shared_store:
+            return self._run(replace(spec, port=shared_store.port), secret, time_limit_s, started, tick)
+
+    def _run(self, spec: RunSpec, secret: str, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
+        scratch, begun = Path(spec.scratch), time.monotonic()
+        self.peers.order(self.number, {"run": spec.to_json()})
+        try:
+            begin = self.pool.start if spec.isolation == "pool" else start
+            children = begin(spec, [self.peers.place], self.mark, secret, self.command)
+            self.guard = self.guard or Guard(self.mark)
+            started()
+        except BaseException:
+            end_marked(self.mark)
+            raise
+        quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
+        ending = watch(
+            children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
+            asked_to_stop=lambda: self.peers.asked_to_stop(self.number, quorum),
+            watchdog=Watchdog(scratch, spec.hang_limit_s),
+            quorum=quorum, lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
+            grace_s=0.0 if quorum else spec.grace_s, keep=spec.isolation == "pool",
+        )  # fmt: skip
+        self.peers.publish(self.number, ending, quorum)
+        outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
+        self.broken = self.peers.broken
+        return outcome
+
+    def dismiss(self, code: int, message: str | None) -> None:
+        """The last order: all supervisors end with this exit status."""
+        self.peers.order(self.number + 1, {"end": message, "code": code})
+        self.peers.wait_until_left()
+        self.close()
+
+    def close(self) -> None:
+        self.pool.close()
+        if self.guard:
+            self.guard.close()
+
+
+def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> tuple[int, str | None]:
+    """What every other supervisor does: run its rank of each order until the last one. Gives exit status and why."""
+    mark, guard, number, pool = new_mark(), None, 0, Pool()
+    threading.Thread(target=_end_when_cut_off, args=(peers, mark), daemon=True).start()
+    try:
+        while True:
+            number += 1
+            order = _await_order(peers, signals, number)
+            if order is None:
+                return (REQUEUE_STATUS, peers.gone.line) if peers.gone else (1, f"ended by {signals.received}")
+            if "run" not in order:
+                return order["code"], order["end"]
+            spec = RunSpec.from_json(order["run"])
+            scratch = Path(spec.scratch)
+            # On a disk of its own, where the results folder is not shared.
+            RunStore(spec.results).scratch(spec.run_id)
+            try:
+                begin = pool.start if spec.isolation == "pool" else start
+                secret = derive(peers.secret, "run", spec.nonce).hex()
+                children = begin(spec, [peers.place], mark, secret, command)
+                guard = guard or Guard(mark)
+            except BaseException:
+                end_marked(mark)
+                raise
+            quorum = Quorum.of(spec.parsed_case())
+            ending = watch(
+                children, scratch, mark, deadline=None, signals=signals,
+                asked_to_stop=lambda number=number: peers.asked_to_stop(number),
+                quorum=quorum, lost_elsewhere=lambda number=number, quorum=quorum: peers.lost(number, quorum),
+                keep=spec.isolation == "pool",
+            )  # fmt: skip
+            peers.publish(number, ending, quorum)
+    finally:
+        peers.leave()
+        pool.close()
+        if guard:
+            guard.close()
+
+
+def _end_when_cut_off(peers: Peers, mark: str) -> None:
+    """A host that lost its link: TCP would keep a question to the store, and the ranks, for a quarter of an hour."""
+    while peers.silence_s() < peers.patience_s:
+        time.sleep(BEAT_S)
+    end_marked(mark)
+    who, what = peers.seats[peers.place.rank].who(), "the store that the supervisors share"
+    print(f"scalade: {who}: {what} has not answered for {peers.patience_s:g} s", file=sys.stderr, flush=True)
+    os._exit(REQUEUE_STATUS)
+
+
+def _await_order(peers: Peers, signals: Signals, number: int) -> dict[str, Any] | None:
+    while True:
+        order = peers.next_order(number)
+        if order is not None:
+            return order
+        if signals.received or not peers.all_alive():
+            return None
+        time.sleep(0.02)
+
+
+def work(
+    study: Study, store_folder: Path, peers: Peers, signals: Signals, display: Display, *,
+    retry_failed: bool = False, only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
+) -> Summary:  # fmt: skip
+    """Rank 0's part of the sweep: every missing run whose ranks are as many as this world's.
+
+    only: case_ids and run_ids; empty: all
+    """
+    launcher = {"mpi": "mpirun", "slurm": "srun"}.get(peers.place.source, peers.place.source)
+    executor = WorldExecutor(peers, signals, launcher, command)
+    message, code = "rank 0's supervisor failed", 1
+    try:
+        store = RunStore(store_folder)
+        plan = make_plan(study, store, retry_failed=retry_failed, size=peers.place.size, only=only)
+        refuse_here(study.path, study.run.device, plan.unfinished)
+        summary = Sweep(study, store, executor, display, signals, retry_failed=retry_failed).run(plan)
+        message, code = summary.interrupted, summary.exit_code
+        return summary
+    except (ValueError, OSError) as error:
+        message, code = str(error), 2
+        raise
+    except Exception as error:
+        message = f"rank 0's supervisor failed: {one_line(error)}"
+        raise
+    finally:
+        executor.dismiss(code, message)

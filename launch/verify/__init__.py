@@ -1,0 +1,1 @@
+"""`scalade verify`: layouts held against one rank."""

@@ -1,0 +1,116 @@
+"""What `scalade verify` says: one line for each layout, then why some failed, were skipped or did not run."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from ...parallelism.diloco.config import allowance
+from ...results.terminal import Cell, print_grid, say
+from .command import JUDGED, STEPS, SYNC_EVERY, WARMUP_STEPS, Check, Shortened, Verdict, Verification, cuts_known
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..study.case import Case
+    from ..study.study import Study
+
+STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow", "not run": "yellow"}
+
+
+def print_verification(done: Verification, console: Console) -> None:
+    names = labels([verdict.check for verdict in done.verdicts])
+    what = f"{STEPS} steps in fp32 against one process, relative tolerance {done.tolerance:g}"
+    say(console, f"{done.study.name}: {what}")
+    for note in notes(done.study):
+        say(console, f"({note})")
+    say(console, "")
+    headers = ("model", "layout", ">ranks", "verdict", ">loss", ">gradient norm")
+    print_grid(console, headers, [_line(verdict, *name) for verdict, name in zip(done.verdicts, names, strict=True)])
+    told = [(f"{' '.join(name)}: {v.reason}", v) for v, name in zip(done.verdicts, names, strict=True) if v.reason]
+    for kind in ("fail", "not run", "skipped"):
+        for text in (text for text, verdict in told if verdict.verdict == kind):
+            say(console, f"{kind}: {text}", style=STYLES[kind])
+    counted = [f"{done.counts[kind]} {WORDS[kind]}" for kind in JUDGED if done.counts[kind]]
+    say(console, f"\n{', '.join(counted)}")
+    if done.interrupted:
+        say(console, f"ended early: {done.interrupted}")
+    elif not done.passed and not done.counts["fail"]:
+        say(console, "no layout could be verified here")
+    if done.results:
+        say(console, f"the runs: {done.results}")
+
+
+WORDS = {"pass": "passed", "fail": "failed", "reference": "the reference itself"} | {k: k for k in JUDGED[3:]}
+
+
+def _line(verdict: Verdict, model: str, layout: str) -> list[str | Cell]:
+    differences = [_difference(value) for value in (verdict.loss, verdict.grad_norm)]
+    judged = Cell(verdict.verdict, STYLES.get(verdict.verdict, ""))
+    return [model, layout, str(verdict.check.case.ranks), judged, *differences]
+
+
+def _difference(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def as_json(done: Verification) -> dict[str, object]:
+    """The verification for programs; a difference that is not finite is null, its reason says why."""
+    layouts = []
+    names = labels([verdict.check for verdict in done.verdicts])
+    for verdict, (model, layout) in zip(done.verdicts, names, strict=True):
+        case = verdict.check.case
+        layouts.append({
+            "model": model, "layout": layout, "ranks": case.ranks, "verdict": verdict.verdict,
+            "reason": verdict.reason, "loss_difference": _finite(verdict.loss),
+            "grad_norm_difference": _finite(verdict.grad_norm), "case_id": case.case_id,
+            "reference_case_id": verdict.check.reference.case_id,
+        })  # fmt: skip
+    return {
+        "study": done.study.name, "passed": done.passed, "steps": STEPS, "tolerance": done.tolerance,
+        "counts": {kind: done.counts[kind] for kind in JUDGED}, "notes": notes(done.study),
+        "interrupted": done.interrupted, "results": None if done.results is None else str(done.results),
+        "layouts": layouts,
+    }  # fmt: skip
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def notes(study: Study) -> list[str]:
+    """What a person has to know of the difference between the study and what was verified."""
+    cases, found = study.all_cases, []
+    if any(case.recipe.precision != "fp32" for case in cases):
+        found.append("the study's bf16 runs are verified in fp32, too: in bf16 a wrong layout hides in the rounding")
+    if any(case.recipe.warmup_steps > WARMUP_STEPS for case in cases):
+        found.append(f"the learning rate warms up over {WARMUP_STEPS} steps here")
+    if any((case.outer.sync_every or 0) > SYNC_EVERY for case in cases):
+        found.append(f"replicas synchronise every {SYNC_EVERY} steps here")
+    if any(case.outer.block_size and not cuts_known(case.layout) for case in cases):
+        found.append("DeepSpeed's ZeRO and Megatron cut parameters where only they know: their messages are bf16 here")
+    allowed = sorted({(case.outer.compression, allowance(case.outer)) for case in map(Shortened().case, cases)})
+    if told := ", ".join(f"{kind} {share:g}" for kind, share in allowed if share):
+        found.append(f"a last bit may decide between two codes of a message: the tolerance is larger by {told}")
+    if len({case.recipe.seed for case in cases}) > 1:
+        found.append("one seed of each case")
+    return found
+
+
+def labels(checks: list[Check]) -> list[tuple[str, str]]:
+    """(model, layout) of each as a person tells them apart: where two have one name, what differs is added."""
+    alike = defaultdict(list)
+    for check in checks:
+        alike[_name(check.case)].append(check.case.columns())
+    named = []
+    for check in checks:
+        model, layout = name = _name(check.case)
+        mine = check.case.columns()
+        differs = [key for key in mine if key != "case_id" and len({str(row[key]) for row in alike[name]}) > 1]
+        named.append((model, " ".join([layout, *(f"{key}={mine[key]}" for key in differs if mine[key] is not None)])))
+    return named
+
+
+def _name(case: Case) -> tuple[str, str]:
+    return case.model_name, case.layout_name

@@ -1,0 +1,1 @@
+"""`scalade check`: the rules that an honest table keeps."""

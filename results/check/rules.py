@@ -1,0 +1,336 @@
+"""The twelve rules of Hoefler and Belli over the rows of a table, by whole columns.
+
+"Scientific Benchmarking of Parallel Computing Systems", SC'15, doi 10.1145/2807591.2807644. A rule gives its verdict,
+why, and the rows that fail it. Numbers in `runs` are finite or null, so NaN stands for null here, and what is compared
+with it does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..efficiency.command import MODES
+from ..efficiency.grouping import groups
+from ..efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, work_keys
+from ..stats.many_tests import kruskal_p, shapiro_p
+from ..stats.rank_intervals import MIN_RUNS
+from ..table.column_codes import Coded, first_of, joint, parts
+from ..table.rank_places import hosts_of
+from ..table.work import work_of
+from ..wording import count_of
+
+PASS, FAIL, SKIP = "pass", "fail", "does not apply"
+TAIL = 1.5  # 95th percentile over median beyond which a median alone misleads
+TAIL_STEPS = 20  # fewer timed steps have no 95th percentile but their maximum
+NOT_NULL = (
+    "params_total", "tokens_per_step", "data_source", "data_hash", "optimizer", "lr", "precision", "seed", "layout",
+    "engine", "launcher", "world_size", "nodes", "ranks_json", "device_type", "threads_per_rank", "os", "kernel",
+    "scalade_version", "git_commit", "python_version", "torch_version", "model_layers", "model_width", "global_batch",
+)  # fmt: skip
+FACTORS = (*MODEL, *DATA, *RECIPE, BATCH, TOKENS, *OUTER, "seed", "outer_replicas", "engine", "layout", "world_size",
+           "nodes")  # fmt: skip
+UNINTENDED = ("git_commit", "torch_version", "cuda_version", "nccl_version", "driver_version", "python_version",
+              "kernel", "device_name", "cpu_model", "scalade_version")  # fmt: skip
+Outcome = tuple[str, str, Sequence[Mapping]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of `runs`, those that are ok, and the groups of the timed ones among them."""
+
+    rows: tuple[Mapping, ...]
+    ok: tuple[Mapping, ...]
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping]) -> Table:
+        return cls(tuple(rows), ok_rows(rows), tuple(groups(rows)[0]))
+
+    @cached_property
+    def of_ok(self) -> Coded:
+        """The columns of the rows that are ok."""
+        return Coded(self.ok)
+
+    @cached_property
+    def members(self) -> Coded:
+        """The columns of the rows in groups, group by group."""
+        return Coded([row for group in self.groups for row in group.rows])
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """(groups,) how many rows each has."""
+        return np.array([len(group.rows) for group in self.groups], np.int64)
+
+
+def ok_rows(rows: Sequence[Mapping]) -> tuple[Mapping, ...]:
+    return tuple(row for row in rows if row["status"] == "ok")
+
+
+def outcome_of(failed: Sequence[Mapping], fails: str, passes: str) -> Outcome:
+    return (FAIL, fails, failed) if failed else (PASS, passes, ())
+
+
+def _base(table: Table) -> Outcome:
+    """1: with a speedup, say what the base is, and its absolute performance."""
+    smallest: dict[tuple, int] = {}  # device count, of a workload and of what may be compared in a mode
+    workloads = Coded([group.rows[0] for group in table.groups]).joint(MODEL + DATA).tolist()
+    works = (zip([mode] * len(workloads), work_keys(table.groups, mode).tolist(), strict=True) for mode in MODES)
+    keys = list(zip((("model and data", one) for one in workloads), *works, strict=True))
+    for group, some in zip(table.groups, keys, strict=True):
+        for key in some:
+            smallest[key] = min(smallest.get(key, group.devices), group.devices)
+    bases, failed = set(), []
+    for group, (workload, *modes) in zip(table.groups, keys, strict=True):
+        least = min(smallest[key] for key in modes)
+        if least < group.devices:
+            bases.add(least)
+        elif group.devices > smallest[workload]:
+            failed += group.rows
+    if not bases and not failed:
+        return SKIP, "one device count for each workload: no speedup" if table.groups else "no timed run", ()
+    kinds = " and ".join("a single process" if n == 1 else f"{n} processes" for n in sorted(bases))
+    return outcome_of(failed, "no run on fewer devices does the same work, in all or per device: there is no base",
+                      f"the base is {kinds}; its tokens/s and step time stand beside every ratio")  # fmt: skip
+
+
+def _subsets(table: Table) -> Outcome:
+    """2: say why only a part was measured."""
+    silent = [row for row in table.rows if row["status"] != "ok" and not row["reason"]]
+    columns, gaps = Coded(table.rows), []
+    repeat, cases = columns.numbers("repeat"), parts(joint([columns.of("case_id")], len(table.rows)))
+    for case in cases:
+        order = case[np.argsort(repeat[case], kind="stable")]
+        if (repeat[order] != np.arange(len(order))).any():
+            gaps.append(table.rows[order[-1]])
+    gaps.sort(key=lambda row: row["case_id"] or "")
+    left_out = len(table.rows) - len(table.ok)
+    return outcome_of(silent + gaps,
+                      f"{count_of(len(silent), 'run')} came to nothing without a reason, "
+                      + count_of(len(gaps), "case lacks repeats", "cases lack repeats"),
+                      count_of(left_out, "run is not ok, with its reason", "runs are not ok, each with its reason")
+                      + "; no repeat is missing")  # fmt: skip
+
+
+def _means(table: Table) -> Outcome:
+    """3: rates are not averaged: they are the work over the summarised cost."""
+    number = table.of_ok.numbers
+    rate, timed, seen, step_s = map(number, ("tokens_per_s", "timed_tokens", "tokens_seen", "step_time_s"))
+    rated = ~np.isnan(rate)
+    if not rated.any():
+        return SKIP, "no rate in the table", ()
+    partly = np.isnan(timed) & _true(number("quorum_missed"))  # batches of missing replicas do not count
+    there = _over(_over(seen, number("step_rows")), step_s)
+    wanted = np.where(partly, there, _over(number("tokens_per_step"), step_s))
+    wanted = np.where(np.isnan(timed), wanted, _over(timed, number("timed_s")))
+    a_row = np.nan_to_num(number("model_seq_len")) / np.where(_true(seen), seen, 1)  # tokens_seen is whole sequences
+    holds = _close(rate, wanted, np.where(partly, a_row, 1e-6))
+    return outcome_of(_those(table.ok, rated & ~holds),
+                      "tokens_per_s is neither tokens_per_step / step_time_s nor timed_tokens / timed_s: a rate "
+                      "was averaged",
+                      "every rate is work over the summarised time")  # fmt: skip
+
+
+def _ratios(table: Table) -> Outcome:
+    """4: ratios are not averaged: they are formed from costs and rates."""
+    number, failed, given = table.of_ok.numbers, np.zeros(len(table.ok), bool), False
+    for name in ("6n", "palm", "causal"):
+        ratio, flops = number(f"mfu_{name}"), number(f"flops_per_token_{name}")
+        wanted = _over(flops * number("tokens_per_s_per_device"), number("peak_flops"))
+        failed |= ~np.isnan(ratio) & ~_close(ratio, wanted)
+        given = given or not np.isnan(ratio).all()
+    if not given:
+        return SKIP, "no ratio in the table (no mfu: the peak is unknown)", ()
+    return outcome_of(_once(_those(table.ok, failed)), "mfu is not FLOPs x rate / peak of its row",
+                      "every ratio follows from the rate and the peak of its own row")  # fmt: skip
+
+
+def _intervals(table: Table) -> Outcome:
+    """5: say whether values are deterministic; where not, give intervals."""
+    if not table.groups:
+        return SKIP, "no timed run", ()
+    few = _of_few(table, np.arange(len(table.groups)))
+    repeated = (table.sizes > 1) & _alike(table, "seed")
+    same = (repeated & _alike(table, "train_loss_last")).sum()
+    losses = f"the losses of {same} of {repeated.sum()} repeated cases are bitwise the same, times never are"
+    return outcome_of([row for group in few for row in group.rows],
+                      f"{len(few)} of {count_of(len(table.groups), 'case')} {_have(few)} fewer than {MIN_RUNS} runs: "
+                      f"no interval; {losses}",
+                      f"every case has at least {MIN_RUNS} runs; {losses}")  # fmt: skip
+
+
+def _normality(table: Table) -> Outcome:
+    """6: no assumption of normality without a test. Nothing here assumes it, so this passes or does not apply."""
+    enough = table.sizes >= MIN_RUNS
+    if not enough.any():
+        return SKIP, f"no case has {MIN_RUNS} runs: nothing is estimated that could assume it", ()
+    times = table.members.numbers("step_time_s")[np.repeat(enough, table.sizes)]
+    rejected = (shapiro_p(times, table.sizes[enough]) < 0.05 / enough.sum()).sum()
+    tested = f"Shapiro-Wilk rejects it in {rejected} of {count_of(enough.sum(), 'case')}"
+    return PASS, f"intervals are rank-based and assume none; {tested}", ()
+
+
+def _comparison(table: Table) -> Outcome:
+    """7: compare by intervals or tests."""
+    works = work_keys(table.groups, "strong") if table.groups else np.zeros(0, np.int64)
+    compared = [some for some in parts(works) if len(some) > 1]
+    if not compared:
+        return SKIP, "no two cases do the same work", ()
+    few = _of_few(table, np.concatenate(compared))
+    group = np.repeat(np.arange(len(works)), table.sizes)
+    enough = (table.sizes >= MIN_RUNS)[group]
+    group, times = group[enough], table.members.numbers("step_time_s")[enough]
+    p = kruskal_p(times, group, works[group], int(works.max()) + 1)
+    sound = (~np.isnan(p)).sum()
+    differ = (p < 0.05 / max(sound, 1)).sum()
+    test = f"Kruskal-Wallis tells the layouts apart in {differ} of {sound} workloads"
+    return outcome_of([row for group in few for row in group.rows],
+                      f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}",
+                      test)  # fmt: skip
+
+
+def _center(table: Table) -> Outcome:
+    """8: does the median say it all?"""
+    median, tail, steps = map(table.of_ok.numbers, ("step_time_s", "step_time_p95_s", "timed_steps"))
+    timed = ~np.isnan(median)
+    if not timed.any():
+        return SKIP, "no timed run", ()
+    known = ~np.isnan(tail) & (steps >= TAIL_STEPS)
+    short = _those(table.ok, timed & ~known)
+    heavy = _those(table.ok, timed & known & (tail > TAIL * median))
+    some, many = count_of(len(short), "run times", "runs time"), count_of(len(heavy), "run")
+    said = [f"{some} fewer than {TAIL_STEPS} steps: no 95th percentile"] if short else []
+    said += [f"in {many} the 95th percentile is above {TAIL:g} medians: report it too"] if heavy else []
+    return outcome_of(short + heavy, "; ".join(said), f"the 95th percentile is known and within {TAIL:g} medians")
+
+
+def _factors(table: Table) -> Outcome:
+    """9: every factor, its levels and the whole set-up are written down."""
+    if not table.ok:
+        return SKIP, "no run with status ok", ()
+    columns = table.of_ok
+    lacking = {name: np.flatnonzero(columns.null(name)) for name in NOT_NULL}
+    lacking[TOKENS] = [at for at in lacking[TOKENS] if work_of(table.ok[at]) is None]  # null where steps differ
+    lacking = {name: some for name, some in lacking.items() if len(some)}
+    unnamed = np.flatnonzero(columns.null("device_name") & columns.null("cpu_model"))
+    dirty = np.flatnonzero(_true(columns.numbers("git_dirty")))
+    failed = dict.fromkeys(int(at) for some in (*lacking.values(), unnamed, dirty) for at in some)
+    mixed = [name for name in UNINTENDED if _kinds(columns, name) > 1]
+    levels = {name: _kinds(columns, name) for name in FACTORS}
+    varied = ", ".join(f"{name} ({count})" for name, count in levels.items() if count > 1) or "none"
+    said = [f"null: {', '.join(lacking)}"] if lacking else []
+    said += ["no device or CPU model"] if len(unnamed) else []
+    said += [f"{count_of(len(dirty), 'run')} of uncommitted code"] if len(dirty) else []
+    also = f"; not factors, yet varying: {', '.join(mixed)}" if mixed else ""
+    if mixed and not failed:
+        return FAIL, f"varying without being a factor: {', '.join(mixed)}", _minority(table.ok, columns, mixed)
+    return outcome_of(_once(table.ok[at] for at in failed), "; ".join(said) + also,
+                      f"set-up complete; factors (levels): {varied}")  # fmt: skip
+
+
+def _time(table: Table) -> Outcome:
+    """10: how time was measured, synchronised and summarised over processes."""
+    number = table.of_ok.numbers
+    timed = ~np.isnan(number("step_time_s"))
+    if not timed.any():
+        return SKIP, "no timed run", ()
+    maps = joint([table.of_ok.of("ranks_json")], len(table.ok))
+    mapped = np.array([len(hosts_of(table.ok[at]["ranks_json"])) for at in first_of(maps)])[maps]
+    holds = _true(number("measure_warmup_steps")) & _true(number("timed_steps")) & (mapped == number("world_size"))
+    return outcome_of(_those(table.ok, timed & ~holds),
+                      "no warm-up was left out, no step is counted as timed, or the ranks' hosts are not all known",
+                      "each step is that of its slowest rank, a run the median over its timed steps; warm-up is "
+                      "marked, the map of ranks is kept")  # fmt: skip
+
+
+def _bounds(table: Table) -> Outcome:
+    """11: upper bounds of performance."""
+    if not table.ok:
+        return SKIP, "no run with status ok", ()
+    failed = _those(table.ok, table.of_ok.null("peak_flops") & table.of_ok.null("predicted_step_time_s"))
+    return outcome_of(failed, "neither peak_flops nor a predicted step time: ask for `measure.peak_matmul = true`",
+                      "a peak or a predicted step time bounds every run")  # fmt: skip
+
+
+def _plots(table: Table) -> Outcome:
+    """12: enough to plot, and lines only where they mean a trend."""
+    if not table.ok:
+        return SKIP, "no run with status ok", ()
+    kept, wanted = map(table.of_ok.numbers, ("step_rows", "steps"))
+    failed = _those(table.ok, (kept != wanted) & ~(np.isnan(kept) & np.isnan(wanted)))
+    counts: dict[tuple, set[int]] = {}
+    for group in table.groups:
+        counts.setdefault((group["model"], group["engine"], group.family), set()).add(group.devices)
+    for (model, engine, _), devices in counts.items():  # a single process belongs to every family
+        devices |= counts.get((model, engine, "single"), set())
+    lines = sum(len(devices) > 2 for devices in counts.values())
+    return outcome_of(failed, "not every step of the run is kept",
+                      f"every step is kept; {lines} of {len(counts)} families have three device counts or more; "
+                      "draw the others as points, not lines")  # fmt: skip
+
+
+RULES: tuple[tuple[str, Callable[[Table], Outcome]], ...] = (
+    ("speedups have a base with its absolute performance", _base),
+    ("what was left out has a reason", _subsets),
+    ("rates are work over cost, not averages", _means),
+    ("ratios are not averaged", _ratios),
+    ("nondeterministic values have intervals", _intervals),
+    ("normality is not assumed", _normality),
+    ("comparisons are statistical", _comparison),
+    ("the median is the right summary", _center),
+    ("factors and set-up are documented", _factors),
+    ("parallel time: measured, synchronised, summarised", _time),
+    ("upper bounds are known", _bounds),
+    ("there is enough to plot", _plots),
+)
+
+
+def _those(rows: Sequence[Mapping], which: np.ndarray) -> list[Mapping]:
+    return [rows[at] for at in np.flatnonzero(which)]
+
+
+def _once(rows: Iterable[Mapping]) -> list[Mapping]:
+    """One row of each run."""
+    return list({row["run_id"]: row for row in rows}.values())
+
+
+def _of_few(table: Table, which: np.ndarray) -> list[Group]:
+    """Those of these groups that have too few runs for an interval."""
+    return [table.groups[at] for at in which[table.sizes[which] < MIN_RUNS]]
+
+
+def _alike(table: Table, name: str) -> np.ndarray:
+    """(groups,) bool: the runs of the group have one value, or are all null."""
+    codes, starts = table.members.of(name), np.cumsum(table.sizes) - table.sizes
+    return np.minimum.reduceat(codes, starts) == np.maximum.reduceat(codes, starts)
+
+
+def _true(numbers: np.ndarray) -> np.ndarray:
+    """Known, and not 0."""
+    return ~np.isnan(numbers) & (numbers != 0)
+
+
+def _over(work: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    return work / np.where(cost == 0, np.nan, cost)
+
+
+def _close(values: np.ndarray, wanted: np.ndarray, tolerance: np.ndarray | float = 1e-6) -> np.ndarray:
+    return np.abs(values - wanted) <= tolerance * np.abs(wanted)
+
+
+def _kinds(columns: Coded, name: str) -> int:
+    """Different values of a column, null among them."""
+    return len(np.unique(columns.of(name)))
+
+
+def _minority(rows: Sequence[Mapping], columns: Coded, names: Sequence[str]) -> list[Mapping]:
+    """The rows that are not like most."""
+    kinds = columns.joint(names)
+    return _those(rows, kinds != np.bincount(kinds).argmax())
+
+
+def _have(some: Sequence) -> str:
+    return "has" if len(some) == 1 else "have"

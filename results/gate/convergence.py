@@ -1,0 +1,131 @@
+"""The convergence gate: loss at equal tokens, within a tolerance learned from the base's own seeds.
+
+    tolerance = t(1 - alpha / 2 groups, k - 1) * s * sqrt(1/k + 1/m)
+
+k, m: seeds of base and head, s: standard deviation of the base's losses over its seeds: the prediction interval of a
+mean of m new seeds (Student). A change that only reshuffles rounding stays inside; one that learns worse by more than
+seeds differ does not. Cases that differ in nothing but the seed are one group. Repeats of one seed are averaged.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..schema.columns import RUNS
+from ..table.held_out import refusal
+from ..wording import count_of
+from .rule import BETTER, FAILING, MISSING, SAME, WORSE, name_of
+
+SEEDS = 3  # from which a tolerance can be learned
+NEARLY = 0.01  # of the tokens seen, where steps differ in tokens: packed sequences
+ROUNDING = 1e-5  # relative: what another order of the same sums does, however alike the seeds
+MEASURED = {
+    "outer_steps", "outer_bytes_per_rank", "outer_time_s", "outer_exposed_s", "data_hash", "data_tokens",
+    "data_entropy_nats", "seed",
+}  # fmt: skip
+DECIDED = tuple(
+    column.name
+    for group, prefix in (
+        ("Model", "model"), ("Data", "data_"), ("Recipe", ""), ("Layout", ""), ("Outer loop", "outer_"),
+        ("Measurement", ""),
+    )
+    for column in RUNS[group]
+    if column.name.startswith(prefix) and column.name not in MEASURED
+)  # fmt: skip
+"""Columns that decide what is computed, but for the seed."""
+
+
+@dataclass(frozen=True)
+class LossFinding:
+    """The loss of one group of cases that differ in nothing but the seed. Losses in nats per token."""
+
+    name: str
+    case_ids: tuple[str, ...]
+    loss: str  # the column: val_loss where every run has one
+    verdict: str  # worse, better, same, missing
+    reason: str | None
+    base_seeds: int
+    head_seeds: int
+    tokens_seen: int | None = None
+    base: float | None = None  # mean over the seeds
+    head: float | None = None
+    difference: float | None = None  # head - base
+    tolerance: float | None = None
+    learned: bool | None = None  # from the base's seeds; false: declared
+
+    @property
+    def fails(self) -> bool:
+        return self.verdict in FAILING
+
+
+def compare_losses(base: list[dict], head: list[dict], alpha: float, declared: float) -> list[LossFinding]:
+    """One finding for each group of cases that has ok runs on both sides.
+
+    declared: relative tolerance, for groups in which the base has fewer than SEEDS seeds
+    """
+    groups: dict[tuple, tuple[list[dict], list[dict]]] = defaultdict(lambda: ([], []))
+    for side, rows in enumerate((base, head)):
+        for row in rows:
+            if row["status"] == "ok":
+                groups[tuple(row[column] for column in DECIDED)][side].append(row)
+    both = [rows for rows in groups.values() if rows[1] and any(row["loss"] is not None for row in rows[0])]
+    return [_compared(name_of(rows[0][0]), *rows, alpha / len(both), declared) for rows in both]
+
+
+def _compared(name: str, base: list[dict], head: list[dict], alpha: float, declared: float) -> LossFinding:
+    rows = (*base, *head)
+    loss = "val_loss" if all(row["val_loss"] is not None for row in rows) else "loss"
+    case_ids = tuple(sorted({row["case_id"] for row in rows}))
+
+    def finding(verdict: str, reason: str | None, **more) -> LossFinding:
+        seeds = [len({row["seed"] for row in side}) for side in (base, head)]
+        return LossFinding(name, case_ids, loss, verdict, reason, *seeds, **more)
+
+    differ = refusal(rows) if loss == "val_loss" else None
+    if differ:
+        return finding(MISSING, differ)
+    tokens = {row["tokens_seen"] for row in rows}
+    if len(tokens) > 1 and not _nearly(rows):
+        return finding(MISSING, f"no loss at equal tokens: tokens_seen is {' and '.join(sorted(map(str, tokens)))}")
+    without = sum(row[loss] is None for row in rows)
+    if without:
+        return finding(MISSING, f"{without} of {count_of(len(rows), 'run')} have no loss")
+    seeds = [_by_seed(side, loss) for side in (base, head)]
+    means = [statistics.fmean(side.values()) for side in seeds]
+    learned = len(seeds[0]) >= SEEDS
+    if learned:
+        from scipy.stats import t
+
+        quantile = float(t.isf(alpha / 2, len(seeds[0]) - 1))
+        spread = statistics.stdev(seeds[0].values())
+        tolerance = quantile * spread * math.sqrt(1 / len(seeds[0]) + 1 / len(seeds[1]))
+        tolerance = max(tolerance, ROUNDING * abs(means[0]))
+    else:
+        tolerance = declared * abs(means[0])
+    difference = means[1] - means[0]
+    reasons = [] if learned else [f"tolerance declared, not learned: {len(seeds[0])} of {SEEDS} seeds in BASE"]
+    reasons += [f"steps differ in tokens: tokens_seen is {min(tokens)} to {max(tokens)}"] if len(tokens) > 1 else []
+    return finding(
+        SAME if abs(difference) <= tolerance else WORSE if difference > 0 else BETTER, "; ".join(reasons) or None,
+        tokens_seen=tokens.pop() if len(tokens) == 1 else None,
+        base=means[0], head=means[1], difference=difference, tolerance=tolerance,
+        learned=learned,
+    )  # fmt: skip
+
+
+def _nearly(rows: list[dict]) -> bool:
+    """Whether runs whose steps differ in tokens saw as many, but for NEARLY."""
+    tokens = [row["tokens_seen"] for row in rows]
+    if None in tokens or any(row["tokens_per_step"] is not None or row["parity"] is None for row in rows):
+        return False
+    return max(tokens) - min(tokens) <= NEARLY * max(tokens)
+
+
+def _by_seed(rows: list[dict], loss: str) -> dict[object, float]:
+    seeds = defaultdict(list)
+    for row in rows:
+        seeds[row["seed"]].append(row[loss])
+    return {seed: statistics.fmean(values) for seed, values in seeds.items()}

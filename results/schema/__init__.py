@@ -1,0 +1,1 @@
+"""Which columns there are, of which type, unit and version."""

@@ -1,0 +1,1 @@
+"""Statistics of small samples: ranks, drift, many tests at once."""

@@ -1,0 +1,159 @@
+"""The attempts that lie in parts, for writers: looked up by run, and kept in step with other processes' packing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..schema.rows import Row, rows_of
+
+if TYPE_CHECKING:
+    from .part import Part
+
+FOLDER = "table"
+SETTLED_S = 2.0  # a folder changed less long ago may change again within the same tick of its clock
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an attempt lies."""
+
+    status: str
+    part: Part
+    at: int  # in the part's order
+
+
+class PackedRuns:
+    """run_id -> attempt -> where it lies, of every part that can be read."""
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self._known: tuple | None = None
+        self._parts: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
+        self._places: dict[str, dict[int, Place]] = {}
+        self._rows: dict[tuple, dict[int, Row]] = {}
+        self._lost: dict[str, tuple[int, str]] = {}
+        self._damaged: dict[str, str] = {}
+
+    def attempts(self, run_id: str) -> dict[int, Place]:
+        self._refresh()
+        return self._places.get(run_id, {})
+
+    def run_ids(self) -> Iterable[str]:
+        self._refresh()
+        return self._places.keys()
+
+    def damaged(self) -> dict[str, str]:
+        """Name of a part that cannot be read -> why. Its runs are not among ours."""
+        self._refresh()
+        return self._damaged
+
+    def brief(self, place: Place, names: tuple[str, ...]) -> Row | None:
+        """These columns of the attempt's row; None: it is damaged."""
+        from .part import DAMAGE
+        from .salvage import runs_of
+
+        key = place.part.folder.name, names
+        try:
+            if key not in self._rows:
+                table, whole, _ = runs_of(place.part, names)
+                self._rows[key] = dict(zip(whole.nonzero()[0].tolist(), rows_of(table), strict=True))
+            return self._rows[key].get(place.at)
+        except DAMAGE:
+            return None
+
+    def row(self, place: Place) -> dict | None:
+        """The attempt's row; None: it is damaged."""
+        from ..schema.schema import columns
+        from .part import DAMAGE
+        from .salvage import runs_of
+
+        try:
+            table, whole, _ = runs_of(place.part, list(columns("runs")))
+            return table.slice(int(whole[: place.at].sum()), 1).to_pylist()[0] if whole[place.at] else None
+        except DAMAGE:
+            return None
+
+    def lost(self, run_id: str) -> tuple[int, str] | None:
+        """The run's last attempt that a damaged part lost something of, and what; None: nothing."""
+        self._refresh()
+        return self._lost.get(run_id)
+
+    def starts(self, run_id: str) -> str | None:
+        """The run's starts.jsonl as it was packed; None: there was none."""
+        from .part import DAMAGE
+
+        found = self.attempts(run_id)
+        try:
+            texts = [found[n].part.kept()["starts"][found[n].at].as_py() for n in sorted(found)]
+        except DAMAGE:
+            return None
+        return next((text for text in reversed(texts) if text), None)
+
+    def _refresh(self) -> None:
+        """Read the parts that are new, where the folder has changed."""
+        try:
+            changed = os.stat(self.results / FOLDER, follow_symlinks=False).st_mtime_ns
+        except OSError:
+            changed = None
+        if self._known is not None and self._known == (changed, True):
+            return
+        settled = changed is None or time.time() - changed / 1e9 > SETTLED_S
+        if changed is None and not self._parts:
+            return
+        self._known = changed, settled and changed is not None
+        self._take()
+
+    def _take(self) -> None:
+        from .part import DAMAGE, NewerPart, Part, part_names
+
+        for _ in range(20):  # a part may be taken into another between listing and opening
+            names = part_names(self.results)
+            if names == list(self._parts):
+                return
+            found: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
+            gone, damaged = False, {}
+            for name in names:
+                try:
+                    found[name] = self._parts.get(name) or _read(Part(self.results / FOLDER / name, self.results))
+                except FileNotFoundError:
+                    gone = True
+                except NewerPart:
+                    raise  # its runs are done: to leave it out would be to run them again
+                except DAMAGE as error:
+                    damaged[name] = str(error)  # what it holds is not there: it runs again
+            if not gone:
+                break
+        self._parts, self._rows, self._damaged = found, {}, damaged
+        places: dict[str, dict[int, Place]] = {}
+        self._lost = {}
+        for part, rows, lost in found.values():
+            self._lost |= {run_id: max(one, self._lost.get(run_id, one)) for run_id, one in lost.items()}
+            for at, row in enumerate(rows):
+                if row is not None:
+                    run_id, attempt, status = row
+                    places.setdefault(run_id, {})[attempt] = Place(status, part, at)
+        self._places = places
+
+
+def _read(part: Part) -> tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]:
+    """(the part, its attempts, None for one that does not count as done, and why by run).
+
+    Of an attempt that is not ok the row counts alone.
+    """
+    from .salvage import losses
+
+    rows = list(zip(*(part.index[name].to_pylist() for name in ("run_id", "attempt", "status")), strict=True))
+    why: dict[str, tuple[int, str]] = {}
+    for loss in losses(part):
+        for at in loss.lost.nonzero()[0].tolist() if loss.name != "kept" else ():
+            if rows[at] is not None and (loss.name == "runs" or rows[at][2] == "ok"):
+                run_id, attempt, _ = rows[at]
+                one = attempt, f"{FOLDER}/{part.folder.name}/{loss.name}.arrow: {loss.error}"
+                why[run_id] = max(one, why.get(run_id, one))
+                rows[at] = None
+    return part, rows, why

@@ -1,0 +1,326 @@
+"""Packing: finished attempts move out of their run folders into a part (part.py), and back again where that is asked.
+
+In this order, so that a process killed at any moment loses no row and doubles none:
+
+    1  the lock of the table is taken; what a killed packer left half done is removed
+    2  the attempts are read whole, with their other tables, by the checks that every reader makes
+    3  a part is written aside, synced, and read back: digests and index must be what was meant
+    4  it is renamed into place, and the folder synced: from here on the rows stand twice
+    5  older parts that it holds as well are removed, then the attempts in the run folders, each by a rename first
+
+Parts stay few: a new one takes in those before it that are no larger, so that each is at least twice the size of the
+next and a row is rewritten about log2(runs) times.
+
+What stays in the run folder: an attempt that is damaged, of a newer version, or holds files of others; anything that a
+run which did not end well may still need (scratch, stacks, weights); and all of a run that somebody holds at that
+moment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from .. import files
+from ..schema.schema import arrow_schema, columns
+from . import digests
+from .loose import STARTS, Loose, NewerRow, Notes, read_loose, run_folders, starts_in
+from .part import DAMAGE, DIGESTS, FOLDER, INDEX, KEPT, KEYS, LOCK, OTHERS, Part, PartWriter, part_names, rows_schema
+from .row_digests import row_digests
+from .snapshot import Held, Packed, Snapshot, ordered, stretches
+from .store import RUN_ID, arrow_bytes, attempts_in
+
+AT_ONCE = 10_000  # runs that are read before a part is written
+LARGEST = 250_000  # attempts in a part
+ROWS_AT_ONCE = 2**20  # of another table, in memory
+
+
+@dataclass
+class Done:
+    """What a packing did."""
+
+    packed: int = 0  # attempts that moved
+    left: int = 0  # attempts that stay in their run folders
+    parts: int = 0  # there are now
+
+
+class Busy(OSError):
+    """Another process is packing."""
+
+
+def compact(results: Path, wait: bool = True) -> Done:
+    """Move the finished attempts of a results folder into parts.
+
+    Raises
+    ------
+    Busy: another process is at it, and `wait` is false
+    OSError: the folder may not be written, or the disk is full; nothing is lost
+    """
+    done = Done()
+    runs = [one for one in run_folders(results) if RUN_ID.fullmatch(one[1])]
+    for start in range(0, len(runs), AT_ONCE):
+        chunk = runs[start : start + AT_ONCE]
+        with table_lock(results, wait):
+            try:
+                loose = read_loose(results, True, chunk)
+            except NewerRow:
+                continue
+            held, folders = _whole(loose)
+            done.left += len(loose.folders) - len(folders)
+            if folders:
+                write_part(results, held)
+                done.packed += len(folders)
+            _release(results, folders, held.kept()["starts"].to_pylist(), (run for run, _ in chunk))
+    done.parts = len(part_names(results))
+    return done
+
+
+def pack_rows(results: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Add whole rows of `runs`, which have none in the other tables, in one part. For who holds the table's lock."""
+    if not rows:
+        return
+    table = pa.Table.from_pylist(list(rows), arrow_schema("runs"))
+    counts = [pa.array(np.zeros(len(table), np.int64))] * len(OTHERS)
+    index = pa.table([*(table[name] for name in KEYS), *counts], schema=INDEX)
+    kept = pa.table([pa.nulls(len(table), pa.string())] * len(KEPT), schema=KEPT)
+    write_part(results, Held(index, table, kept, {name: rows_schema(name).empty_table() for name in OTHERS}))
+
+
+def unpack(results: Path) -> int:
+    """Move every attempt of every part back into a run folder. Returns how many. Damaged parts stay.
+
+    Raises
+    ------
+    OSError: the folder may not be written, or the disk is full; nothing is lost
+    """
+    count = 0
+    with table_lock(results):
+        for name in reversed(part_names(results)):  # of an attempt in two, the later part's is there first and stays
+            part = _sound(results, name)
+            if part is not None:
+                count += _unpack(results, part)
+                _remove(results / FOLDER / name, results)
+    return count
+
+
+@contextmanager
+def table_lock(results: Path, wait: bool = True) -> Iterator[None]:
+    """Held by the one process that writes parts."""
+    files.make_folder(results / FOLDER, results)
+    descriptor = files.open_file(results / FOLDER / LOCK, results, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Busy(11, "another process is packing these results", str(results)) from None
+        for name in files.names(results / FOLDER, results):
+            if name.startswith(files.ASIDE):
+                files.remove(results / FOLDER / name, results)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_part(results: Path, held: Held) -> None:
+    """A new part of these attempts, and of the newest parts that are no larger. For who holds the table's lock."""
+    parts, names, total = [], part_names(results), len(held.index)
+    number = max((int(name[1:]) for name in names), default=0) + 1
+    every = arrow_schema("runs").names
+    for name in reversed(names):
+        part = _sound(results, name)
+        if part is None or len(part) > total or total + len(part) > LARGEST:
+            break
+        parts.insert(0, part)
+        total += len(part)
+    sources = [*(Packed(part, every, Notes()) for part in parts), held]
+    stored = set().union(*(source.stored for source in sources), KEYS)
+    merged = ordered(sources, [], Notes(), True, None)
+    aside = results / FOLDER / f"{files.ASIDE}{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        _write(merged, aside, [name for name in every if name in stored], results)
+        table = files.open_folder(results / FOLDER, results)
+        try:
+            os.rename(aside.name, f"p{number}", src_dir_fd=table, dst_dir_fd=table)
+            os.fsync(table)
+        finally:
+            os.close(table)
+    except BaseException:
+        files.remove(aside, results)
+        raise
+    for part in parts:
+        _remove(part.folder, results)
+
+
+def _write(merged: Snapshot, aside: Path, stored: Sequence[str], results: Path) -> None:
+    """The files of a part, on the disk and read back."""
+    lengths = sum(merged.index[name].to_numpy() for name in OTHERS)
+    cuts = np.searchsorted(np.cumsum(lengths), np.arange(ROWS_AT_ONCE, lengths.sum(), ROWS_AT_ONCE), side="right")
+    edges = np.unique([0, *cuts, *range(0, len(merged), AT_ONCE), len(merged)])
+    with PartWriter(aside, stored, results) as writer:
+        for start, stop in zip(edges, edges[1:], strict=False):
+            writer.add("index", merged.index.slice(start, stop - start))
+            runs, count = merged.runs(stored, start, stop), np.ones(stop - start, np.int64)
+            writer.add("runs", runs)
+            known = {"runs": row_digests(runs, count)}
+            writer.add("kept", merged.kept(start, stop))
+            for name in OTHERS:
+                table, found = merged.rows(name, np.arange(start, stop), rows_schema(name).names)
+                if not np.array_equal(found, merged.index[name].to_numpy()[start:stop]):
+                    raise OSError(5, f"rows of {name} were not there when they were packed", str(results))
+                writer.add(name, table)
+                known[name] = row_digests(table, found)
+            writer.add("digests", pa.table(known, schema=DIGESTS))
+        writer.finish()
+    part = Part(aside, results)
+    part.verify()
+    if not part.index.equals(merged.index):
+        raise OSError(5, "a part reads back as another than was written", str(aside))
+
+
+def _whole(loose: Loose) -> tuple[Held, list[Path]]:
+    """The attempts that can move, with their other tables, and the folders that they leave."""
+    every = np.arange(len(loose.folders))
+    good = np.array([_is_plain(folder, loose.below) for folder in loose.folders], bool)
+    tables, lengths = {}, {}
+    for name in OTHERS:
+        said = loose.index[name].to_numpy()
+        tables[name], lengths[name] = loose.rows(name, every, rows_schema(name).names)
+        good &= (said == lengths[name]) | (said == -1)
+    broken = {file.parent for file, _ in loose.notes.lines}
+    good &= np.array([folder not in broken for folder in loose.folders], bool)
+    at = np.flatnonzero(good)
+    others = {
+        name: stretches(tables[name], (np.cumsum(lengths[name]) - lengths[name])[at], lengths[name][at])
+        for name in OTHERS
+    }
+    index = loose.index.take(pa.array(at))
+    counts = (pa.array(lengths[name][at]) for name in OTHERS)
+    index = pa.table([*(index[one] for one in KEYS), *counts], schema=INDEX)
+    runs, kept = loose.runs(arrow_schema("runs").names).take(pa.array(at)), loose.kept().take(pa.array(at))
+    return Held(index, runs, kept, others), [loose.folders[one] for one in at]
+
+
+def _is_plain(folder: Path, below: Path) -> bool:
+    """Whether the attempt's folder holds nothing but ours."""
+    ours = {"run.json", *(f"{name}.arrow" for name in OTHERS)}
+    try:
+        return set(files.names(folder, below)) <= ours
+    except OSError:  # gone since
+        return False
+
+
+def _release(results: Path, folders: Sequence[Path], starts: Sequence[str | None], runs: Iterable[Path]) -> None:
+    """Remove the attempts that stand in a part now, and of these runs what nobody needs any more."""
+    by_run: dict[Path, tuple[list[Path], set]] = {run: ([], set()) for run in runs}
+    for folder, text in zip(folders, starts, strict=True):
+        by_run[folder.parent][0].append(folder)
+        by_run[folder.parent][1].add(text)
+    for run, (attempts, texts) in by_run.items():
+        if not attempts and not all(name == LOCK or name.startswith(files.ASIDE) for name in _names(run, results)):
+            continue
+        try:
+            lock = files.open_file(run / LOCK, results, os.O_RDWR | os.O_CREAT)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for folder in attempts:
+                _remove(folder, results)
+            for name in _names(run, results):
+                if name.startswith(files.ASIDE):
+                    files.remove(run / name, results)
+            if (now := starts_in(run, results)) is not None and now in texts:
+                files.remove(run / STARTS, results)
+            if _names(run, results) == [LOCK]:
+                files.remove(run / LOCK, results)
+                with suppress(OSError):  # somebody has begun to write there
+                    os.rmdir(run)
+        except BlockingIOError:
+            continue  # somebody is at this run: its rows stand twice, and the same, until the next packing
+        finally:
+            os.close(lock)
+    files.sync_folder(results / "runs", results)
+
+
+def _names(folder: Path, results: Path) -> list[str]:
+    try:
+        return files.names(folder, results)
+    except OSError:
+        return [""]  # a link, or a file in a folder's place
+
+
+def _remove(folder: Path, results: Path) -> None:
+    """Gone at once for readers, by a rename; then removed."""
+    hidden = f"{files.ASIDE}{folder.name}-{os.getpid()}-{os.urandom(4).hex()}"
+    parent = files.open_folder(folder.parent, results)
+    try:
+        os.rename(folder.name, hidden, src_dir_fd=parent, dst_dir_fd=parent)
+    finally:
+        os.close(parent)
+    files.remove(folder.with_name(hidden), results)
+
+
+def _sound(results: Path, name: str) -> Part | None:
+    """The part where every file of it can be read; None: it is damaged, and stays as it is."""
+    try:
+        part = Part(results / FOLDER / name, results)
+        part.verify()
+        return part
+    except DAMAGE:
+        return None
+
+
+def _unpack(results: Path, part: Part) -> int:
+    """Write the part's attempts into run folders, and sync them; those that are there already stay."""
+    source, count, folders = Packed(part, arrow_schema("runs").names, Notes()), 0, set()
+    others = {name: source.part.rows(name, rows_schema(name).names) for name in OTHERS}
+    starts = {name: np.cumsum(part.index[name].to_numpy()) - part.index[name].to_numpy() for name in OTHERS}
+    for at, (run_id, attempt) in enumerate(zip(*(part.index[n].to_pylist() for n in KEYS[:2]), strict=True)):
+        folder = results / "runs" / run_id
+        if not RUN_ID.fullmatch(run_id) or attempt in attempts_in(folder, results):
+            continue
+        tables = {
+            name: arrow_bytes(others[name].slice(starts[name][at], length).combine_chunks())
+            for name in OTHERS if (length := part.index[name][at].as_py())
+        }  # fmt: skip
+        kept = part.kept().slice(at, 1).to_pylist()[0]
+        files.make_folder(folder, results)
+        if kept["starts"] and files.look(folder / STARTS, results) is None:
+            files.write(folder / STARTS, kept["starts"], results)
+        row = _row_of(source.loaded.slice(at, 1).to_pylist()[0], kept["other_json"], tables)
+        sealed = digests.sealed(row) if row.get(digests.ROW) else json.dumps(row, indent=1).encode() + b"\n"
+        contents = {"run.json": sealed} | {f"{name}.arrow": each for name, each in tables.items()}
+        files.write_folder(folder / f"a{attempt}", contents, results)
+        count += 1
+        folders.add(folder)
+    for folder in folders:
+        files.sync_folder(folder, results)
+    files.sync_folder(results / "runs", results)
+    return count
+
+
+def _row_of(row: dict, other: str | None, tables: Mapping[str, bytes]) -> dict:
+    """The row as run.json has it: an older row without the columns that came later."""
+    other = _object(other)
+    absent = [name for name, column in columns("runs").items() if row[name] is None and column.required]
+    known = {name: value for name, value in row.items() if name not in absent}
+    if known.get(digests.TABLES) is not None:
+        known[digests.TABLES] = digests.of_tables(tables)
+    return {name: value for name, value in other.items() if name not in known} | known
+
+
+def _object(text: str | None) -> dict:
+    """The JSON object that the text is; an empty one where it is none."""
+    try:
+        found = files.parse_json(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

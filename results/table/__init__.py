@@ -1,0 +1,1 @@
+"""The table as people and programs use it: read, filtered, shown, recorded."""

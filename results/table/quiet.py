@@ -1,0 +1,77 @@
+"""Was the machine quiet while a run was timed? A rule of ours, beside the twelve of `scalade check`.
+
+The thresholds are shares of the timed steps, so that they read as what a step may have lost. Their reasons are in
+docs/table.md, "The machine". None of a rule's columns told: it does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ..wording import count_of
+from .column_codes import Coded, joint
+
+OTHERS = 0.05  # of the CPU time: a rank that computes all the time loses about as much
+STEAL = 0.01  # and what the hypervisor takes is taken from a running rank, the slowest of which makes the step
+QUOTA = 0.01  # of the periods: in each of them every rank of the group stood still
+HEAT = 0.01  # of the time, on a GPU
+SLOWER = 0.9  # of the highest median clock of the table's runs on this CPU model, this GPU
+LOAD = 0.25  # of the cores, above the ranks' own threads; where the time of others is not told
+
+Share = tuple[str, str, float, str]
+SHARES: tuple[Share, ...] = (
+    ("cpu_others_share", f"other processes took more than {OTHERS:.0%} of the CPU time", OTHERS, "%"),
+    ("cpu_steal_share", f"the hypervisor took more than {STEAL:.0%} of it", STEAL, "%"),
+    ("cgroup_throttled_share", f"a CPU quota held ranks back in more than {QUOTA:.0%} of its periods", QUOTA, "%"),
+    ("cpu_heat_throttles", "a CPU slowed itself for heat", 0, "times"),
+    ("gpu_heat_share", f"heat held a GPU's clock down for more than {HEAT:.0%} of the time", HEAT, "%"),
+)
+CLOCKS = (("cpu_mhz", "cpu_model"), ("gpu_mhz_min", "device_name"))
+
+
+def disturbed(rows: Sequence[Mapping], columns: Coded) -> dict[str, tuple[np.ndarray, str]]:
+    """By what disturbed them: which runs (rows,), and the worst that was measured. Empty: the machine was quiet."""
+    found: dict[str, tuple[np.ndarray, str]] = {}
+    for column, what, most, unit in SHARES:
+        share = columns.numbers(column)
+        if (above := share > most).any():
+            worst = rows[int(np.nanargmax(share))][column]
+            found[what] = above, f"{worst:.0%}" if unit == "%" else f"{worst} {unit}"
+    if (loaded := _loaded(columns)).any():
+        found["the load average was high"] = loaded, f"{columns.numbers('load_average')[loaded].max():.1f}"
+    for column, device in CLOCKS:
+        mhz, kind = columns.numbers(column), joint([columns.of(device)], len(rows))
+        told = mhz > 0
+        highest = np.zeros(len(rows))
+        np.maximum.at(highest, kind[told], mhz[told])
+        if (slow := told & (mhz < SLOWER * highest[kind])).any():
+            worst = (mhz[slow] / highest[kind[slow]]).min()
+            found[f"{column} is below {SLOWER:.0%} of another run's on the same {device}"] = slow, f"{worst:.0%}"
+    return found
+
+
+def _loaded(columns: Coded) -> np.ndarray:
+    """(rows,) bool: the load says more than the ranks' own threads, and no better witness is there."""
+    load, cores, threads, ranks, nodes = map(
+        columns.numbers, ("load_average", "cpu_count", "threads_per_rank", "world_size", "nodes")
+    )
+    own = ranks * threads / np.where(nodes != 0, np.nan_to_num(nodes, nan=1), 1)
+    return columns.null("cpu_others_share") & (load - own > LOAD * cores)  # NaN, where one is not known, is not above
+
+
+def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple], skip: str) -> tuple:
+    """The rule's (verdict, why, runs) over runs with status ok."""
+    names = ("load_average", *(column for column, *_ in SHARES), *(column for column, _ in CLOCKS))
+    columns = Coded(rows)
+    told = len(rows) - int(np.logical_and.reduce([columns.null(name) for name in names]).sum())
+    if not told:
+        return skip, "no run tells what else the machine did", ()
+    found = disturbed(rows, columns)
+    order = dict.fromkeys(at for some, _ in found.values() for at in np.flatnonzero(some).tolist())
+    runs = {rows[at]["run_id"]: rows[at] for at in order}
+    counts = ((what, count_of(some.sum(), "run"), worst) for what, (some, worst) in found.items())
+    said = "; ".join(f"{what}: {number}, at worst {worst}" for what, number, worst in counts)
+    return verdict(list(runs.values()), f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {said}",
+                   f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed")

@@ -1,0 +1,22 @@
+"""What `ranks_json` of a row says: which rank ran where. The text may be anybody's: only what is sound counts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from ..files import parse_json
+
+
+@lru_cache(maxsize=1024)
+def hosts_of(ranks_json: str | None) -> dict[int, str]:
+    """The host of each rank, in the order of the text; ranks without one are left out."""
+    try:
+        told = parse_json(ranks_json or "[]")
+    except ValueError:
+        return {}
+    ranks = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    return {
+        one["rank"]: one["host"]
+        for one in ranks
+        if type(one.get("rank")) is int and isinstance(one.get("host"), str) and one["host"]
+    }
