@@ -17,15 +17,18 @@ from ..results import files
 from ..results.store.store import RunStore
 from ..results.wording import count_of
 from .host.launchers import LAUNCHERS, Launcher
+from .host.signals import signal_names
 from .process.error_report import one_line
 from .process.guard import MARK, Guard, end_marked, new_mark
-from .process.preemption import STOP_FILE, UNDONE_FILE, signal_names
-from .process.supervisor import RANK_COMMAND, Outcome, Signals
+from .process.outcome import Outcome
+from .process.preemption import STOP_FILE, UNDONE_FILE
+from .process.supervisor import RANK_COMMAND, Signals
 from .study.study import load_study
 from .study.unmet import refuse_here
 from .sweep.display import make_display
+from .sweep.local import LocalExecutor
 from .sweep.plan import Plan, make_plan
-from .sweep.sweep import LocalExecutor, Summary, Sweep
+from .sweep.sweep import Summary, Sweep
 
 if TYPE_CHECKING:
     from .lab.lab import Lab
@@ -186,7 +189,8 @@ def work_here(
     only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
 ) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
     """run_worker, once the study has been read."""
-    from .sweep.worker import follow, join_supervisors, work
+    from .sweep.join import join_supervisors
+    from .sweep.worker import follow, work
 
     folder = results or study.results
     peers = join_supervisors(dict(os.environ), folder)

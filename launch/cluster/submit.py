@@ -19,8 +19,9 @@ from ...results import files
 from ...results.store.store import RunStore
 from ...results.wording import count_of
 from ..host.launchers import LAUNCHERS
+from ..process.outcome import Outcome
 from ..process.run_spec import utc
-from ..process.supervisor import Outcome, Signals
+from ..process.supervisor import Signals
 from ..schedulers import SCHEDULERS
 from ..schedulers.ask import SchedulerError
 from ..schedulers.base import Limits, Scheduler
@@ -29,8 +30,9 @@ from ..schedulers.site import Site, load_site
 from ..schedulers.state import ACTIVE, UNHEARD, State
 from ..study.errors import unknown
 from ..study.study import Study, load_study
+from ..sweep.local import LocalExecutor
 from ..sweep.plan import Plan, PlannedRun, make_plan
-from ..sweep.sweep import LocalExecutor, Sweep
+from ..sweep.sweep import Sweep
 from .heard import hear
 from .jobs import Ground, Wish, job_json, make_jobs
 from .submissions import FOLDER, JobRecord, Submission, locked, submissions

@@ -22,16 +22,19 @@ from ...results.store.store import RunStore
 from ...results.wording import count_of
 from ..host import mpi
 from ..host.launchers import LAUNCHERS
-from ..host.placement import WAIT_POLICY, WorldError
+from ..host.placement import WorldError
 from ..process.cause import Stop, Why
 from ..process.diagnosis import judge
 from ..process.error_report import ErrorReport, error_kind, one_line, read_report, write_report
 from ..process.guard import MARK, Guard, end_marked, new_mark
+from ..process.outcome import Outcome
 from ..process.progress import Reporter
-from ..process.rendezvous import Seat, World, wrong_world
+from ..process.rank_environment import WAIT_POLICY
+from ..process.rendezvous import Seat, wrong_world
 from ..process.run_spec import RunSpec, utc
-from ..process.supervisor import Child, Outcome, Signals, watch
+from ..process.supervisor import Child, Signals, watch
 from ..rank.main import WORLD, write_row
+from ..rank.world import World
 from ..study.comm_case import CommCase
 from .torch_rank import dimensions, measure, result
 

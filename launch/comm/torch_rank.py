@@ -12,7 +12,7 @@ from ..study.comm_case import CommCase
 
 if TYPE_CHECKING:
     from ...bench.comm_sweep import CommSweep, Dimension
-    from ..process.rendezvous import World
+    from ..rank.world import World
 
 COMMAND = (sys.executable, "-m", __name__ if __name__ != "__main__" else f"{__package__}.torch_rank")
 

@@ -30,11 +30,11 @@ from ..host.launchers import LAUNCHERS
 from ..process.run_spec import RunResult, RunSpec, read_json
 from ..process.supervisor import Signals
 from ..study.case import Case
-from ..sweep.sweep import LocalExecutor
+from ..sweep.local import LocalExecutor
 
 if TYPE_CHECKING:
     from ..process.progress import Reporter
-    from ..process.rendezvous import World
+    from ..rank.world import World
 
 FACTS = "facts.json"
 SIZES_BYTES = (4, 4 * 2**20)  # latency, bandwidth

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .placement import loopback
+from .sockets import loopback
 
 TORCHRUN = f"{__package__}.torchrun"  # of several hosts
 

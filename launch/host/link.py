@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 RATES = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -52,3 +55,11 @@ def parse_link(text: str) -> Link:
     if rtt is not None and not 0 <= rtt <= MAX_RTT:
         raise ValueError(f"{said}: the round trip must be at most 2s")
     return Link(rate, rtt or None)
+
+
+LINK = "SCALADE_LINK"  # in a lab: the columns of the group "Link", as JSON
+
+
+def link_columns(env: Mapping[str, str] = os.environ) -> dict[str, object]:
+    """What a lab says of the shaped links between its nodes; empty outside of one."""
+    return json.loads(env[LINK]) if env.get(LINK) else {}

@@ -62,3 +62,27 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def oom_kills() -> int:
+    """Processes the kernel's out-of-memory killer has ended, in this cgroup or, where that is hidden, on this host."""
+    counts = [_counter(Path("/proc/vmstat"))]
+    try:
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        groups = []
+    for line in groups:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            counts.append(_counter(Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.events"))
+        elif controllers == "memory":
+            counts.append(_counter(Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.oom_control"))
+    return sum(counts)
+
+
+def _counter(file: Path) -> int:
+    try:
+        pairs = (line.split() for line in file.read_text().splitlines())
+        return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] == "oom_kill")
+    except OSError:
+        return 0

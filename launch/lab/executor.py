@@ -16,7 +16,7 @@ from ..host.machine import cores
 from ..host.placement import Placement
 from ..process.guard import MARK, Guard, end_marked, new_mark
 from ..process.supervisor import RANK_COMMAND, Signals
-from ..sweep.sweep import LocalExecutor
+from ..sweep.local import LocalExecutor
 from .switch import DEVICE
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...results.wording import count_of
-from ..host.link import Link
-from ..host.placement import LINK
+from ..host.link import LINK, Link
 from ..process.guard import end_marked, marked, new_mark
 from . import network
 from . import state as states

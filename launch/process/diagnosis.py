@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ...results import files
 from .cause import Cause, Kind, Why
+from .outcome import Ending, Outcome, all_exits
 from .progress import read_progress
 from .quorum import Quorum
-from .supervisor import LINGER_S, Ending, Outcome, all_exits
+from .supervisor import LINGER_S
 
 TAIL_LINES = 12
 

@@ -10,19 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...results import files
-from ..host.placement import SECRET, Placement, child_environment, oom_kills
+from ..host.machine import oom_kills
+from ..host.placement import SECRET, Placement
 from .cause import Cause, Kind, Stop, Why
 from .error_report import ErrorReport, read_report, report_file
 from .guard import MARK, end_marked
+from .outcome import Ending
 from .preemption import REQUEUE_STATUS, STOP_FILE, ask_to_stop
 from .progress import mark_lost
 from .quorum import Quorum
+from .rank_environment import child_environment
 from .run_spec import RunSpec
 from .watchdog import Watchdog, stopped
 
@@ -35,37 +38,10 @@ STACKS_S = 0.3  # for the ranks to write their stacks
 STOP_LOOK_S = 0.2
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run: the columns `status` and `reason`. `preempted` is no row's: the run is not finished."""
-
-    status: str
-    reason: str | None = None  # for people: programs take what follows
-    cause: Cause | None = None  # how the ranks that decided it came to their end; None: they wrote the row themselves
-    rank: int | None = None  # to blame; None: no single one
-    kind: Kind | None = None  # of its exception
-
-    @property
-    def bad(self) -> bool:
-        return self.status in ("failed", "oom", "timeout", "diverged")
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How one supervisor's ranks came to their end."""
-
-    cause: Cause
-    exits: Mapping[int, int | None]  # by rank: exit status, -signal; None: it was ended by us
-    reports: tuple[ErrorReport, ...] = ()
-    oom_kills: int = 0
-    detail: str = ""  # for people
-    stop: Stop | None = None  # what was asked from elsewhere
-    halted: tuple[int, ...] = ()  # ranks that a signal had stopped
 
 
-def all_exits(endings: Sequence[Ending]) -> dict[int, int | None]:
-    """How every rank ended, of those whose supervisors lived to tell."""
-    return {rank: code for ending in endings for rank, code in ending.exits.items()}
 
 
 @dataclass

@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...results import files
-from ..host.placement import SECRET, Placement, child_environment
+from ..host.placement import SECRET, Placement
 from .error_report import report_file
 from .guard import MARK
+from .rank_environment import child_environment
 from .run_spec import RunSpec
 from .supervisor import RANK_COMMAND, Child
 

@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from ...results import files
-from ..host.placement import SECRET, Placement, find_placement, wait_policy
+from ..host.placement import SECRET, Placement, find_placement
+from ..host.signals import signal_names
 from ..process.error_report import ErrorReport, error_kind, one_line, write_report
 from ..process.goodput import goodput_columns, read_log
 from ..process.guard import die_with_supervisor
-from ..process.preemption import REQUEUE_STATUS, Preempted, signal_names
+from ..process.preemption import REQUEUE_STATUS, Preempted
 from ..process.progress import Reporter
-from ..process.rendezvous import World, join, leave
+from ..process.rank_environment import wait_policy
 from ..process.run_spec import WEIGHTS, RunResult, RunSpec, utc
 from ..process.warm_pool import ARGUMENT, serve
 from .reset import Before
+from .world import World, join, leave
 
 WORLD = "world.json"
 Program = Callable[..., "RunResult | None"]

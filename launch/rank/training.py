@@ -21,7 +21,6 @@ from ...bench.step_record import StepRecord
 from ...parallelism.engines import build_engine
 from ..process.preemption import Preempted, asked_to_stop
 from ..process.progress import Reporter
-from ..process.rendezvous import World
 from ..process.run_spec import WEIGHTS, RunResult
 from ..process.step_journal import Keeper
 from ..study.case import Case
@@ -37,6 +36,7 @@ from .measured_columns import (
     share_present,
     speed_columns,
 )
+from .world import World
 
 
 def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:

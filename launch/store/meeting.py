@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..host.hostlist import expand_hosts
-from ..host.placement import Placement, WorldError, listen, listen_anywhere, loopback, reachable_address
+from ..host.placement import Placement, WorldError
+from ..host.sockets import listen, listen_anywhere, loopback, reachable_address
 from .secret import ports_of
 from .server import StoreServer
 

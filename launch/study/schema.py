@@ -21,7 +21,7 @@ from ...bench.shape import ModelShape
 from ...parallelism.diloco.config import Outer
 from ...parallelism.layout import Layout
 from ..host.launchers import LAUNCHERS as STARTERS
-from ..process.preemption import signal_names
+from ..host.signals import signal_names
 from .errors import shown
 from .expand import MOST_RUNS
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..process.diagnosis import tail
+from ..process.outcome import Outcome
 from ..process.progress import read_progress
-from ..process.supervisor import Outcome
 from ..study.case import Case
 from ..study.labels import labels
 

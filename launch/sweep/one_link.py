@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..host.link import Link
-from ..host.placement import link_columns
+from ..host.link import Link, link_columns
 
 ASKED = ("link_rate_asked_bits_per_s", "link_rtt_asked_s")
 

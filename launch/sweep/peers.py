@@ -18,10 +18,11 @@ from typing import Any
 from ..host.placement import Placement
 from ..process.cause import Cause, Stop, Why
 from ..process.error_report import parsed_report
+from ..process.outcome import Ending, all_exits
 from ..process.preemption import REQUEUE_STATUS
 from ..process.quorum import Quorum
 from ..process.rendezvous import Seat, Store
-from ..process.supervisor import PARTING_S, Ending, all_exits
+from ..process.supervisor import PARTING_S
 
 BEAT_S = 0.5
 CHECK_S = 0.2

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ...results.store.damage import damage
 from ...results.store.store import RunStore, known_status
-from ..process.supervisor import Outcome
+from ..process.outcome import Outcome
 from ..study.case import Case
 from .one_link import ASKED, SameLink
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..process.preemption import REQUEUE_STATUS
-from ..process.supervisor import Outcome
+from ...results import files
+from ..process.outcome import Outcome
+from ..process.preemption import REQUEUE_STATUS, UNDONE_FILE
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -57,3 +62,21 @@ class Summary:
             return 128 + signal.Signals[self.signal]
         failed = self.failed_before or any(outcome.bad for outcome in self.outcomes.values())
         return int(self.interrupted is not None or bool(failed) or self.nothing_measured)
+
+
+@contextmanager
+def undone(summary: Summary) -> Iterator[None]:
+    """A sweep that has something to do: the file is there until it has ended, and after it where the job is to be
+    queued again; it then says why."""
+    file = Path(os.environ[UNDONE_FILE]) if os.environ.get(UNDONE_FILE) else None
+    if file:
+        with suppress(OSError):
+            files.write(file, "", sync=False)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if file and summary.requeue:
+                files.write(file, summary.interrupted or "", sync=False)
+            elif file:
+                files.remove_file(file)

@@ -6,7 +6,6 @@ The ranks of each run are fresh children of these supervisors, so that what ends
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import threading
 import time
@@ -16,102 +15,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...results.store.store import RunStore
-from ..host import mpi
-from ..host.placement import Placement, WorldError, find_placement, link_columns, listen, reachable_address
+from ..host.link import link_columns
+from ..host.sockets import listen, reachable_address
 from ..process.diagnosis import judge
 from ..process.error_report import one_line
 from ..process.guard import Guard, end_marked, new_mark
+from ..process.outcome import Outcome
 from ..process.preemption import REQUEUE_STATUS
 from ..process.quorum import Quorum
-from ..process.rendezvous import Seat, agree
 from ..process.run_spec import RunSpec
-from ..process.supervisor import RANK_COMMAND, Outcome, Signals, start, watch
+from ..process.supervisor import RANK_COMMAND, Signals, start, watch
 from ..process.warm_pool import Pool
 from ..process.watchdog import Watchdog
 from ..schedulers import job_columns
-from ..store.client import find
-from ..store.meeting import Point, other_host, serve, slurm_point, torchrun_point
-from ..store.secret import derive, exported, shared
+from ..store.meeting import other_host
+from ..store.secret import derive
 from ..store.server import StoreServer
 from ..study.unmet import refuse_here
 from .display import Display
-from .peers import BEAT_S, PATIENCE_S, Peers
+from .local import Callback
+from .peers import BEAT_S, Peers
 from .plan import make_plan
-from .sweep import Callback, Summary, Sweep
+from .sweep import Summary, Sweep
 
 if TYPE_CHECKING:
     from ..study.study import Study
 
-JOIN_TIMEOUT_S = 120.0
 
 
-def join_supervisors(
-    env: dict[str, str], folder: Path, timeout_s: float = JOIN_TIMEOUT_S, patience_s: float = PATIENCE_S
-) -> Peers:
-    """Come together with the supervisors that the same launcher started, and check that they are one whole world.
-
-    folder: the results folder, over which they share their secret (secret.py)
-
-    Raises
-    ------
-    WorldError: no launcher started this process, or the world is not what the launcher says
-    """
-    place = find_placement(env)
-    if place is None:
-        raise WorldError(
-            "no launcher started this worker: use `torchrun --nproc-per-node N -m scalade worker STUDY`, "
-            "`mpirun -n N scalade worker STUDY`, `srun -n N scalade worker STUDY`, or `scalade run STUDY`, which "
-            "starts the ranks itself"
-        )
-    given, listener = exported(env), None
-    if place.source == "mpi":
-        place, point, given, listener = _through_mpi(place, given)
-    else:
-        point = slurm_point(env) if place.source == "slurm" else torchrun_point(place, env)
-    with shared(folder, point.name, place.rank == 0, given) as secret:
-        server, host = None, point.host
-        if listener:
-            server = StoreServer([listener], secret)
-        elif place.rank == 0:
-            server, host = serve(point, secret)
-        ports = point.ports(secret) if server is None else (server.port,)
-        seat = Seat(place.rank, place.local_rank, place.size, point.name, socket.gethostname(), os.getpid(), "cpu")
-        try:
-            client = find(place.rank, host, ports, secret, timeout_s)
-            seats = agree(client, seat, timeout_s)
-        except BaseException as error:
-            if server:  # else it serves as long as this process lives
-                server.close()
-            if not isinstance(error, OSError):
-                raise
-            said = f"the store at {host} went away while supervisors came together: {error}"
-            raise WorldError(said) from error
-    return Peers(client, place, seats, patience_s, secret)
 
 
-def _through_mpi(place: Placement, given: bytes | None) -> tuple[Placement, Point, bytes | None, socket.socket | None]:
-    """(place, where to meet, the exported secret if all have the same one, rank 0's listener)."""
-    comm = mpi.load().COMM_WORLD
-    if (comm.rank, comm.size) != (place.rank, place.size):
-        raise mpi.another(f"mpirun says rank {place.rank} of {place.size}", f"rank {comm.rank} of {comm.size}")
-    hosts = comm.allgather(socket.gethostname())
-    neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[place.rank]]
-    place = replace(place, local_rank=neighbours.index(place.rank), local_size=len(neighbours))
-    told, listener = None, None
-    if place.rank == 0:
-        try:
-            listener = listen(reachable_address(hosts, other_host(hosts)))
-            told = (*listener.getsockname()[:2], f"mpi {os.urandom(8).hex()}.0")
-        except Exception as error:  # the others wait for a word
-            told = f"rank 0 on {hosts[0]} cannot serve the rendezvous: {one_line(error)}"
-    told = comm.bcast(told)
-    name = "" if isinstance(told, str) else told[2]
-    proofs = comm.allgather(None if given is None else derive(given, "proof", name))
-    # From here on they meet in the store: MPI's own end would wait for supervisors that are gone.
-    mpi.load().Finalize()
-    if isinstance(told, str):
-        raise WorldError(told)
-    return place, Point(told[0], name, told[1]), given if len(set(proofs)) == 1 else None, listener
 
 
 class WorldExecutor:

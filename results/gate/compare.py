@@ -18,11 +18,12 @@ from ..schema.rows import rows_of
 from ..stats.rank_test import Sample, best_p, compare_samples, holm, runs_needed, smallest_seen
 from ..table import held_out
 from ..table.errata import why_missing
+from ..table.names import name_of
 from ..table.read import noted, printable, runs_table
 from ..table.work import levels, work_of
 from ..wording import count_of
 from .convergence import LossFinding, compare_losses
-from .rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule, name_of
+from .rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED, Metric, Rule
 
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
 SOFTWARE = (

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from ..schema.columns import RUNS
 from ..table.held_out import refusal
+from ..table.names import name_of
 from ..wording import count_of
-from .rule import BETTER, FAILING, MISSING, SAME, WORSE, name_of
+from .rule import BETTER, FAILING, MISSING, SAME, WORSE
 
 SEEDS = 3  # from which a tolerance can be learned
 NEARLY = 0.01  # of the tokens seen, where steps differ in tokens: packed sequences

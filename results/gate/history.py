@@ -25,10 +25,11 @@ import numpy as np
 
 from ..schema.rows import rows_of
 from ..stats.rank_test import holm, rank_sum_p
+from ..table.names import name_of
 from ..table.read import printable, runs_table
 from ..table.work import levels, work_of
 from ..wording import count_of
-from .rule import METRICS, Rule, name_of
+from .rule import METRICS, Rule
 
 SIDE = 4  # runs on each side of a change point, at least
 CAUTION = 1.5  # standard errors added to the autocorrelation: keeps 5% at autocorrelations up to 0.5, from 20 runs

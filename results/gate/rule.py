@@ -82,6 +82,3 @@ class Rule:
                 raise ValueError(f"metric {name!r} is not one with a better and a worse; {hint}")
 
 
-def name_of(row: dict) -> str:
-    """What a person calls a case; case_id tells two of the same name apart."""
-    return " ".join(str(row[part]) for part in ("study", "model", "layout") if row[part]) or str(row["case_id"])

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .. import files
-from ..gate.rule import name_of
+from .names import name_of
 from .rank_places import hosts_of
 from .read import printable, runs_table
 

@@ -19,9 +19,9 @@ from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.bench.step_record import StepRecord
 from scalade.launch.process.progress import Reporter
-from scalade.launch.process.rendezvous import World
 from scalade.launch.rank.measured_columns import case_columns, outer_columns, speed_columns
 from scalade.launch.rank.training import execute
+from scalade.launch.rank.world import World
 from scalade.launch.study.case import Case
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.layout import Layout

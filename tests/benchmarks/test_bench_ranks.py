@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import scalade
-from scalade.launch.host.placement import listen
+from scalade.launch.host.sockets import listen
 
 FOLDER = Path(__file__).parent
 STUDY = """

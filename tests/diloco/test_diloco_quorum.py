@@ -13,10 +13,11 @@ from places import PROGRAMS
 
 from scalade.bench.data import open_source
 from scalade.launch.host.launchers import LAUNCHERS
-from scalade.launch.host.placement import Placement, listen
+from scalade.launch.host.placement import Placement
+from scalade.launch.host.sockets import listen
+from scalade.launch.process.outcome import Ending
 from scalade.launch.process.quorum import Quorum
 from scalade.launch.process.rendezvous import Seat
-from scalade.launch.process.supervisor import Ending
 from scalade.launch.run import run_study
 from scalade.launch.store.client import find
 from scalade.launch.store.server import StoreServer

@@ -6,7 +6,8 @@ import stat
 import pytest
 
 from scalade.launch.host import gpus, machine
-from scalade.launch.host.placement import Placement, child_environment
+from scalade.launch.host.placement import Placement
+from scalade.launch.process.rank_environment import child_environment
 from scalade.launch.study.study import load_study
 
 A, B, C = "GPU-aaaa1111-0000", "GPU-bbbb2222-0000", "GPU-bbbb3333-0000"

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalade.launch.host.link import Link, parse_link
-from scalade.launch.host.placement import LINK, link_columns
+from scalade.launch.host.link import LINK, Link, link_columns, parse_link
 from scalade.launch.lab import lab as labs
 from scalade.launch.lab import network, probe, state, switch
 from scalade.launch.lab.executor import InLab, places

@@ -8,8 +8,8 @@ from scalade.launch.host.placement import WorldError
 from scalade.launch.process.cause import Stop, Why
 from scalade.launch.process.diagnosis import judge
 from scalade.launch.process.error_report import ErrorReport, error_kind, one_line
+from scalade.launch.process.outcome import Ending, Outcome
 from scalade.launch.process.progress import Reporter
-from scalade.launch.process.supervisor import Ending, Outcome
 from scalade.results.schema.columns import STATUSES
 
 PEER = "RuntimeError: [/pytorch/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2"

@@ -14,7 +14,8 @@ from contextlib import ExitStack, suppress
 import pytest
 from test_worker import FAKE, finish, nothing_left, rows, write_study
 
-from scalade.launch.host.placement import Placement, WorldError, listen
+from scalade.launch.host.placement import Placement, WorldError
+from scalade.launch.host.sockets import listen
 from scalade.launch.store import client as store_client
 from scalade.launch.store import meeting
 from scalade.launch.store.client import find

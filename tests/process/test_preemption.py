@@ -12,7 +12,8 @@ import pytest
 from places import PROGRAMS
 
 from scalade import read_runs, read_steps
-from scalade.launch.process.preemption import REQUEUE_STATUS, STOP_FILE, signal_names
+from scalade.launch.host.signals import signal_names
+from scalade.launch.process.preemption import REQUEUE_STATUS, STOP_FILE
 from scalade.launch.run import run_study
 from scalade.launch.study.study import load_study
 from scalade.results.store.store import RunStore

@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalade.launch.host.placement import (
-    Placement,
-    WorldError,
-    child_environment,
-    find_placement,
-    listen,
-    reachable_address,
-)
+from scalade.launch.host.placement import Placement, WorldError, find_placement
+from scalade.launch.host.sockets import listen, reachable_address
+from scalade.launch.process.rank_environment import child_environment
 from scalade.launch.process.rendezvous import Seat, agree, wrong_world
 
 

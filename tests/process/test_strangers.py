@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from places import PROGRAMS
 from test_worker import by_hand, finish, free_port, rows, write_study
 
-from scalade.launch.host.placement import WorldError, listen
+from scalade.launch.host.placement import WorldError
+from scalade.launch.host.sockets import listen
 from scalade.launch.process.progress import Reporter
 from scalade.launch.process.rendezvous import Seat, agree
 from scalade.launch.store import secret as secrets_of

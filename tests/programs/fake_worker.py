@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from scalade.launch.host.placement import WorldError
-from scalade.launch.process.preemption import signal_names
+from scalade.launch.host.signals import signal_names
 from scalade.launch.process.supervisor import Signals
 from scalade.launch.run import as_text
 from scalade.launch.study.study import load_study
 from scalade.launch.sweep.display import Lines
-from scalade.launch.sweep.worker import follow, join_supervisors, work
+from scalade.launch.sweep.join import join_supervisors
+from scalade.launch.sweep.worker import follow, work
 
 COMMAND = [sys.executable, str(Path(__file__).with_name(os.environ.get("FAKE_PROGRAM", "fake_rank.py")))]
 

@@ -25,9 +25,9 @@ import torch.distributed.fsdp  # noqa: F401  # imported before the forks, which 
 
 from scalade.bench import tensor_file
 from scalade.launch.process.progress import STEP, Reporter
-from scalade.launch.process.rendezvous import World
 from scalade.launch.rank.checkpoints import CHECKPOINT
 from scalade.launch.rank.training import execute
+from scalade.launch.rank.world import World
 from scalade.launch.study.case import Case
 
 RESULT = "result.json"

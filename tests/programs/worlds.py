@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scalade.launch.host.placement import listen
+from scalade.launch.host.sockets import listen
 
 
 def run_world(program: str, size: int, jobs: object, folder: Path, timeout_s: int = 280) -> dict:

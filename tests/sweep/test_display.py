@@ -8,7 +8,7 @@ from scalade.bench.data import DataSpec
 from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
-from scalade.launch.process.supervisor import Outcome
+from scalade.launch.process.outcome import Outcome
 from scalade.launch.study.case import Case
 from scalade.launch.sweep.display import Failures, Lines
 from scalade.launch.sweep.plan import PlannedRun

@@ -11,9 +11,10 @@ from scalade.launch.host.placement import Placement
 from scalade.launch.process.cause import Cause, Kind, Stop, Why
 from scalade.launch.process.diagnosis import judge
 from scalade.launch.process.error_report import ErrorReport, error_kind
+from scalade.launch.process.outcome import Ending, Outcome
 from scalade.launch.process.quorum import Quorum
 from scalade.launch.process.rendezvous import Seat
-from scalade.launch.process.supervisor import Ending, Outcome, Signals, watch
+from scalade.launch.process.supervisor import Signals, watch
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.ask import SchedulerError
 from scalade.launch.schedulers.state import State

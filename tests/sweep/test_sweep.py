@@ -9,7 +9,7 @@ import sys
 import pytest
 from places import PROGRAMS
 
-from scalade.launch.host.placement import LINK
+from scalade.launch.host.link import LINK
 from scalade.launch.run import as_json, as_text, counted, run_study
 from scalade.launch.study.study import load_study
 from scalade.launch.sweep.plan import make_plan, wanted

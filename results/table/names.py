@@ -1,0 +1,8 @@
+"""What a person calls a case."""
+
+from __future__ import annotations
+
+
+def name_of(row: dict) -> str:
+    """What a person calls a case; case_id tells two of the same name apart."""
+    return " ".join(str(row[part]) for part in ("study", "model", "layout") if row[part]) or str(row["case_id"])
