@@ -175,6 +175,10 @@ class Broadcast(Collective):
 
 
 KINDS: dict[str, type[Collective]] = {
-    "all_reduce": AllReduce, "all_gather": AllGather, "reduce_scatter": ReduceScatter, "all_to_all": AllToAll,
-    "send_recv": SendRecv, "broadcast": Broadcast,
-}  # fmt: skip
+    "all_reduce": AllReduce,
+    "all_gather": AllGather,
+    "reduce_scatter": ReduceScatter,
+    "all_to_all": AllToAll,
+    "send_recv": SendRecv,
+    "broadcast": Broadcast,
+}

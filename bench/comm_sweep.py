@@ -56,9 +56,12 @@ class Dimension:
 
 
 def sweep(
-    asked: CommSweep, dimensions: Sequence[Dimension], ranks: Ranks, device: str = "cpu",
+    asked: CommSweep,
+    dimensions: Sequence[Dimension],
+    ranks: Ranks,
+    device: str = "cpu",
     told: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """The rows, on every rank alike; collective. told: called with each row as it is measured."""
     rows = []
     for dimension, kind, size in points(asked, dimensions):
@@ -81,9 +84,13 @@ def _measure(asked: CommSweep, dim: Dimension, kind: str, size: int, ranks: Rank
     dtype = getattr(torch, asked.dtype)
     collective = KINDS[kind](dim.transport, size // dtype.itemsize, dtype, device)
     row: dict[str, Any] = {
-        "dim": dim.name, "collective": kind, "message_bytes": size, "group_ranks": dim.transport.size,
-        "groups": dim.groups, "dtype": asked.dtype,
-    }  # fmt: skip
+        "dim": dim.name,
+        "collective": kind,
+        "message_bytes": size,
+        "group_ranks": dim.transport.size,
+        "groups": dim.groups,
+        "dtype": asked.dtype,
+    }
     row["first_s"], right = _checked(collective, ranks)
     if right:
         collective.clear()
@@ -97,10 +104,13 @@ def _measure(asked: CommSweep, dim: Dimension, kind: str, size: int, ranks: Rank
     if right:
         time_s = float(np.median(times))
         row |= {
-            "iterations": len(times), "time_s": time_s, "time_min_s": min(times),
-            "time_p95_s": float(np.quantile(times, 0.95)), "algbw_bytes_per_s": size / time_s,
+            "iterations": len(times),
+            "time_s": time_s,
+            "time_min_s": min(times),
+            "time_p95_s": float(np.quantile(times, 0.95)),
+            "algbw_bytes_per_s": size / time_s,
             "busbw_bytes_per_s": size / time_s * bus_factor(kind, dim.transport.size),
-        }  # fmt: skip
+        }
     return row
 
 

@@ -161,11 +161,18 @@ class HostMeter:
             self._end = self._read()
 
     def _read(self) -> dict:
-        told = {"at": time.monotonic(), "own": self.own_s(), "cpu": cpu_time(self.cpus, self.root),
-                "gpu": self._gpu.read()}  # fmt: skip
+        told = {
+            "at": time.monotonic(),
+            "own": self.own_s(),
+            "cpu": cpu_time(self.cpus, self.root),
+            "gpu": self._gpu.read(),
+        }
         if self.leads:
-            told |= {"mhz": clocks_mhz(self.cpus, self.root), "heat": heat_throttles(self.cpus, self.root),
-                     "quotas": quotas(self.root)}  # fmt: skip
+            told |= {
+                "mhz": clocks_mhz(self.cpus, self.root),
+                "heat": heat_throttles(self.cpus, self.root),
+                "quotas": quotas(self.root),
+            }
         return told
 
     def told(self) -> dict[str, object]:
@@ -176,13 +183,17 @@ class HostMeter:
         seconds = end["at"] - begin["at"]
         cpu = end["cpu"].since(begin["cpu"]) if begin["cpu"] and end["cpu"] else None
         mine = {
-            "host": machine_id(self.root), "cpus": sorted(self.cpus), "own_s": end["own"] - begin["own"],
-            "load": begin["load"], "cpu": [cpu.busy, cpu.stolen, cpu.all] if cpu and cpu.all > 0 else None,
-        } | self._gpu.between(begin["gpu"], end["gpu"], seconds)  # fmt: skip
+            "host": machine_id(self.root),
+            "cpus": sorted(self.cpus),
+            "own_s": end["own"] - begin["own"],
+            "load": begin["load"],
+            "cpu": [cpu.busy, cpu.stolen, cpu.all] if cpu and cpu.all > 0 else None,
+        } | self._gpu.between(begin["gpu"], end["gpu"], seconds)
         if self.leads:
             mine["mhz"] = begin["mhz"] + end["mhz"]
-            mine["heat"] = max((end["heat"][cpu] - count for cpu, count in begin["heat"].items() if cpu in end["heat"]),
-                               default=None)  # fmt: skip
+            mine["heat"] = max(
+                (end["heat"][cpu] - count for cpu, count in begin["heat"].items() if cpu in end["heat"]), default=None
+            )
             mine["quota"] = _worst_quota(begin["quotas"], end["quotas"])
         return mine
 
@@ -221,7 +232,7 @@ def host_columns(ranks: Sequence[Mapping], all_there: bool = True) -> dict[str, 
         "gpu_heat_share": _most(rank.get("gpu_heat_share") for rank in ranks),
         "gpu_power_share": _most(rank.get("gpu_power_share") for rank in ranks),
         "gpu_throttle_reasons": ", ".join(sorted(set().union(*reasons))) if reasons else None,
-    }  # fmt: skip
+    }
 
 
 def _others(ranks: Sequence[Mapping]) -> float | None:

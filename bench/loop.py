@@ -41,13 +41,20 @@ class Training:
 
 
 def train(
-    engine: Engine, source: Source, recipe: Recipe, measure: Measure, seq_len: int, device: Device,
-    energy: EnergyMeter, training: Training, *,
+    engine: Engine,
+    source: Source,
+    recipe: Recipe,
+    measure: Measure,
+    seq_len: int,
+    device: Device,
+    energy: EnergyMeter,
+    training: Training,
+    *,
     first_step: int = 0,
     on_step: Callable[[int, Training], None] = lambda done, training: None,
     checkpoint: Callable[[int, Training], None] | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Training:  # fmt: skip
+) -> Training:
     """Train from `first_step` to the end of the recipe, or to the first loss that is not finite. Collective.
 
     on_step(done, training) follows every step; checkpoint(done, training) every measure.checkpoint_every steps, with
@@ -56,15 +63,38 @@ def train(
     """
     waits = Waits(pipeline="pp" in engine.talks()) if getattr(engine, "waits_on_host", False) else None
     with waits or nullcontext():
-        return _train(engine, source, recipe, measure, seq_len, device, energy, training, first_step, on_step,
-                      checkpoint, stop, waits)  # fmt: skip
+        return _train(
+            engine,
+            source,
+            recipe,
+            measure,
+            seq_len,
+            device,
+            energy,
+            training,
+            first_step,
+            on_step,
+            checkpoint,
+            stop,
+            waits,
+        )
 
 
 def _train(
-    engine: Engine, source: Source, recipe: Recipe, measure: Measure, seq_len: int, device: Device,
-    energy: EnergyMeter, training: Training, first_step: int, on_step: Callable[[int, Training], None],
-    checkpoint: Callable[[int, Training], None] | None, stop: Callable[[], bool] | None, waits: Waits | None,
-) -> Training:  # fmt: skip
+    engine: Engine,
+    source: Source,
+    recipe: Recipe,
+    measure: Measure,
+    seq_len: int,
+    device: Device,
+    energy: EnergyMeter,
+    training: Training,
+    first_step: int,
+    on_step: Callable[[int, Training], None],
+    checkpoint: Callable[[int, Training], None] | None,
+    stop: Callable[[], bool] | None,
+    waits: Waits | None,
+) -> Training:
     begin_row, end_row = engine.rows()
     tokens_per_step = recipe.global_batch * seq_len
     # The last warm-up step, but not the first two, in which pipelines agree on shapes and DDP on buckets.

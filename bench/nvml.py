@@ -6,9 +6,12 @@ import contextlib
 from typing import Any
 
 REASONS = {
-    0x4: "software power cap", 0x8: "hardware slowdown", 0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown", 0x80: "hardware power brake",
-}  # fmt: skip
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
 """nvmlClocksEventReason... of nvml.h that hold down the clock of a busy GPU: not idling, nor a setting."""
 POWER, THERMAL = 0, 1  # NVML_PERF_POLICY_...
 

@@ -41,17 +41,25 @@ class Recipe:
 
     def __post_init__(self) -> None:
         find = Finder("recipe")
-        for name, allowed in (
-            ("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("precision", PRECISIONS),
-        ):  # fmt: skip
+        for name, allowed in (("optimizer", OPTIMIZERS), ("lr_schedule", LR_SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 find.add(name, f"{name} = {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
         for name, low, high in (
-            ("global_batch", 1, 2**53), ("steps", 1, 2**53), ("lr", 0, math.inf), ("beta1", 0, 1),
-            ("beta2", 0, 1), ("eps", 0, math.inf), ("weight_decay", 0, math.inf), ("warmup_steps", 0, 2**53),
-            ("decay_fraction", 0, 1), ("min_lr_ratio", 0, 1), ("clip_norm", 0, math.inf), ("z_loss", 0, math.inf),
-            ("init_std", 0, math.inf), ("seed", 0, 2**63 - 1),
-        ):  # fmt: skip
+            ("global_batch", 1, 2**53),
+            ("steps", 1, 2**53),
+            ("lr", 0, math.inf),
+            ("beta1", 0, 1),
+            ("beta2", 0, 1),
+            ("eps", 0, math.inf),
+            ("weight_decay", 0, math.inf),
+            ("warmup_steps", 0, 2**53),
+            ("decay_fraction", 0, 1),
+            ("min_lr_ratio", 0, 1),
+            ("clip_norm", 0, math.inf),
+            ("z_loss", 0, math.inf),
+            ("init_std", 0, math.inf),
+            ("seed", 0, 2**63 - 1),
+        ):
             value = getattr(self, name)
             if not low <= value <= high or value == math.inf:  # also refuses NaN
                 find.add(name, f"{name} = {value}: must be between {low} and {high}")

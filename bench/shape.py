@@ -91,24 +91,41 @@ MLPS = {"swiglu": 3, "gelu": 2}  # matrices of width x ffn
 
 def _named() -> dict[str, dict]:
     diloco = {
-        "35m": (6, 8, 512, 2048), "90m": (9, 12, 768, 3072), "180m": (12, 16, 1024, 4096),
-        "335m": (15, 20, 1280, 5120), "550m": (18, 24, 1536, 6144), "1.3b": (24, 32, 2048, 8192),
-        "2.4b": (30, 40, 2560, 10240), "4b": (36, 48, 3072, 12288), "10b": (48, 64, 4096, 16384),
-    }  # fmt: skip
+        "35m": (6, 8, 512, 2048),
+        "90m": (9, 12, 768, 3072),
+        "180m": (12, 16, 1024, 4096),
+        "335m": (15, 20, 1280, 5120),
+        "550m": (18, 24, 1536, 6144),
+        "1.3b": (24, 32, 2048, 8192),
+        "2.4b": (30, 40, 2560, 10240),
+        "4b": (36, 48, 3072, 12288),
+        "10b": (48, 64, 4096, 16384),
+    }
     gpt2 = {"": (12, 12, 768), "-medium": (24, 16, 1024), "-large": (36, 20, 1280), "-xl": (48, 25, 1600)}
     llama3 = {"8b": (32, 32, 4096, 14336), "70b": (80, 64, 8192, 28672), "405b": (126, 128, 16384, 53248)}
     tiny = {
-        "100k": (2, 2, 48, 128), "300k": (3, 4, 80, 224), "800k": (4, 4, 128, 320),
-        "2m": (5, 4, 192, 512), "5m": (6, 8, 256, 704), "12m": (8, 8, 352, 960),
-    }  # fmt: skip
+        "100k": (2, 2, 48, 128),
+        "300k": (3, 4, 80, 224),
+        "800k": (4, 4, 128, 320),
+        "2m": (5, 4, 192, 512),
+        "5m": (6, 8, 256, 704),
+        "12m": (8, 8, 352, 960),
+    }
     named = {}
     for name, (layers, heads, width, ffn) in tiny.items():
         named[f"tiny-{name}"] = dict(layers=layers, heads=heads, width=width, ffn=ffn, tied=True)
     for name, (layers, heads, width, ffn) in diloco.items():
         named[f"diloco-{name}"] = dict(
-            layers=layers, heads=heads, width=width, ffn=ffn, mlp="gelu", qk_norm=True, tied=True, vocab=32768,
+            layers=layers,
+            heads=heads,
+            width=width,
+            ffn=ffn,
+            mlp="gelu",
+            qk_norm=True,
+            tied=True,
+            vocab=32768,
             seq_len=2048,
-        )  # fmt: skip
+        )
     for name, (layers, heads, width) in gpt2.items():
         named[f"gpt2{name}"] = dict(
             layers=layers, heads=heads, width=width, ffn=4 * width, mlp="gelu", tied=True, vocab=50257, seq_len=1024

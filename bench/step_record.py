@@ -58,8 +58,9 @@ class StepRecord:
         sums = torch.cat((sums, means.to(sums)), dim=1)
         signs = {name: 1.0 for name in MAXIMA} | {name: -1.0 for name in MINIMA}
         signs = {name: sign for name, sign in signs.items() if any(name in row for row in rows)}
-        maxima = torch.tensor([[s * row.get(name, 0.0) for name, s in signs.items()] + [float(stop)] for row in rows],
-                              dtype=torch.float64)  # fmt: skip
+        maxima = torch.tensor(
+            [[s * row.get(name, 0.0) for name, s in signs.items()] + [float(stop)] for row in rows], dtype=torch.float64
+        )
         if world > 1:
             dist.all_reduce(sums)
             maxima = maxima.to(sums.device)

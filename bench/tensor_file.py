@@ -22,9 +22,17 @@ from torch import Tensor
 from ..results import files
 
 TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 THREAD_BYTES = 2**20  # from here on a thread hashes: 0.5 ms of work, where its start takes 0.1
 PIECE_BYTES = 2**20  # read and hashed at a time: stays in the cache
 
@@ -259,6 +267,7 @@ def from_bytes(content: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kinds, wanted = ({name: (each.dtype, each.shape) for name, each in of.items()} for of in (found, like))
     wrong = sorted(name for name in kinds.keys() | wanted.keys() if kinds.get(name) != wanted.get(name))
     if wrong:
-        raise ValueError(f"a message of tensors has {wrong[0]!r:.100} as {kinds.get(wrong[0])}, "
-                         f"wanted {wanted.get(wrong[0])}")  # fmt: skip
+        raise ValueError(
+            f"a message of tensors has {wrong[0]!r:.100} as {kinds.get(wrong[0])}, wanted {wanted.get(wrong[0])}"
+        )
     return {name: tensor.to(like[name].device) for name, tensor in found.items()}

@@ -34,8 +34,10 @@ class TorchTransport:
         dist.all_to_all_single(received, sent, group=self.group)
 
     def send_recv(self, received: Tensor, sent: Tensor) -> None:
-        both = [dist.P2POp(dist.isend, sent, self._next, self.group),
-                dist.P2POp(dist.irecv, received, self._before, self.group)]  # fmt: skip
+        both = [
+            dist.P2POp(dist.isend, sent, self._next, self.group),
+            dist.P2POp(dist.irecv, received, self._before, self.group),
+        ]
         for work in dist.batch_isend_irecv(both):
             work.wait()
 

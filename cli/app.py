@@ -22,9 +22,13 @@ from . import lab as lab_commands
 from .read import Json, say
 
 app = typer.Typer(
-    name="scalade", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="scalade",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 UserError = typer.BadParameter.__mro__[2]  # click's ClickException: typer has brought along a click of its own
 
@@ -41,8 +45,9 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 StudyPath = Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY")]
 Results = Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")]
-LabName = Annotated[str | None, typer.Option("--lab", help="Run on this lab's nodes (`scalade lab up`).",
-                                             metavar="NAME")]  # fmt: skip
+LabName = Annotated[
+    str | None, typer.Option("--lab", help="Run on this lab's nodes (`scalade lab up`).", metavar="NAME")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only failures.")]
 
 
@@ -53,12 +58,15 @@ def scalade(version: Version = False) -> None:
 
 @app.command(epilog="Example: scalade run studies/quickstart.toml")
 def run(
-    study: StudyPath, results: Results = None, retry_failed: RetryFailed = False, quiet: Quiet = False,
+    study: StudyPath,
+    results: Results = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
     lab: LabName = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is missing; run and write nothing.")] = False,
     limit: Annotated[int, typer.Option(help="--dry-run: cases that are shown; 0: all.", min=0)] = 40,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run what is missing of a study, each run in fresh processes.
 
     Exit status 0: every case that can run has its runs in the table; 1: the table holds a failed run of the study,
@@ -87,11 +95,16 @@ def _dry_run(study: Path, results: Path | None, retry_failed: bool, limit: int, 
 
 @app.command(epilog="Example: torchrun --nproc-per-node 2 -m scalade worker studies/quickstart.toml")
 def worker(
-    study: StudyPath, results: Results = None, retry_failed: RetryFailed = False, quiet: Quiet = False,
-    case: Annotated[list[str] | None, typer.Option(help="A case_id or run_id, and no other; again for more.",
-                                                   metavar="ID")] = None,
-    as_json: Json = False, exit_zero: Annotated[bool, typer.Option("--exit-zero", hidden=True)] = False,
-) -> None:  # fmt: skip
+    study: StudyPath,
+    results: Results = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+    case: Annotated[
+        list[str] | None, typer.Option(help="A case_id or run_id, and no other; again for more.", metavar="ID")
+    ] = None,
+    as_json: Json = False,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", hidden=True)] = False,
+) -> None:
     """Run the cases that fit the ranks that are there (torchrun, mpirun, srun).
 
     Exit status 0: all of these cases have their runs in the table; 1: one of the runs failed, or nothing was measured.
@@ -135,10 +148,11 @@ def verify(
 
 @app.command(epilog="Example: scalade doctor --results /scratch/scalade-results")
 def doctor(
-    results: Annotated[Path | None, typer.Option(help="Folder to try instead of ./scalade-results.", metavar="FOLDER")]
-    = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder to try instead of ./scalade-results.", metavar="FOLDER")
+    ] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Look at this machine.
 
     What works, what would disturb a measurement, what is missing and how to get it. Exit status 0: `scalade run` can

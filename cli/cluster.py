@@ -21,33 +21,42 @@ if TYPE_CHECKING:
 TELL_S = 5.0
 app = typer.Typer()
 
-JobOption = Annotated[str, typer.Option("--job", help="A job's or task's id, or a submission; default: all.",
-                                        metavar="ID", show_default=False)]  # fmt: skip
+JobOption = Annotated[
+    str,
+    typer.Option(
+        "--job", help="A job's or task's id, or a submission; default: all.", metavar="ID", show_default=False
+    ),
+]
 
 
 @app.command(epilog="Example: scalade submit studies/weak-scaling.toml --scheduler slurm --profile site.toml --dry-run")
 def submit(
     study: Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY")],
-    scheduler: Annotated[str, typer.Option(help="slurm, pbs, flux, lsf or kubernetes; default: the profile's.",
-                                           show_default=False)] = "",
+    scheduler: Annotated[
+        str, typer.Option(help="slurm, pbs, flux, lsf or kubernetes; default: the profile's.", show_default=False)
+    ] = "",
     profile: Annotated[Path | None, typer.Option(help="The site profile (TOML).", metavar="FILE")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; submit and write nothing.")] = False,
-    launcher: Annotated[str, typer.Option(help="srun, torchrun or mpirun; default: the profile's, the study's.",
-                                          show_default=False)] = "",
+    launcher: Annotated[
+        str, typer.Option(help="srun, torchrun or mpirun; default: the profile's, the study's.", show_default=False)
+    ] = "",
     mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array",
     nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0,
     jobs: Annotated[int, typer.Option(help="Packed: so many jobs, which share the cases.")] = 1,
     one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Packed: no run beside another.")] = False,
     throttle: Annotated[int, typer.Option(help="Array: so many tasks at once; 0: no limit.")] = 0,
-    time_limit: Annotated[str, typer.Option(help="Of a job, as HH:MM:SS; default: the profile's.",
-                                            show_default=False)] = "",
-    results: Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")]
-    = None,
+    time_limit: Annotated[
+        str, typer.Option(help="Of a job, as HH:MM:SS; default: the profile's.", show_default=False)
+    ] = "",
+    results: Annotated[
+        Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False,
-    resubmit: Annotated[bool, typer.Option("--resubmit", help="Also the cases of jobs that are lost or unknown.")]
-    = False,
+    resubmit: Annotated[
+        bool, typer.Option("--resubmit", help="Also the cases of jobs that are lost or unknown.")
+    ] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice.
 
     A job of which nobody has heard the end may be running: its cases are left alone, unless --resubmit is given.
@@ -57,17 +66,30 @@ def submit(
     from ..launch.cluster.submit import submit_study
     from ..launch.run import counted
 
-    wish = Wish(scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed,
-                resubmit)
+    wish = Wish(
+        scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed, resubmit
+    )
     done = submit_study(study, results, wish, dry_run=dry_run, tell=_every_few_seconds())
     ids = [job.job_id for job in done.submission.jobs] if done.submission else []
     if as_json:
-        say({"results": str(done.results), "runs": done.runs, "kept": done.kept, "active_cases": done.active,
-             "unheard_cases": done.unheard_cases, "unheard": done.unheard, "left_cases": done.left,
-             "skipped": done.skipped, "jobs": ids, "submission": done.submission.id if done.submission else None,
-             "scripts": done.scripts if dry_run else list(done.scripts), "skip_reasons": done.skip_reasons,
-             "failed": {run_id: asdict(outcome) for run_id, outcome in done.failed.items()},
-             "exit_code": done.exit_code})  # fmt: skip
+        say(
+            {
+                "results": str(done.results),
+                "runs": done.runs,
+                "kept": done.kept,
+                "active_cases": done.active,
+                "unheard_cases": done.unheard_cases,
+                "unheard": done.unheard,
+                "left_cases": done.left,
+                "skipped": done.skipped,
+                "jobs": ids,
+                "submission": done.submission.id if done.submission else None,
+                "scripts": done.scripts if dry_run else list(done.scripts),
+                "skip_reasons": done.skip_reasons,
+                "failed": {run_id: asdict(outcome) for run_id, outcome in done.failed.items()},
+                "exit_code": done.exit_code,
+            }
+        )
         raise typer.Exit(done.exit_code)
     if dry_run:
         for name, text in done.scripts.items():
@@ -90,11 +112,14 @@ def _left_alone(done: Submitted) -> list[str]:
     lines = []
     if done.unheard_cases:
         jobs = [f"{job} ({state})" for job, state in done.unheard.items()]
-        lines.append(f"not started again: {count_of(done.unheard_cases, 'case')} of {_some_of(jobs)}: they may be "
-                     "running; scalade status says more, --resubmit starts them all the same")  # fmt: skip
+        lines.append(
+            f"not started again: {count_of(done.unheard_cases, 'case')} of {_some_of(jobs)}: they may be "
+            "running; scalade status says more, --resubmit starts them all the same"
+        )
     if done.left:
-        lines.append(f"left for later: {count_of(done.left, 'case')}, since {done.left_why}: submit again, or --mode "
-                     "packed")  # fmt: skip
+        lines.append(
+            f"left for later: {count_of(done.left, 'case')}, since {done.left_why}: submit again, or --mode packed"
+        )
     return lines
 
 
@@ -117,10 +142,11 @@ def _every_few_seconds() -> Callable[[int, int], None]:
 
 @app.command(epilog="Example: scalade status quickstart")
 def status(
-    results: FoundResults = None, job: JobOption = "",
+    results: FoundResults = None,
+    job: JobOption = "",
     limit: Annotated[int, typer.Option(min=0, help="So many lines, what needs a look first; 0: all.")] = 100,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """What became of submitted jobs: waiting, running, done, failed, with the scheduler's reason.
 
     lost: the scheduler does not know it any more, and runs are missing; unknown: the scheduler did not answer. Nothing
@@ -134,17 +160,31 @@ def status(
     lines, doubts = find(locate(results), job)
     code = int(bool(doubts) or any(line.wanting for line in lines))
     if as_json:
-        say({"jobs": [vars(line) for line in lines], "states": counted_states(lines), "doubts": doubts,
-             "exit_code": code})  # fmt: skip
+        say(
+            {
+                "jobs": [vars(line) for line in lines],
+                "states": counted_states(lines),
+                "doubts": doubts,
+                "exit_code": code,
+            }
+        )
     else:
         everything, lines = lines, shortened(lines, limit)
         headers = ("job", "case", ">nodes", ">ranks", "state", "runs", "on", ">time", "reason")
         rows = [
-            (line.job, line.what, str(line.nodes), str(line.ranks), line.state,
-             ", ".join(f"{count} {name}" for name, count in line.runs.items()), line.where, line.elapsed,
-             "; ".join(filter(None, (line.reason, line.progress))))
+            (
+                line.job,
+                line.what,
+                str(line.nodes),
+                str(line.ranks),
+                line.state,
+                ", ".join(f"{count} {name}" for name, count in line.runs.items()),
+                line.where,
+                line.elapsed,
+                "; ".join(filter(None, (line.reason, line.progress))),
+            )
             for line in lines
-        ]  # fmt: skip
+        ]
         print_grid(make_console(), headers, rows)
         if len(lines) < len(everything):
             counts = ", ".join(f"{count:,} {state}" for state, count in counted_states(everything).items())
@@ -166,9 +206,11 @@ def cancel(results: FoundResults = None, job: JobOption = "", as_json: Json = Fa
 
 @app.command(epilog="Example: scalade logs quickstart --job 1234_3 --lines 50")
 def logs(
-    results: FoundResults = None, job: JobOption = "",
-    lines: Annotated[int, typer.Option(help="Of the end of each file.")] = 20, as_json: Json = False,
-) -> None:  # fmt: skip
+    results: FoundResults = None,
+    job: JobOption = "",
+    lines: Annotated[int, typer.Option(help="Of the end of each file.")] = 20,
+    as_json: Json = False,
+) -> None:
     """Show the end of what submitted jobs printed, the newest last."""
     from ..launch.cluster.logs import logs as read
     from .locate import locate

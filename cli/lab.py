@@ -11,8 +11,11 @@ import typer
 from .read import Json, say
 
 app = typer.Typer()
-lab_app = typer.Typer(no_args_is_help=True, help="Several hosts on this machine, with shaped links between them.",
-                      epilog="Example: scalade lab up --nodes 2 --link 100mbit,20ms")  # fmt: skip
+lab_app = typer.Typer(
+    no_args_is_help=True,
+    help="Several hosts on this machine, with shaped links between them.",
+    epilog="Example: scalade lab up --nodes 2 --link 100mbit,20ms",
+)
 app.add_typer(lab_app, name="lab")
 Names = Annotated[list[str] | None, typer.Option("--collective", help="Again for more; default: all.", metavar="NAME")]
 
@@ -20,8 +23,9 @@ Names = Annotated[list[str] | None, typer.Option("--collective", help="Again for
 @app.command(epilog="Example: scalade comm --ranks 2 --repeats 6")
 def comm(
     ranks: Annotated[int | None, typer.Option(help="Ranks to start; default: the layout's, or 2.")] = None,
-    layout: Annotated[str | None, typer.Option(help="Measure along each dimension of a mesh, as dp_shard=2,tp=2.")]
-    = None,
+    layout: Annotated[
+        str | None, typer.Option(help="Measure along each dimension of a mesh, as dp_shard=2,tp=2.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="gloo, nccl or mpi; default: nccl with GPUs, else gloo.")] = None,
     collective: Names = None,
     min_bytes: Annotated[str, typer.Option(help="Smallest message.", metavar="BYTES")] = "1k",
@@ -38,7 +42,7 @@ def comm(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure collectives over message sizes: time, algorithm and bus bandwidth as nccl-tests defines them.
 
     Started again it runs only what is missing and prints the table. Works under torchrun, too.
@@ -47,14 +51,25 @@ def comm(
     from ..results.terminal import make_console
 
     case = measure.plan_case(
-        ranks=ranks, layout=layout, backend=backend, collectives=collective or (),
-        sizes=measure.sizes_between(min_bytes, max_bytes, factor), dtype=dtype, iterations=iterations, warmup=warmup,
+        ranks=ranks,
+        layout=layout,
+        backend=backend,
+        collectives=collective or (),
+        sizes=measure.sizes_between(min_bytes, max_bytes, factor),
+        dtype=dtype,
+        iterations=iterations,
+        warmup=warmup,
         seconds_per_size=seconds_per_size,
-    )  # fmt: skip
+    )
     summary, folder, code, why = measure.run_comm(
-        case, results, repeats=repeats, time_limit_s=time_limit, retry_failed=retry_failed, quiet=quiet or as_json,
+        case,
+        results,
+        repeats=repeats,
+        time_limit_s=time_limit,
+        retry_failed=retry_failed,
+        quiet=quiet or as_json,
         lab=measured(lab, quiet or as_json) if lab else None,
-    )  # fmt: skip
+    )
     if summary is not None and folder is not None:
         if as_json:
             say(measure.told(case, folder, summary))

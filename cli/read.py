@@ -17,10 +17,14 @@ from ..results.wording import count_of
 app = typer.Typer()
 
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object for programs, and nothing else.")]
-FoundResults = Annotated[Path | None, typer.Argument(
-    help="Results folder, run, exported file, study file or study name; default: the newest in ./scalade-results.",
-    metavar="RESULTS", show_default=False,
-)]  # fmt: skip
+FoundResults = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Results folder, run, exported file, study file or study name; default: the newest in ./scalade-results.",
+        metavar="RESULTS",
+        show_default=False,
+    ),
+]
 Filter = Annotated[str | None, typer.Option("--filter", help="As 'status == ok and tp >= 2'.", metavar="CLAUSES")]
 Everything = Annotated[bool, typer.Option("--all", help="Also the earlier attempts of each run.")]
 Metrics = Annotated[list[str] | None, typer.Option("--metric", help="A column; again for more.", metavar="COLUMN")]
@@ -41,7 +45,7 @@ def show(
     limit: Annotated[int | None, typer.Option(help="Rows; 0: all. Default: all, on a terminal 200.", min=0)] = None,
     everything: Everything = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows, and nothing else.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show the table of a study's runs."""
     from ..results.table.show import show as print_runs
 
@@ -58,8 +62,9 @@ def export(
     table: Annotated[str, typer.Option(help="runs, steps, evals, comm or ops.")] = "runs",
     where: Filter = None,
     everything: Everything = False,
-    csv_safe: Annotated[bool, typer.Option(
-        "--csv-safe", help="Put ' before texts that a spreadsheet would take for formulas.")] = False,
+    csv_safe: Annotated[
+        bool, typer.Option("--csv-safe", help="Put ' before texts that a spreadsheet would take for formulas.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a table to one file."""
@@ -96,9 +101,19 @@ def efficiency(
     from ..results.efficiency import efficiency as measure
 
     report = measure(
-        _located(results), mode=mode, form=form, base=base, where=where, target_loss=target_loss,
-        loss_window=loss_window, allow=tuple(allow or ()), published=published, level=level, draws=draws, seed=seed,
-    )  # fmt: skip
+        _located(results),
+        mode=mode,
+        form=form,
+        base=base,
+        where=where,
+        target_loss=target_loss,
+        loss_window=loss_window,
+        allow=tuple(allow or ()),
+        published=published,
+        level=level,
+        draws=draws,
+        seed=seed,
+    )
     say(report.to_dict() | {"exit_code": report.exit_code} if as_json else [report.to_text()])
     raise typer.Exit(report.exit_code)
 
@@ -169,44 +184,54 @@ def _progress():
 
 @app.command(epilog="Example: scalade fit runs.csv --params n_params --tokens n_tokens --where 'outlier == False'")
 def fit(
-    table: Annotated[Path | None, typer.Argument(help="CSV or Parquet, or a results folder or study name.",
-                                                 metavar="TABLE", show_default=False)] = None,
+    table: Annotated[
+        Path | None,
+        typer.Argument(help="CSV or Parquet, or a results folder or study name.", metavar="TABLE", show_default=False),
+    ] = None,
     law: Annotated[str, typer.Option(help="One of --laws.", metavar="NAME")] = "chinchilla",
     laws: Annotated[bool, typer.Option("--laws", help="List every law: equation, columns, source.")] = False,
     params: Annotated[str | None, typer.Option(help="Column of N; a study: params_total.", metavar="COLUMN")] = None,
     tokens: Annotated[str | None, typer.Option(help="Column of D; a study: tokens_seen.", metavar="COLUMN")] = None,
     loss: Annotated[str | None, typer.Option(help="Column of the loss; a study: val_loss.", metavar="COLUMN")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="Other roles of the law; again for more.",
-                                                     metavar="ROLE=COLUMN")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Other roles of the law; again for more.", metavar="ROLE=COLUMN")
+    ] = None,
     where: Annotated[str | None, typer.Option(help="Rows to fit.", metavar="EXPRESSION")] = None,
     holdout: Annotated[str | None, typer.Option(help="Rows to forecast, never to fit.", metavar="EXPRESSION")] = None,
     run: Annotated[str | None, typer.Option(help="Column that tells runs apart.", metavar="COLUMN")] = None,
     objective: Annotated[str, typer.Option(help="huber, l1, squares or raw_squares.")] = "huber",
     delta: Annotated[float, typer.Option(help="Huber's, on log residuals.")] = 1e-3,
-    fix: Annotated[list[str] | None, typer.Option(help="A parameter held, or tied to another.",
-                                                  metavar="NAME=VALUE")] = None,
-    prior: Annotated[str | None, typer.Option(help="Strength of the law's weak prior, or `auto`: by curves left out.")]
-    = None,
+    fix: Annotated[
+        list[str] | None, typer.Option(help="A parameter held, or tied to another.", metavar="NAME=VALUE")
+    ] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="Strength of the law's weak prior, or `auto`: by curves left out.")
+    ] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of runs; 0: none.")] = 1000,
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     flops: Annotated[str | None, typer.Option(help="Column of C; a study: train_flops_6n.", metavar="COLUMN")] = None,
     target_flops: Annotated[list[float] | None, typer.Option(help="Optimal N and D for this C.", metavar="C")] = None,
-    at: Annotated[list[str] | None, typer.Option(help="A run to forecast, as params=1e9,tokens=2e10; repeatable.",
-                                                 metavar="ROLE=VALUE,...")] = None,
-    compare: Annotated[str | None, typer.Option(help="Other laws to stack, comma-separated; `none`: no forecast.",
-                                                metavar="NAMES")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="A run to forecast, as params=1e9,tokens=2e10; repeatable.", metavar="ROLE=VALUE,..."),
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Other laws to stack, comma-separated; `none`: no forecast.", metavar="NAMES")
+    ] = None,
     approach: Annotated[list[str] | None, typer.Option(help="isoflop or envelope.", metavar="NAME")] = None,
     nearest: Annotated[int | None, typer.Option(help="isoflop: fit this many sizes around the minimum.")] = None,
-    alternative: Annotated[list[str] | None, typer.Option(help="Sensitivity to another column for a role; repeatable.",
-                                                          metavar="ROLE=COLUMN")] = None,
+    alternative: Annotated[
+        list[str] | None,
+        typer.Option(help="Sensitivity to another column for a role; repeatable.", metavar="ROLE=COLUMN"),
+    ] = None,
     flops_per_nd: Annotated[float, typer.Option(help="k of C = k N D.")] = 6.0,
     budget_device_hours: Annotated[float | None, typer.Option(help="Rank runs to add within this.")] = None,
     device_hours: Annotated[str | None, typer.Option(help="Column of what a run cost.", metavar="COLUMN")] = None,
     flops_per_device_hour: Annotated[float | None, typer.Option(help="Or the speed it comes from.")] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Fit a table that looks wrong, with warnings.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fit a scaling law, with intervals and what the table cannot tell. Exit status 1: it did not converge."""
     from ..results.laws import catalogue, fit_file, get_law
     from .locate import locate
@@ -240,13 +265,15 @@ def fit(
 
 @app.command(epilog="Example: scalade compare base-results head-results --markdown verdict.md")
 def compare(
-    base: Annotated[str, typer.Argument(help="Results to compare with; with --interleave a git revision.",
-                                        metavar="BASE")],
+    base: Annotated[
+        str, typer.Argument(help="Results to compare with; with --interleave a git revision.", metavar="BASE")
+    ],
     head: Annotated[str, typer.Argument(help="Results to judge; with --interleave a git revision.", metavar="HEAD")],
     study: Annotated[Path | None, typer.Argument(help="With --interleave: what to run.", metavar="[STUDY]")] = None,
     interleave: Annotated[bool, typer.Option("--interleave", help="Run STUDY on both revisions, in turns.")] = False,
-    results: Annotated[Path | None, typer.Option(help="With --interleave: keep the runs here.", metavar="FOLDER")]
-    = None,
+    results: Annotated[
+        Path | None, typer.Option(help="With --interleave: keep the runs here.", metavar="FOLDER")
+    ] = None,
     repeats: Annotated[int | None, typer.Option(help="With --interleave: runs of each case.")] = None,
     metric: Metrics = None,
     alpha: Annotated[float, typer.Option(help="False alarms allowed, over all cases.")] = 0.05,
@@ -254,14 +281,18 @@ def compare(
     margin: Annotated[float, typer.Option(help="Relative change within which two are the same.")] = 0.05,
     loss_tolerance: Annotated[float, typer.Option(help="Of the loss, where the base has under 3 seeds.")] = 0.01,
     where: Filter = None,
-    confirm: Annotated[Path | None, typer.Option(help="Other runs of HEAD, or the --json output of comparing them, "
-                                                 "to confirm gains.", metavar="FOLDER")] = None,
+    confirm: Annotated[
+        Path | None,
+        typer.Option(
+            help="Other runs of HEAD, or the --json output of comparing them, to confirm gains.", metavar="FOLDER"
+        ),
+    ] = None,
     fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="Fail `too noisy`, too.")] = False,
     move_baseline: Annotated[bool, typer.Option("--move-baseline", help="Copy confirmed gains to BASE.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """The regression gate: HEAD against BASE, case by case. Exit status 1: slower, larger, worse or missing."""
     from ..results.gate import formats as formats
     from ..results.gate.rule import Rule
@@ -271,16 +302,24 @@ def compare(
         confirm = locate(confirm)
     if interleave != (study is not None):
         raise ValueError("STUDY and --interleave go together: scalade compare --interleave BASE_REF HEAD_REF STUDY")
-    rule = Rule(alpha=alpha, min_effect=min_effect, margin=margin, loss_tolerance=loss_tolerance,
-                fail_on_noise=fail_on_noise)  # fmt: skip
+    rule = Rule(
+        alpha=alpha, min_effect=min_effect, margin=margin, loss_tolerance=loss_tolerance, fail_on_noise=fail_on_noise
+    )
     rule = replace(rule, metrics=tuple(metric)) if metric else rule
     if study is not None:
         from ..launch.interleave import interleave as run_both
 
         done = run_both(
-            base, head, study, results, repeats=repeats, rule=rule, where=where, confirm=confirm,
+            base,
+            head,
+            study,
+            results,
+            repeats=repeats,
+            rule=rule,
+            where=where,
+            confirm=confirm,
             say=lambda line: print(printable(line), file=sys.stderr, flush=True),
-        )  # fmt: skip
+        )
     else:
         from ..results.gate.compare import compare as judge
 
@@ -302,21 +341,23 @@ def compare(
 def report(
     results: FoundResults = None,
     out: Annotated[Path | None, typer.Option(help="Default: report.html in RESULTS.", metavar="FILE")] = None,
-    figures: Annotated[Path | None, typer.Option(help="For the SVG and PNG files; default: beside the page.",
-                                                 metavar="FOLDER")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="For the SVG and PNG files; default: beside the page.", metavar="FOLDER")
+    ] = None,
     format: Annotated[list[str] | None, typer.Option(help="svg or png; again for both. Default: both.")] = None,
     where: Filter = None,
     mode: Annotated[str | None, typer.Option(help="strong or weak; default: both.")] = None,
     base: Annotated[str | None, typer.Option(help="The base run of the scaling figures.", metavar="CLAUSES")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A column that may differ; again for more.")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="Results to hold these against: the gate's verdicts.",
-                                                  metavar="RESULTS")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Results to hold these against: the gate's verdicts.", metavar="RESULTS")
+    ] = None,
     convention: Annotated[str, typer.Option(help="mfu_6n, mfu_palm or mfu_causal.")] = "mfu_palm",
     level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """One page that opens offline, with the figures of a paper: what was measured, what failed, what is missing."""
     from ..results.report import report as write
     from ..results.report.command import FORMATS
@@ -327,11 +368,20 @@ def report(
         print(f"\r{fraction:4.0%} {printable(stage):<40}", end=end, file=sys.stderr, flush=True)
 
     written = write(
-        _located(results), out, figures=figures, formats=tuple(format or FORMATS), where=where, mode=mode, base=base,
-        allow=tuple(allow or ()), convention=convention, level=level, title=title,
+        _located(results),
+        out,
+        figures=figures,
+        formats=tuple(format or FORMATS),
+        where=where,
+        mode=mode,
+        base=base,
+        allow=tuple(allow or ()),
+        convention=convention,
+        level=level,
+        title=title,
         baseline=None if baseline is None else locate(baseline),
         progress=None if quiet or as_json or not sys.stderr.isatty() else show,
-    )  # fmt: skip
+    )
     say(written.to_dict() if as_json else [written.to_text()])
 
 

@@ -58,16 +58,27 @@ def dry_run(path: Path, results: Path | None, *, retry_failed: bool = False) -> 
 def as_json(found: DryRun) -> dict[str, Any]:
     plan = found.plan
     cases = [
-        {"case_id": case_id, "model": runs[0].case.model_name, "layout": runs[0].case.layout_name,
-         "ranks": runs[0].case.ranks, "predicted_memory_bytes": runs[0].predicted_memory_bytes,
-         "run_ids": [run.run_id for run in runs]}
+        {
+            "case_id": case_id,
+            "model": runs[0].case.model_name,
+            "layout": runs[0].case.layout_name,
+            "ranks": runs[0].case.ranks,
+            "predicted_memory_bytes": runs[0].predicted_memory_bytes,
+            "run_ids": [run.run_id for run in runs],
+        }
         for case_id, runs in found.cases.items()
-    ]  # fmt: skip
+    ]
     return {
-        "results": str(found.results), "runs": len(plan.pending), "cases": cases, "kept": len(plan.kept),
-        "failed_before": len(plan.failed), "skipped": plan.skipped, "skip_reasons": plan.skip_reasons,
-        "warnings": list(found.warnings), "exit_code": 0,
-    }  # fmt: skip
+        "results": str(found.results),
+        "runs": len(plan.pending),
+        "cases": cases,
+        "kept": len(plan.kept),
+        "failed_before": len(plan.failed),
+        "skipped": plan.skipped,
+        "skip_reasons": plan.skip_reasons,
+        "warnings": list(found.warnings),
+        "exit_code": 0,
+    }
 
 
 def print_dry_run(found: DryRun, console: Console, limit: int = ROWS) -> None:

@@ -46,10 +46,18 @@ class Revision:
 
 
 def interleave(
-    base_ref: str, head_ref: str, study: Path, results: Path | None = None, *, repo: Path | None = None,
-    repeats: int | None = None, rule: Rule | None = None, where: str | None = None, confirm: Path | None = None,
+    base_ref: str,
+    head_ref: str,
+    study: Path,
+    results: Path | None = None,
+    *,
+    repo: Path | None = None,
+    repeats: int | None = None,
+    rule: Rule | None = None,
+    where: str | None = None,
+    confirm: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """Run a study with two revisions in turns and compare them. Started again it runs only what is missing.
 
     study: read as it stands now, for both revisions
@@ -181,9 +189,13 @@ def _executor(signals: Signals, scratch: Path) -> Iterator[Callable[[list[str], 
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
         with open(scratch / "said", "w+", errors="replace") as said:
             process = subprocess.Popen(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+                command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
             asked = None
             while process.poll() is None:
                 if signals.received and asked is None:

@@ -42,9 +42,14 @@ ENDED_FILE = "SCALADE_ENDED_FILE"  # by which rank 0's supervisor says so
 
 
 def run_study(
-    path: Path, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    command: Sequence[str] = RANK_COMMAND, lab: Lab | None = None,
-) -> tuple[Summary, Path]:  # fmt: skip
+    path: Path,
+    results: Path | None = None,
+    *,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    command: Sequence[str] = RANK_COMMAND,
+    lab: Lab | None = None,
+) -> tuple[Summary, Path]:
     """Run what is missing of a study. Gives what was done and the results folder.
 
     command: what starts one rank
@@ -55,16 +60,19 @@ def run_study(
     ValueError: the study or the results folder is wrong
     OSError: the results folder takes no more
     """
-    return run_here(
-        load_study(path), results, retry_failed=retry_failed, quiet=quiet, command=command, lab=lab
-    )
+    return run_here(load_study(path), results, retry_failed=retry_failed, quiet=quiet, command=command, lab=lab)
 
 
 def run_here(
-    study: Study, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    command: Sequence[str] = RANK_COMMAND, make_executor: Callable[[Signals], LocalExecutor] | None = None,
+    study: Study,
+    results: Path | None = None,
+    *,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    command: Sequence[str] = RANK_COMMAND,
+    make_executor: Callable[[Signals], LocalExecutor] | None = None,
     lab: Lab | None = None,
-) -> tuple[Summary, Path]:  # fmt: skip
+) -> tuple[Summary, Path]:
     """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
     launchers: Mapping[str, Launcher] = LAUNCHERS
     if lab:
@@ -169,9 +177,14 @@ def _told(file: Path) -> str:
 
 
 def run_worker(
-    path: Path, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
-) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
+    path: Path,
+    results: Path | None = None,
+    *,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    only: Collection[str] = (),
+    command: Sequence[str] = RANK_COMMAND,
+) -> tuple[Summary | None, Path | None, int, str | None]:
     """One supervisor under torchrun, mpirun or srun: (summary and folder on rank 0 only, exit status, why it
     ended early).
 
@@ -185,9 +198,14 @@ def run_worker(
 
 
 def work_here(
-    study: Study, results: Path | None = None, *, retry_failed: bool = False, quiet: bool = False,
-    only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
-) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
+    study: Study,
+    results: Path | None = None,
+    *,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    only: Collection[str] = (),
+    command: Sequence[str] = RANK_COMMAND,
+) -> tuple[Summary | None, Path | None, int, str | None]:
     """run_worker, once the study has been read."""
     from .sweep.join import join_supervisors
     from .sweep.worker import follow, work
@@ -201,9 +219,15 @@ def work_here(
             return None, None, *follow(peers, signals, command)
         try:
             summary = work(
-                study, folder, peers, signals, make_display(quiet), retry_failed=retry_failed, only=only,
+                study,
+                folder,
+                peers,
+                signals,
+                make_display(quiet),
+                retry_failed=retry_failed,
+                only=only,
                 command=command,
-            )  # fmt: skip
+            )
         except (ValueError, OSError):
             raise
         except Exception as error:
@@ -227,11 +251,17 @@ def as_json(summary: Summary, folder: Path) -> dict[str, Any]:
     """The summary for programs."""
     runs = [{"run_id": run_id} | asdict(outcome) for run_id, outcome in summary.outcomes.items()]
     return {
-        "results": str(folder), "runs": runs, "kept": summary.kept, "skipped": summary.skipped,
-        "skip_reasons": summary.skip_reasons, "elsewhere": summary.elsewhere, "other_sizes": summary.other_sizes,
+        "results": str(folder),
+        "runs": runs,
+        "kept": summary.kept,
+        "skipped": summary.skipped,
+        "skip_reasons": summary.skip_reasons,
+        "elsewhere": summary.elsewhere,
+        "other_sizes": summary.other_sizes,
         "failed_before": {run_id: asdict(outcome) for run_id, outcome in summary.failed_before.items()},
-        "interrupted": summary.interrupted, "exit_code": summary.exit_code,
-    }  # fmt: skip
+        "interrupted": summary.interrupted,
+        "exit_code": summary.exit_code,
+    }
 
 
 def as_text(summary: Summary, folder: Path) -> list[str]:

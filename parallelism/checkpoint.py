@@ -95,8 +95,10 @@ class Checkpoint:
                 raise ValueError(f"{BOXES} has no {part.name}: it is the checkpoint of another model")
             entry, states = told["parameters"][part.name], self._states(part.data)
             if entry["shape"] != list(parameter.shape) or entry["states"] != states:
-                raise ValueError(f"{BOXES} has {part.name} as {entry['shape']} with {entry['states']}, "
-                                 f"here it is {list(parameter.shape)} with {states}")  # fmt: skip
+                raise ValueError(
+                    f"{BOXES} has {part.name} as {entry['shape']} with {entry['states']}, "
+                    f"here it is {list(parameter.shape)} with {states}"
+                )
             _, offset = part_and_offset(parameter)
             missing = part.data.numel()
             for file, *box in entry["boxes"]:

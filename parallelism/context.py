@@ -63,8 +63,10 @@ class ContextParallel:
         self.mask = self.positions[:, None] >= torch.arange(seq_len, device=device)  # (s/cp, s)
 
     def attend(self, q_bshd: Tensor, k_bshd: Tensor, v_bshd: Tensor) -> Tensor:
-        return self._allgather(q_bshd, k_bshd, v_bshd) if self.method == "allgather" else self._ulysses(
-            q_bshd, k_bshd, v_bshd
+        return (
+            self._allgather(q_bshd, k_bshd, v_bshd)
+            if self.method == "allgather"
+            else self._ulysses(q_bshd, k_bshd, v_bshd)
         )
 
     def _allgather(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -45,9 +45,14 @@ def patches(layout: Layout) -> str | None:
 
 
 def build_engine(
-    shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, device: torch.device,
-    meeting: Meeting | None = None, borders: Layout | None = None,
-) -> Engine:  # fmt: skip
+    shape: ModelShape,
+    recipe: Recipe,
+    layout: Layout,
+    outer: Outer,
+    device: torch.device,
+    meeting: Meeting | None = None,
+    borders: Layout | None = None,
+) -> Engine:
     """The engine of this rank, filled with the start values; collective over the world.
 
     meeting: where the replicas exchange under a quorum; the world is then that of this rank's replica
@@ -65,10 +70,15 @@ def build_engine(
     from .diloco.engine import build_outer
 
     return build_outer(
-        outer, recipe, shape.layers, make, replica_group=mesh.group("replicas"),
+        outer,
+        recipe,
+        shape.layers,
+        make,
+        replica_group=mesh.group("replicas"),
         replica_index=meeting.replica if meeting else mesh.at["replicas"],
-        inner_group=mesh.inside, meeting=meeting,
-    )  # fmt: skip
+        inner_group=mesh.inside,
+        meeting=meeting,
+    )
 
 
 def _build(

@@ -56,9 +56,14 @@ class Layout:
     def __post_init__(self) -> None:
         find = Finder("layout")
         for name, allowed in (
-            ("engine", ENGINES), ("pp_schedule", SCHEDULES), ("cp_method", CP_METHODS), ("recompute", RECOMPUTE),
-            ("zero_stage", ZERO_STAGES), ("offload_optimizer", OFFLOAD), ("offload_parameters", OFFLOAD),
-        ):  # fmt: skip
+            ("engine", ENGINES),
+            ("pp_schedule", SCHEDULES),
+            ("cp_method", CP_METHODS),
+            ("recompute", RECOMPUTE),
+            ("zero_stage", ZERO_STAGES),
+            ("offload_optimizer", OFFLOAD),
+            ("offload_parameters", OFFLOAD),
+        ):
             if getattr(self, name) not in allowed:
                 hint = " (0 is dp_replicate)" if name == "zero_stage" else ""
                 told = ", ".join(map(str, allowed))
@@ -145,10 +150,14 @@ def stages_of_rank(rank: int, layout: Layout) -> list[int]:
 def canonical(layout: Layout) -> Layout:
     """The same split with every setting that means nothing in it at its default, so that it is one case, once."""
     idle = {
-        "sp": layout.tp == 1, "loss_parallel": layout.tp == 1, "pp_schedule": layout.pp == 1,
-        "cp_method": layout.cp == 1, "reshard_after_forward": not layout.sharded,
-        "zero_stage": layout.dp_shard == 1 and not layout.offloads, "hpz": layout.dp_shard == 1,
-    }  # fmt: skip
+        "sp": layout.tp == 1,
+        "loss_parallel": layout.tp == 1,
+        "pp_schedule": layout.pp == 1,
+        "cp_method": layout.cp == 1,
+        "reshard_after_forward": not layout.sharded,
+        "zero_stage": layout.dp_shard == 1 and not layout.offloads,
+        "hpz": layout.dp_shard == 1,
+    }
     defaults = {field.name: field.default for field in fields(Layout)}
     return replace(layout, **{name: defaults[name] for name, is_idle in idle.items() if is_idle})
 
@@ -161,22 +170,33 @@ def impossible(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int 
     batch, dp, micro = recipe.global_batch, layout.dp * replicas, layout.microbatches
     looped = layout.pp_schedule in LOOPED
     checks = [
-        (batch % (dp * micro) == 0,
-         f"global_batch {batch} is not a multiple of replicas x dp_replicate x dp_shard x microbatches = {dp * micro}"),
+        (
+            batch % (dp * micro) == 0,
+            f"global_batch {batch} is not a multiple of replicas x dp_replicate x dp_shard x "
+            f"microbatches = {dp * micro}",
+        ),
         (shape.heads % layout.tp == 0, f"heads {shape.heads} is not a multiple of tp {layout.tp}"),
         (shape.kv_heads % layout.tp == 0, f"kv_heads {shape.kv_heads} is not a multiple of tp {layout.tp}"),
         (shape.ffn % layout.tp == 0, f"ffn {shape.ffn} is not a multiple of tp {layout.tp}"),
         (layout.ep == 1, "ep > 1 needs a mixture of experts, which this model is not"),
-        (shape.layers >= layout.stages,
-         f"layers {shape.layers} are fewer than the {layout.stages} pipeline stages (pp x virtual_stages)"),
+        (
+            shape.layers >= layout.stages,
+            f"layers {shape.layers} are fewer than the {layout.stages} pipeline stages (pp x virtual_stages)",
+        ),
         (layout.tp == 1 or shape.vocab % layout.tp == 0, f"vocab {shape.vocab} is not a multiple of tp {layout.tp}"),
-        (layout.tp == 1 or not layout.sp or shape.seq_len % (layout.tp * layout.cp) == 0,
-         f"seq_len {shape.seq_len} is not a multiple of tp x cp = {layout.tp * layout.cp} (sequence parallel)"),
-        (layout.cp == 1 or shape.seq_len % (2 * layout.cp) == 0,
-         f"seq_len {shape.seq_len} is not a multiple of 2 cp = {2 * layout.cp}"),
+        (
+            layout.tp == 1 or not layout.sp or shape.seq_len % (layout.tp * layout.cp) == 0,
+            f"seq_len {shape.seq_len} is not a multiple of tp x cp = {layout.tp * layout.cp} (sequence parallel)",
+        ),
+        (
+            layout.cp == 1 or shape.seq_len % (2 * layout.cp) == 0,
+            f"seq_len {shape.seq_len} is not a multiple of 2 cp = {2 * layout.cp}",
+        ),
         (layout.pp > 1 or layout.virtual_stages == 1, f"virtual_stages {layout.virtual_stages} needs pp > 1"),
-        (layout.pp == 1 or looped == (layout.virtual_stages > 1),
-         f"{layout.pp_schedule} wants virtual_stages {'of 2 or more' if looped else '= 1'}, "
-         f"found {layout.virtual_stages}"),
-    ]  # fmt: skip
+        (
+            layout.pp == 1 or looped == (layout.virtual_stages > 1),
+            f"{layout.pp_schedule} wants virtual_stages {'of 2 or more' if looped else '= 1'}, "
+            f"found {layout.virtual_stages}",
+        ),
+    ]
     return next((reason for ok, reason in checks if not ok), None)

@@ -104,8 +104,13 @@ def _parameter_mesh(layout: Layout, replicas: int, device_type: str) -> object |
         return None
     from torch.distributed.device_mesh import init_device_mesh  # costs a second of import that DDP need not pay
 
-    whole = {"replicas": replicas, "pp": layout.pp, "dp_replicate": layout.dp_replicate,
-             "fsdp": layout.dp_shard * layout.cp, "tp": layout.tp}  # fmt: skip
+    whole = {
+        "replicas": replicas,
+        "pp": layout.pp,
+        "dp_replicate": layout.dp_replicate,
+        "fsdp": layout.dp_shard * layout.cp,
+        "tp": layout.tp,
+    }
     kept = {name: size for name, size in whole.items() if size > 1 or name in names}
     mesh = init_device_mesh(device_type, tuple(kept.values()), mesh_dim_names=tuple(kept))
     return mesh[tuple(names)] if len(kept) > len(names) else mesh

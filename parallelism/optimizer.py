@@ -108,23 +108,51 @@ class Optimizer:
         kept = {name: [self.state[tensor].get(name) for tensor in tensors] for name in (*STATE[rule], "step")}
         if rule == "adamw":
             adamw(
-                tensors, grads, kept["exp_avg"], kept["exp_avg_sq"], [], kept["step"], fused=True, amsgrad=False,
-                beta1=recipe.beta1, beta2=recipe.beta2, lr=lr, weight_decay=weight_decay, eps=recipe.eps,
+                tensors,
+                grads,
+                kept["exp_avg"],
+                kept["exp_avg_sq"],
+                [],
+                kept["step"],
+                fused=True,
+                amsgrad=False,
+                beta1=recipe.beta1,
+                beta2=recipe.beta2,
+                lr=lr,
+                weight_decay=weight_decay,
+                eps=recipe.eps,
                 maximize=False,
-            )  # fmt: skip
+            )
         elif rule == "muon":
             _muon()(
-                tensors, grads, kept["momentum_buffer"], lr=lr, weight_decay=weight_decay, momentum=recipe.beta1,
-                nesterov=True, ns_coefficients=NEWTON_SCHULZ, ns_steps=5, eps=1e-7, adjust_lr_fn="match_rms_adamw",
+                tensors,
+                grads,
+                kept["momentum_buffer"],
+                lr=lr,
+                weight_decay=weight_decay,
+                momentum=recipe.beta1,
+                nesterov=True,
+                ns_coefficients=NEWTON_SCHULZ,
+                ns_steps=5,
+                eps=1e-7,
+                adjust_lr_fn="match_rms_adamw",
                 has_complex=False,
-            )  # fmt: skip
+            )
         else:
             if weight_decay:  # torch's SGD would add it to the gradient; this takes it off the weights, as AdamW (SGDW)
                 torch._foreach_mul_(tensors, 1 - lr * weight_decay)
             sgd(
-                tensors, grads, kept["momentum_buffer"], fused=True, momentum=recipe.beta1, lr=lr, weight_decay=0.0,
-                dampening=0.0, nesterov=False, maximize=False,
-            )  # fmt: skip
+                tensors,
+                grads,
+                kept["momentum_buffer"],
+                fused=True,
+                momentum=recipe.beta1,
+                lr=lr,
+                weight_decay=0.0,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
         """Global L2 norm (0-dim fp32), the same on every rank of the replica."""

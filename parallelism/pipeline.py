@@ -29,9 +29,16 @@ class Pipeline:
     """
 
     def __init__(
-        self, parts: list[nn.Module], shape: ModelShape, layout: Layout, mesh: Mesh, rows: int, precision: str,
-        loss_fn: LossFn, device: torch.device,
-    ) -> None:  # fmt: skip
+        self,
+        parts: list[nn.Module],
+        shape: ModelShape,
+        layout: Layout,
+        mesh: Mesh,
+        rows: int,
+        precision: str,
+        loss_fn: LossFn,
+        device: torch.device,
+    ) -> None:
         from torch.distributed.pipelining import PipelineStage
         from torch.distributed.pipelining.schedules import PipelineScheduleSingle, get_schedule_class
 
@@ -47,12 +54,16 @@ class Pipeline:
         token_ids = torch.empty(rows, tokens, dtype=torch.int64, device="meta")
         stages = [
             PipelineStage(
-                part, index, layout.stages, device, group=self.group,
+                part,
+                index,
+                layout.stages,
+                device,
+                group=self.group,
                 input_args=(token_ids if index == 0 else self.hidden.clone().requires_grad_(),),
                 output_args=((logits if index == self.last else self.hidden).clone().requires_grad_(),),
             )
             for index, part in self.parts.items()
-        ]  # fmt: skip
+        ]
         kind = get_schedule_class(layout.pp_schedule)
         single = issubclass(kind, PipelineScheduleSingle)
         self.schedule = kind(

@@ -10,7 +10,6 @@ OPTIMIZERS = ("adamw", "sgd", "muon")
 PATCHES = None  # what it replaces for the whole process
 
 
-
 def available() -> str | None:
     """torch is what scalade itself needs."""
     return None
@@ -19,19 +18,30 @@ def available() -> str | None:
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
     """Why this engine cannot compute a layout that is not impossible, or None where it can."""
     checks = [
-        (recipe.optimizer in OPTIMIZERS,
-         f"optimizer {recipe.optimizer} is not torch's, which has {', '.join(OPTIMIZERS)}"),
-        (recipe.optimizer != "muon" or layout.dp_shard * layout.cp * layout.tp == 1,
-         "muon orthogonalises whole matrices, and dp_shard, cp and tp > 1 cut them: use pp or dp_replicate"),
-        (not (layout.compile and layout.tp > 1), "torch.compile mixes up the parts of tensor-parallel parameters: "
-         "set compile = false where tp > 1"),
-        (layout.zero_stage == 3, f"zero_stage {layout.zero_stage}: torch's FSDP2 always shards parameters; "
-         "reshard_after_forward = false communicates as ZeRO-2"),
+        (
+            recipe.optimizer in OPTIMIZERS,
+            f"optimizer {recipe.optimizer} is not torch's, which has {', '.join(OPTIMIZERS)}",
+        ),
+        (
+            recipe.optimizer != "muon" or layout.dp_shard * layout.cp * layout.tp == 1,
+            "muon orthogonalises whole matrices, and dp_shard, cp and tp > 1 cut them: use pp or dp_replicate",
+        ),
+        (
+            not (layout.compile and layout.tp > 1),
+            "torch.compile mixes up the parts of tensor-parallel parameters: set compile = false where tp > 1",
+        ),
+        (
+            layout.zero_stage == 3,
+            f"zero_stage {layout.zero_stage}: torch's FSDP2 always shards parameters; "
+            "reshard_after_forward = false communicates as ZeRO-2",
+        ),
         (layout.hpz == 1, "hpz is deepspeed's: with torch use dp_replicate x dp_shard (HSDP)"),
         (not layout.offloads, "offload_optimizer and offload_parameters are deepspeed's"),
-        (layout.cp == 1 or layout.cp_method != "ulysses" or shape.kv_heads % (layout.cp * layout.tp) == 0,
-         f"kv_heads {shape.kv_heads} is not a multiple of cp x tp = {layout.cp * layout.tp} (ulysses)"),
-    ]  # fmt: skip
+        (
+            layout.cp == 1 or layout.cp_method != "ulysses" or shape.kv_heads % (layout.cp * layout.tp) == 0,
+            f"kv_heads {shape.kv_heads} is not a multiple of cp x tp = {layout.cp * layout.tp} (ulysses)",
+        ),
+    ]
     if layout.pp > 1:
         checks += _pipeline_checks(layout, shape)
     return next((reason for ok, reason in checks if not ok), None)
@@ -42,16 +52,24 @@ def _pipeline_checks(layout: Layout, shape: ModelShape) -> list[tuple[bool, str]
     looped = schedule in LOOPED
     return [
         (not shape.tied, "a tied head cannot be split over pipeline stages: set model.tied = false"),
-        (schedule not in V_SHAPED or layout.virtual_stages == 2,
-         f"{schedule} wants virtual_stages = 2, found {layout.virtual_stages}"),
+        (
+            schedule not in V_SHAPED or layout.virtual_stages == 2,
+            f"{schedule} wants virtual_stages = 2, found {layout.virtual_stages}",
+        ),
         (schedule == "GPipe" or micro >= pp, f"{schedule} wants microbatches >= pp = {pp}, found {micro}"),
         (schedule != "DualPipeV" or micro >= 2 * pp, f"DualPipeV wants microbatches >= 2 pp = {2 * pp}, found {micro}"),
-        (not looped or schedule in V_SHAPED or micro % pp == 0,
-         f"{schedule} wants microbatches a multiple of pp = {pp}, found {micro}"),
+        (
+            not looped or schedule in V_SHAPED or micro % pp == 0,
+            f"{schedule} wants microbatches a multiple of pp = {pp}, found {micro}",
+        ),
         # Measured: the losses drift by 0.02 to 0.2 with no error (docs/experiments.md).
-        (not (schedule in ZERO_BUBBLE and layout.sharded and layout.reshard_after_forward),
-         f"{schedule} with FSDP2 computes wrong gradients under reshard_after_forward: set it to false"),
-        (not (schedule in ZERO_BUBBLE and layout.recompute != "none"),
-         f"{schedule} splits the backward pass and cannot recompute activations: set recompute = 'none'"),
+        (
+            not (schedule in ZERO_BUBBLE and layout.sharded and layout.reshard_after_forward),
+            f"{schedule} with FSDP2 computes wrong gradients under reshard_after_forward: set it to false",
+        ),
+        (
+            not (schedule in ZERO_BUBBLE and layout.recompute != "none"),
+            f"{schedule} splits the backward pass and cannot recompute activations: set recompute = 'none'",
+        ),
         (not (schedule in ZERO_BUBBLE and layout.compile), f"{schedule} splits the backward pass: set compile = false"),
-    ]  # fmt: skip
+    ]

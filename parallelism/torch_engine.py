@@ -218,9 +218,12 @@ def _recompute(mode: str):
     if mode == "selective":
         aten = torch.ops.aten
         kept = [
-            aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention.default,
-            aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
+            aten.mm.default,
+            aten.addmm.default,
+            aten._scaled_dot_product_flash_attention.default,
+            aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_cudnn_attention.default,
             aten._scaled_dot_product_flash_attention_for_cpu.default,
-        ]  # fmt: skip
+        ]
         options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
     return lambda function, *args: checkpoint(function, *args, **options)

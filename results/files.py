@@ -260,9 +260,13 @@ def write_folder(folder: str | Path, contents: Mapping[str, bytes], below: str |
 
 
 def copy_folder(
-    source: str | Path, target: str | Path, *, below: str | Path | None = None, target_below: str | Path | None = None,
+    source: str | Path,
+    target: str | Path,
+    *,
+    below: str | Path | None = None,
+    target_below: str | Path | None = None,
     leave: tuple[str, ...] = (),
-) -> None:  # fmt: skip
+) -> None:
     """A new folder with copies of the regular files and folders in another, on the disk.
 
     leave: names at its top that are left out

@@ -32,9 +32,13 @@ def bus_factor(collective: str, ranks: int) -> float:
     """
     n = ranks
     return {
-        "all_reduce": 2 * (n - 1) / n, "reduce_scatter": (n - 1) / n, "all_gather": (n - 1) / n,
-        "all_to_all": (n - 1) / n, "broadcast": 1.0, "send_recv": 1.0,
-    }[collective]  # fmt: skip
+        "all_reduce": 2 * (n - 1) / n,
+        "reduce_scatter": (n - 1) / n,
+        "all_gather": (n - 1) / n,
+        "all_to_all": (n - 1) / n,
+        "broadcast": 1.0,
+        "send_recv": 1.0,
+    }[collective]
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,17 @@ def fit_links(rows: Sequence[dict], level: float = 0.95) -> list[LinkFit]:
         alphas = [line.alpha_s for line in lines if line.alpha_s > 0]
         betas = [line.beta_bytes_per_s for line in lines if line.beta_bytes_per_s]
         if lines:
-            fits.append(LinkFit(
-                backend, dim, collective, ranks, median(alphas, level) if alphas else None,
-                median(betas, level) if betas else None, max(line.misfit for line in lines),
-            ))  # fmt: skip
+            fits.append(
+                LinkFit(
+                    backend,
+                    dim,
+                    collective,
+                    ranks,
+                    median(alphas, level) if alphas else None,
+                    median(betas, level) if betas else None,
+                    max(line.misfit for line in lines),
+                )
+            )
     return fits
 
 
@@ -126,9 +137,15 @@ def by_size(rows: Sequence[dict]) -> list[dict]:
         times = [row["time_s"] for row in members if (row["time_s"] or 0) > 0]
         time_s = float(np.median(times)) if times else None
         algbw = key[4] / time_s if time_s else None
-        found.append(dict(zip(keys, key, strict=True)) | {
-            "runs": len(members), "time_s": time_s, "least_s": min(times, default=None),
-            "most_s": max(times, default=None), "algbw_bytes_per_s": algbw,
-            "busbw_bytes_per_s": algbw * bus_factor(key[2], key[3]) if algbw else None,
-        })  # fmt: skip
+        found.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "runs": len(members),
+                "time_s": time_s,
+                "least_s": min(times, default=None),
+                "most_s": max(times, default=None),
+                "algbw_bytes_per_s": algbw,
+                "busbw_bytes_per_s": algbw * bus_factor(key[2], key[3]) if algbw else None,
+            }
+        )
     return found

@@ -24,11 +24,11 @@ GROUPS = {
     "products": r"aten::(mm|addmm|bmm|baddbmm|matmul|linear|einsum|dot)\b",
     "attention": r"aten::.*(attention|flash)",
     "copies": r"aten::(copy_|_to_copy|cat|stack|clone|contiguous|fill_|zero_|zeros|index\w*|gather|slice_backward|"
-              r"select_backward|split\w*|_foreach_(copy|zero)_?)",
+    r"select_backward|split\w*|_foreach_(copy|zero)_?)",
     "update": r"aten::(_fused_|_foreach_)",
     "messages": r"(c10d|gloo|nccl|_c10d_functional|mpi)::",
     "other ops": r".*::",
-}  # fmt: skip
+}
 COLUMNS = (*GROUPS, WAIT, REST)
 
 
@@ -94,12 +94,17 @@ def _case(case_id: str, members: list[dict], rows: dict[str, list[dict]]) -> Cas
     timed = [run["step_time_s"] for run in members if run["step_time_s"] is not None]
     names = {name for _, _, ops in parts for name in ops}
     return CaseOps(
-        case_id, first["model"] or "", first["layout"] or "", len(members), first["world_size"] or 1,
-        median(timed) if timed else None, median(step for step, _, _ in parts),
+        case_id,
+        first["model"] or "",
+        first["layout"] or "",
+        len(members),
+        first["world_size"] or 1,
+        median(timed) if timed else None,
+        median(step for step, _, _ in parts),
         {name: median(groups[name] for _, groups, _ in parts) for name in COLUMNS},
         {name: tuple(median(ops.get(name, (0.0, 0.0))[i] for _, _, ops in parts) for i in (0, 1)) for name in names},
         None if (work := work_of(first)) is None else float(work.tokens),
-    )  # fmt: skip
+    )
 
 
 def _run(rows: list[dict]) -> tuple[float, dict[str, float], dict[str, tuple[float, float]]]:

@@ -17,9 +17,11 @@ PART = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_PATH", os.
 FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_RDONLY  # to list and to sync
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link, and links below a results folder are not followed"),
-    (stat.S_ISDIR, "a folder, not a file"), (stat.S_ISFIFO, "a named pipe, not a file"),
-    (stat.S_ISSOCK, "a socket, not a file"), (stat.S_ISREG, "a file, not a folder"),
-)  # fmt: skip
+    (stat.S_ISDIR, "a folder, not a file"),
+    (stat.S_ISFIFO, "a named pipe, not a file"),
+    (stat.S_ISSOCK, "a socket, not a file"),
+    (stat.S_ISREG, "a file, not a folder"),
+)
 
 
 class Refused(OSError):

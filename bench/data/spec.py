@@ -21,9 +21,14 @@ the tokens are no bytes, `vocab(spec)`."""
 BYTES = ("stdlib",)  # sources whose tokens are bytes
 UNLIMITED = ("zipf-markov",)  # sources that never run out of sequences
 HOLDS = {
-    "uint8": 1 << 8, "int16": 1 << 15, "uint16": 1 << 16, "int32": 1 << 31, "uint32": 1 << 32, "int64": 1 << 63,
+    "uint8": 1 << 8,
+    "int16": 1 << 15,
+    "uint16": 1 << 16,
+    "int32": 1 << 31,
+    "uint32": 1 << 32,
+    "int64": 1 << 63,
     "uint64": 1 << 64,
-}  # fmt: skip
+}
 """The dtypes a flat file of tokens may have, little-endian: one more than the largest token each holds."""
 DTYPES = ("auto", *HOLDS)
 RANGES = {"vocab": (1, 2**31), "zipf_exponent": (0, 100), "zipf_levels": (1, 4096), "chain_seed": (0, 2**63 - 1)}

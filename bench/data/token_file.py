@@ -28,12 +28,24 @@ MEGATRON_HEADER = struct.Struct("<9sQBQQ")
 MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 FOREIGN = {
     b"\x93NUMPY": "a NumPy array (.npy; np.load(path).tofile('tokens.bin') writes it flat)",
-    b"PK\x03\x04": "a zip archive (.npz, .pt)", b"\x1f\x8b\x08": "gzip", b"BZh91AY&SY": "bzip2",
-    b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"7z\xbc\xaf\x27\x1c": "7z",
-    b"PAR1": "Parquet", b"\x89HDF": "HDF5", b"ARROW1": "Arrow", b"TNTIDX": "an old fairseq index",
-    b"LITPKDS": "a LitGPT packed data set", b"GGUF": "GGUF weights", b"SQLite format 3": "an SQLite data base",
-    b"%PDF-": "PDF", b"\x80\x04\x95": "a pickle", b"\x80\x05\x95": "a pickle",
-}  # fmt: skip
+    b"PK\x03\x04": "a zip archive (.npz, .pt)",
+    b"\x1f\x8b\x08": "gzip",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"PAR1": "Parquet",
+    b"\x89HDF": "HDF5",
+    b"ARROW1": "Arrow",
+    b"TNTIDX": "an old fairseq index",
+    b"LITPKDS": "a LitGPT packed data set",
+    b"GGUF": "GGUF weights",
+    b"SQLite format 3": "an SQLite data base",
+    b"%PDF-": "PDF",
+    b"\x80\x04\x95": "a pickle",
+    b"\x80\x05\x95": "a pickle",
+}
 
 HASH_WHOLE_BYTES = 64 << 20
 HASH_BLOCKS, HASH_BLOCK_BYTES = 256, 64 << 10

@@ -28,9 +28,12 @@ NONZERO, EQUAL = 40, 1024
 AUTO = ("uint16", "uint32", "int64")  # what `auto` chooses from, in this order
 READABLE = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "int64": "<i8"}
 OTHERS = {
-    "float32": "<f4", "float64": "<f8", "big-endian uint16": ">u2", "big-endian uint32": ">u4",
+    "float32": "<f4",
+    "float64": "<f8",
+    "big-endian uint16": ">u2",
+    "big-endian uint32": ">u4",
     "big-endian int64": ">i8",
-}  # fmt: skip
+}
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 

@@ -77,8 +77,7 @@ def _find_ids(scheduler: Scheduler, submission: Submission, jobs: dict[str, JobR
 
 
 def _keep(job: JobRecord, seen: dict[int, Task]) -> bool:
-    """Write ends into the record, and take from it those that the scheduler has forgotten; whether the record changed.
-    """
+    """Write ends into the record, and take from it those that the scheduler forgot; whether it changed."""
     changed = False
     for number, task in seen.items():
         ended = task.state not in ACTIVE | UNHEARD

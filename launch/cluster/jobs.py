@@ -71,10 +71,16 @@ def make_jobs(ground: Ground, wish: Wish, cases: Sequence[Sequence[PlannedRun]])
     for runs in cases:
         sizes.setdefault(runs[0].case.ranks, []).append(runs)
     common = {
-        "study": folder / study.path.name, "results": ground.results, "workdir": Path.cwd(), "folder": folder,
-        "site": ground.site, "launcher": ground.launcher, "mode": wish.mode, "throttle": wish.throttle,
+        "study": folder / study.path.name,
+        "results": ground.results,
+        "workdir": Path.cwd(),
+        "folder": folder,
+        "site": ground.site,
+        "launcher": ground.launcher,
+        "mode": wish.mode,
+        "throttle": wish.throttle,
         "retry_failed": wish.retry_failed,
-    }  # fmt: skip
+    }
     make = _packed if wish.mode == "packed" else _arrays
     return make(ground, wish, sizes, part, common)
 
@@ -85,8 +91,10 @@ def _packed(
     study, per_node_most, limit_s = ground.study, ground.site.per_node, ground.study.run.time_limit_s
     nodes, per_node = max(nodes_of(ranks, per_node_most) for ranks in sizes)
     if 0 < wish.nodes < nodes:
-        raise ValueError(f"--nodes {wish.nodes}: the largest case takes {count_of(nodes, 'node')} of "
-                         f"{count_of(per_node_most, 'rank')}")
+        raise ValueError(
+            f"--nodes {wish.nodes}: the largest case takes {count_of(nodes, 'node')} of "
+            f"{count_of(per_node_most, 'rank')}"
+        )
     nodes, per_node = max(nodes, wish.nodes), max(nodes_of(ranks, per_node_most)[1] for ranks in sizes)
     parts = tuple(part[id(runs)] for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
     pending = [run for found in sizes.values() for runs in found for run in runs]
@@ -96,8 +104,16 @@ def _packed(
     title = f"study {study.name}, {count_of(len(parts), 'case')} on {count_of(nodes, 'node')}"
     checkpoints = any(run.case.measure.checkpoint_every for run in pending)
     return [
-        Job(name=f"{_prefix(ground)}-{number}", title=title, nodes=nodes, per_node=per_node, seconds=seconds,
-            parts=parts, checkpoints=checkpoints, **common)  # fmt: skip
+        Job(
+            name=f"{_prefix(ground)}-{number}",
+            title=title,
+            nodes=nodes,
+            per_node=per_node,
+            seconds=seconds,
+            parts=parts,
+            checkpoints=checkpoints,
+            **common,
+        )
         for number in range(wish.jobs)
     ]
 
@@ -112,14 +128,19 @@ def _arrays(
         for first in range(0, len(sizes[ranks]), most):
             cases = sizes[ranks][first : first + most]
             on = f"{count_of(nodes, 'node')} with {count_of(per_node, 'rank')} each"
-            jobs.append(Job(
-                name=f"{_prefix(ground)}-{len(jobs)}",
-                title=f"study {study.name}, {count_of(len(cases), 'case')} on {on}",
-                nodes=nodes, per_node=per_node, parts=tuple(part[id(runs)] for runs in cases),
-                seconds=ground.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
-                checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases),
-                quorum=any(runs[0].case.outer.quorum for runs in cases), **common,
-            ))  # fmt: skip
+            jobs.append(
+                Job(
+                    name=f"{_prefix(ground)}-{len(jobs)}",
+                    title=f"study {study.name}, {count_of(len(cases), 'case')} on {on}",
+                    nodes=nodes,
+                    per_node=per_node,
+                    parts=tuple(part[id(runs)] for runs in cases),
+                    seconds=ground.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
+                    checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases),
+                    quorum=any(runs[0].case.outer.quorum for runs in cases),
+                    **common,
+                )
+            )
     return jobs
 
 
@@ -131,9 +152,16 @@ def job_json(job: Job, scheduler: str, wish: Wish) -> str:
     """What `scalade pack` is told: everything but the script."""
     site = asdict(replace(job.site, environment={}, fabric={}))  # the script has exported them
     content = {
-        "scheduler": scheduler, "launcher": job.launcher, "study": str(job.study), "results": str(job.results),
-        "workdir": str(job.workdir), "seconds": job.seconds, "retry_failed": wish.retry_failed,
-        "alone": wish.alone, "cases": [part.case_id for part in job.parts], "site": site,
+        "scheduler": scheduler,
+        "launcher": job.launcher,
+        "study": str(job.study),
+        "results": str(job.results),
+        "workdir": str(job.workdir),
+        "seconds": job.seconds,
+        "retry_failed": wish.retry_failed,
+        "alone": wish.alone,
+        "cases": [part.case_id for part in job.parts],
+        "site": site,
         "exports": exports(job.site, warned=True),
-    }  # fmt: skip
+    }
     return json.dumps(content, indent=1) + "\n"

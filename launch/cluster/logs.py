@@ -36,10 +36,12 @@ def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:
             if told is not None:
                 ends[record.name] = told.splitlines()
             printed += [
-                submission.folder / name for name in files.names(submission.folder, results)
-                if name.startswith(f"{record.name}.") and Path(name).suffix not in OURS
+                submission.folder / name
+                for name in files.names(submission.folder, results)
+                if name.startswith(f"{record.name}.")
+                and Path(name).suffix not in OURS
                 and (task is None or scheduler.prints_to(name, task))
-            ]  # fmt: skip
+            ]
     for file in sorted(printed, key=lambda file: (file.lstat().st_mtime, file.name)):
         try:
             ends[str(file)] = files.read_end(file, results, MOST).decode(errors="replace").splitlines()[-lines:]

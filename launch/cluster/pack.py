@@ -204,20 +204,34 @@ class Packer:
         piece.rows = len(self.store.attempts(piece.run.run_id))
         site = self.job.site
         step = Step(
-            nodes=piece.nodes, per_node=piece.per_node, hosts=tuple(hosts), head=hosts[0], port=str(self._port()),
-            name=f"{self.folder.name}-{piece.run.run_id}-{piece.tries}", cpus_per_rank=site.cpus_per_rank,
-            python=site.python, container=site.container, options=site.launcher_options, mpirun=site.mpirun,
-            mpi=site.mpi, exports=tuple(name for name in self.job.exports if name in os.environ),
-        )  # fmt: skip
+            nodes=piece.nodes,
+            per_node=piece.per_node,
+            hosts=tuple(hosts),
+            head=hosts[0],
+            port=str(self._port()),
+            name=f"{self.folder.name}-{piece.run.run_id}-{piece.tries}",
+            cpus_per_rank=site.cpus_per_rank,
+            python=site.python,
+            container=site.container,
+            options=site.launcher_options,
+            mpirun=site.mpirun,
+            mpi=site.mpi,
+            exports=tuple(name for name in self.job.exports if name in os.environ),
+        )
         program = ["-m", "scalade", "worker", str(self.job.study), "--results", str(self.job.results)]
         program += ["--case", piece.run.run_id, "--quiet", *(["--retry-failed"] * self.job.retry_failed)]
         words = self.launcher.step(step, self.scheduler.starter, program)
         self._say(f"{piece.run.run_id}  {piece.run.label}  on {' '.join(hosts)}")
         with files.stream(self.folder / f"{self.stem}.{piece.run.run_id}.log", append=True) as log:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | self.scheduler.packed_env | {MARK: self.mark}, cwd=self.job.workdir,
-            )  # fmt: skip
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | self.scheduler.packed_env | {MARK: self.mark},
+                cwd=self.job.workdir,
+            )
         self.guard = self.guard or Guard(self.mark)
         self.on.append(Started(piece, hosts, process))
 

@@ -77,8 +77,10 @@ def status(results: Path, job: str = "") -> tuple[list[Line], list[str]]:
             doubts += [heard.silent] * bool(heard.silent)
             runs = _run_ids(submission, doubts)
             for record in submission.jobs:
-                lines += [_line(submission, record, number, cases, heard, runs, rows)
-                          for number, cases in record.tasks().items()]  # fmt: skip
+                lines += [
+                    _line(submission, record, number, cases, heard, runs, rows)
+                    for number, cases in record.tasks().items()
+                ]
     if job:
         chosen = [line for line in lines if job in (line.job, line.name, line.array, line.submission)]
         if not chosen:
@@ -118,9 +120,14 @@ def _run_ids(submission: Submission, doubts: list[str]) -> dict[str, list[str]]:
 
 
 def _line(
-    submission: Submission, record: JobRecord, number: int, cases: list[int], heard: Heard, runs: dict[str, list[str]],
+    submission: Submission,
+    record: JobRecord,
+    number: int,
+    cases: list[int],
+    heard: Heard,
+    runs: dict[str, list[str]],
     rows: Rows,
-) -> Line:  # fmt: skip
+) -> Line:
     run_ids = [run_id for index in cases for run_id in runs.get(record.cases[index], [])]
     statuses = {run_id: rows.status(run_id) for run_id in run_ids}
     counts = Counter("missing" if status in UNFINISHED else status for status in statuses.values())
@@ -132,13 +139,22 @@ def _line(
     several = record.array and len(record.cases) > 1
     job_id = record.job_id or "?"
     return Line(
-        submission=submission.id, scheduler=submission.scheduler,
-        job=SCHEDULERS[submission.scheduler].task_name(job_id, number) if several else job_id, name=record.name,
-        what=record.labels[cases[0]] if len(cases) == 1 else count_of(len(cases), "case"), nodes=record.nodes,
-        ranks=record.ranks, state=state, runs=dict(sorted(counts.items())),
-        progress=_progress(rows, run_ids) if state in ACTIVE else "", reason=reason, where=task.where,
-        elapsed=task.elapsed, array=job_id, task=number,
-    )  # fmt: skip
+        submission=submission.id,
+        scheduler=submission.scheduler,
+        job=SCHEDULERS[submission.scheduler].task_name(job_id, number) if several else job_id,
+        name=record.name,
+        what=record.labels[cases[0]] if len(cases) == 1 else count_of(len(cases), "case"),
+        nodes=record.nodes,
+        ranks=record.ranks,
+        state=state,
+        runs=dict(sorted(counts.items())),
+        progress=_progress(rows, run_ids) if state in ACTIVE else "",
+        reason=reason,
+        where=task.where,
+        elapsed=task.elapsed,
+        array=job_id,
+        task=number,
+    )
 
 
 def _judged(state: State, reason: str, counts: Counter[str]) -> tuple[State, str]:

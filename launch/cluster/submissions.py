@@ -116,10 +116,14 @@ def _read(file: Path, results: Path) -> Submission:
 
 def _fits(job: JobRecord) -> bool:
     """Whether its lists agree, its cases can be names of runs, and its ends are words of ours."""
-    return len(job.cases) == len(job.labels) and all(map(RUN_ID.fullmatch, job.cases)) and all(
-        number.isdecimal() and kept.get("state") in set(State) and kept.keys() <= OF_TASK
-        for number, kept in job.seen.items()
-    )  # fmt: skip
+    return (
+        len(job.cases) == len(job.labels)
+        and all(map(RUN_ID.fullmatch, job.cases))
+        and all(
+            number.isdecimal() and kept.get("state") in set(State) and kept.keys() <= OF_TASK
+            for number, kept in job.seen.items()
+        )
+    )
 
 
 @contextmanager

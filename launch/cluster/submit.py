@@ -152,11 +152,21 @@ def _submit(ground: Ground, store: RunStore, scheduler: Scheduler, wish: Wish, t
     room = ground.limits.jobs if wish.mode == "array" else None
     chosen = list(cases.values())[:room]
     done = Submitted(
-        ground.results, {}, None, runs=sum(map(len, chosen)), kept=len(plan.kept), active=len(waiting),
-        unheard={job: str(state) for job, state in unheard.values()}, unheard_cases=len(unheard),
-        left=len(cases) - len(chosen), left_why=ground.limits.why, skipped=plan.skipped,
-        skip_reasons=plan.skip_reasons, failed=plan.failed, measured="ok" in plan.kept.values(),
-    )  # fmt: skip
+        ground.results,
+        {},
+        None,
+        runs=sum(map(len, chosen)),
+        kept=len(plan.kept),
+        active=len(waiting),
+        unheard={job: str(state) for job, state in unheard.values()},
+        unheard_cases=len(unheard),
+        left=len(cases) - len(chosen),
+        left_why=ground.limits.why,
+        skipped=plan.skipped,
+        skip_reasons=plan.skip_reasons,
+        failed=plan.failed,
+        measured="ok" in plan.kept.values(),
+    )
     if not dry_run:
         _write_skipped(study, store, plan)
     if not chosen:
@@ -183,9 +193,14 @@ def _write(ground: Ground, scheduler: Scheduler, wish: Wish, jobs: list[Job], sc
         files.write(folder / name, text, results)
     records = [
         JobRecord(
-            job.name, job.array, [part.case_id for part in job.parts], [part.label for part in job.parts], job.nodes,
-            job.nodes * job.per_node, f"{job.name}{scheduler.suffix}",
-        )  # fmt: skip
+            job.name,
+            job.array,
+            [part.case_id for part in job.parts],
+            [part.label for part in job.parts],
+            job.nodes,
+            job.nodes * job.per_node,
+            f"{job.name}{scheduler.suffix}",
+        )
         for job in jobs
     ]
     now = utc(time.time())

@@ -75,9 +75,17 @@ def sizes_between(least: str, most: str, factor: int) -> tuple[int, ...]:
 
 
 def plan_case(
-    *, ranks: int | None, layout: str | None, backend: str | None, collectives: Sequence[str], sizes: Sequence[int],
-    dtype: str, iterations: int, warmup: int, seconds_per_size: float,
-) -> CommCase:  # fmt: skip
+    *,
+    ranks: int | None,
+    layout: str | None,
+    backend: str | None,
+    collectives: Sequence[str],
+    sizes: Sequence[int],
+    dtype: str,
+    iterations: int,
+    warmup: int,
+    seconds_per_size: float,
+) -> CommCase:
     """The sweep that is asked for.
 
     Raises
@@ -97,9 +105,13 @@ def plan_case(
         raise ValueError(f"--backend {backend!r}: allowed are {', '.join(BACKENDS)}")
     # Not made here: its module imports torch, and whoever starts ranks can do without.
     asked = {
-        "collectives": list(dict.fromkeys(collectives)) or list(COLLECTIVES), "sizes_bytes": list(sizes),
-        "dtype": dtype, "iterations": iterations, "warmup": warmup, "seconds_per_size": float(seconds_per_size),
-    }  # fmt: skip
+        "collectives": list(dict.fromkeys(collectives)) or list(COLLECTIVES),
+        "sizes_bytes": list(sizes),
+        "dtype": dtype,
+        "iterations": iterations,
+        "warmup": warmup,
+        "seconds_per_size": float(seconds_per_size),
+    }
     case = CommCase(asked, backend, here, dims)
     problems = [case.refusal(), *_problems(asked, backend)]
     for problem in filter(None, problems):
@@ -133,9 +145,15 @@ def _problems(asked: dict[str, Any], backend: str) -> list[str]:
 
 
 def run_comm(
-    case: CommCase, results: Path | None, *, repeats: int, time_limit_s: float, retry_failed: bool, quiet: bool,
+    case: CommCase,
+    results: Path | None,
+    *,
+    repeats: int,
+    time_limit_s: float,
+    retry_failed: bool,
+    quiet: bool,
     lab: Lab | None = None,
-) -> tuple[Summary | None, Path | None, int, str | None]:  # fmt: skip
+) -> tuple[Summary | None, Path | None, int, str | None]:
     """Run what is missing: here, in a lab, or on the ranks that a launcher has started (as run_worker says).
 
     Raises
@@ -185,19 +203,39 @@ def print_told(case: CommCase, folder: Path, summary: Summary, console: Console)
     rows = _rows(case, folder)
     if rows:
         headers = ["dim", "collective", ">ranks", ">bytes", ">runs", ">time us", ">algbw MB/s", ">busbw MB/s"]
-        print_grid(console, headers, [
-            [row["dim"], row["collective"], str(row["group_ranks"]), f"{row['message_bytes']:,}", str(row["runs"]),
-             _number(row["time_s"], 1e6), _number(row["algbw_bytes_per_s"], 1e-6, 2),
-             _number(row["busbw_bytes_per_s"], 1e-6, 2)]
-            for row in by_size(rows)
-        ])  # fmt: skip
+        print_grid(
+            console,
+            headers,
+            [
+                [
+                    row["dim"],
+                    row["collective"],
+                    str(row["group_ranks"]),
+                    f"{row['message_bytes']:,}",
+                    str(row["runs"]),
+                    _number(row["time_s"], 1e6),
+                    _number(row["algbw_bytes_per_s"], 1e-6, 2),
+                    _number(row["busbw_bytes_per_s"], 1e-6, 2),
+                ]
+                for row in by_size(rows)
+            ],
+        )
         headers = ["dim", "collective", ">alpha us", ">of runs", ">beta MB/s", ">of runs", ">worst misfit"]
         say(console, "\ntime = alpha + factor x bytes / beta, a line for each run; median and range over the runs:")
-        print_grid(console, headers, [
-            [fit.dim, fit.collective, *_estimate(fit.alpha_s, 1e6, 1), *_estimate(fit.beta_bytes_per_s, 1e-6, 2),
-             f"{fit.misfit:.0%}"]
-            for fit in fit_links(rows)
-        ])  # fmt: skip
+        print_grid(
+            console,
+            headers,
+            [
+                [
+                    fit.dim,
+                    fit.collective,
+                    *_estimate(fit.alpha_s, 1e6, 1),
+                    *_estimate(fit.beta_bytes_per_s, 1e-6, 2),
+                    f"{fit.misfit:.0%}",
+                ]
+                for fit in fit_links(rows)
+            ],
+        )
     for line in as_text(summary, folder):
         say(console, line)
 
@@ -218,7 +256,8 @@ def _estimate(estimate, factor: float, digits: int) -> tuple[str, str]:
         return "-", "-"
     low, high, what = (
         (estimate.least, estimate.most, f"range of {estimate.runs}")
-        if estimate.low is None else (estimate.low, estimate.high, "95 %")
-    )  # fmt: skip
+        if estimate.low is None
+        else (estimate.low, estimate.high, "95 %")
+    )
     around = f"{low * factor:,.{digits}f} to {high * factor:,.{digits}f} ({what})" if estimate.runs > 1 else "1 run"
     return f"{estimate.value * factor:,.{digits}f}", around

@@ -34,9 +34,11 @@ TRIAL_S = 60.0
 RANKS = 2
 MIB = 2**20
 OPTIONAL = {
-    "mpi": "ranks under mpirun", "deepspeed": "the engine `deepspeed`", "megatron": "the engine `megatron`",
+    "mpi": "ranks under mpirun",
+    "deepspeed": "the engine `deepspeed`",
+    "megatron": "the engine `megatron`",
     "energy": "energy of NVIDIA GPUs",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -245,9 +247,13 @@ def results_folder(place: Place) -> Iterator[Finding]:
 
 
 GROUPS: dict[str, Callable[[Place], Iterator[Finding]]] = {
-    "scalade": scalade_itself, "machine": machine_itself, "devices": devices, "libraries": libraries,
-    "communication": communication, "results": results_folder,
-}  # fmt: skip
+    "scalade": scalade_itself,
+    "machine": machine_itself,
+    "devices": devices,
+    "libraries": libraries,
+    "communication": communication,
+    "results": results_folder,
+}
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:

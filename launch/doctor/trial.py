@@ -91,10 +91,18 @@ def program(case: Case, world: World, reporter: Reporter) -> RunResult:
                 raise RuntimeError(f"an all-reduce of {size} bytes over {world.backend} gave a wrong sum")
         seconds[size] = min(times[1:])  # the first one connects
     if world.rank == 0:
-        files.write(reporter.folder / FACTS, json.dumps(_torch_facts() | {
-            "backend": world.backend, "latency_s": seconds[SIZES_BYTES[0]],
-            "bytes_per_s": SIZES_BYTES[1] / seconds[SIZES_BYTES[1]],
-        }), sync=False)  # fmt: skip
+        files.write(
+            reporter.folder / FACTS,
+            json.dumps(
+                _torch_facts()
+                | {
+                    "backend": world.backend,
+                    "latency_s": seconds[SIZES_BYTES[0]],
+                    "bytes_per_s": SIZES_BYTES[1] / seconds[SIZES_BYTES[1]],
+                }
+            ),
+            sync=False,
+        )
     return RunResult("ok", {})
 
 
@@ -103,11 +111,13 @@ def _torch_facts() -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     return {
-        "torch": torch.__version__, "cuda_built": torch.version.cuda, "cuda": cuda,
+        "torch": torch.__version__,
+        "cuda_built": torch.version.cuda,
+        "cuda": cuda,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-    }  # fmt: skip
+    }
 
 
 MPI_PROGRAM = (
@@ -128,9 +138,15 @@ def try_mpi(ranks: int, time_limit_s: float) -> Trial:
     command = LAUNCHERS["mpirun"].command(ranks, ["-c", MPI_PROGRAM])
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
-        start_new_session=True, errors="replace",
-    )  # fmt: skip
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=env,
+        start_new_session=True,
+        errors="replace",
+    )
     try:
         text = process.communicate(timeout=time_limit_s)[0]
     except subprocess.TimeoutExpired:

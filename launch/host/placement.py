@@ -75,23 +75,3 @@ def _placement(
     if not 0 <= place.rank < place.size:
         raise WorldError(f"{source} says {rank}={place.rank} and {size}={place.size}: a rank is from 0 to size - 1")
     return place
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

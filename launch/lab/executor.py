@@ -99,10 +99,15 @@ class InLab:
 def _open_mpi(rsh: str) -> list[str]:
     """Starts by the lab's rsh, talks over its links. By variables: the options have other names in other versions."""
     return [
-        "PRTE_MCA_plm=ssh", f"PRTE_MCA_plm_ssh_agent={rsh}", f"PRTE_MCA_prte_if_include={DEVICE}",  # from 5 on
-        "OMPI_MCA_plm=rsh", f"OMPI_MCA_plm_rsh_agent={rsh}", f"OMPI_MCA_oob_tcp_if_include={DEVICE}",  # before
-        "OMPI_MCA_pml=ob1", f"OMPI_MCA_btl_tcp_if_include={DEVICE}",
-    ]  # fmt: skip
+        "PRTE_MCA_plm=ssh",
+        f"PRTE_MCA_plm_ssh_agent={rsh}",
+        f"PRTE_MCA_prte_if_include={DEVICE}",  # from 5 on
+        "OMPI_MCA_plm=rsh",
+        f"OMPI_MCA_plm_rsh_agent={rsh}",
+        f"OMPI_MCA_oob_tcp_if_include={DEVICE}",  # before
+        "OMPI_MCA_pml=ob1",
+        f"OMPI_MCA_btl_tcp_if_include={DEVICE}",
+    ]
 
 
 def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, only: int | None = None) -> int:
@@ -117,9 +122,11 @@ def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, onl
             raise ValueError(f"{option} {asked}: lab {lab.name!r} has {count_of(lab.size, 'node')}")
     chosen = [only] if only is not None else range(nodes or lab.size)
     mark = new_mark()
-    env = os.environ | lab.environment() | {
-        MARK: mark, "SCALADE_LAB_HEAD": lab.address(0), "SCALADE_LAB_NODES": str(len(chosen)),
-    }  # fmt: skip
+    env = (
+        os.environ
+        | lab.environment()
+        | {MARK: mark, "SCALADE_LAB_HEAD": lab.address(0), "SCALADE_LAB_NODES": str(len(chosen))}
+    )
     guard, code = None, 0
     with Signals() as signals:
         try:

@@ -56,9 +56,12 @@ class Lab:
         """Of the group "Link"."""
         s = self.state
         return {
-            "lab": s.name, "link_rate_asked_bits_per_s": s.rate_bits_per_s, "link_rtt_asked_s": s.rtt_s,
-            "link_rate_measured_bits_per_s": s.rate_measured_bits_per_s, "link_rtt_measured_s": s.rtt_measured_s,
-        }  # fmt: skip
+            "lab": s.name,
+            "link_rate_asked_bits_per_s": s.rate_bits_per_s,
+            "link_rtt_asked_s": s.rtt_s,
+            "link_rate_measured_bits_per_s": s.rate_measured_bits_per_s,
+            "link_rtt_measured_s": s.rtt_measured_s,
+        }
 
     def environment(self) -> dict[str, str]:
         """For what runs on its nodes: the device to talk over, and what the link is."""
@@ -178,12 +181,20 @@ def status() -> list[dict[str, Any]]:
             found.append({"name": name, "up": False, "why": why, "processes": inside})
             continue
         why = _broken(state) if state.up else "its `up` is at work, or was killed"
-        found.append({
-            "name": name, "up": state.up and not why, "why": why, "nodes": len(state.nodes),
-            "link": state.link.text(), "rate_asked_bits_per_s": state.rate_bits_per_s, "rtt_asked_s": state.rtt_s,
-            "rate_measured_bits_per_s": state.rate_measured_bits_per_s, "rtt_measured_s": state.rtt_measured_s,
-            "processes": inside,
-        })  # fmt: skip
+        found.append(
+            {
+                "name": name,
+                "up": state.up and not why,
+                "why": why,
+                "nodes": len(state.nodes),
+                "link": state.link.text(),
+                "rate_asked_bits_per_s": state.rate_bits_per_s,
+                "rtt_asked_s": state.rtt_s,
+                "rate_measured_bits_per_s": state.rate_measured_bits_per_s,
+                "rtt_measured_s": state.rtt_measured_s,
+                "processes": inside,
+            }
+        )
     return found
 
 

@@ -104,9 +104,15 @@ def _start_switch(state: State) -> subprocess.Popen:
     program = Path(__file__).with_name("switch.py")
     with open(state.folder / "switch.log", "w") as log:
         process = subprocess.Popen(
-            [*PROGRAM, str(program), str(state.file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            text=True, env={"PATH": os.environ.get("PATH", ""), MARK: state.mark}, start_new_session=True, cwd="/",
-        )  # fmt: skip
+            [*PROGRAM, str(program), str(state.file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={"PATH": os.environ.get("PATH", ""), MARK: state.mark},
+            start_new_session=True,
+            cwd="/",
+        )
     assert process.stdout
     if process.stdout.readline().strip() != "ready":
         process.kill()
@@ -171,9 +177,13 @@ def _probe(state: State, here: int, there: int, seconds: float) -> dict[str, flo
     program, address = str(Path(__file__).with_name("probe.py")), state.nodes[there]["address"]
     env = os.environ | {MARK: state.mark}
     server = subprocess.Popen(
-        enter(state, there, [*PROGRAM, program, "serve", address]), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL, text=True, env=env,
-    )  # fmt: skip
+        enter(state, there, [*PROGRAM, program, "serve", address]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=env,
+    )
     try:
         assert server.stdout
         port = server.stdout.readline().strip()

@@ -1,8 +1,8 @@
 """What is known of a lab: one folder for each under /run, gone with the machine's next start, as the lab itself is.
 
-    /run/scalade-lab/NAME/state.json    below; written before anything is made, so whatever a killed `up` left is known
-                          hosts         /etc/hosts of the nodes
-                          rsh           enters a node, for mpirun
+/run/scalade-lab/NAME/state.json    below; written before anything is made, so whatever a killed `up` left is known
+                      hosts         /etc/hosts of the nodes
+                      rsh           enters a node, for mpirun
 """
 
 from __future__ import annotations

@@ -15,10 +15,18 @@ from .run_spec import read_json
 
 # Of gloo and NCCL, whose RuntimeErrors say no more than their text; none can be part of a host's name.
 PEER_TEXTS = (
-    "connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "remote process exited",
-    "gloo/transport/", "nccl communicator was aborted", "failed to recv", "connection was likely closed",
-    "application timeout caused pair closure", "connection refused",
-)  # fmt: skip
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "socket closed",
+    "remote process exited",
+    "gloo/transport/",
+    "nccl communicator was aborted",
+    "failed to recv",
+    "connection was likely closed",
+    "application timeout caused pair closure",
+    "connection refused",
+)
 LIBRARIES = ("RuntimeError", "DistBackendError", "DistError", "DistStoreError")  # the latter three: torch.distributed's
 
 

@@ -116,10 +116,13 @@ def _take(starts: list[Start], line: bytes, number: int) -> bool:
         raise ValueError(event)
     first, at = content["trained_from"], content["trained_at"]
     told = {
-        "ended_at": float(content["at"]), "cause": str(content["cause"]),
-        "trained_from": None if first is None else int(first), "trained_at": None if at is None else float(at),
-        "steps_done": int(content["steps_done"]), "kept": int(content.get("kept", 0)),
-    }  # fmt: skip
+        "ended_at": float(content["at"]),
+        "cause": str(content["cause"]),
+        "trained_from": None if first is None else int(first),
+        "trained_at": None if at is None else float(at),
+        "steps_done": int(content["steps_done"]),
+        "kept": int(content.get("kept", 0)),
+    }
     if not starts or starts[-1].ended_at is not None:
         return False
     starts[-1] = replace(starts[-1], **told)
@@ -230,9 +233,13 @@ def goodput_columns(starts: Sequence[Start], useful_s: float | None, damage: str
         for start, end in zip(starts[1:], ends[1:], strict=True)
     )
     row: dict[str, object] = {
-        "restarts": len(starts) - 1, "elapsed_s": elapsed_s, "held_s": held_s, "restart_time_s": restart_s,
-        "lost_steps": lost_steps(starts), "useful_step_time_s": useful_s,
-    }  # fmt: skip
+        "restarts": len(starts) - 1,
+        "elapsed_s": elapsed_s,
+        "held_s": held_s,
+        "restart_time_s": restart_s,
+        "lost_steps": lost_steps(starts),
+        "useful_step_time_s": useful_s,
+    }
     if useful_s is not None:
         row["goodput"] = useful_s / held_s if held_s else None
         row["effective_training_time"] = useful_s / elapsed_s if elapsed_s else None

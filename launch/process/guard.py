@@ -73,9 +73,14 @@ class Guard:
         command = [sys.executable, "-I", "-S", __file__, mark]
         env = {key: value for key, value in os.environ.items() if key != MARK}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, cwd="/", env=env,
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env=env,
+        )
 
     def close(self) -> None:
         """Let the guard look once more, and wait for it."""

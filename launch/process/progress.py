@@ -91,9 +91,12 @@ class Reporter:
     def _write(self) -> None:
         self._written = time.monotonic()
         now = Progress(
-            **self._now, first_step_at=self._first_step_at, trained_from=self.trained_from,
-            trained_at=self.trained_at, at=self.launched.time_now(),
-        )  # fmt: skip
+            **self._now,
+            first_step_at=self._first_step_at,
+            trained_from=self.trained_from,
+            trained_at=self.trained_at,
+            at=self.launched.time_now(),
+        )
         with suppress(OSError):
             files.write(self.folder / PROGRESS, json.dumps(asdict(now)), sync=False)
 
@@ -112,8 +115,14 @@ def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
     except TypeError:
         return None
     ours = isinstance(progress.phase, str) and all(type(n) is int for n in (progress.step, progress.steps))
-    numbers = (progress.loss, progress.tokens_per_s, progress.first_step_at, progress.trained_from,
-               progress.trained_at, progress.at)  # fmt: skip
+    numbers = (
+        progress.loss,
+        progress.tokens_per_s,
+        progress.first_step_at,
+        progress.trained_from,
+        progress.trained_at,
+        progress.at,
+    )
     return progress if ours and all(n is None or type(n) in (int, float) for n in numbers) else None
 
 

@@ -31,9 +31,13 @@ def child_environment(
     child |= {key: count for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     child = {WAIT_POLICY: "PASSIVE"} | device_order(child) | child
     child |= {
-        "RANK": str(place.rank), "WORLD_SIZE": str(place.size), "LOCAL_RANK": str(place.local_rank),
-        "LOCAL_WORLD_SIZE": str(place.local_size), "MASTER_ADDR": address, "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.size),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.local_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
     if address in LOOPBACKS:
         child.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would look up the host's name, which need not resolve
     return child

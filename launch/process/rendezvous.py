@@ -50,8 +50,6 @@ class Seat:
         return f"rank {self.rank} (host {self.host}, pid {self.pid})"
 
 
-
-
 def ranks_json(seats: Sequence[Seat]) -> str:
     keys = ("rank", "local_rank", "host", "pid", "device")
     return json.dumps([{key: getattr(seat, key) for key in keys} for seat in seats])
@@ -122,9 +120,3 @@ def _wait_until_heard(store: Store, patience_s: float = 3.0) -> None:
         while heard < store.add("world/arrived", 0) and time.monotonic() < deadline:
             time.sleep(POLL_S)
             heard = store.add("world/heard", 0)
-
-
-
-
-
-

@@ -59,11 +59,22 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """The columns of `runs` that say which run this is."""
-        return {
-            "run_id": self.run_id, "repeat": self.repeat, "attempt": self.attempt, "study": self.study,
-            "launcher": self.launcher, "isolation": self.isolation, "world_size": self.size,
-            "started_at": utc(self.launched_at), "predicted_memory_bytes": self.predicted_memory_bytes,
-        } | self.parsed_case().columns() | self.link | self.job  # fmt: skip
+        return (
+            {
+                "run_id": self.run_id,
+                "repeat": self.repeat,
+                "attempt": self.attempt,
+                "study": self.study,
+                "launcher": self.launcher,
+                "isolation": self.isolation,
+                "world_size": self.size,
+                "started_at": utc(self.launched_at),
+                "predicted_memory_bytes": self.predicted_memory_bytes,
+            }
+            | self.parsed_case().columns()
+            | self.link
+            | self.job
+        )
 
 
 WEIGHTS = "weights.npz"  # in the run's folder, where measure.keep_weights asks for it

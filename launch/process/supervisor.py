@@ -38,12 +38,6 @@ STACKS_S = 0.3  # for the ranks to write their stacks
 STOP_LOOK_S = 0.2
 
 
-
-
-
-
-
-
 @dataclass
 class Child:
     rank: int
@@ -95,9 +89,13 @@ class Signals:
 
 
 def start(
-    spec: RunSpec, places: Sequence[Placement], mark: str, secret: str,
-    command: Sequence[str] = RANK_COMMAND, prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
-) -> list[Child]:  # fmt: skip
+    spec: RunSpec,
+    places: Sequence[Placement],
+    mark: str,
+    secret: str,
+    command: Sequence[str] = RANK_COMMAND,
+    prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
+) -> list[Child]:
     """One process for each place, each in a session of its own with its output in the scratch folder.
 
     secret: of the run, for the ranks alone
@@ -112,9 +110,13 @@ def start(
         env |= {MARK: mark, SECRET: secret}
         with files.stream(scratch / f"rank-{place.rank}.log") as log:
             process = subprocess.Popen(
-                [*prefix(place), *command, str(scratch / "spec.json")], env=env,
-                start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [*prefix(place), *command, str(scratch / "spec.json")],
+                env=env,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         children.append(Child(place.rank, process))
     return children
 

@@ -69,9 +69,14 @@ class Pool:
         self._warm: dict[Placement, Warm] = {}
 
     def start(
-        self, spec: RunSpec, places: Sequence[Placement], mark: str, secret: str,
-        command: Sequence[str] = RANK_COMMAND, prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
-    ) -> list[Child]:  # fmt: skip
+        self,
+        spec: RunSpec,
+        places: Sequence[Placement],
+        mark: str,
+        secret: str,
+        command: Sequence[str] = RANK_COMMAND,
+        prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
+    ) -> list[Child]:
         """As supervise.start, but ranks that are there and idle are given the order."""
         scratch = Path(spec.scratch)
         files.write(scratch / "spec.json", spec.to_json(), sync=False)
@@ -108,9 +113,14 @@ def _begin(
     env = child_environment(os.environ, place, spec.address, spec.port, spec.threads) | {MARK: mark}
     with theirs, files.stream(Path(spec.scratch) / f"rank-{place.rank}.log") as log:
         process = subprocess.Popen(
-            [*prefix(place), *command, f"{ARGUMENT}{theirs.fileno()}"], env=env, pass_fds=[theirs.fileno()],
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [*prefix(place), *command, f"{ARGUMENT}{theirs.fileno()}"],
+            env=env,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     ours.setblocking(False)
     return Warm(process, ours)
 

@@ -46,8 +46,11 @@ class Checkpoints:
                 break
             step, content, problem = found
             if problem is None:
-                saved = Saved(self.shelf.path(step), self.shelf.scratch,
-                              {name: Digest(*told) for name, told in content["files"].items()})  # fmt: skip
+                saved = Saved(
+                    self.shelf.path(step),
+                    self.shelf.scratch,
+                    {name: Digest(*told) for name, told in content["files"].items()},
+                )
                 problem = _load(engine, saved)
                 if problem is None:
                     self.damaged = dict(content["damaged"]) | _earlier(left) | self.damaged
@@ -68,16 +71,21 @@ class Checkpoints:
             return None
         if found.content and (extra := found.content.pop("extra")):
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-            print(f"warning: {self.shelf.path(found.step)} holds {extra[0]!r:.100}{more}, of which its index does not "
-                  "know: not read", file=sys.stderr)  # fmt: skip
+            print(
+                f"warning: {self.shelf.path(found.step)} holds {extra[0]!r:.100}{more}, of which its index does not "
+                "know: not read",
+                file=sys.stderr,
+            )
         return found.step, found.content, found.problem
 
     def _set_aside(self, step: int, problem: str) -> None:
         aside = self.shelf.set_aside(step)
         before = self.shelf.steps()
         what = f"the one of step {before[0]} is tried" if before else "from step 0 again"
-        print(f"warning: {self.shelf.path(step)} cannot be read ({problem}): {what}, it is kept as {aside}",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"warning: {self.shelf.path(step)} cannot be read ({problem}): {what}, it is kept as {aside}",
+            file=sys.stderr,
+        )
 
     def save(self, engine: Engine, done: int, training: Training) -> None:
         """Write a checkpoint aside, then put it before the last one."""
@@ -116,5 +124,11 @@ def _load(engine: Engine, saved: Saved) -> str | None:
     except Exception as error:
         problem = one_line(error).removeprefix("ValueError: ")
     problems = everywhere(problem)  # fails, too, where a rank is gone: the checkpoint then stays
-    return next((f"rank {rank}: {each}" if len(problems) > 1 else each
-                 for rank, each in enumerate(problems) if each is not None), None)  # fmt: skip
+    return next(
+        (
+            f"rank {rank}: {each}" if len(problems) > 1 else each
+            for rank, each in enumerate(problems)
+            if each is not None
+        ),
+        None,
+    )

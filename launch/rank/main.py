@@ -122,12 +122,21 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
 
     now, store = spec.launched.time_now(), RunStore(Path(spec.results))
     row = _goodput(store.run_folder(spec.run_id), result, reporter, now)
-    row |= spec.identity() | {
-        "status": result.status, "reason": result.reason, "finished_at": utc(time.time()),
-        "wall_s": now - spec.launched_at,
-        "ranks_json": world.ranks_json(), "nodes": len({seat.host for seat in world.seats}), "backend": world.backend,
-        "threads_per_rank": world.threads, "omp_wait_policy": wait_policy(world.threads),
-    } | result.row  # fmt: skip
+    row |= (
+        spec.identity()
+        | {
+            "status": result.status,
+            "reason": result.reason,
+            "finished_at": utc(time.time()),
+            "wall_s": now - spec.launched_at,
+            "ranks_json": world.ranks_json(),
+            "nodes": len({seat.host for seat in world.seats}),
+            "backend": world.backend,
+            "threads_per_rank": world.threads,
+            "omp_wait_policy": wait_policy(world.threads),
+        }
+        | result.row
+    )
     trained = Path(spec.scratch) / WEIGHTS
     if result.status == "ok" and files.is_file(trained):  # before the row: who finds the row finds them
         os.replace(trained, store.run_folder(spec.run_id) / WEIGHTS)

@@ -27,26 +27,34 @@ from ...results.wording import count_of
 from ..study.case import Case
 
 HASHED = 256  # sequences in memory at once
-TIMES = {name: name for name in ("data_time_s", "compute_time_s", "optimizer_time_s", "bubble_time_s",
-                                 "optimizer_wait_s")}  # fmt: skip
+TIMES = {
+    name: name for name in ("data_time_s", "compute_time_s", "optimizer_time_s", "bubble_time_s", "optimizer_wait_s")
+}
 TIMES |= {"exposed_comm_time_s": "comm_time_s", "exposed_comm_time_min_s": "comm_time_min_s"}  # by column of `steps`
 
 
 def over_ranks(
-    training: Training, device: Device, energy: EnergyMeter, host: HostMeter, outer: Outer,
+    training: Training,
+    device: Device,
+    energy: EnergyMeter,
+    host: HostMeter,
+    outer: Outer,
     meeting: Meeting | None = None,
-) -> dict[str, object]:  # fmt: skip
+) -> dict[str, object]:
     """Columns that need every rank: maxima of memory, sums of energy and of communication, the worst host; collective.
 
     With a quorum the maxima are those of the ranks that are there at the end, and the sums null where one is missing.
     """
     mine = {
-        "peak_memory_bytes": device.peak_memory_bytes(), "peak_host_memory_bytes": device.peak_host_memory_bytes(),
-        "energy_j": training.energy_j, "energy_source": energy.source if training.energy_j is not None else None,
+        "peak_memory_bytes": device.peak_memory_bytes(),
+        "peak_host_memory_bytes": device.peak_host_memory_bytes(),
+        "energy_j": training.energy_j,
+        "energy_source": energy.source if training.energy_j is not None else None,
         "comm_s": training.probe.seconds if training.probe else None,
         "comm": training.probe.totals() if training.probe else None,
-        "round": training.round_probe.totals() if training.round_probe else None, "host": host.told(),
-    }  # fmt: skip
+        "round": training.round_probe.totals() if training.round_probe else None,
+        "host": host.told(),
+    }
     every = [mine]
     if dist.is_initialized():
         every = [None] * dist.get_world_size()
@@ -95,8 +103,9 @@ def _communication_columns(ranks: list[dict], outer: Outer) -> dict[str, object]
         return _communication(inner)
     of_round = _sums([rank["round"] for rank in ranks])
     return _communication(inner, of_round, outer.sync_every) | {
-        "comm_bytes_inner_step": _bytes(inner), "comm_bytes_outer_round": _bytes(of_round),
-    }  # fmt: skip
+        "comm_bytes_inner_step": _bytes(inner),
+        "comm_bytes_outer_round": _bytes(of_round),
+    }
 
 
 def _bytes(sums: Sums) -> int:
@@ -118,8 +127,9 @@ def _communication(inner: Sums, of_round: Sums | None = None, period: int = 1) -
     row: dict[str, object] = {
         "comm_bytes_per_step": round(_bytes(inner) + _bytes(of_round) / period),
         "comm_calls_per_step": sum(part["calls"] for part in step["collective"].values()),
-        "comm_by_collective_json": json.dumps(step["collective"]), "comm_by_dim_json": json.dumps(step["dim"]),
-    }  # fmt: skip
+        "comm_by_collective_json": json.dumps(step["collective"]),
+        "comm_by_dim_json": json.dumps(step["dim"]),
+    }
     row |= {f"comm_bytes_{name}": step["collective"].get(name, {}).get("bytes", 0) for name in COLLECTIVES}
     row |= {f"comm_bytes_dim_{name}": step["dim"].get(name, {}).get("bytes", 0) for name in MESH_DIMS}
     return row
@@ -146,11 +156,13 @@ def case_columns(case: Case, source: Source, steps: int, share: float = 1.0) -> 
     tokens_seen = sequences * case.shape.seq_len
     flops = flops_per_token(case.shape)
     return {
-        "tokens_per_step": case.recipe.global_batch * case.shape.seq_len, "tokens_seen": tokens_seen,
-        "tokens_unique": source.unique_tokens(sequences), **source.columns(),
+        "tokens_per_step": case.recipe.global_batch * case.shape.seq_len,
+        "tokens_seen": tokens_seen,
+        "tokens_unique": source.unique_tokens(sequences),
+        **source.columns(),
         **{f"flops_per_token_{name}": flops[name] for name in CONVENTIONS},
         **{f"train_flops_{name}": flops[name] * tokens_seen for name in CONVENTIONS},
-    }  # fmt: skip
+    }
 
 
 def held_out_hash(case: Case, source: Source, training: Training) -> str | None:
@@ -175,10 +187,13 @@ def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict
             row["val_loss_reason"] = f"no outer step in {len(losses)} inner steps: the first needs {first}"
     bytes_per_token = 1 if case.data.source in BYTES else None
     return row | {
-        "train_loss_first": losses[0], "train_loss_last": losses[-1], "loss": statistics.fmean(last),
-        "val_loss": val_loss, "val_sequences": held_out[0]["val_sequences"] if held_out else None,
+        "train_loss_first": losses[0],
+        "train_loss_last": losses[-1],
+        "loss": statistics.fmean(last),
+        "val_loss": val_loss,
+        "val_sequences": held_out[0]["val_sequences"] if held_out else None,
         "val_bits_per_byte": val_loss / log(2) / bytes_per_token if val_loss and bytes_per_token else None,
-    }  # fmt: skip
+    }
 
 
 def belief_columns(case: Case, source: Source, row: dict[str, object]) -> dict[str, object]:
@@ -200,10 +215,12 @@ def outer_columns(case: Case, steps: dict[str, list]) -> dict[str, object]:
 
     last = {name: told(name)[-1] for name in ("replica_drift", "pseudograd_cosine") if told(name)}
     return last | {
-        "outer_steps": int(sum(told("outer_step"))), "outer_bytes_per_rank": int(sum(told("outer_bytes"))),
-        "outer_time_s": sum(told("outer_time_s")), "outer_exposed_s": sum(told("outer_exposed_s")),
+        "outer_steps": int(sum(told("outer_step"))),
+        "outer_bytes_per_rank": int(sum(told("outer_bytes"))),
+        "outer_time_s": sum(told("outer_time_s")),
+        "outer_exposed_s": sum(told("outer_exposed_s")),
         "outer_bytes_per_round": _bytes_of_round(case, steps),
-    }  # fmt: skip
+    }
 
 
 def _bytes_of_round(case: Case, steps: dict[str, list]) -> int | None:
@@ -247,6 +264,9 @@ def _step_time(case: Case, steps: dict[str, list], timed: list[float]) -> dict[s
     rows = [(step + 1, seconds, exposed or 0.0) for step, seconds, exposed, warmup in told if not warmup]
     cost = outer_cost(rows, round_of(case.outer, case.shape.layers))
     return {
-        "step_time_s": cost.step_s, "step_time_s_reason": cost.reason, "inner_step_time_s": cost.inner_step_s,
-        "outer_round_exposed_s": cost.round_exposed_s, "timed_outer_steps": cost.exchanges,
-    }  # fmt: skip
+        "step_time_s": cost.step_s,
+        "step_time_s_reason": cost.reason,
+        "inner_step_time_s": cost.inner_step_s,
+        "outer_round_exposed_s": cost.round_exposed_s,
+        "timed_outer_steps": cost.exchanges,
+    }

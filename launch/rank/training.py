@@ -80,10 +80,19 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
 
     host.reached(first_step, timed_from, case.recipe.steps)
     train(
-        engine, source, case.recipe, case.measure, case.shape.seq_len, device, energy, training,
-        first_step=first_step, on_step=on_step, checkpoint=lambda done, now: checkpoints.save(engine, done, now),
+        engine,
+        source,
+        case.recipe,
+        case.measure,
+        case.shape.seq_len,
+        device,
+        energy,
+        training,
+        first_step=first_step,
+        on_step=on_step,
+        checkpoint=lambda done, now: checkpoints.save(engine, done, now),
         stop=None if world.meeting else lambda: asked_to_stop(reporter.folder),
-    )  # fmt: skip
+    )
     device.finish()
     host.stop()  # of a run that ended before its last step
     keeper.close()
@@ -131,9 +140,12 @@ def _profiled(engine: Engine, source: Source, case: Case, device: Device) -> dic
     last = (recipe.steps - 1) * recipe.global_batch
     tokens, lr = to_device(source.train_rows(last + begin, last + end), device), recipe.lr_at(recipe.steps - 1)
     return profile(
-        lambda: engine.train_step(tokens, lr), case.measure.profile_steps, "pp" in engine.talks(),
-        getattr(engine, "waits_on_host", False), device,
-    )  # fmt: skip
+        lambda: engine.train_step(tokens, lr),
+        case.measure.profile_steps,
+        "pp" in engine.talks(),
+        getattr(engine, "waits_on_host", False),
+        device,
+    )
 
 
 def _first_bad(training: Training) -> str:

@@ -19,6 +19,7 @@ from ..store.client import find
 if TYPE_CHECKING:
     from ...parallelism.diloco.quorum import Meeting
 
+
 @dataclass(frozen=True)
 class World:
     """The world a rank runs in, checked. The default process group stands."""
@@ -70,8 +71,11 @@ def join(spec: RunSpec, place: Placement, secret: bytes) -> World:
         prefix = f"group/{replica}"
     dist.init_process_group(
         "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-        store=dist.PrefixStore(prefix, store), rank=rank, world_size=size, **more,
-    )  # fmt: skip
+        store=dist.PrefixStore(prefix, store),
+        rank=rank,
+        world_size=size,
+        **more,
+    )
     backend = "gloo" if device == "cpu" else "nccl"
     return World(place.rank, place.size, place.local_rank, place.local_size, device, backend, threads, seats, meeting)
 

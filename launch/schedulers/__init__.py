@@ -28,8 +28,11 @@ def job_columns(env: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def capability_table() -> str:
     """All schedulers as one Markdown table."""
-    rows = ["| scheduler | launchers | one job per case | many cases in one job | before the time limit | back into "
-            "the queue | state and reason from | tried on |", "|---" * 8 + "|"]  # fmt: skip
+    rows = [
+        "| scheduler | launchers | one job per case | many cases in one job | before the time limit | back into "
+        "the queue | state and reason from | tried on |",
+        "|---" * 8 + "|",
+    ]
     for name, each in SCHEDULERS.items():
         can = each.can
         rows.append(

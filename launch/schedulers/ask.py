@@ -36,9 +36,12 @@ class Answer:
 
 
 def answer(
-    who: str, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None,
+    who: str,
+    words: Sequence[str],
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
     patience_s: float = PATIENCE_S,
-) -> Answer:  # fmt: skip
+) -> Answer:
     """Run a command of the scheduler `who`. env: None, this process's.
 
     Raises
@@ -47,9 +50,15 @@ def answer(
     """
     try:
         done = subprocess.run(
-            words, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=patience_s,
-            stdin=subprocess.DEVNULL, env=env,
-        )  # fmt: skip
+            words,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=patience_s,
+            stdin=subprocess.DEVNULL,
+            env=env,
+        )
     except FileNotFoundError:
         raise SchedulerError(f"{who}: there is no `{words[0]}` here; is this a login node?") from None
     except subprocess.TimeoutExpired:

@@ -210,7 +210,7 @@ class Scheduler:
         if len(job.parts) > 1:
             lines += ["# The case of this task", "cases=("]
             lines += [f"    {part.case_id}  {comment(part.label)[0]}" for part in job.parts]
-            lines += [")", f'case=${{cases[{self.task_id}]}}']
+            lines += [")", f"case=${{cases[{self.task_id}]}}"]
         else:
             lines += [*comment(job.parts[0].label), f"case={job.parts[0].case_id}"]
         more = {}
@@ -242,7 +242,7 @@ class Scheduler:
                 f"export {UNDONE_FILE}={file}.undone",
                 f'rm -f -- "${UNDONE_FILE}"',
                 "",
-            ]  # fmt: skip
+            ]
             again.append(f'[ -e "${UNDONE_FILE}" ]')
         if self.warns(job):
             lines += self._warned(job, words, file)
@@ -257,7 +257,7 @@ class Scheduler:
             f'    [ "{self.restarts}" -ge {job.site.max_restarts} ] || {requeue}',
             "fi",
             'exit "$status"',
-        ]  # fmt: skip
+        ]
 
     def _warned(self, job: Job, words: list[str], file: str) -> list[str]:
         return [
@@ -274,12 +274,13 @@ class Scheduler:
             "    status=0",
             '    wait "$step" || status=$?',
             "fi",
-        ]  # fmt: skip
+        ]
 
     def warns(self, job: Job) -> bool:
         """Whether the job is told before its time is up: where it can go on from a checkpoint, or with another run."""
-        return bool(self.can.signal and job.site.signal_s and job.site.max_restarts
-                    and (job.checkpoints or not job.array))  # fmt: skip
+        return bool(
+            self.can.signal and job.site.signal_s and job.site.max_restarts and (job.checkpoints or not job.array)
+        )
 
     job_id: ClassVar[str] = ""  # shell: the id of the running job
     restarts: ClassVar[str] = ""  # shell: how often the job went back into the queue
@@ -291,9 +292,12 @@ class Scheduler:
         return answer(self.name, words)
 
     def ask(
-        self, words: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None,
+        self,
+        words: Sequence[str],
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
         patience_s: float = PATIENCE_S,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Output of a command of the scheduler. env: None, this process's.
 
         Raises

@@ -22,8 +22,9 @@ from .job import Job
 from .state import State
 
 STATES = {
-    **dict.fromkeys(("DEPEND", "PRIORITY", "SCHED"), State.WAITING), **dict.fromkeys(("RUN", "CLEANUP"), State.RUNNING)
-}  # fmt: skip
+    **dict.fromkeys(("DEPEND", "PRIORITY", "SCHED"), State.WAITING),
+    **dict.fromkeys(("RUN", "CLEANUP"), State.RUNNING),
+}
 ENDS = {"COMPLETED": State.DONE, "CANCELED": State.CANCELLED, "FAILED": State.FAILED, "TIMEOUT": State.FAILED}
 AT_ONCE = 1000  # ids in one command
 
@@ -33,7 +34,7 @@ class Flux(Scheduler):
     directive = "#flux:"
     by_hand = "flux batch --env=SCALADE_TASK=0"
     task_id = "SCALADE_TASK"
-    head = ("head=$(flux hostlist --limit=1 local)", "number=$(flux job id --to=dec \"$(flux getattr jobid)\")")
+    head = ("head=$(flux hostlist --limit=1 local)", 'number=$(flux job id --to=dec "$(flux getattr jobid)")')
     can = Capabilities(
         launchers=("torchrun",),
         array="one `flux batch` for each",
@@ -76,8 +77,12 @@ class Flux(Scheduler):
         return ",".join(ids)
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
-        wanted = {number_of(job_id): (name, task) for name, told in jobs.items()
-                  for task, job_id in enumerate(told.split(",")) if job_id}  # fmt: skip
+        wanted = {
+            number_of(job_id): (name, task)
+            for name, told in jobs.items()
+            for task, job_id in enumerate(told.split(","))
+            if job_id
+        }
         ids = [str(number) for number in wanted]
         found: dict[str, dict[int, Task]] = {}
         for first in range(0, len(ids), AT_ONCE):

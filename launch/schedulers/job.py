@@ -54,9 +54,16 @@ class Job:
     def step(self, **more: object) -> Step:
         site = self.site
         return Step(
-            nodes=self.nodes, per_node=self.per_node, cpus_per_rank=site.cpus_per_rank, python=site.python,
-            container=site.container, options=site.launcher_options, mpirun=site.mpirun, mpi=site.mpi, **more,
-        )  # fmt: skip
+            nodes=self.nodes,
+            per_node=self.per_node,
+            cpus_per_rank=site.cpus_per_rank,
+            python=site.python,
+            container=site.container,
+            options=site.launcher_options,
+            mpirun=site.mpirun,
+            mpi=site.mpi,
+            **more,
+        )
 
 
 def exports(site: Site, warned: bool, queued_again: bool = False) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class KubernetesJobs(Scheduler):
         super().refuse(job)
         kubernetes = job.site.kubernetes
         if not kubernetes.image:
-            raise ValueError("kubernetes needs a profile with an image: [kubernetes] image = \"registry/scalade:tag\"")
+            raise ValueError('kubernetes needs a profile with an image: [kubernetes] image = "registry/scalade:tag"')
         if job.site.modules or job.site.pre_commands or job.site.options:
             raise ValueError("kubernetes: modules, pre_commands and options belong to batch scripts; use the image")
         for path in (job.study, job.results, job.workdir) if kubernetes.volume_claim else ():
@@ -71,15 +71,26 @@ class KubernetesJobs(Scheduler):
         for number, part in enumerate(job.parts):
             own = f"{name}-{number}"
             labels = self._labels(job, number)
-            objects.append({
-                "apiVersion": "v1", "kind": "Service", "metadata": self._metadata(job, own, labels),
-                "spec": {"clusterIP": "None", "publishNotReadyAddresses": True,
-                         "selector": {"batch.kubernetes.io/job-name": own}},
-            })  # fmt: skip
-            objects.append({
-                "apiVersion": "batch/v1", "kind": "Job", "metadata": self._metadata(job, own, labels),
-                "spec": self._job(job, part, labels, f"{own}-0.{own}", own),
-            })  # fmt: skip
+            objects.append(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Service",
+                    "metadata": self._metadata(job, own, labels),
+                    "spec": {
+                        "clusterIP": "None",
+                        "publishNotReadyAddresses": True,
+                        "selector": {"batch.kubernetes.io/job-name": own},
+                    },
+                }
+            )
+            objects.append(
+                {
+                    "apiVersion": "batch/v1",
+                    "kind": "Job",
+                    "metadata": self._metadata(job, own, labels),
+                    "spec": self._job(job, part, labels, f"{own}-0.{own}", own),
+                }
+            )
         return objects
 
     def _jobset(self, job: Job, name: str) -> dict[str, Any]:
@@ -90,10 +101,11 @@ class KubernetesJobs(Scheduler):
             template = {"metadata": {"labels": self._labels(job, number)}, "spec": spec}
             jobs.append({"name": f"case{number}", "replicas": 1, "template": template})
         return {
-            "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet",
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
             "metadata": self._metadata(job, name, {f"{LABEL}/job": name}),
             "spec": {"network": {"enableDNSHostnames": True, "subdomain": name}, "replicatedJobs": jobs},
-        }  # fmt: skip
+        }
 
     def _labels(self, job: Job, number: int) -> dict[str, str]:
         return {"app": "scalade", f"{LABEL}/job": _dns(job.name), f"{LABEL}/task": str(number)}
@@ -111,10 +123,12 @@ class KubernetesJobs(Scheduler):
         resources = {"cpu": str(site.cpus_per_rank * job.per_node)} if site.cpus_per_rank else {}
         resources |= {kubernetes.gpu_resource: str(site.gpus_per_node)} if site.gpus_per_node else {}
         container: dict[str, Any] = {
-            "name": "ranks", "image": kubernetes.image, "workingDir": str(job.workdir),
+            "name": "ranks",
+            "image": kubernetes.image,
+            "workingDir": str(job.workdir),
             "command": [_kept(word) for word in words],
             "env": [{"name": key, "value": _kept(value)} for key, value in variables.items()],
-        }  # fmt: skip
+        }
         container |= {"resources": {"requests": resources, "limits": resources}} if resources else {}
         mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}]
         volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
@@ -123,16 +137,21 @@ class KubernetesJobs(Scheduler):
             volumes.append({"name": "shared", "persistentVolumeClaim": {"claimName": kubernetes.volume_claim}})
         apart = {"labelSelector": {"matchLabels": {"app": "scalade"}}, "topologyKey": "kubernetes.io/hostname"}
         pod: dict[str, Any] = {
-            "restartPolicy": "Never", **({"subdomain": subdomain} if subdomain else {}),
+            "restartPolicy": "Never",
+            **({"subdomain": subdomain} if subdomain else {}),
             **({"serviceAccountName": kubernetes.service_account} if kubernetes.service_account else {}),
             "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}},
-            "containers": [container | {"volumeMounts": mounts}], "volumes": volumes,
-        }  # fmt: skip
+            "containers": [container | {"volumeMounts": mounts}],
+            "volumes": volumes,
+        }
         return {
-            "completionMode": "Indexed", "completions": job.nodes, "parallelism": job.nodes,
-            "backoffLimit": site.max_restarts, "activeDeadlineSeconds": job.seconds,
+            "completionMode": "Indexed",
+            "completions": job.nodes,
+            "parallelism": job.nodes,
+            "backoffLimit": site.max_restarts,
+            "activeDeadlineSeconds": job.seconds,
             "template": {"metadata": {"labels": labels}, "spec": pod},
-        }  # fmt: skip
+        }
 
     def own_id(self, env: Mapping[str, str]) -> str | None:
         return env.get(JOB)

@@ -22,8 +22,9 @@ from .state import State
 STATES = {
     **dict.fromkeys(("PEND", "PSUSP", "WAIT"), State.WAITING),
     **dict.fromkeys(("RUN", "USUSP", "SSUSP"), State.RUNNING),
-    "DONE": State.DONE, **dict.fromkeys(("EXIT", "ZOMBI"), State.FAILED),
-}  # fmt: skip
+    "DONE": State.DONE,
+    **dict.fromkeys(("EXIT", "ZOMBI"), State.FAILED),
+}
 
 
 class Lsf(Scheduler):
@@ -31,7 +32,7 @@ class Lsf(Scheduler):
     directive = "#BSUB"
     by_hand = "bsub <"
     task_id = "LSB_JOBINDEX - 1"  # LSF counts from 1
-    head = ("read -r head _ <<< \"$LSB_MCPU_HOSTS\"", "number=$((LSB_JOBID * 97 + ${LSB_JOBINDEX:-0}))")
+    head = ('read -r head _ <<< "$LSB_MCPU_HOSTS"', "number=$((LSB_JOBID * 97 + ${LSB_JOBINDEX:-0}))")
     can = Capabilities(
         launchers=("mpirun", "torchrun"),
         array="job array (`-J name[1-n]`)",

@@ -19,9 +19,10 @@ from .job import Job, walltime
 from .state import State
 
 STATES = {
-    **dict.fromkeys("QHWTM", State.WAITING), **dict.fromkeys("REBSU", State.RUNNING),
+    **dict.fromkeys("QHWTM", State.WAITING),
+    **dict.fromkeys("REBSU", State.RUNNING),
     **dict.fromkeys("XFC", State.DONE),
-}  # fmt: skip
+}
 FORMS = (("-x", "-t"), ("-t",), ())  # finished, too, and the tasks of an array; as much of it as this qstat takes
 
 # Exit statuses of qstat: numbers of pbs_error.h, of which a status keeps the last eight bits.
@@ -39,7 +40,7 @@ class Pbs(Scheduler):
     head = (
         'head=$(head -n 1 "$PBS_NODEFILE")',
         "number=${PBS_JOBID%%.*}",
-        'number=$((10#${number//[!0-9]/}))  # of 12[3].server: 123',
+        "number=$((10#${number//[!0-9]/}))  # of 12[3].server: 123",
     )
     can = Capabilities(
         launchers=("mpirun", "torchrun"),

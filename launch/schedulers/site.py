@@ -168,7 +168,7 @@ def _problems(site: Site) -> list[str]:
                 found.append(f"{name}.{key}: no environment variable holds a zero byte")
     for option in site.options:
         if not option.startswith("-") or not option.isprintable():
-            found.append(f"options: {shown(option)}: must be one printable option, as \"--constraint=a100\"")
+            found.append(f'options: {shown(option)}: must be one printable option, as "--constraint=a100"')
     for name in ("modules", "container", "launcher_options", "python", "mpirun"):
         value = getattr(site, name)
         if any("\0" in word for word in ([value] if isinstance(value, str) else value)):

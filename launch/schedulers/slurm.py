@@ -56,8 +56,11 @@ class Slurm(Scheduler):
         lines = [f"--job-name={job.name}"]
         if job.array and len(job.parts) > 1:
             lines.append(f"--array=0-{len(job.parts) - 1}" + (f"%{job.throttle}" if job.throttle else ""))
-        lines += [f"--{key}={value}" for key, value in
-                  (("account", site.account), ("partition", site.partition), ("qos", site.qos)) if value]  # fmt: skip
+        lines += [
+            f"--{key}={value}"
+            for key, value in (("account", site.account), ("partition", site.partition), ("qos", site.qos))
+            if value
+        ]
         lines += [f"--nodes={job.nodes}", f"--ntasks-per-node={job.per_node}"]
         lines += [f"--cpus-per-task={site.cpus_per_rank}"] if site.cpus_per_rank else []
         lines += [f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []
@@ -122,9 +125,15 @@ class Slurm(Scheduler):
 
     def _from_accounting(self, names: Mapping[str, str], found: dict[str, dict[int, Task]]) -> None:
         told = self.ask(
-            ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(names)}",
-             "--format=JobID,State,Elapsed,NodeList,ExitCode,Reason"]
-        )  # fmt: skip
+            [
+                "sacct",
+                "--noheader",
+                "--parsable2",
+                "--allocations",
+                f"--jobs={','.join(names)}",
+                "--format=JobID,State,Elapsed,NodeList,ExitCode,Reason",
+            ]
+        )
         for line in told.splitlines():
             job_id, state, elapsed, nodes, status, reason = (line.split("|", 5) + [""] * 5)[:6]
             name, state = names.get(job_id.partition("_")[0]), state.split(" ")[0]  # `CANCELLED by 0`
@@ -171,8 +180,9 @@ def _numbers(job_id: str) -> list[int]:
     """[17] of `123_17`, [0] of `123`; of `123_[0-2,7%2]`, tasks that wait and are not taken apart, [0, 1, 2, 7]."""
     last = job_id.partition("_")[2].strip("[]").partition("%")[0]
     spans = [part.partition("-") for part in last.split(",")]
-    return [number for first, _, end in spans if first.isdigit()
-            for number in range(int(first), int(end or first) + 1)] or [0]  # fmt: skip
+    return [
+        number for first, _, end in spans if first.isdigit() for number in range(int(first), int(end or first) + 1)
+    ] or [0]
 
 
 def _reason(state: str, reason: str) -> str:

@@ -293,9 +293,14 @@ def _append(content: Content, key: bytes, value: bytes) -> list[bytes]:
 
 
 OPERATIONS: dict[bytes, Callable[..., list[bytes]]] = {
-    b"set": _set, b"add": _add, b"check": _check, b"delete": _delete, b"compare": _compare, b"append": _append,
+    b"set": _set,
+    b"add": _add,
+    b"check": _check,
+    b"delete": _delete,
+    b"compare": _compare,
+    b"append": _append,
     b"count": lambda content: [b"%d" % len(content)],
-}  # fmt: skip
+}
 CHANGES = (b"set", b"add", b"compare", b"append")
 
 

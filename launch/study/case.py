@@ -109,10 +109,13 @@ class Case:
         """The case as columns of the `runs` table: every field of every part, by the part's column prefix."""
         prefix = {"shape": "model_", "data": "data_", "outer": "outer_", "measure": "measure_"}  # recipe, layout: none
         row: dict[str, object] = {
-            "case_id": self.case_id, "model": self.model_name, "layout": self.layout_name,
-            "params_total": self.shape.params_total, "params_non_embedding": self.shape.params_non_embedding,
+            "case_id": self.case_id,
+            "model": self.model_name,
+            "layout": self.layout_name,
+            "params_total": self.shape.params_total,
+            "params_non_embedding": self.shape.params_non_embedding,
             "outer_borders": self.borders and self.borders.name(),
-        }  # fmt: skip
+        }
         for part in PARTS:
             value = getattr(self, part)
             row |= {prefix.get(part, "") + field.name: getattr(value, field.name) for field in fields(value)}

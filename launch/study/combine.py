@@ -63,9 +63,7 @@ def _at(section: str, index: int, single: set[str]) -> str:
     return section if section in single else f"{section}[{index}]"
 
 
-def _pairs(
-    table: Mapping, where: str, problems: list[str], unsure: set[str], lists: bool = False
-) -> dict[str, list]:
+def _pairs(table: Mapping, where: str, problems: list[str], unsure: set[str], lists: bool = False) -> dict[str, list]:
     """A `zip` or (lists) `exclude` table as dotted key -> values; with a problem in it that section is unsure."""
     before = len(problems)
     pairs: dict[str, list] = {}
@@ -116,9 +114,7 @@ def _twice(zips: list[dict[str, list]], tables: dict[str, list[dict]]) -> list[s
     return problems
 
 
-def _axes(
-    zips: list[dict[str, list]], tables: dict[str, list[dict]], limit: int, problems: list[str]
-) -> list[Axis]:
+def _axes(zips: list[dict[str, list]], tables: dict[str, list[dict]], limit: int, problems: list[str]) -> list[Axis]:
     """What multiplies, slowest first; nothing is built where there would be too many."""
     alternatives = {section: Tables(section, tuple(tables[section] or [{}])) for section in ALTERNATIVES}
     single = {key: value for section, (table, *_) in _single(tables) for key, value in table.items()}
@@ -143,9 +139,12 @@ def _single(tables: dict[str, list[dict]]) -> list[tuple[str, list[dict]]]:
 
 
 def _build(
-    axes: list[Axis], rules: list[dict[str, list]], unsure: set[str], problems: list[str],
+    axes: list[Axis],
+    rules: list[dict[str, list]],
+    unsure: set[str],
+    problems: list[str],
     vocab_of: Callable[[DataSpec], int],
-) -> tuple[Case, ...]:  # fmt: skip
+) -> tuple[Case, ...]:
     """The cases of all combinations, each once. A value that makes no case at all is the file's mistake.
 
     unsure: sections of which something could not be read: a mistake that hangs on a key which is not given there, or
@@ -161,9 +160,10 @@ def _build(
         except Mistakes as error:
             point = point_of(axes, combination)
             sure = [
-                mistake for mistake in error.found
+                mistake
+                for mistake in error.found
                 if all(key in point or key.partition(".")[0] not in unsure for key in mistake.keys)
-            ]  # fmt: skip
+            ]
             wrong.update(dict.fromkeys((_numbered(mistake, point) for mistake in sure), 1))
         else:
             cases.setdefault(case.case_id, case)
@@ -181,4 +181,4 @@ def _numbered(mistake: Mistake, point: Point) -> tuple[str, bool]:
     """`layout.tp = 0: ...` with the number of the table it is in, and whether it is in one of several."""
     section = mistake.keys[0].partition(".")[0]
     number = point.get(f"{section}#")
-    return (mistake.line, False) if number is None else (f"{section}[{number}]{mistake.line[len(section):]}", True)
+    return (mistake.line, False) if number is None else (f"{section}[{number}]{mistake.line[len(section) :]}", True)

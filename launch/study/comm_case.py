@@ -57,9 +57,11 @@ class CommCase:
         row: dict[str, object] = {dim: n for dim, n in self.sizes.items() if dim != "replicas"}
         row |= {"outer_replicas": self.sizes["replicas"]} if "replicas" in self.sizes else {}
         return row | {
-            "case_id": self.case_id, "layout": self.layout_name, "comm_sweep_json": json.dumps(dict(self.asked)),
+            "case_id": self.case_id,
+            "layout": self.layout_name,
+            "comm_sweep_json": json.dumps(dict(self.asked)),
             "backend": self.backend,
-        }  # fmt: skip
+        }
 
     def to_json(self) -> str:
         return json.dumps({KEY: asdict(self)})

@@ -29,17 +29,32 @@ DEFAULTS = {
     "run.seeds": "none",
 } | {f"model.{name}": "the size's" for name in ("layers", "heads", "width", "ffn")}
 ALLOWED = {
-    "model.size": ("a named size, see below",), "model.mlp": MLPS, "data.source": SOURCES,
-    "recipe.optimizer": OPTIMIZERS, "recipe.lr_schedule": LR_SCHEDULES, "recipe.precision": PRECISIONS,
-    "outer.algorithm": ALGORITHMS, "outer.compression": COMPRESSIONS, "layout.engine": ENGINES,
-    "layout.pp_schedule": SCHEDULES, "layout.cp_method": CP_METHODS, "layout.recompute": RECOMPUTE,
-    "layout.zero_stage": tuple(map(str, ZERO_STAGES)), "layout.offload_optimizer": OFFLOAD,
-    "layout.offload_parameters": OFFLOAD, "run.launcher": LAUNCHERS, "run.device": DEVICES, "run.isolation": ISOLATIONS,
-}  # fmt: skip
+    "model.size": ("a named size, see below",),
+    "model.mlp": MLPS,
+    "data.source": SOURCES,
+    "recipe.optimizer": OPTIMIZERS,
+    "recipe.lr_schedule": LR_SCHEDULES,
+    "recipe.precision": PRECISIONS,
+    "outer.algorithm": ALGORITHMS,
+    "outer.compression": COMPRESSIONS,
+    "layout.engine": ENGINES,
+    "layout.pp_schedule": SCHEDULES,
+    "layout.cp_method": CP_METHODS,
+    "layout.recompute": RECOMPUTE,
+    "layout.zero_stage": tuple(map(str, ZERO_STAGES)),
+    "layout.offload_optimizer": OFFLOAD,
+    "layout.offload_parameters": OFFLOAD,
+    "run.launcher": LAUNCHERS,
+    "run.device": DEVICES,
+    "run.isolation": ISOLATIONS,
+}
 SOURCE_PARAMS = {
-    "gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200,
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
     "gpt3-175b": 174_604_259_328,
-}  # fmt: skip
+}
 ABOUT_SIZES = """All are one body: RMSNorm, RoPE, no biases, no learned positions. `gpt2*` and `gpt3-175b` have the
 depth and the widths of those models in it, and so other counts (last column); `llama3-*` are Llama 3, parameter by
 parameter. N is in full, embedding and head included, with the vocabulary of the table; `llama3-*` have a head of their

@@ -1,6 +1,6 @@
 """What tells cases apart, for people: model and layout, and where several share these, the fields in which they differ.
 
-    tiny-100k fsdp2 lr=0.001 seed=3
+tiny-100k fsdp2 lr=0.001 seed=3
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ def labels(cases: Sequence[Case]) -> list[str]:
     names = [f"{case.model_name or 'model'} {case.layout_name}" for case in cases]
     for part, field in _needed(cases, names):
         told = PREFIX.get(part, "") + field
-        names = [f"{name} {told}={_value(getattr(getattr(case, part), field))}"
-                 for name, case in zip(names, cases, strict=True)]  # fmt: skip
+        names = [
+            f"{name} {told}={_value(getattr(getattr(case, part), field))}"
+            for name, case in zip(names, cases, strict=True)
+        ]
     return names
 
 

@@ -23,8 +23,10 @@ def refusal(case: Case) -> str | None:
     else:
         what = "what is sent is received one round later, after the end"
     least = first_outer_step(outer)
-    return (f"{count_of(steps, 'step')} and outer.sync_every = {outer.sync_every}{_overlap(case)}: {what}; at least "
-            f"{least} steps")  # fmt: skip
+    return (
+        f"{count_of(steps, 'step')} and outer.sync_every = {outer.sync_every}{_overlap(case)}: {what}; at least "
+        f"{least} steps"
+    )
 
 
 def warnings(case: Case) -> list[str]:

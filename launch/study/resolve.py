@@ -81,9 +81,7 @@ class Resolver:
         found = data.wrong + measure.wrong + outer.wrong + layout.wrong + shape.wrong + recipe.wrong
         if found:
             raise Mistakes(found)
-        return Case(
-            shape.part, data.part, recipe.part, layout.part, outer.part, measure.part, model_name=shape.name
-        )
+        return Case(shape.part, data.part, recipe.part, layout.part, outer.part, measure.part, model_name=shape.name)
 
     def values(self, section: str, combination: Combination) -> dict[str, object]:
         """What the combination sets in a section, by the key's own name."""
@@ -214,9 +212,9 @@ def _steps(kind: str, budget: dict, shape: ModelShape, global_batch: int, found:
     if kind == "steps":
         steps = amount
     else:
-        per_token = {
-            "tokens": 1, "tokens_per_param": 1 / shape.params_total, "flops": flops_per_token(shape)["6n"],
-        }[kind]  # fmt: skip
+        per_token = {"tokens": 1, "tokens_per_param": 1 / shape.params_total, "flops": flops_per_token(shape)["6n"]}[
+            kind
+        ]
         tokens = amount / per_token if amount < INT_LIMIT * per_token else math.inf
         steps = math.inf if math.isinf(tokens) else math.ceil(tokens / tokens_per_step * (1 - 1e-12))
         # ... since division may land a hair above a whole

@@ -222,8 +222,7 @@ StudyFile = create_model(
     __config__=ConfigDict(extra="forbid"),
     name=(Annotated[str, BeforeValidator(_text)], ""),
     **{
-        section: (list[model], []) if section in ALTERNATIVES else (model, model())
-        for section, model in MODELS.items()
+        section: (list[model], []) if section in ALTERNATIVES else (model, model()) for section, model in MODELS.items()
     },
     zip=(list[dict[str, Any]], []),
     exclude=(list[dict[str, Any]], []),

@@ -96,10 +96,13 @@ class Bars(Lines):
 
         if self._rich is None:
             columns = (
-                TextColumn("{task.description}"), BarColumn(bar_width=30),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[measured]}"),
-                TimeElapsedColumn(), TimeRemainingColumn(),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[measured]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._rich = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
             self._study = self._rich.add_task("study", total=self.total, completed=self.number, measured="runs")
             self._rich.start()

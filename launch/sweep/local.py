@@ -73,10 +73,17 @@ class LocalExecutor:
             raise
         quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
-            children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
-            quorum=quorum, watchdog=Watchdog(scratch, spec.hang_limit_s), grace_s=0.0 if quorum else spec.grace_s,
+            children,
+            scratch,
+            self.mark,
+            deadline=begun + time_limit_s,
+            signals=self.signals,
+            tick=tick,
+            quorum=quorum,
+            watchdog=Watchdog(scratch, spec.hang_limit_s),
+            grace_s=0.0 if quorum else spec.grace_s,
             keep=spec.isolation == "pool",
-        )  # fmt: skip
+        )
         return judge([ending], scratch, time_limit_s, quorum)
 
     def listen(self) -> socket.socket:

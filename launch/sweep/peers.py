@@ -34,8 +34,14 @@ ASKED = {Cause.TIMEOUT: Why.TIMEOUT, Cause.HANG: Why.HANG}  # by how a run ended
 class Peers:
     """The other supervisors, as this one sees them. Every method may find the store gone: then `gone` says so."""
 
-    def __init__(self, store: Store, place: Placement, seats: tuple[Seat, ...], patience_s: float = PATIENCE_S,
-                 secret: bytes = b"") -> None:  # fmt: skip
+    def __init__(
+        self,
+        store: Store,
+        place: Placement,
+        seats: tuple[Seat, ...],
+        patience_s: float = PATIENCE_S,
+        secret: bytes = b"",
+    ) -> None:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
         self.secret = secret  # of this world of supervisors
         self.gone: Stop | None = None  # which of them, or what they share

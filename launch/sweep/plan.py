@@ -55,9 +55,14 @@ class Plan:
 
 
 def make_plan(
-    study: Study, store: RunStore, *, retry_failed: bool = False, size: int | None = None, only: Collection[str] = (),
+    study: Study,
+    store: RunStore,
+    *,
+    retry_failed: bool = False,
+    size: int | None = None,
+    only: Collection[str] = (),
     cases: list[PlannedCase] | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """size: the world that is there; cases of another number of ranks are left alone and counted. None: all run.
     only: case_ids and run_ids, and nothing else is planned; empty: all. cases: those of the study, as planned for
     another machine than this.

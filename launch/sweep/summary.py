@@ -42,9 +42,12 @@ class Summary:
     def of(cls, plan: Plan) -> Summary:
         """Before anything has run."""
         return cls(
-            kept=dict(plan.kept), skipped=plan.skipped, skip_reasons=dict(plan.skip_reasons),
-            failed_before=dict(plan.failed), other_sizes=plan.other_sizes,
-        )  # fmt: skip
+            kept=dict(plan.kept),
+            skipped=plan.skipped,
+            skip_reasons=dict(plan.skip_reasons),
+            failed_before=dict(plan.failed),
+            other_sizes=plan.other_sizes,
+        )
 
     @property
     def nothing_measured(self) -> bool:

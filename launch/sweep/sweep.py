@@ -41,15 +41,19 @@ PACKED_FROM = 1000  # run folders from which a sweep that is done moves finished
 ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
 
 
-
-
-
-
 class Sweep:
     """Executes a plan. Raises OSError, in one line, when the results folder takes no more."""
 
-    def __init__(self, study: Study, store: RunStore, executor: Executor, display: Display, signals: Signals,
-                 *, retry_failed: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        study: Study,
+        store: RunStore,
+        executor: Executor,
+        display: Display,
+        signals: Signals,
+        *,
+        retry_failed: bool = False,
+    ) -> None:
         self.study, self.store, self.executor, self.display, self.signals = study, store, executor, display, signals
         self.retry_failed = retry_failed
         self._plan: Plan | None = None  # whose skipped cases have to be written yet
@@ -193,22 +197,39 @@ class Sweep:
     def _spec(self, run: PlannedRun, attempt: int, scratch: str) -> RunSpec:
         launched = Moment.now()
         return RunSpec(
-            run_id=run.run_id, case=run.case.to_json(), repeat=run.repeat, study=self.study.name,
-            launcher=self.executor.launcher, results=str(self.store.folder.absolute()), scratch=scratch,
-            size=run.case.ranks, nonce="", address="", port=0, device=self.study.device,
-            threads=self.study.threads_per_rank(self.executor.one_host), attempt=attempt,
-            launched_at=launched.at, launched_monotonic=launched.monotonic, launched_clock=launched.clock,
+            run_id=run.run_id,
+            case=run.case.to_json(),
+            repeat=run.repeat,
+            study=self.study.name,
+            launcher=self.executor.launcher,
+            results=str(self.store.folder.absolute()),
+            scratch=scratch,
+            size=run.case.ranks,
+            nonce="",
+            address="",
+            port=0,
+            device=self.study.device,
+            threads=self.study.threads_per_rank(self.executor.one_host),
+            attempt=attempt,
+            launched_at=launched.at,
+            launched_monotonic=launched.monotonic,
+            launched_clock=launched.clock,
             predicted_memory_bytes=run.predicted_memory_bytes,
-            link=link_columns(), job=job_columns(), hang_limit_s=self.study.run.hang_limit_s,
-            grace_s=self.study.run.grace_s, requeue_signals=self.study.run.requeue_signals,
+            link=link_columns(),
+            job=job_columns(),
+            hang_limit_s=self.study.run.hang_limit_s,
+            grace_s=self.study.run.grace_s,
+            requeue_signals=self.study.run.requeue_signals,
             isolation=self.study.run.isolation,
-        )  # fmt: skip
+        )
 
     def _row(self, spec: RunSpec, outcome: Outcome, ended_at: float) -> dict[str, object]:
         row = spec.identity() | {
-            "status": outcome.status, "reason": outcome.reason, "finished_at": utc(time.time()),
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "finished_at": utc(time.time()),
             "wall_s": ended_at - spec.launched_at,
-        }  # fmt: skip
+        }
         try:
             text = files.read(Path(spec.scratch) / WORLD).decode()
             row |= {"ranks_json": text, "nodes": len({str(rank["host"]) for rank in files.parse_json(text)})}

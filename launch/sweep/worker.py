@@ -42,11 +42,6 @@ if TYPE_CHECKING:
     from ..study.study import Study
 
 
-
-
-
-
-
 class WorldExecutor:
     """Rank 0's: publishes each run as an order, runs its own rank of it, and judges what all supervisors report."""
 
@@ -79,12 +74,19 @@ class WorldExecutor:
             raise
         quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
         ending = watch(
-            children, scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick,
+            children,
+            scratch,
+            self.mark,
+            deadline=begun + time_limit_s,
+            signals=self.signals,
+            tick=tick,
             asked_to_stop=lambda: self.peers.asked_to_stop(self.number, quorum),
             watchdog=Watchdog(scratch, spec.hang_limit_s),
-            quorum=quorum, lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
-            grace_s=0.0 if quorum else spec.grace_s, keep=spec.isolation == "pool",
-        )  # fmt: skip
+            quorum=quorum,
+            lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
+            grace_s=0.0 if quorum else spec.grace_s,
+            keep=spec.isolation == "pool",
+        )
         self.peers.publish(self.number, ending, quorum)
         outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
         self.broken = self.peers.broken
@@ -128,11 +130,16 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
                 raise
             quorum = Quorum.of(spec.parsed_case())
             ending = watch(
-                children, scratch, mark, deadline=None, signals=signals,
+                children,
+                scratch,
+                mark,
+                deadline=None,
+                signals=signals,
                 asked_to_stop=lambda number=number: peers.asked_to_stop(number),
-                quorum=quorum, lost_elsewhere=lambda number=number, quorum=quorum: peers.lost(number, quorum),
+                quorum=quorum,
+                lost_elsewhere=lambda number=number, quorum=quorum: peers.lost(number, quorum),
                 keep=spec.isolation == "pool",
-            )  # fmt: skip
+            )
             peers.publish(number, ending, quorum)
     finally:
         peers.leave()
@@ -162,9 +169,16 @@ def _await_order(peers: Peers, signals: Signals, number: int) -> dict[str, Any] 
 
 
 def work(
-    study: Study, store_folder: Path, peers: Peers, signals: Signals, display: Display, *,
-    retry_failed: bool = False, only: Collection[str] = (), command: Sequence[str] = RANK_COMMAND,
-) -> Summary:  # fmt: skip
+    study: Study,
+    store_folder: Path,
+    peers: Peers,
+    signals: Signals,
+    display: Display,
+    *,
+    retry_failed: bool = False,
+    only: Collection[str] = (),
+    command: Sequence[str] = RANK_COMMAND,
+) -> Summary:
     """Rank 0's part of the sweep: every missing run whose ranks are as many as this world's.
 
     only: case_ids and run_ids; empty: all

@@ -86,9 +86,13 @@ class Verification:
 
 
 def verify_study(
-    path: Path, results: Path | None = None, *, tolerance: float = TOLERANCE, quiet: bool = False,
+    path: Path,
+    results: Path | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    quiet: bool = False,
     command: Sequence[str] = RANK_COMMAND,
-) -> tuple[Verification, int]:  # fmt: skip
+) -> tuple[Verification, int]:
     """Verify every layout of a study. Gives the verdicts and the exit status.
 
     results: a folder to keep the runs in; None: a temporary one, kept only where a layout failed

@@ -61,18 +61,30 @@ def as_json(done: Verification) -> dict[str, object]:
     names = labels([verdict.check for verdict in done.verdicts])
     for verdict, (model, layout) in zip(done.verdicts, names, strict=True):
         case = verdict.check.case
-        layouts.append({
-            "model": model, "layout": layout, "ranks": case.ranks, "verdict": verdict.verdict,
-            "reason": verdict.reason, "loss_difference": _finite(verdict.loss),
-            "grad_norm_difference": _finite(verdict.grad_norm), "case_id": case.case_id,
-            "reference_case_id": verdict.check.reference.case_id,
-        })  # fmt: skip
+        layouts.append(
+            {
+                "model": model,
+                "layout": layout,
+                "ranks": case.ranks,
+                "verdict": verdict.verdict,
+                "reason": verdict.reason,
+                "loss_difference": _finite(verdict.loss),
+                "grad_norm_difference": _finite(verdict.grad_norm),
+                "case_id": case.case_id,
+                "reference_case_id": verdict.check.reference.case_id,
+            }
+        )
     return {
-        "study": done.study.name, "passed": done.passed, "steps": STEPS, "tolerance": done.tolerance,
-        "counts": {kind: done.counts[kind] for kind in JUDGED}, "notes": notes(done.study),
-        "interrupted": done.interrupted, "results": None if done.results is None else str(done.results),
+        "study": done.study.name,
+        "passed": done.passed,
+        "steps": STEPS,
+        "tolerance": done.tolerance,
+        "counts": {kind: done.counts[kind] for kind in JUDGED},
+        "notes": notes(done.study),
+        "interrupted": done.interrupted,
+        "results": None if done.results is None else str(done.results),
         "layouts": layouts,
-    }  # fmt: skip
+    }
 
 
 def _finite(value: float | None) -> float | None:

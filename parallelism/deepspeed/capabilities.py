@@ -12,7 +12,6 @@ OPTIMIZERS = ("adamw", "sgd", "deepspeed-cpu-adam", "deepspeed-fused-adam")
 PATCHES = "torch.nn.functional.linear (ZeRO stage 3)"  # what it replaces for the whole process
 
 
-
 def available() -> str | None:
     """Why the engine cannot run in this environment, or None."""
     return missing("deepspeed", "deepspeed")
@@ -23,49 +22,74 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
     stage, pp, tp = stage_of(layout), layout.pp > 1, layout.tp > 1
     alone = replicas == 1
     checks = [
-        (recipe.optimizer in OPTIMIZERS,
-         f"optimizer {recipe.optimizer} is not deepspeed's, which has {', '.join(OPTIMIZERS)}"),
+        (
+            recipe.optimizer in OPTIMIZERS,
+            f"optimizer {recipe.optimizer} is not deepspeed's, which has {', '.join(OPTIMIZERS)}",
+        ),
         (layout.cp == 1, "deepspeed's engine here has no context parallelism: cp wants layout.engine = 'torch'"),
         (not layout.compile, "torch.compile is not tried with deepspeed: set compile = false"),
         (layout.recompute != "selective", "deepspeed recomputes whole blocks: set recompute = 'full' or 'none'"),
         (layout.reshard_after_forward, "reshard_after_forward is torch's: deepspeed wants zero_stage"),
-        (layout.dp_replicate == 1 or layout.dp_shard == 1,
-         "deepspeed shards over all data-parallel ranks: use dp_shard alone; with zero_stage = 3, hpz keeps a second "
-         "copy of the parameters near"),
-        (layout.dp_replicate == 1 or not layout.offloads, "deepspeed offloads what ZeRO shards: use dp_shard in place "
-         "of dp_replicate"),
-        (layout.hpz == 1 or stage == 3, f"hpz is a second copy of sharded parameters: it wants zero_stage = 3, found "
-         f"{layout.zero_stage}"),
+        (
+            layout.dp_replicate == 1 or layout.dp_shard == 1,
+            "deepspeed shards over all data-parallel ranks: use dp_shard alone; with zero_stage = 3, "
+            "hpz keeps a second "
+            "copy of the parameters near",
+        ),
+        (
+            layout.dp_replicate == 1 or not layout.offloads,
+            "deepspeed offloads what ZeRO shards: use dp_shard in place of dp_replicate",
+        ),
+        (
+            layout.hpz == 1 or stage == 3,
+            f"hpz is a second copy of sharded parameters: it wants zero_stage = 3, found {layout.zero_stage}",
+        ),
         (layout.dp_shard % layout.hpz == 0, f"hpz {layout.hpz} does not divide dp_shard {layout.dp_shard}"),
-        (layout.hpz == 1 or not (tp or layout.offload_parameters != "none"),
-         "hpz is not tried with tp or offload_parameters"),
-        (layout.offload_parameters == "none" or stage == 3,
-         f"offload_parameters wants zero_stage = 3, found {layout.zero_stage}"),
-        (layout.offload_optimizer != "nvme" or stage == 3,
-         f"offload_optimizer = 'nvme' wants zero_stage = 3, found {layout.zero_stage}"),
+        (
+            layout.hpz == 1 or not (tp or layout.offload_parameters != "none"),
+            "hpz is not tried with tp or offload_parameters",
+        ),
+        (
+            layout.offload_parameters == "none" or stage == 3,
+            f"offload_parameters wants zero_stage = 3, found {layout.zero_stage}",
+        ),
+        (
+            layout.offload_optimizer != "nvme" or stage == 3,
+            f"offload_optimizer = 'nvme' wants zero_stage = 3, found {layout.zero_stage}",
+        ),
         (not (layout.offloads and tp), "offloading is not tried with tp"),
-        (alone or not (tp or pp or layout.hpz > 1 or layout.offloads),
-         "with deepspeed, DiLoCo's replicas take dp_replicate or dp_shard inside: not tp, pp, hpz or offloading"),
-        (recipe.optimizer != "deepspeed-cpu-adam" or layout.offload_optimizer != "none",
-         "deepspeed-cpu-adam updates what is on the host: it wants offload_optimizer = 'cpu' or 'nvme'"),
-        (recipe.optimizer != "deepspeed-fused-adam" or layout.offload_optimizer == "none",
-         "deepspeed-fused-adam updates what is on the GPU: it wants offload_optimizer = 'none'"),
-    ]  # fmt: skip
+        (
+            alone or not (tp or pp or layout.hpz > 1 or layout.offloads),
+            "with deepspeed, DiLoCo's replicas take dp_replicate or dp_shard inside: not tp, pp, hpz or offloading",
+        ),
+        (
+            recipe.optimizer != "deepspeed-cpu-adam" or layout.offload_optimizer != "none",
+            "deepspeed-cpu-adam updates what is on the host: it wants offload_optimizer = 'cpu' or 'nvme'",
+        ),
+        (
+            recipe.optimizer != "deepspeed-fused-adam" or layout.offload_optimizer == "none",
+            "deepspeed-fused-adam updates what is on the GPU: it wants offload_optimizer = 'none'",
+        ),
+    ]
     if tp:
         checks += [
             (not layout.sp, "deepspeed's AutoTP has no sequence-parallel norms: set sp = false where tp > 1"),
-            (not layout.loss_parallel, "deepspeed's AutoTP keeps the head whole: set loss_parallel = false "
-             "where tp > 1"),
+            (
+                not layout.loss_parallel,
+                "deepspeed's AutoTP keeps the head whole: set loss_parallel = false where tp > 1",
+            ),
             (not pp, "deepspeed's AutoTP does not go with its pipeline: tp or pp, not both"),
             # AutoTP's own layers multiply in the parameters' type.
-            (recipe.precision == "fp32" or stage > 0,
-             "deepspeed's AutoTP does not cast its fp32 matrices: bf16 with tp wants dp_shard > 1"),
-        ]  # fmt: skip
+            (
+                recipe.precision == "fp32" or stage > 0,
+                "deepspeed's AutoTP does not cast its fp32 matrices: bf16 with tp wants dp_shard > 1",
+            ),
+        ]
     if pp:
         checks += [
             (layout.pp_schedule == "1F1B", f"deepspeed's pipeline is 1F1B, found {layout.pp_schedule}"),
             (stage < 2, f"deepspeed's pipeline goes with ZeRO 0 and 1: set zero_stage = 1, found {stage}"),
             (not layout.offloads, "offloading is not tried with deepspeed's pipeline"),
             (not shape.tied, "a tied head cannot be split over pipeline stages: set model.tied = false"),
-        ]  # fmt: skip
+        ]
     return next((reason for ok, reason in checks if not ok), None)

@@ -38,32 +38,47 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, nvme_folder
     bucket = min(500_000_000, 2 * ((shape.params_total + 1) // 2))
     zero: dict[str, object] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
-        zero |= {"stage3_param_persistence_threshold": shape.width, "zero_hpz_partition_size": layout.hpz,
-                 "stage3_prefetch_bucket_size": min(50_000_000, bucket)}  # fmt: skip
+        zero |= {
+            "stage3_param_persistence_threshold": shape.width,
+            "zero_hpz_partition_size": layout.hpz,
+            "stage3_prefetch_bucket_size": min(50_000_000, bucket),
+        }
     for what, where in (("optimizer", layout.offload_optimizer), ("param", layout.offload_parameters)):
         if where != "none":
             zero[f"offload_{what}"] = {"device": where, "pin_memory": pin}
         if where == "nvme":
             zero[f"offload_{what}"] |= {"nvme_path": nvme_folder}
     said: dict[str, object] = {
-        "train_micro_batch_size_per_gpu": rows, "gradient_accumulation_steps": layout.microbatches,
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": layout.microbatches,
         # At ZeRO 0 the engine clips by the whole model's norm itself: a pipeline's would be the first stage's only.
         "gradient_clipping": recipe.clip_norm if stage else 0.0,
-        "zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": sys.maxsize,
-    }  # fmt: skip
+    }
     if own_bf16(recipe, layout):
-        said |= {"bf16": {"enabled": True}, "communication_data_type": "fp32",
-                 "data_types": {"grad_accum_dtype": "fp32"}}  # fmt: skip
+        said |= {
+            "bf16": {"enabled": True},
+            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
     if layout.tp > 1:
-        said["tensor_parallel"] = {"autotp_size": layout.tp, "partition_config": {
-            "use_default_specs": False,
-            "layer_specs": [
-                {"patterns": [rf".*\.({'|'.join(COLUMN)})\.weight$"], "partition_type": "column"},
-                {"patterns": [rf".*\.({'|'.join(ROW)})\.weight$"], "partition_type": "row"},
-                {"patterns": [rf".*\.({'|'.join(NORMS_OF_HEADS)})\.weight$"], "partition_type": "skip",
-                 "grad_allreduce": True},
-                {"patterns": [r".*"], "partition_type": "skip"},
-            ],
-        }}  # fmt: skip
+        said["tensor_parallel"] = {
+            "autotp_size": layout.tp,
+            "partition_config": {
+                "use_default_specs": False,
+                "layer_specs": [
+                    {"patterns": [rf".*\.({'|'.join(COLUMN)})\.weight$"], "partition_type": "column"},
+                    {"patterns": [rf".*\.({'|'.join(ROW)})\.weight$"], "partition_type": "row"},
+                    {
+                        "patterns": [rf".*\.({'|'.join(NORMS_OF_HEADS)})\.weight$"],
+                        "partition_type": "skip",
+                        "grad_allreduce": True,
+                    },
+                    {"patterns": [r".*"], "partition_type": "skip"},
+                ],
+            },
+        }
     return said

@@ -63,9 +63,11 @@ class DeepSpeedEngine:
             sizes = shapes_of(shape)
             named = [(_canonical(name), p) for name, p in model.named_parameters()]
             optimizer = make_optimizer(
-                ((name, p, len(sizes[name])) for name, p in named), recipe, device,
+                ((name, p, len(sizes[name])) for name, p in named),
+                recipe,
+                device,
                 self._clip if self.stage == 0 else None,
-            )  # fmt: skip
+            )
             self.engine, wrapped, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=config, mpu=replicas, dist_init_required=False
             )

@@ -18,9 +18,13 @@ class Masters:
     """parameters: by canonical name. whole_shapes: of the whole model. tp: group and rank along it, or None."""
 
     def __init__(
-        self, optimizer: object, stage: int, parameters: dict[str, nn.Parameter],
-        whole_shapes: dict[str, tuple[int, ...]], tp: dist.ProcessGroup | None,
-    ) -> None:  # fmt: skip
+        self,
+        optimizer: object,
+        stage: int,
+        parameters: dict[str, nn.Parameter],
+        whole_shapes: dict[str, tuple[int, ...]],
+        tp: dist.ProcessGroup | None,
+    ) -> None:
         self.optimizer, self.stage, self.parameters, self.whole_shapes = optimizer, stage, parameters, whole_shapes
         self.tp = tp
         self.tp_rank, self.ways = (dist.get_rank(tp), dist.get_world_size(tp)) if tp else (0, 1)

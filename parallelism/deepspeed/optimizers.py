@@ -15,16 +15,20 @@ from ...bench.recipe import Recipe
 
 
 def make_optimizer(
-    named: Iterable[tuple[str, nn.Parameter, int]], recipe: Recipe, device: torch.device,
+    named: Iterable[tuple[str, nn.Parameter, int]],
+    recipe: Recipe,
+    device: torch.device,
     before_update: Callable[[list[Tensor]], None] | None,
-) -> torch.optim.Optimizer:  # fmt: skip
+) -> torch.optim.Optimizer:
     """named: (name, parameter, dimensions of the whole parameter). before_update: is given the gradients (ZeRO 0)."""
     named = list(named)
     groups = [
-        {"params": [p for _, p, dimensions in named if (dimensions > 1) == decays],
-         "weight_decay": recipe.weight_decay if decays else 0.0}
+        {
+            "params": [p for _, p, dimensions in named if (dimensions > 1) == decays],
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+        }
         for decays in (True, False)
-    ]  # fmt: skip
+    ]
     if recipe.optimizer == "sgd":
         optimizer = _sgd(groups, recipe)
     else:

@@ -56,8 +56,12 @@ def forget() -> None:
     from deepspeed.utils import groups
 
     groups.mpu = None
-    for name in ("_TENSOR_MODEL_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP",
-                 "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):  # fmt: skip
+    for name in (
+        "_TENSOR_MODEL_PARALLEL_GROUP",
+        "_MODEL_PARALLEL_GROUP",
+        "_DATA_PARALLEL_GROUP",
+        "_ZERO_PARAM_INTRA_PARALLEL_GROUP",
+    ):
         assert hasattr(groups, name), f"deepspeed.utils.groups.{name} is gone: look what holds its groups now"
         setattr(groups, name, None)
     if hasattr(Patched, "linear_bk"):

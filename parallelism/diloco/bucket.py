@@ -39,10 +39,17 @@ class OuterCopy:
             self.flat.sub_(total, alpha=self.share)
             return
         sgd(
-            [self.flat], [total], [self.momentum], fused=True, lr=self.outer.lr * self.share,
-            momentum=self.outer.momentum, nesterov=self.outer.nesterov, dampening=0.0, weight_decay=0.0,
+            [self.flat],
+            [total],
+            [self.momentum],
+            fused=True,
+            lr=self.outer.lr * self.share,
+            momentum=self.outer.momentum,
+            nesterov=self.outer.nesterov,
+            dampening=0.0,
+            weight_decay=0.0,
             maximize=False,
-        )  # fmt: skip
+        )
 
     def state(self) -> dict[str, Tensor]:
         return {"flat": self.flat.clone()} | ({} if self.momentum is None else {"momentum": self.momentum.clone()})
@@ -58,9 +65,13 @@ class Bucket:
     replicas share, or (eager) one for each."""
 
     def __init__(
-        self, outer: Outer, plan: BucketPlan, replicas: Sequence[Sequence[LocalParameter]], link: Link,
+        self,
+        outer: Outer,
+        plan: BucketPlan,
+        replicas: Sequence[Sequence[LocalParameter]],
+        link: Link,
         copy_per_replica: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.plan = plan
         self.replicas = [[parameters[i].data for i in plan.indices] for parameters in replicas]
         # Parts held by several ranks of a replica count once in its norms.

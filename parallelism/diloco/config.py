@@ -73,9 +73,12 @@ class Outer:
     def __post_init__(self) -> None:
         find = Finder("outer")
         for name, allowed in (
-            ("algorithm", ALGORITHMS), ("placement", PLACEMENTS), ("compression", COMPRESSIONS),
-            ("fragment_order", (*FRAGMENT_ORDERS, None)), ("exchange", (*EXCHANGES, None)),
-        ):  # fmt: skip
+            ("algorithm", ALGORITHMS),
+            ("placement", PLACEMENTS),
+            ("compression", COMPRESSIONS),
+            ("fragment_order", (*FRAGMENT_ORDERS, None)),
+            ("exchange", (*EXCHANGES, None)),
+        ):
             if getattr(self, name) not in allowed:
                 line = f"{name} = {getattr(self, name)!r}: allowed are {', '.join(filter(None, allowed))}"
                 find.add(name, line)
@@ -144,10 +147,18 @@ class Outer:
 
     def _check_ranges(self, find: Finder) -> None:
         for name, low, high in (
-            ("sync_every", 1, math.inf), ("lr", 0, math.inf), ("momentum", 0, 1), ("fragment_layers", 1, math.inf),
-            ("overlap_steps", 0, math.inf), ("mixing_alpha", 0, 1), ("block_size", 8, 65536), ("density", 0, 1),
-            ("error_decay", 0, 1), ("bucket_mb", 0, math.inf), ("quorum_timeout_s", 0, math.inf),
-        ):  # fmt: skip
+            ("sync_every", 1, math.inf),
+            ("lr", 0, math.inf),
+            ("momentum", 0, 1),
+            ("fragment_layers", 1, math.inf),
+            ("overlap_steps", 0, math.inf),
+            ("mixing_alpha", 0, 1),
+            ("block_size", 8, 65536),
+            ("density", 0, 1),
+            ("error_decay", 0, 1),
+            ("bucket_mb", 0, math.inf),
+            ("quorum_timeout_s", 0, math.inf),
+        ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # also refuses NaN
                 find.add(name, f"{name} = {value}: must be between {low} and {high}")

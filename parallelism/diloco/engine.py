@@ -35,15 +35,25 @@ from .quorum import Meeting, MeetingLink, Quorate
 from .streaming import Streaming
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
-    "localsgd": LocalSGD, "diloco": DiLoCo, "streaming": Streaming, "delayed": Delayed, "eager": Eager,
-}  # fmt: skip
+    "localsgd": LocalSGD,
+    "diloco": DiLoCo,
+    "streaming": Streaming,
+    "delayed": Delayed,
+    "eager": Eager,
+}
 
 
 def build_outer(
-    outer: Outer, recipe: Recipe, layers: int, make_engine: Callable[[Recipe], Engine], *,
-    replica_group: dist.ProcessGroup | None, replica_index: int, inner_group: dist.ProcessGroup | None,
+    outer: Outer,
+    recipe: Recipe,
+    layers: int,
+    make_engine: Callable[[Recipe], Engine],
+    *,
+    replica_group: dist.ProcessGroup | None,
+    replica_index: int,
+    inner_group: dist.ProcessGroup | None,
     meeting: Meeting | None = None,
-) -> Engine:  # fmt: skip
+) -> Engine:
     """The engine of a run, whatever its replicas. Collective.
 
     make_engine: builds an engine for one replica's recipe (its share of the global batch).
@@ -62,9 +72,14 @@ def build_outer(
         link = Link(outer.replicas, local, replica_group if outer.placed_replicas > 1 else None)
     engines = [make_engine(own) for _ in range(local)]
     return OuterEngine(
-        outer, engines, link, layers=layers, replica_batch=own.global_batch,
-        first_replica=replica_index * local, inner_group=inner_group,
-    )  # fmt: skip
+        outer,
+        engines,
+        link,
+        layers=layers,
+        replica_batch=own.global_batch,
+        first_replica=replica_index * local,
+        inner_group=inner_group,
+    )
 
 
 class OuterEngine:
@@ -81,9 +96,16 @@ class OuterEngine:
     """
 
     def __init__(
-        self, outer: Outer, engines: Sequence[Engine], link: Link, *, layers: int, replica_batch: int,
-        first_replica: int = 0, inner_group: dist.ProcessGroup | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        outer: Outer,
+        engines: Sequence[Engine],
+        link: Link,
+        *,
+        layers: int,
+        replica_batch: int,
+        first_replica: int = 0,
+        inner_group: dist.ProcessGroup | None = None,
+    ) -> None:
         self.outer, self.engines, self.link = outer, list(engines), link
         self.replica_batch, self.first_replica, self.inner_group = replica_batch, first_replica, inner_group
         self.layers = layers
@@ -151,9 +173,12 @@ class OuterEngine:
             self._finish_device()
             exposed_s = time.perf_counter() - start
             return {
-                "outer_step": float(exchange.received_any), "outer_bytes": float(exchange.sent_bytes),
-                "outer_exposed_s": exposed_s, "outer_time_s": exposed_s + exchange.hidden_s, **self._spread(exchange),
-            }  # fmt: skip
+                "outer_step": float(exchange.received_any),
+                "outer_bytes": float(exchange.sent_bytes),
+                "outer_exposed_s": exposed_s,
+                "outer_time_s": exposed_s + exchange.hidden_s,
+                **self._spread(exchange),
+            }
 
     def count_round(self) -> CommProbe:
         """What this rank hands to collectives in the outer steps of one round of H inner steps. Collective in the
@@ -208,9 +233,7 @@ class OuterEngine:
             return self._eval_inner(tokens, counted)
 
     def _eval_inner(self, tokens: Tensor, counted: Tensor) -> Tensor:
-        return sum(
-            next(iter(engine.evaluations().values()))(*part) for _, engine, part in self._parts(tokens, counted)
-        )
+        return sum(next(iter(engine.evaluations().values()))(*part) for _, engine, part in self._parts(tokens, counted))
 
     @contextmanager
     def _outer_weights(self) -> Iterator[None]:

@@ -45,9 +45,8 @@ class Meeting:
     """
 
     def __init__(
-        self, store: Any, outer: Outer, replica: int, position: int, positions: int,
-        dead: Callable[[], set[int]] = set,
-    ) -> None:  # fmt: skip
+        self, store: Any, outer: Outer, replica: int, position: int, positions: int, dead: Callable[[], set[int]] = set
+    ) -> None:
         self.store, self.outer, self.dead = dist.PrefixStore("outer", store), outer, dead
         self.replica, self.position, self.positions = replica, position, positions
         self.members = frozenset(range(outer.replicas))  # of the last round
@@ -129,9 +128,10 @@ class Meeting:
         begun = time.monotonic()
         while True:
             here = [
-                m for m in range(self.outer.replicas)
+                m
+                for m in range(self.outer.replicas)
                 if self.store.check([f"{round}/{m}/{p}" for p in range(self.positions)])
-            ]  # fmt: skip
+            ]
             back = {m for m in range(self.outer.replicas) if self._back(m) == round - 1}
             expected = self.members.union(back) - self.dead()
             late = time.monotonic() - begun > self.outer.quorum_timeout_s

@@ -18,7 +18,6 @@ SCHEDULES = ("1F1B", "Interleaved1F1B")
 PATCHES = "functions of torch.cuda (on CPU)"  # what it replaces for the whole process
 
 
-
 def available() -> str | None:
     """Why the engine cannot run in this environment, or None."""
     if reason := missing("megatron.core", "megatron"):
@@ -36,27 +35,42 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
     """Why this engine cannot compute a layout that is not impossible, or None where it can."""
     looped = layout.virtual_stages > 1
     checks = [
-        (recipe.optimizer in OPTIMIZERS,
-         f"optimizer {recipe.optimizer} is not megatron's here, which has {', '.join(OPTIMIZERS)}"),
-        (recipe.optimizer != "sgd" or not recipe.weight_decay,
-         "megatron's SGD adds weight decay to the gradient, this recipe takes it off the weights: "
-         "set recipe.weight_decay = 0"),
-        (recipe.optimizer != "sgd" or layout.dp_shard == 1,
-         "megatron's distributed optimizer knows Adam only: with sgd use dp_replicate"),
+        (
+            recipe.optimizer in OPTIMIZERS,
+            f"optimizer {recipe.optimizer} is not megatron's here, which has {', '.join(OPTIMIZERS)}",
+        ),
+        (
+            recipe.optimizer != "sgd" or not recipe.weight_decay,
+            "megatron's SGD adds weight decay to the gradient, this recipe takes it off the weights: "
+            "set recipe.weight_decay = 0",
+        ),
+        (
+            recipe.optimizer != "sgd" or layout.dp_shard == 1,
+            "megatron's distributed optimizer knows Adam only: with sgd use dp_replicate",
+        ),
         (not recipe.z_loss, "megatron's loss has no z-loss: set recipe.z_loss = 0"),
-        (layout.dp_shard == 1 or layout.zero_stage == 1,
-         f"zero_stage {layout.zero_stage}: megatron's distributed optimizer shards optimizer state: "
-         "set zero_stage = 1"),
+        (
+            layout.dp_shard == 1 or layout.zero_stage == 1,
+            f"zero_stage {layout.zero_stage}: megatron's distributed optimizer shards optimizer state: "
+            "set zero_stage = 1",
+        ),
         (layout.hpz == 1, "hpz is deepspeed's"),
         (not layout.offloads, "offload_optimizer and offload_parameters are deepspeed's"),
         (layout.reshard_after_forward, "reshard_after_forward is torch's: leave it out"),
         (layout.loss_parallel, "megatron's loss is always split over the vocabulary: leave loss_parallel out"),
         (not layout.compile, "compile is torch's: megatron brings fused kernels of its own"),
-        (layout.cp == 1, "megatron's context parallel needs Transformer Engine's attention, which this engine does not "
-         "drive: use cp with torch"),
-        (layout.pp == 1 or layout.pp_schedule in SCHEDULES,
-         f"{layout.pp_schedule} is not megatron's, which has {', '.join(SCHEDULES)}"),
-        (layout.pp == 1 or not looped or layout.microbatches % layout.pp == 0,
-         f"{layout.pp_schedule} wants microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}"),
-    ]  # fmt: skip
+        (
+            layout.cp == 1,
+            "megatron's context parallel needs Transformer Engine's attention, which this engine does not "
+            "drive: use cp with torch",
+        ),
+        (
+            layout.pp == 1 or layout.pp_schedule in SCHEDULES,
+            f"{layout.pp_schedule} is not megatron's, which has {', '.join(SCHEDULES)}",
+        ),
+        (
+            layout.pp == 1 or not looped or layout.microbatches % layout.pp == 0,
+            f"{layout.pp_schedule} wants microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}",
+        ),
+    ]
     return next((reason for ok, reason in checks if not ok), None)

@@ -24,11 +24,22 @@ import torch
 FACTORIES = ("arange", "empty", "full", "ones", "tensor", "zeros")
 # Modules that make tensors with device="cuda"; each must be there and use `torch`.
 MODULES = (
-    "distributed.distributed_data_parallel", "distributed.param_and_grad_buffer", "models.gpt.gpt_model",
-    "optimizer", "optimizer.clip_grads", "optimizer.distrib_optimizer", "optimizer.optimizer",
-    "pipeline_parallel.p2p_communication", "pipeline_parallel.schedules", "tensor_parallel.layers",
-    "tensor_parallel.mappings", "tensor_parallel.random", "transformer.module", "transformer.utils", "utils",
-)  # fmt: skip
+    "distributed.distributed_data_parallel",
+    "distributed.param_and_grad_buffer",
+    "models.gpt.gpt_model",
+    "optimizer",
+    "optimizer.clip_grads",
+    "optimizer.distrib_optimizer",
+    "optimizer.optimizer",
+    "pipeline_parallel.p2p_communication",
+    "pipeline_parallel.schedules",
+    "tensor_parallel.layers",
+    "tensor_parallel.mappings",
+    "tensor_parallel.random",
+    "transformer.module",
+    "transformer.utils",
+    "utils",
+)
 
 
 class NoStream:
@@ -125,9 +136,7 @@ def install() -> None:
         if getattr(vars(module).get("torch"), "__name__", None) != "torch":
             raise RuntimeError(f"megatron.core.{name}.torch is gone: this Megatron-Core cannot run on a CPU here")
     random = sys.modules["megatron.core.tensor_parallel.random"]
-    for name, nothing in (
-        ("_get_cuda_rng_state", CpuCuda.get_rng_state), ("_set_cuda_rng_state", CpuCuda.nothing),
-    ):  # fmt: skip
+    for name, nothing in (("_get_cuda_rng_state", CpuCuda.get_rng_state), ("_set_cuda_rng_state", CpuCuda.nothing)):
         if not hasattr(random, name):
             raise RuntimeError(f"{random.__name__}.{name} is gone: this Megatron-Core cannot run on a CPU here")
         setattr(random, name, nothing)

@@ -32,11 +32,7 @@ from ..state_file import read_state, write_state
 
 with warnings.catch_warnings():  # that Transformer Engine and Apex are not there
     warnings.simplefilter("ignore")
-    from megatron.core.distributed import (
-        DistributedDataParallel,
-        DistributedDataParallelConfig,
-        finalize_model_grads,
-    )
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
@@ -80,10 +76,11 @@ class MegatronEngine:
         models = build_chunks(self.shape, layout, config, groups, self.device)
         self.held: list[Held] = [h for model in models for h in held(model, self.shape, layout.tp, self.tp_rank)]
         reduction = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, overlap_grad_reduce=layout.dp > 1,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=layout.dp > 1,
             use_distributed_optimizer=self.distributed_optimizer,
             num_distributed_optimizer_instances=layout.dp_replicate if self.distributed_optimizer else 1,
-        )  # fmt: skip
+        )
         self.chunks = [
             DistributedDataParallel(config, reduction, model, disable_bucketing=number > 0, pg_collection=groups)
             for number, model in enumerate(models)
@@ -94,11 +91,18 @@ class MegatronEngine:
         config.finalize_model_grads_func = finalize_model_grads
         adam = recipe.optimizer == "adamw"
         chosen = OptimizerConfig(
-            optimizer="adam" if adam else "sgd", lr=recipe.lr, weight_decay=recipe.weight_decay,
-            adam_beta1=recipe.beta1 if adam else 0.9, adam_beta2=recipe.beta2, adam_eps=recipe.eps,
-            sgd_momentum=recipe.beta1, clip_grad=recipe.clip_norm, bf16=config.bf16, params_dtype=config.params_dtype,
+            optimizer="adam" if adam else "sgd",
+            lr=recipe.lr,
+            weight_decay=recipe.weight_decay,
+            adam_beta1=recipe.beta1 if adam else 0.9,
+            adam_beta2=recipe.beta2,
+            adam_eps=recipe.eps,
+            sgd_momentum=recipe.beta1,
+            clip_grad=recipe.clip_norm,
+            bf16=config.bf16,
+            params_dtype=config.params_dtype,
             use_distributed_optimizer=self.distributed_optimizer,
-        )  # fmt: skip
+        )
         self.optimizer = get_megatron_optimizer(
             chosen, self.chunks, use_gloo_process_groups=False, pg_collection=groups
         )
@@ -149,8 +153,15 @@ class MegatronEngine:
             local = torch.empty(h.parameter.shape, device=self.device)
             for piece in h.pieces:
                 block = torch.empty(piece.shape, device=self.device)
-                fill(block, piece.name, piece.whole, piece.offset, self.recipe.seed, self.shape.layers,
-                     self.recipe.init_std)  # fmt: skip
+                fill(
+                    block,
+                    piece.name,
+                    piece.whole,
+                    piece.offset,
+                    self.recipe.seed,
+                    self.shape.layers,
+                    self.recipe.init_std,
+                )
                 piece.put(block, local)
             yield h, local
 
@@ -185,11 +196,16 @@ class MegatronEngine:
         given = (inputs, targets) if counted is None else (inputs, targets, counted)
         pieces = list(zip(*(each.split(self.micro_rows) for each in given), strict=True))
         losses = self.forward_backward(
-            forward_step_func=self._forward, data_iterator=[iter(pieces) for _ in self.chunks], model=self.chunks,
-            num_microbatches=len(pieces), seq_length=self.shape.seq_len,
-            micro_batch_size=self.micro_rows, forward_only=counted is not None, p2p_communicator=self.between,
+            forward_step_func=self._forward,
+            data_iterator=[iter(pieces) for _ in self.chunks],
+            model=self.chunks,
+            num_microbatches=len(pieces),
+            seq_length=self.shape.seq_len,
+            micro_batch_size=self.micro_rows,
+            forward_only=counted is not None,
+            p2p_communicator=self.between,
             pg_collection=self.groups,
-        )  # fmt: skip
+        )
         if not losses:  # no last stage here
             return torch.zeros(1, device=self.device)
         return torch.stack(losses)

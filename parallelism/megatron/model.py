@@ -41,34 +41,58 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: tor
     cuda, te, dtype = device.type == "cuda", transformer_engine(device), COMPUTE_DTYPES[recipe.precision]
     swiglu = shape.mlp == "swiglu"
     recompute = {
-        "none": {}, "selective": {"recompute_granularity": "selective"},
+        "none": {},
+        "selective": {"recompute_granularity": "selective"},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[layout.recompute]  # fmt: skip
+    }[layout.recompute]
     parts, last = stage_layers(shape.layers, layout.stages), layout.stages - 1
     # Needed for uneven stages only: what each holds, the vocabulary's two ends included.
-    uneven = [
-        ["embedding"] * (i == 0) + ["decoder"] * len(part) + ["loss"] * (i == last) for i, part in enumerate(parts)
-    ] if shape.layers % layout.stages else None  # fmt: skip
+    uneven = (
+        [["embedding"] * (i == 0) + ["decoder"] * len(part) + ["loss"] * (i == last) for i, part in enumerate(parts)]
+        if shape.layers % layout.stages
+        else None
+    )
     return TransformerConfig(
-        num_layers=shape.layers, hidden_size=shape.width, num_attention_heads=shape.heads,
-        num_query_groups=shape.kv_heads, kv_channels=shape.head_dim, ffn_hidden_size=shape.ffn,
-        gated_linear_unit=swiglu, activation_func=F.silu if swiglu else F.gelu, add_bias_linear=False,
-        normalization="RMSNorm", layernorm_epsilon=shape.norm_eps, qk_layernorm=shape.qk_norm,
-        hidden_dropout=0.0, attention_dropout=0.0, attention_softmax_in_fp32=True,
+        num_layers=shape.layers,
+        hidden_size=shape.width,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        ffn_hidden_size=shape.ffn,
+        gated_linear_unit=swiglu,
+        activation_func=F.silu if swiglu else F.gelu,
+        add_bias_linear=False,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        attention_softmax_in_fp32=True,
         apply_query_key_layer_scaling=False,
-        bf16=recipe.precision == "bf16", params_dtype=dtype, pipeline_dtype=dtype,
-        perform_initialization=False, use_cpu_initialization=not cuda,  # the engine fills in the start values
-        tensor_model_parallel_size=layout.tp, sequence_parallel=layout.sp and layout.tp > 1,
-        pipeline_model_parallel_size=layout.pp, pipeline_model_parallel_layout=uneven,
+        bf16=recipe.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        perform_initialization=False,
+        use_cpu_initialization=not cuda,  # the engine fills in the start values
+        tensor_model_parallel_size=layout.tp,
+        sequence_parallel=layout.sp and layout.tp > 1,
+        pipeline_model_parallel_size=layout.pp,
+        pipeline_model_parallel_layout=uneven,
         virtual_pipeline_model_parallel_size=layout.virtual_stages if layout.virtual_stages > 1 else None,
         # Virtual stages without overlap compute another loss, silently: 15% off in ten steps (megatron-core 0.16).
-        overlap_p2p_comm=layout.virtual_stages > 1, batch_p2p_comm=layout.virtual_stages == 1,
+        overlap_p2p_comm=layout.virtual_stages > 1,
+        batch_p2p_comm=layout.virtual_stages == 1,
         # Over gloo what is freed has not always been sent: 7% off with virtual stages (megatron-core 0.16).
         deallocate_pipeline_outputs=cuda and layout.pp > 1,
-        transformer_impl="transformer_engine" if te else "local", apply_rope_fusion=te,
-        bias_activation_fusion=cuda and swiglu, bias_dropout_fusion=cuda, cross_entropy_loss_fusion=cuda,
-        masked_softmax_fusion=False, gradient_accumulation_fusion=False, **recompute,
-    )  # fmt: skip
+        transformer_impl="transformer_engine" if te else "local",
+        apply_rope_fusion=te,
+        bias_activation_fusion=cuda and swiglu,
+        bias_dropout_fusion=cuda,
+        cross_entropy_loss_fusion=cuda,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        **recompute,
+    )
 
 
 def layer_spec(shape: ModelShape, layers: int, device: torch.device) -> ModuleSpec | TransformerBlockSubmodules:
@@ -93,11 +117,17 @@ def build_chunks(
     for virtual in range(layout.virtual_stages):
         stage = virtual * layout.pp + rank
         chunk = GPTModel(
-            config, layer_spec(shape, len(parts[stage]), device), vocab_size=shape.vocab,
-            max_sequence_length=shape.seq_len, pre_process=stage == 0, post_process=stage == layout.stages - 1,
-            share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope",
-            rotary_base=shape.rope_theta, pg_collection=groups,
+            config,
+            layer_spec(shape, len(parts[stage]), device),
+            vocab_size=shape.vocab,
+            max_sequence_length=shape.seq_len,
+            pre_process=stage == 0,
+            post_process=stage == layout.stages - 1,
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope",
+            rotary_base=shape.rope_theta,
+            pg_collection=groups,
             vp_stage=virtual if layout.virtual_stages > 1 else None,
-        )  # fmt: skip
+        )
         chunks.append(chunk.to(device, config.params_dtype))
     return chunks

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from ...bench.shape import ModelShape
 
 NAMES = {  # of megatron, within a layer or without: ours
-    "embedding.word_embeddings.weight": "embedding.weight", "output_layer.weight": "head.weight",
+    "embedding.word_embeddings.weight": "embedding.weight",
+    "output_layer.weight": "head.weight",
     "decoder.final_layernorm.weight": "norm.weight",
-    "input_layernorm.weight": "attention_norm.weight", "pre_mlp_layernorm.weight": "mlp_norm.weight",
+    "input_layernorm.weight": "attention_norm.weight",
+    "pre_mlp_layernorm.weight": "mlp_norm.weight",
     # Transformer Engine keeps the norm with the matrix that follows it
     "self_attention.linear_qkv.layer_norm_weight": "attention_norm.weight",
     "mlp.linear_fc1.layer_norm_weight": "mlp_norm.weight",
@@ -24,8 +26,9 @@ NAMES = {  # of megatron, within a layer or without: ours
     "self_attention.k_layernorm.weight": "attention.k_norm.weight",
     "self_attention.linear_qkv.weight": "attention.wqkv.weight",
     "self_attention.linear_proj.weight": "attention.wo.weight",
-    "mlp.linear_fc1.weight": "mlp.up.weight", "mlp.linear_fc2.weight": "mlp.down.weight",
-}  # fmt: skip
+    "mlp.linear_fc1.weight": "mlp.up.weight",
+    "mlp.linear_fc2.weight": "mlp.down.weight",
+}
 ROW_PARALLEL = ("linear_proj.weight", "linear_fc2.weight")  # split by input; the other matrices by output
 BY_COLUMNS = ("wo", "down")  # the same, by our names
 

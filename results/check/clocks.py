@@ -45,12 +45,13 @@ def disagreements(rows: Sequence[Mapping], now: float | None = None) -> dict[str
     wall_s, known = columns.numbers("wall_s"), ~columns.null("wall_s")
     found = {
         "wall_s is below 0": wall_s < 0,
-        f"finished_at - started_at is not wall_s, by more than {APART_S:g} s and {APART:.0%}":
-            (wall_s >= 0) & (np.abs(ended - began - wall_s) > APART_S + APART * wall_s),
+        f"finished_at - started_at is not wall_s, by more than {APART_S:g} s and {APART:.0%}": (wall_s >= 0)
+        & (np.abs(ended - began - wall_s) > APART_S + APART * wall_s),
         "started_at is in the future": began > now + AHEAD_S,
-        "elapsed_s is null: between two starts the clock went back, or by months":
-            (columns.numbers("restarts") > 0) & columns.null("elapsed_s") & known,
-    } | _overlaps(rows, began, began + np.where(wall_s > 0, wall_s, 0))  # fmt: skip
+        "elapsed_s is null: between two starts the clock went back, or by months": (columns.numbers("restarts") > 0)
+        & columns.null("elapsed_s")
+        & known,
+    } | _overlaps(rows, began, began + np.where(wall_s > 0, wall_s, 0))
     places = {what: np.flatnonzero(which) for what, which in found.items() if which.any()}
     return {what: [rows[at] for at in places[what]] for what in sorted(places, key=lambda what: places[what][0])}
 
@@ -65,8 +66,10 @@ def _overlaps(rows: Sequence[Mapping], began: np.ndarray, last: np.ndarray) -> d
     early[these] = began[these] < began[before] - APART_S
     for at, other in zip(these, before, strict=True):
         over[at] = not early[at] and began[at] < last[other] - APART_S and _host(rows[at]) == _host(rows[other])
-    return {"an attempt started before the one before it": early,
-            "an attempt started before the one before it had ended, on one host": over}  # fmt: skip
+    return {
+        "an attempt started before the one before it": early,
+        "an attempt started before the one before it had ended, on one host": over,
+    }
 
 
 def _unix_s(stamps: Iterable[object]) -> np.ndarray:
@@ -88,5 +91,6 @@ def clocks(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tupl
     found = disagreements(rows)
     runs = {row["run_id"]: row for some in found.values() for row in some}
     said = "; ".join(f"{what}: {count_of(len({row['run_id'] for row in some}), 'run')}" for what, some in found.items())
-    return verdict(list(runs.values()), said,
-                   f"the stamps of {count_of(len(told), 'attempt')} agree with their durations")
+    return verdict(
+        list(runs.values()), said, f"the stamps of {count_of(len(told), 'attempt')} agree with their durations"
+    )

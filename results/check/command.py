@@ -35,8 +35,13 @@ class Finding:
     run_ids: tuple[str, ...] = ()  # of a failure
 
     def to_dict(self) -> dict:
-        return {"rule": self.rule, "title": self.title, "verdict": self.verdict, "why": self.why,
-                "run_ids": list(self.run_ids)}  # fmt: skip
+        return {
+            "rule": self.rule,
+            "title": self.title,
+            "verdict": self.verdict,
+            "why": self.why,
+            "run_ids": list(self.run_ids),
+        }
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,15 @@ class CheckReport:
         return 1 if any(one.verdict == FAIL for one in self._all) else 0
 
     def to_dict(self) -> dict:
-        return {"path": self.path, "runs": self.runs, "rules": [one.to_dict() for one in self.findings],
-                "beyond": self.beyond.to_dict(), "clocks": self.clocks and self.clocks.to_dict(),
-                "notes": list(self.notes), "passed": self.exit_code == 0}  # fmt: skip
+        return {
+            "path": self.path,
+            "runs": self.runs,
+            "rules": [one.to_dict() for one in self.findings],
+            "beyond": self.beyond.to_dict(),
+            "clocks": self.clocks and self.clocks.to_dict(),
+            "notes": list(self.notes),
+            "passed": self.exit_code == 0,
+        }
 
     def to_text(self) -> str:
         lines = [f"twelve rules (Hoefler and Belli, SC'15) over {count_of(self.runs, 'run')}"]

@@ -31,10 +31,32 @@ NOT_NULL = (
     "engine", "launcher", "world_size", "nodes", "ranks_json", "device_type", "threads_per_rank", "os", "kernel",
     "scalade_version", "git_commit", "python_version", "torch_version", "model_layers", "model_width", "global_batch",
 )  # fmt: skip
-FACTORS = (*MODEL, *DATA, *RECIPE, BATCH, TOKENS, *OUTER, "seed", "outer_replicas", "engine", "layout", "world_size",
-           "nodes")  # fmt: skip
-UNINTENDED = ("git_commit", "torch_version", "cuda_version", "nccl_version", "driver_version", "python_version",
-              "kernel", "device_name", "cpu_model", "scalade_version")  # fmt: skip
+FACTORS = (
+    *MODEL,
+    *DATA,
+    *RECIPE,
+    BATCH,
+    TOKENS,
+    *OUTER,
+    "seed",
+    "outer_replicas",
+    "engine",
+    "layout",
+    "world_size",
+    "nodes",
+)
+UNINTENDED = (
+    "git_commit",
+    "torch_version",
+    "cuda_version",
+    "nccl_version",
+    "driver_version",
+    "python_version",
+    "kernel",
+    "device_name",
+    "cpu_model",
+    "scalade_version",
+)
 Outcome = tuple[str, str, Sequence[Mapping]]
 
 
@@ -93,8 +115,11 @@ def _base(table: Table) -> Outcome:
     if not bases and not failed:
         return SKIP, "one device count for each workload: no speedup" if table.groups else "no timed run", ()
     kinds = " and ".join("a single process" if n == 1 else f"{n} processes" for n in sorted(bases))
-    return outcome_of(failed, "no run on fewer devices does the same work, in all or per device: there is no base",
-                      f"the base is {kinds}; its tokens/s and step time stand beside every ratio")  # fmt: skip
+    return outcome_of(
+        failed,
+        "no run on fewer devices does the same work, in all or per device: there is no base",
+        f"the base is {kinds}; its tokens/s and step time stand beside every ratio",
+    )
 
 
 def _subsets(table: Table) -> Outcome:
@@ -108,11 +133,13 @@ def _subsets(table: Table) -> Outcome:
             gaps.append(table.rows[order[-1]])
     gaps.sort(key=lambda row: row["case_id"] or "")
     left_out = len(table.rows) - len(table.ok)
-    return outcome_of(silent + gaps,
-                      f"{count_of(len(silent), 'run')} came to nothing without a reason, "
-                      + count_of(len(gaps), "case lacks repeats", "cases lack repeats"),
-                      count_of(left_out, "run is not ok, with its reason", "runs are not ok, each with its reason")
-                      + "; no repeat is missing")  # fmt: skip
+    return outcome_of(
+        silent + gaps,
+        f"{count_of(len(silent), 'run')} came to nothing without a reason, "
+        + count_of(len(gaps), "case lacks repeats", "cases lack repeats"),
+        count_of(left_out, "run is not ok, with its reason", "runs are not ok, each with its reason")
+        + "; no repeat is missing",
+    )
 
 
 def _means(table: Table) -> Outcome:
@@ -128,10 +155,11 @@ def _means(table: Table) -> Outcome:
     wanted = np.where(np.isnan(timed), wanted, _over(timed, number("timed_s")))
     a_row = np.nan_to_num(number("model_seq_len")) / np.where(_true(seen), seen, 1)  # tokens_seen is whole sequences
     holds = _close(rate, wanted, np.where(partly, a_row, 1e-6))
-    return outcome_of(_those(table.ok, rated & ~holds),
-                      "tokens_per_s is neither tokens_per_step / step_time_s nor timed_tokens / timed_s: a rate "
-                      "was averaged",
-                      "every rate is work over the summarised time")  # fmt: skip
+    return outcome_of(
+        _those(table.ok, rated & ~holds),
+        "tokens_per_s is neither tokens_per_step / step_time_s nor timed_tokens / timed_s: a rate was averaged",
+        "every rate is work over the summarised time",
+    )
 
 
 def _ratios(table: Table) -> Outcome:
@@ -144,8 +172,11 @@ def _ratios(table: Table) -> Outcome:
         given = given or not np.isnan(ratio).all()
     if not given:
         return SKIP, "no ratio in the table (no mfu: the peak is unknown)", ()
-    return outcome_of(_once(_those(table.ok, failed)), "mfu is not FLOPs x rate / peak of its row",
-                      "every ratio follows from the rate and the peak of its own row")  # fmt: skip
+    return outcome_of(
+        _once(_those(table.ok, failed)),
+        "mfu is not FLOPs x rate / peak of its row",
+        "every ratio follows from the rate and the peak of its own row",
+    )
 
 
 def _intervals(table: Table) -> Outcome:
@@ -156,10 +187,12 @@ def _intervals(table: Table) -> Outcome:
     repeated = (table.sizes > 1) & _alike(table, "seed")
     same = (repeated & _alike(table, "train_loss_last")).sum()
     losses = f"the losses of {same} of {repeated.sum()} repeated cases are bitwise the same, times never are"
-    return outcome_of([row for group in few for row in group.rows],
-                      f"{len(few)} of {count_of(len(table.groups), 'case')} {_have(few)} fewer than {MIN_RUNS} runs: "
-                      f"no interval; {losses}",
-                      f"every case has at least {MIN_RUNS} runs; {losses}")  # fmt: skip
+    return outcome_of(
+        [row for group in few for row in group.rows],
+        f"{len(few)} of {count_of(len(table.groups), 'case')} {_have(few)} fewer than {MIN_RUNS} runs: "
+        f"no interval; {losses}",
+        f"every case has at least {MIN_RUNS} runs; {losses}",
+    )
 
 
 def _normality(table: Table) -> Outcome:
@@ -187,9 +220,11 @@ def _comparison(table: Table) -> Outcome:
     sound = (~np.isnan(p)).sum()
     differ = (p < 0.05 / max(sound, 1)).sum()
     test = f"Kruskal-Wallis tells the layouts apart in {differ} of {sound} workloads"
-    return outcome_of([row for group in few for row in group.rows],
-                      f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}",
-                      test)  # fmt: skip
+    return outcome_of(
+        [row for group in few for row in group.rows],
+        f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}",
+        test,
+    )
 
 
 def _center(table: Table) -> Outcome:
@@ -227,8 +262,9 @@ def _factors(table: Table) -> Outcome:
     also = f"; not factors, yet varying: {', '.join(mixed)}" if mixed else ""
     if mixed and not failed:
         return FAIL, f"varying without being a factor: {', '.join(mixed)}", _minority(table.ok, columns, mixed)
-    return outcome_of(_once(table.ok[at] for at in failed), "; ".join(said) + also,
-                      f"set-up complete; factors (levels): {varied}")  # fmt: skip
+    return outcome_of(
+        _once(table.ok[at] for at in failed), "; ".join(said) + also, f"set-up complete; factors (levels): {varied}"
+    )
 
 
 def _time(table: Table) -> Outcome:
@@ -240,10 +276,12 @@ def _time(table: Table) -> Outcome:
     maps = joint([table.of_ok.of("ranks_json")], len(table.ok))
     mapped = np.array([len(hosts_of(table.ok[at]["ranks_json"])) for at in first_of(maps)])[maps]
     holds = _true(number("measure_warmup_steps")) & _true(number("timed_steps")) & (mapped == number("world_size"))
-    return outcome_of(_those(table.ok, timed & ~holds),
-                      "no warm-up was left out, no step is counted as timed, or the ranks' hosts are not all known",
-                      "each step is that of its slowest rank, a run the median over its timed steps; warm-up is "
-                      "marked, the map of ranks is kept")  # fmt: skip
+    return outcome_of(
+        _those(table.ok, timed & ~holds),
+        "no warm-up was left out, no step is counted as timed, or the ranks' hosts are not all known",
+        "each step is that of its slowest rank, a run the median over its timed steps; warm-up is "
+        "marked, the map of ranks is kept",
+    )
 
 
 def _bounds(table: Table) -> Outcome:
@@ -251,8 +289,11 @@ def _bounds(table: Table) -> Outcome:
     if not table.ok:
         return SKIP, "no run with status ok", ()
     failed = _those(table.ok, table.of_ok.null("peak_flops") & table.of_ok.null("predicted_step_time_s"))
-    return outcome_of(failed, "neither peak_flops nor a predicted step time: ask for `measure.peak_matmul = true`",
-                      "a peak or a predicted step time bounds every run")  # fmt: skip
+    return outcome_of(
+        failed,
+        "neither peak_flops nor a predicted step time: ask for `measure.peak_matmul = true`",
+        "a peak or a predicted step time bounds every run",
+    )
 
 
 def _plots(table: Table) -> Outcome:
@@ -267,9 +308,12 @@ def _plots(table: Table) -> Outcome:
     for (model, engine, _), devices in counts.items():  # a single process belongs to every family
         devices |= counts.get((model, engine, "single"), set())
     lines = sum(len(devices) > 2 for devices in counts.values())
-    return outcome_of(failed, "not every step of the run is kept",
-                      f"every step is kept; {lines} of {len(counts)} families have three device counts or more; "
-                      "draw the others as points, not lines")  # fmt: skip
+    return outcome_of(
+        failed,
+        "not every step of the run is kept",
+        f"every step is kept; {lines} of {len(counts)} families have three device counts or more; "
+        "draw the others as points, not lines",
+    )
 
 
 RULES: tuple[tuple[str, Callable[[Table], Outcome]], ...] = (

@@ -66,12 +66,20 @@ def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Steps]) -> Breakdown:
     if whole is not None and bubble is not None:
         share = bubble / (whole + late)
     return Breakdown(
-        step_s=step, compute_s=compute, exposed_comm_s=exposed, exposed_comm_min_s=over("exposed_comm_min_s"),
-        bubble_s=bubble, data_s=over("data_s"), optimizer_s=None if optimizer is None else optimizer - late,
-        outer_s=over("outer_s"), residual_s=residual,
+        step_s=step,
+        compute_s=compute,
+        exposed_comm_s=exposed,
+        exposed_comm_min_s=over("exposed_comm_min_s"),
+        bubble_s=bubble,
+        data_s=over("data_s"),
+        optimizer_s=None if optimizer is None else optimizer - late,
+        outer_s=over("outer_s"),
+        residual_s=residual,
         residual_flagged=None if residual is None else abs(residual) > RESIDUAL_FLAG * step,
-        comm_unhidden_s=over("comm_time_s"), bubble_share=share, bubble_share_theory=bubble_share(rows[0]),
-    )  # fmt: skip
+        comm_unhidden_s=over("comm_time_s"),
+        bubble_share=share,
+        bubble_share_theory=bubble_share(rows[0]),
+    )
 
 
 def bubble_share(row: Mapping) -> float | None:
@@ -84,12 +92,17 @@ def bubble_share(row: Mapping) -> float | None:
 
 def _of_run(row: Mapping, steps: Steps | None) -> dict[str, float | None]:
     return {
-        "step_s": row["step_time_s"], "forward_backward_s": row.get("compute_time_s"),
-        "exposed_comm_s": row.get("exposed_comm_time_s"), "exposed_comm_min_s": row.get("exposed_comm_time_min_s"),
-        "bubble_s": row.get("bubble_time_s"), "optimizer_wait_s": row.get("optimizer_wait_s"),
-        "data_s": row.get("data_time_s"), "optimizer_s": row.get("optimizer_time_s"),
-        "outer_s": outer_of_step_s(row, steps), "comm_time_s": row.get("comm_time_s"),
-    }  # fmt: skip
+        "step_s": row["step_time_s"],
+        "forward_backward_s": row.get("compute_time_s"),
+        "exposed_comm_s": row.get("exposed_comm_time_s"),
+        "exposed_comm_min_s": row.get("exposed_comm_time_min_s"),
+        "bubble_s": row.get("bubble_time_s"),
+        "optimizer_wait_s": row.get("optimizer_wait_s"),
+        "data_s": row.get("data_time_s"),
+        "optimizer_s": row.get("optimizer_time_s"),
+        "outer_s": outer_of_step_s(row, steps),
+        "comm_time_s": row.get("comm_time_s"),
+    }
 
 
 def waits_in_steps(row: Mapping) -> bool:

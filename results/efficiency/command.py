@@ -26,10 +26,20 @@ MODES = ("strong", "weak")
 
 
 def efficiency(
-    path: str | Path, *, mode: str | None = None, form: str | None = None, base: str | None = None,
-    where: str | None = None, target_loss: float | None = None, loss_window: int = loss.WINDOW,
-    allow: Sequence[str] = (), published: str | None = None, level: float = 0.95, draws: int = 2000, seed: int = 0,
-) -> EfficiencyReport:  # fmt: skip
+    path: str | Path,
+    *,
+    mode: str | None = None,
+    form: str | None = None,
+    base: str | None = None,
+    where: str | None = None,
+    target_loss: float | None = None,
+    loss_window: int = loss.WINDOW,
+    allow: Sequence[str] = (),
+    published: str | None = None,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> EfficiencyReport:
     """Scaling efficiency of the runs at `path` (see read_runs).
 
     mode: `strong` (total work fixed) or `weak` (work of each device); None: as the tokens of a step say.
@@ -53,8 +63,10 @@ def efficiency(
     if (form == "loss") != (target_loss is not None):
         raise ValueError("form loss and target_loss go together: give both or neither")
     if not 0 < level < 1 or draws < 0 or loss_window < 1:
-        raise ValueError(f"level {level:g}, draws {draws}, loss_window {loss_window}: level must lie between 0 and 1, "
-                         "draws be at least 0, loss_window at least 1")  # fmt: skip
+        raise ValueError(
+            f"level {level:g}, draws {draws}, loss_window {loss_window}: level must lie between 0 and 1, "
+            "draws be at least 0, loss_window at least 1"
+        )
     with noted() as told:
         rows = rows_of(runs_table(path, where=where))
         bases = set(runs_table(path, where=base, columns=["run_id"])["run_id"].to_pylist()) if base else None
@@ -73,10 +85,14 @@ def efficiency(
     refused += _lost(lost)
     notes = [f"warning: {line}" for line in told]
     return EfficiencyReport(
-        str(path), options, tuple(series), tuple(refused), tuple(notes + _mixed(found)),
+        str(path),
+        options,
+        tuple(series),
+        tuple(refused),
+        tuple(notes + _mixed(found)),
         compared(found, published) if published else (),
         tuple(one for one in fastest(found, level) if one.others) if form != "loss" else (),
-    )  # fmt: skip
+    )
 
 
 def _nothing_timed(lost: Sequence[dict], where: str | None) -> str:
@@ -129,8 +145,10 @@ def _read(path: str | Path, rows: Iterable[Mapping], names: Sequence[str]) -> St
 def _mixed(found) -> list[str]:
     """What varies between the runs without deciding the work: it may explain a difference."""
     notes = []
-    every, parallel = ([row for group in some for row in group.rows]
-                       for some in (found, [group for group in found if group.devices > 1]))  # fmt: skip
+    every, parallel = (
+        [row for group in some for row in group.rows]
+        for some in (found, [group for group in found if group.devices > 1])
+    )
     names = ("git_commit", "torch_version", "cuda_version", "nccl_version", "driver_version", "backend")
     for name in names:
         values = len(np.unique(Coded(parallel if name == "backend" else every).of(name)))

@@ -107,11 +107,14 @@ class Fastest:
 
     def to_dict(self) -> dict:
         return {
-            "run_ids": [row["run_id"] for row in self.best.rows], "layout": self.best.label,
-            "devices": self.best.devices, "tokens_per_s": self.rate.to_dict(),
+            "run_ids": [row["run_id"] for row in self.best.rows],
+            "layout": self.best.label,
+            "devices": self.best.devices,
+            "tokens_per_s": self.rate.to_dict(),
             "not_told_apart": [_named(group) for group, _ in self.ties],
-            "slower_but_not_shown": [_named(group) for group in self.unproven], "runs_needed": self.needed,
-        }  # fmt: skip
+            "slower_but_not_shown": [_named(group) for group in self.unproven],
+            "runs_needed": self.needed,
+        }
 
 
 def same_training(found: Sequence[Group]) -> list[int]:

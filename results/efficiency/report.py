@@ -61,22 +61,29 @@ class EfficiencyReport:
     def to_dict(self) -> dict:
         options = self.options
         return {
-            "path": self.path, "mode": options.mode, "form": options.form, "target_loss": options.target_loss,
-            "level": options.level, "interval": "Hodges-Lehmann ratio, exact Mann-Whitney, over runs",
-            "series": [one.to_dict() for one in self.series], "refused": [one.to_dict() for one in self.refused],
-            "notes": list(self.notes), "fastest": [one.to_dict() for one in self.fastest],
+            "path": self.path,
+            "mode": options.mode,
+            "form": options.form,
+            "target_loss": options.target_loss,
+            "level": options.level,
+            "interval": "Hodges-Lehmann ratio, exact Mann-Whitney, over runs",
+            "series": [one.to_dict() for one in self.series],
+            "refused": [one.to_dict() for one in self.refused],
+            "notes": list(self.notes),
+            "fastest": [one.to_dict() for one in self.fastest],
             "published": [
                 {"layout": one.group.label, "devices": one.group.devices, **each.to_dict()}
-                for one in self.published for each in one.against
+                for one in self.published
+                for each in one.against
             ],
-        }  # fmt: skip
+        }
 
     def to_text(self) -> str:
         options = self.options
         goal = f", time to loss {options.target_loss:g}" if options.form == "loss" else f", {options.form}"
         lines = [
             f"{options.mode} scaling{goal}; intervals {options.level:.0%} over runs (exact, rank-based), "
-            "[least .. most] where runs are too few",
+            "[least .. most] where runs are too few"
         ]
         told = varying([one.base.group for one in self.series])
         shown = _largest(self.series)
@@ -127,13 +134,25 @@ def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) 
     for point in series.points:
         absolute, _ = _absolute(point, options)
         ideal = _ideal(series, point, options)
-        cells = (str(point.group.devices), point.group.label, str(absolute.runs), _number(absolute.value),
-                 _interval(absolute), _number(ideal))  # fmt: skip
+        cells = (
+            str(point.group.devices),
+            point.group.label,
+            str(absolute.runs),
+            _number(absolute.value),
+            _interval(absolute),
+            _number(ideal),
+        )
         if point.is_base:
             rows.append((*cells, "1", "1", "base"))
         else:
-            rows.append((*cells, f"{point.speedup.value:.2f}", f"{point.efficiency.value:.3f}",
-                         _interval(point.efficiency, digits=3)))  # fmt: skip
+            rows.append(
+                (
+                    *cells,
+                    f"{point.speedup.value:.2f}",
+                    f"{point.efficiency.value:.3f}",
+                    _interval(point.efficiency, digits=3),
+                )
+            )
     lines += aligned(rows, left=(1,), indent="  ")
     few = [point.group.where for point in series.points if point.tokens_per_s.note]
     lines += [f"  too few runs (under 6) for an interval: {', '.join(few)}"] if few else []
@@ -174,8 +193,10 @@ def _part_lines(series: Series) -> list[str]:
     bubble = "  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"
     return [
         "  where the step went, % (-: not measured, left in compute or residual; in brackets: the least of any rank)",
-        *aligned(rows, left=(1,), indent="  "), *([bubble] if pipelined else []), *flag,
-    ]  # fmt: skip
+        *aligned(rows, left=(1,), indent="  "),
+        *([bubble] if pipelined else []),
+        *flag,
+    ]
 
 
 def _percent(value: float | None, whole: float = 1.0) -> str:

@@ -48,8 +48,13 @@ class Refusal:
     columns: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
-        return {"what": self.what, "run_ids": list(self.run_ids), "why": self.why, "base": self.base,
-                "columns": list(self.columns)}  # fmt: skip
+        return {
+            "what": self.what,
+            "run_ids": list(self.run_ids),
+            "why": self.why,
+            "base": self.base,
+            "columns": list(self.columns),
+        }
 
 
 @dataclass(frozen=True)
@@ -125,16 +130,22 @@ class Point:
         group = self.group
         optional = {"time_to_loss_s": self.time_to_loss_s, "speedup": self.speedup, "efficiency": self.efficiency}
         return {
-            "is_base": self.is_base, "devices": group.devices, "layout": group.label, "engine": group["engine"],
+            "is_base": self.is_base,
+            "devices": group.devices,
+            "layout": group.label,
+            "engine": group["engine"],
             "case_ids": sorted({row["case_id"] for row in group.rows}),
             "run_ids": [row["run_id"] for row in group.rows],
-            "not_ok_run_ids": [row["run_id"] for row in group.not_ok], "global_batch": group["global_batch"],
+            "not_ok_run_ids": [row["run_id"] for row in group.not_ok],
+            "global_batch": group["global_batch"],
             "tokens_per_step": float(group.work.tokens),
-            "tokens_per_s": self.tokens_per_s.to_dict(), "step_time_s": self.step_time_s.to_dict(),
+            "tokens_per_s": self.tokens_per_s.to_dict(),
+            "step_time_s": self.step_time_s.to_dict(),
             **{name: estimate and estimate.to_dict() for name, estimate in optional.items()},
-            "ideal_tokens_per_s": self.ideal_tokens_per_s, "breakdown": self.breakdown.to_dict(),
+            "ideal_tokens_per_s": self.ideal_tokens_per_s,
+            "breakdown": self.breakdown.to_dict(),
             "allowed_to_differ": list(self.allowed),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -178,13 +189,16 @@ class Series:
             grid.add(n)
             n *= 2
         return {
-            "family": self.family, "engine": self.engine, "points": [point.to_dict() for point in self.points],
-            "laws": [fit.to_dict() for fit in self.laws], "curve": self.curve(sorted(grid)),
-        }  # fmt: skip
+            "family": self.family,
+            "engine": self.engine,
+            "points": [point.to_dict() for point in self.points],
+            "laws": [fit.to_dict() for fit in self.laws],
+            "curve": self.curve(sorted(grid)),
+        }
 
 
 def read_series(
-    found: Sequence[Group], steps: Mapping[str, Steps], options: Options, declared: Sequence[Group] | None = None,
+    found: Sequence[Group], steps: Mapping[str, Steps], options: Options, declared: Sequence[Group] | None = None
 ) -> tuple[list[Series], list[Refusal]]:
     """Every family of every base, and what could not be compared.
 
@@ -197,8 +211,10 @@ def read_series(
     usable = []
     for group in found:
         if options.form == "loss":
-            told = [time_to_loss_s(row, steps.get(row["run_id"]), options.target_loss, options.loss_window)
-                    for row in group.rows]  # fmt: skip
+            told = [
+                time_to_loss_s(row, steps.get(row["run_id"]), options.target_loss, options.loss_window)
+                for row in group.rows
+            ]
             missed = [(row["run_id"], why) for row, (_, why) in zip(group.rows, told, strict=True) if why]
             if missed:  # the runs that made it would be the lucky ones: the group is out
                 refused.append(Refusal(group.where, tuple(run for run, _ in missed), missed[0][1]))

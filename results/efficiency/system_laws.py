@@ -59,25 +59,43 @@ LAWS = {
     law.name: law
     for law in (
         SystemLaw(
-            "amdahl", "X1 / (s + (1 - s) / n)", ("strong",), ("s",),
+            "amdahl",
+            "X1 / (s + (1 - s) / n)",
+            ("strong",),
+            ("s",),
             speedup=lambda n, s: n / (1 + s * (n - 1)),
-            features=lambda n: np.stack([np.ones_like(n), n], -1), inverse=True, share=True,
-            peak=lambda s: inf, half=lambda s: 1 + 1 / s if s > 0 else inf,
+            features=lambda n: np.stack([np.ones_like(n), n], -1),
+            inverse=True,
+            share=True,
+            peak=lambda s: inf,
+            half=lambda s: 1 + 1 / s if s > 0 else inf,
         ),
         SystemLaw(
-            "gustafson", "X1 (n - s (n - 1))", ("weak",), ("s",),
+            "gustafson",
+            "X1 (n - s (n - 1))",
+            ("weak",),
+            ("s",),
             speedup=lambda n, s: n - s * (n - 1),
-            features=lambda n: np.stack([np.ones_like(n), 1 / n], -1), inverse=False, share=True,
-            peak=lambda s: inf, half=lambda s: s / (s - 0.5) if s > 0.5 else inf,
+            features=lambda n: np.stack([np.ones_like(n), 1 / n], -1),
+            inverse=False,
+            share=True,
+            peak=lambda s: inf,
+            half=lambda s: s / (s - 0.5) if s > 0.5 else inf,
         ),
         SystemLaw(
-            "usl", "X1 n / (1 + sigma (n - 1) + kappa n (n - 1))", ("strong", "weak"), ("sigma", "kappa"),
+            "usl",
+            "X1 n / (1 + sigma (n - 1) + kappa n (n - 1))",
+            ("strong", "weak"),
+            ("sigma", "kappa"),
             speedup=lambda n, sigma, kappa: n / (1 + sigma * (n - 1) + kappa * n * (n - 1)),
-            features=lambda n: np.stack([np.ones_like(n), n - 1, n * (n - 1)], -1), inverse=True, share=False,
-            peak=lambda sigma, kappa: sqrt(max(1 - sigma, 0.0) / kappa) if kappa > 0 else inf, half=_usl_half,
+            features=lambda n: np.stack([np.ones_like(n), n - 1, n * (n - 1)], -1),
+            inverse=True,
+            share=False,
+            peak=lambda sigma, kappa: sqrt(max(1 - sigma, 0.0) / kappa) if kappa > 0 else inf,
+            half=_usl_half,
         ),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -113,11 +131,16 @@ class LawFit:
         if self.refused:
             return {"law": self.law.name, "equation": self.law.equation, "refused": self.refused}
         return {
-            "law": self.law.name, "equation": self.law.equation, "x1_tokens_per_s": self.x1.to_dict(),
+            "law": self.law.name,
+            "equation": self.law.equation,
+            "x1_tokens_per_s": self.x1.to_dict(),
             "parameters": {name: value.to_dict() for name, value in self.parameters.items()},
-            "peak_devices": self.peak.to_dict(), "half_efficiency_devices": self.half.to_dict(),
-            "rms_relative_error": self.rms_relative_error, "measured_to_devices": self.measured_to, "note": self.note,
-        }  # fmt: skip
+            "peak_devices": self.peak.to_dict(),
+            "half_efficiency_devices": self.half.to_dict(),
+            "rms_relative_error": self.rms_relative_error,
+            "measured_to_devices": self.measured_to,
+            "note": self.note,
+        }
 
 
 def fit_law(
@@ -131,9 +154,12 @@ def fit_law(
 
 
 def fit_laws(
-    laws: Sequence[SystemLaw], runs: Mapping[int, Sequence[float]], level: float = 0.95, draws: int = 2000,
+    laws: Sequence[SystemLaw],
+    runs: Mapping[int, Sequence[float]],
+    level: float = 0.95,
+    draws: int = 2000,
     seed: int = 0,
-) -> list[LawFit]:  # fmt: skip
+) -> list[LawFit]:
     """fit_law of each, over the same resamples."""
     measured = _Measured(runs, level, draws, seed)
     return [_fit(law, measured) for law in laws]
@@ -190,11 +216,15 @@ def _fit(law: SystemLaw, measured: _Measured) -> LawFit:
     few = measured.fewest < MIN_RUNS
     note = f"too few runs for intervals: {measured.fewest} at some device count, {MIN_RUNS} wanted" if few else None
     return LawFit(
-        law, x1=one(0), peak=over(law.peak), half=over(law.half),
+        law,
+        x1=one(0),
+        peak=over(law.peak),
+        half=over(law.half),
         parameters={name: one(place) for place, name in enumerate(law.parameters, 1)},
         rms_relative_error=float(np.sqrt(np.mean((np.exp(measured.levels) / fitted - 1) ** 2))),
-        measured_to=int(counts[-1]), note=note,
-    )  # fmt: skip
+        measured_to=int(counts[-1]),
+        note=note,
+    )
 
 
 def _solve(law: SystemLaw, counts: np.ndarray, logs: np.ndarray) -> np.ndarray:

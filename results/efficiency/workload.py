@@ -34,9 +34,10 @@ BATCH = "global_batch"
 TOKENS = "tokens_per_step"
 MODEL = tuple(name for name in columns_of("Model") if name.startswith("model_"))
 DATA = tuple(
-    name for name in columns_of("Data")
+    name
+    for name in columns_of("Data")
     if name.startswith("data_") and name not in ("data_path", "data_val_path", "data_tokens", "data_entropy_nats")
-)  # fmt: skip
+)
 RECIPE = columns_of("Recipe", but=("seed", BATCH, "start_weights"))
 OUTER = tuple(name for name in _OUTER[: _OUTER.index("outer_steps")] if name not in _NOT_SETTINGS)
 CONDITIONS = ("recompute", "compile", "device_type", "device_name", "threads_per_rank")
@@ -237,9 +238,11 @@ class Bases:
         families = dict.fromkeys((group.family, "single"))
         for keys in zip(*(self._keys(group, family) for family in families), strict=True):
             candidates = [
-                other for key in dict.fromkeys(keys) for other in self.pools.get(key, ())[:NEAR]
+                other
+                for key in dict.fromkeys(keys)
+                for other in self.pools.get(key, ())[:NEAR]
                 if other is not group and (self.declared or other.devices < group.devices)
-            ]  # fmt: skip
+            ]
             if candidates:
                 named = [(differing(group, other, self.mode, self.allow), other) for other in candidates]
                 names, best = min(named, key=lambda pair: (len(pair[0]), *_small_and_fast(pair[1])))

@@ -27,10 +27,23 @@ from .rule import FAILING, IMPROVED, METRICS, MISSING, NEW, NOISY, SAME, SKIPPED
 
 HARDWARE = ("cpu_model", "cpu_count", "host_memory_bytes", "device_name", "device_count", "threads_per_rank", "nodes")
 SOFTWARE = (
-    "driver_version", "os", "kernel", "backend", "launcher", "python_version", "torch_version", "cuda_version",
-    "nccl_version", "omp_wait_policy", "deepspeed_version", "megatron_version", "mpi_version", "scalade_version",
-    "git_commit", "git_dirty",
-)  # fmt: skip
+    "driver_version",
+    "os",
+    "kernel",
+    "backend",
+    "launcher",
+    "python_version",
+    "torch_version",
+    "cuda_version",
+    "nccl_version",
+    "omp_wait_policy",
+    "deepspeed_version",
+    "megatron_version",
+    "mpi_version",
+    "scalade_version",
+    "git_commit",
+    "git_dirty",
+)
 JSON_KIND = "scalade comparison"
 
 
@@ -97,9 +110,12 @@ class _Pair:
 
 
 def compare(
-    base: str | Path, head: str | Path, rule: Rule | None = None, where: str | None = None,
+    base: str | Path,
+    head: str | Path,
+    rule: Rule | None = None,
+    where: str | None = None,
     confirm: str | Path | None = None,
-) -> Comparison:  # fmt: skip
+) -> Comparison:
     """Compare two tables: results folders, or Parquet files that `export` wrote.
 
     where: a filter on both, as `engine == torch`
@@ -123,12 +139,14 @@ def compare(
         again = _compared_again(tables[0], path, where, rule) if _holds_runs(path) else _compared_before(path)
         findings = _confirmed(findings, evidence, path, *again)
     return Comparison(
-        base=str(base), head=str(head), rule=rule,
+        base=str(base),
+        head=str(head),
+        rule=rule,
         findings=tuple(sorted(findings, key=lambda one: not one.fails)),
         losses=tuple(compare_losses(*tables, alpha=rule.alpha, declared=rule.loss_tolerance)),
         notes=(*told, *_notes(*tables, findings)),
         evidence=evidence,
-    )  # fmt: skip
+    )
 
 
 def findings_of(base: list[dict], head: list[dict], rule: Rule) -> list[Finding]:
@@ -143,8 +161,9 @@ def findings_of(base: list[dict], head: list[dict], rule: Rule) -> list[Finding]
     ]
     samples = {
         index: compare_samples(pair.base, pair.head, rule.alpha, blocks=pair.draft.interleaved is False)
-        for index, pair in enumerate(pairs) if pair.head
-    }  # fmt: skip
+        for index, pair in enumerate(pairs)
+        if pair.head
+    }
     adjusted = dict(zip(samples, holm([sample.p for sample in samples.values()]), strict=True))
     return [
         _judged(pair, samples[index], adjusted[index], len(samples), rule) if index in samples else pair.draft
@@ -195,10 +214,17 @@ def _pair(case_id: str, name: str, base: list[dict], head: list[dict], metric: M
         return unmeasured(MISSING, f"{some} without {metric.column}{_because(ok[1], metric)}")
     failed = len(base) - len(measured[0])
     draft = Finding(
-        case_id, name, metric.column, SAME, len(measured[0]), len(measured[1]),
+        case_id,
+        name,
+        metric.column,
+        SAME,
+        len(measured[0]),
+        len(measured[1]),
         reason=f"{failed} of {count_of(len(base), 'run')} of BASE left out: not ok or not measured" if failed else None,
-        base=statistics.median(measured[0]), head=statistics.median(measured[1]), interleaved=_interleaved(*ok),
-    )  # fmt: skip
+        base=statistics.median(measured[0]),
+        head=statistics.median(measured[1]),
+        interleaved=_interleaved(*ok),
+    )
     return _Pair(draft, tuple(measured[0]), tuple(measured[1]))
 
 
@@ -252,11 +278,19 @@ def _judged(pair: _Pair, sample: Sample, p_adjusted: float, tests: int, rule: Ru
         else:
             reasons.append(f"the interval does not exclude a change of {rule.margin:.3g}")
     return replace(
-        pair.draft, verdict=verdict, reason="; ".join(filter(None, reasons)) or None, ratio=sample.ratio,
-        low=sample.low, high=sample.high, p=sample.p, p_adjusted=p_adjusted, smallest_seen=seen,
-        spread=math.expm1(sample.spread), confirmed=False if verdict in IMPROVED else None,
+        pair.draft,
+        verdict=verdict,
+        reason="; ".join(filter(None, reasons)) or None,
+        ratio=sample.ratio,
+        low=sample.low,
+        high=sample.high,
+        p=sample.p,
+        p_adjusted=p_adjusted,
+        smallest_seen=seen,
+        spread=math.expm1(sample.spread),
+        confirmed=False if verdict in IMPROVED else None,
         noise_fails=rule.fail_on_noise,
-    )  # fmt: skip
+    )
 
 
 _Key = tuple[str, str, str]  # case_id, metric, verdict

@@ -24,18 +24,28 @@ SEEDS = 3  # from which a tolerance can be learned
 NEARLY = 0.01  # of the tokens seen, where steps differ in tokens: packed sequences
 ROUNDING = 1e-5  # relative: what another order of the same sums does, however alike the seeds
 MEASURED = {
-    "outer_steps", "outer_bytes_per_rank", "outer_time_s", "outer_exposed_s", "data_hash", "data_tokens",
-    "data_entropy_nats", "seed",
-}  # fmt: skip
+    "outer_steps",
+    "outer_bytes_per_rank",
+    "outer_time_s",
+    "outer_exposed_s",
+    "data_hash",
+    "data_tokens",
+    "data_entropy_nats",
+    "seed",
+}
 DECIDED = tuple(
     column.name
     for group, prefix in (
-        ("Model", "model"), ("Data", "data_"), ("Recipe", ""), ("Layout", ""), ("Outer loop", "outer_"),
+        ("Model", "model"),
+        ("Data", "data_"),
+        ("Recipe", ""),
+        ("Layout", ""),
+        ("Outer loop", "outer_"),
         ("Measurement", ""),
     )
     for column in RUNS[group]
     if column.name.startswith(prefix) and column.name not in MEASURED
-)  # fmt: skip
+)
 """Columns that decide what is computed, but for the seed."""
 
 
@@ -110,11 +120,15 @@ def _compared(name: str, base: list[dict], head: list[dict], alpha: float, decla
     reasons = [] if learned else [f"tolerance declared, not learned: {len(seeds[0])} of {SEEDS} seeds in BASE"]
     reasons += [f"steps differ in tokens: tokens_seen is {min(tokens)} to {max(tokens)}"] if len(tokens) > 1 else []
     return finding(
-        SAME if abs(difference) <= tolerance else WORSE if difference > 0 else BETTER, "; ".join(reasons) or None,
+        SAME if abs(difference) <= tolerance else WORSE if difference > 0 else BETTER,
+        "; ".join(reasons) or None,
         tokens_seen=tokens.pop() if len(tokens) == 1 else None,
-        base=means[0], head=means[1], difference=difference, tolerance=tolerance,
+        base=means[0],
+        head=means[1],
+        difference=difference,
+        tolerance=tolerance,
         learned=learned,
-    )  # fmt: skip
+    )
 
 
 def _nearly(rows: list[dict]) -> bool:

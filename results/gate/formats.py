@@ -25,12 +25,18 @@ UNJUDGED = (NOISY, NEW, SKIPPED)  # neither passed nor failed, unless the rule f
 def as_dict(comparison: Comparison) -> dict[str, object]:
     """For programs, and for a later comparison's `confirm`. Missing is null."""
     return {
-        "kind": JSON_KIND, "passed": comparison.passed, "base": comparison.base, "head": comparison.head,
-        "rule": asdict(comparison.rule), "verdicts": _counts(comparison), "compared": comparison.compared,
+        "kind": JSON_KIND,
+        "passed": comparison.passed,
+        "base": comparison.base,
+        "head": comparison.head,
+        "rule": asdict(comparison.rule),
+        "verdicts": _counts(comparison),
+        "compared": comparison.compared,
         "findings": [asdict(one) | {"fails": one.fails} for one in comparison.findings],
         "losses": [asdict(one) | {"fails": one.fails} for one in comparison.losses],
-        "notes": list(comparison.notes), "evidence": list(comparison.evidence),
-    }  # fmt: skip
+        "notes": list(comparison.notes),
+        "evidence": list(comparison.evidence),
+    }
 
 
 def as_text(comparison: Comparison) -> list[str]:
@@ -67,11 +73,16 @@ def as_markdown(comparison: Comparison) -> str:
 def as_junit(comparison: Comparison) -> str:
     """For a CI's list of tests: one test case for each metric of each case and each group's loss."""
     everything = (*comparison.findings, *comparison.losses)
-    suite = ElementTree.Element("testsuite", {
-        "name": "scalade compare", "tests": str(len(everything) + 1), "errors": "0",
-        "failures": str(sum(one.fails for one in everything) + (comparison.compared == 0)),
-        "skipped": str(sum(one.verdict in UNJUDGED and not one.fails for one in everything)),
-    })  # fmt: skip
+    suite = ElementTree.Element(
+        "testsuite",
+        {
+            "name": "scalade compare",
+            "tests": str(len(everything) + 1),
+            "errors": "0",
+            "failures": str(sum(one.fails for one in everything) + (comparison.compared == 0)),
+            "skipped": str(sum(one.verdict in UNJUDGED and not one.fails for one in everything)),
+        },
+    )
     for one in everything:
         label, said = _label(one), printable("; ".join(_facts(one)))
         case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": printable(label)})
@@ -103,20 +114,33 @@ def cells(one: Finding) -> list[str]:
         one.confirmed, one.verdict
     )
     return [
-        one.name, one.case_id, one.metric, verdict, _or_dash(one.base, text), _or_dash(one.head, text),
-        _or_dash(one.ratio, "{:.3f}".format), bounds, _or_dash(one.p_adjusted, "{:.2g}".format),
-        _or_dash(one.smallest_seen, "{:.1%}".format), f"{one.base_runs}+{one.head_runs}",
-    ]  # fmt: skip
+        one.name,
+        one.case_id,
+        one.metric,
+        verdict,
+        _or_dash(one.base, text),
+        _or_dash(one.head, text),
+        _or_dash(one.ratio, "{:.3f}".format),
+        bounds,
+        _or_dash(one.p_adjusted, "{:.2g}".format),
+        _or_dash(one.smallest_seen, "{:.1%}".format),
+        f"{one.base_runs}+{one.head_runs}",
+    ]
 
 
 def loss_cells(one: LossFinding) -> list[str]:
     """A row under LOSS_HEADER."""
     return [
-        one.name, one.case_ids[0], one.loss, one.verdict,
-        _or_dash(one.base, "{:.4f}".format), _or_dash(one.head, "{:.4f}".format),
-        _or_dash(one.difference, "{:+.4f}".format), _or_dash(one.tolerance, "{:.4f}".format),
+        one.name,
+        one.case_ids[0],
+        one.loss,
+        one.verdict,
+        _or_dash(one.base, "{:.4f}".format),
+        _or_dash(one.head, "{:.4f}".format),
+        _or_dash(one.difference, "{:+.4f}".format),
+        _or_dash(one.tolerance, "{:.4f}".format),
         f"{one.base_seeds}+{one.head_seeds}",
-    ]  # fmt: skip
+    ]
 
 
 def _or_dash(value: float | None, text) -> str:

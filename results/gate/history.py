@@ -37,9 +37,21 @@ SIMULATED = 1999  # series of noise that the p-value is counted in
 BATCH = 2**21  # stretches in memory at once
 EDGES = 250  # of longer series, not every run is tried as the edge of a stretch
 MACHINE = (
-    "git_commit", "scalade_version", "torch_version", "cuda_version", "nccl_version", "driver_version", "kernel",
-    "python_version", "device_name", "device_count", "cpu_model", "cpu_count", "threads_per_rank", "backend",
-)  # fmt: skip
+    "git_commit",
+    "scalade_version",
+    "torch_version",
+    "cuda_version",
+    "nccl_version",
+    "driver_version",
+    "kernel",
+    "python_version",
+    "device_name",
+    "device_count",
+    "cpu_model",
+    "cpu_count",
+    "threads_per_rank",
+    "backend",
+)
 
 
 @dataclass(frozen=True)
@@ -128,10 +140,12 @@ def as_text(histories: Sequence[History]) -> list[str]:
         said = judged if one.judged else f"too few runs: {2 * SIDE} are needed"
         lines.append(printable(f"{one.name} {one.case_id} {one.metric}: {count_of(len(one.values), 'run')}, {said}"))
         for change in one.changes:
-            lines.append(printable(
-                f"  {text(change.before)} -> {text(change.after)} (x {change.ratio:.3f}, p {change.p:.2g}) "
-                f"after {change.last_before}, from {change.first_after}"
-            ))  # fmt: skip
+            lines.append(
+                printable(
+                    f"  {text(change.before)} -> {text(change.after)} (x {change.ratio:.3f}, p {change.p:.2g}) "
+                    f"after {change.last_before}, from {change.first_after}"
+                )
+            )
             lines += [printable(f"    changed there: {what}") for what in change.changed]
     return lines or ["no ok run that says when it started"]
 
@@ -236,18 +250,28 @@ def _history(
     levels = [float(np.exp(np.median(values[a:b]))) for a, b in zip(edges, edges[1:], strict=False)]
     changes = [
         ChangePoint(
-            last_before=_execution(rows[position - 1]), first_after=_execution(rows[position]), position=position,
-            before=before, after=after, ratio=after / before, p=p,
+            last_before=_execution(rows[position - 1]),
+            first_after=_execution(rows[position]),
+            position=position,
+            before=before,
+            after=after,
+            ratio=after / before,
+            p=p,
             changed=tuple(_changed(rows[position - 1], rows[position])),
         )
         for (position, p), before, after in zip(found, levels, levels[1:], strict=False)
-    ]  # fmt: skip
+    ]
     work = f" {work_of(rows[-1]) or 'unknown'} tokens a step"
     return History(
-        case_id=rows[0]["case_id"], name=name_of(rows[-1]) + (work if several else ""), metric=metric,
-        values=tuple(row[metric] for row in rows), started_at=tuple(row["started_at"] for row in rows),
-        changes=tuple(changes), autocorrelation=autocorrelation(values, edges[1:-1]), judged=first_p is not None,
-    )  # fmt: skip
+        case_id=rows[0]["case_id"],
+        name=name_of(rows[-1]) + (work if several else ""),
+        metric=metric,
+        values=tuple(row[metric] for row in rows),
+        started_at=tuple(row["started_at"] for row in rows),
+        changes=tuple(changes),
+        autocorrelation=autocorrelation(values, edges[1:-1]),
+        judged=first_p is not None,
+    )
 
 
 def _execution(row: dict) -> str:

@@ -80,5 +80,3 @@ class Rule:
                 near = get_close_matches(name, METRICS, 1)
                 hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(METRICS)}"
                 raise ValueError(f"metric {name!r} is not one with a better and a worse; {hint}")
-
-

@@ -51,9 +51,13 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     form = form_of(path)
     frame = pd.read_csv(
-        path, sep=form.separator, decimal=form.decimal, encoding=form.encoding, skiprows=form.skip,
+        path,
+        sep=form.separator,
+        decimal=form.decimal,
+        encoding=form.encoding,
+        skiprows=form.skip,
         skipinitialspace=True,
-    )  # fmt: skip
+    )
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
@@ -88,8 +92,11 @@ def form_of(path: Path) -> Form:
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
         if len(row) > len(header):
-            hint = "a comma in a number? separate the columns by semicolons, or quote the number" if separator == "," \
-                else "one header for each column?"  # fmt: skip
+            hint = (
+                "a comma in a number? separate the columns by semicolons, or quote the number"
+                if separator == ","
+                else "one header for each column?"
+            )
             raise ValueError(f"line {number} has {len(row)} fields, the header {len(header)} ({hint})")
     comma = separator != "," and _decimal_comma([cell.strip() for row in rows for cell in row])
     return Form(encoding, separator, "," if comma else ".", skip)

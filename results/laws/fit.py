@@ -21,6 +21,7 @@ from .table import Rows, enough
 if TYPE_CHECKING:
     from .prior import PriorChoice
 
+
 @dataclass(frozen=True)
 class Sensitivity:
     """The same fit with one choice made otherwise."""
@@ -163,9 +164,16 @@ def _fit_large(law: Law, rows: Rows, asked: dict, draws: int, progress: Progress
         "the estimate and its resamples (one Newton step each) of all"
     )
     f = replace(
-        found, rows=rows, inputs=inputs, theta=theta, value=value, constraint=constraint, convergence=c,
-        notes=(note,), sample=found,
-    )  # fmt: skip
+        found,
+        rows=rows,
+        inputs=inputs,
+        theta=theta,
+        value=value,
+        constraint=constraint,
+        convergence=c,
+        notes=(note,),
+        sample=found,
+    )
     return with_bootstrap(f, draws, progress) if draws else f
 
 

@@ -27,13 +27,7 @@ def optima(r: FitReport) -> Iterator[str]:
     yield from table(
         ["FLOPs", "N*", pct, "D*", pct],
         [
-            [
-                f"{o.flops:.3g}",
-                number(o.params),
-                span(o.params_interval),
-                number(o.tokens),
-                span(o.tokens_interval),
-            ]
+            [f"{o.flops:.3g}", number(o.params), span(o.params_interval), number(o.tokens), span(o.tokens_interval)]
             for o in r.optima
         ],
     )

@@ -153,10 +153,7 @@ def moved(law: Law, found: tuple[Profile, ...], here: dict[str, float], there: d
 
     return tuple(
         replace(
-            p,
-            low=shift(p.name, p.low),
-            high=shift(p.name, p.high),
-            values=tuple(shift(p.name, v) for v in p.values),
+            p, low=shift(p.name, p.low), high=shift(p.name, p.high), values=tuple(shift(p.name, v) for v in p.values)
         )
         for p in found
     )

@@ -106,9 +106,7 @@ class Solution:
         return int(np.argmin(np.where(np.isfinite(self.objective), self.objective, np.inf)))
 
 
-def constrain(
-    law: Law, centre: dict, fix: dict[str, float | str], at: dict[str, float] | None = None
-) -> Constraint:
+def constrain(law: Law, centre: dict, fix: dict[str, float | str], at: dict[str, float] | None = None) -> Constraint:
     """Hold parameters at natural values, or tie one to another by name; `at`: hold at fitted coordinates phi, whose
     natural value may be beyond a float's range. Raises ValueError on unknown names."""
     from .base import unknown

@@ -49,12 +49,7 @@ class Rows:
 def read_table(path: str | Path) -> pd.DataFrame:
     """CSV (csv_file.py) or Parquet by suffix. Raises ValueError where it is absent, empty or unreadable."""
     path = Path(path)
-    readers = {
-        ".csv": read_csv,
-        ".tsv": read_csv,
-        ".parquet": _read_parquet,
-        ".pq": _read_parquet,
-    }
+    readers = {".csv": read_csv, ".tsv": read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
     if not path.exists():
         raise ValueError(f"{path}: no such file")
     if path.suffix.lower() not in readers:

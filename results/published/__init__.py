@@ -71,12 +71,18 @@ class Against:
 
     def to_dict(self) -> dict:
         return {
-            "convention": self.convention, "ours": self.ours, "published": self.theirs,
-            "percent_of_published": self.percent, "refused": self.refused, "published_model": self.published["model"],
-            "published_devices": self.published["world_size"], "published_source": self.published["published_source"],
-            "published_date": self.published["published_date"], "published_note": self.published["published_note"],
+            "convention": self.convention,
+            "ours": self.ours,
+            "published": self.theirs,
+            "percent_of_published": self.percent,
+            "refused": self.refused,
+            "published_model": self.published["model"],
+            "published_devices": self.published["world_size"],
+            "published_source": self.published["published_source"],
+            "published_date": self.published["published_date"],
+            "published_note": self.published["published_note"],
             "published_derived": self.derived,
-        }  # fmt: skip
+        }
 
 
 def against(ours: Mapping, convention: str, rows: Sequence[Mapping] | None = None) -> list[Against]:

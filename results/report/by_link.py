@@ -63,11 +63,13 @@ def _row(layout: str, runs: list[dict], steps: Mapping[str, Steps], level: float
     waits = [(inner or 0.0) + (outer or 0.0) for inner, outer in waited if inner is not None or outer is not None]
     bytes_each = [sent_a_step(run) for run in runs if sent_a_step(run)]
     return {
-        "layout": layout, "work": work_of(runs[0]), "outer": (runs[0]["outer_algorithm"] or "none") != "none",
+        "layout": layout,
+        "work": work_of(runs[0]),
+        "outer": (runs[0]["outer_algorithm"] or "none") != "none",
         "step_s": median([run["step_time_s"] for run in runs], level),
         "exposed_s": float(np.median(waits)) if waits else None,
         "sent_bytes": float(np.median(bytes_each)) if bytes_each else None,
-    }  # fmt: skip
+    }
 
 
 def link_name(runs: Sequence[dict]) -> str:
@@ -115,8 +117,7 @@ def draw(rows: Sequence[dict], level: float = 0.95):
             wait = min(row["exposed_s"] or 0.0, row["step_s"].value)
             one = bar_looks(len(layouts))[i] | {"hatch": ""}
             bar = axes.bar(x, (row["step_s"].value - wait) * 1e3, width * 0.92, **one)
-            axes.bar(x, wait * 1e3, width * 0.92, bottom=(row["step_s"].value - wait) * 1e3,
-                     **one | {"hatch": "////"})  # fmt: skip
+            axes.bar(x, wait * 1e3, width * 0.92, bottom=(row["step_s"].value - wait) * 1e3, **one | {"hatch": "////"})
             with_intervals(axes, [x], [row["step_s"]], "#222222", 1e3)
             if row["link"] == links[0]:
                 handles.append(bar)

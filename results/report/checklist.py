@@ -42,9 +42,10 @@ class _Asked:
 
 
 ASKED = (
-    _Asked("model shape", (
-        "model_layers", "model_heads", "model_kv_heads", "model_width", "model_ffn", "model_vocab", "model_seq_len",
-    )),
+    _Asked(
+        "model shape",
+        ("model_layers", "model_heads", "model_kv_heads", "model_width", "model_ffn", "model_vocab", "model_seq_len"),
+    ),
     _Asked("N by both counts: with and without embeddings", ("params_total", "params_non_embedding")),
     _Asked("data, named and hashed", ("data_source", "data_hash")),
     _Asked("tokens seen, and how many of them are different", ("tokens_seen", "tokens_unique")),
@@ -52,42 +53,65 @@ ASKED = (
     _Asked("learning rate, schedule and warm-up", ("lr", "lr_schedule", "warmup_steps")),
     _Asked("batch in tokens", ("global_batch", "tokens_per_step")),
     _Asked("precision, initialisation and seed", ("precision", "init_std", "seed")),
-    _Asked("layout in full",
-           ("engine", "layout", "dp_replicate", "dp_shard", "tp", "pp", "cp", "microbatches", "recompute")),
-    _Asked("outer loop: H, M, outer learning rate, compression",
-           ("outer_sync_every", "outer_replicas", "outer_compression", "outer_steps"),
-           applies=lambda row: (row["outer_algorithm"] or "none") != "none"),
+    _Asked(
+        "layout in full",
+        ("engine", "layout", "dp_replicate", "dp_shard", "tp", "pp", "cp", "microbatches", "recompute"),
+    ),
+    _Asked(
+        "outer loop: H, M, outer learning rate, compression",
+        ("outer_sync_every", "outer_replicas", "outer_compression", "outer_steps"),
+        applies=lambda row: (row["outer_algorithm"] or "none") != "none",
+    ),
     _Asked("processor or accelerator, by name", ("cpu_model",), applies=lambda row: row["device_type"] == "cpu"),
-    _Asked("accelerator, driver and CUDA", ("device_name", "driver_version", "cuda_version"),
-           applies=lambda row: row["device_type"] == "cuda"),
-    _Asked("software versions", ("scalade_version", "torch_version", "python_version", "os", "kernel", "backend"),
-           applies=lambda row: (row["world_size"] or 1) > 1),
+    _Asked(
+        "accelerator, driver and CUDA",
+        ("device_name", "driver_version", "cuda_version"),
+        applies=lambda row: row["device_type"] == "cuda",
+    ),
+    _Asked(
+        "software versions",
+        ("scalade_version", "torch_version", "python_version", "os", "kernel", "backend"),
+        applies=lambda row: (row["world_size"] or 1) > 1,
+    ),
     _Asked("commit of the code", ("git_commit",), "run from a git checkout"),
     _Asked("which rank ran where", ("ranks_json", "nodes", "launcher")),
     _Asked("FLOPs under a named convention", ("flops_per_token_6n", "flops_per_token_palm", "flops_per_token_causal")),
-    _Asked("peak and where it is from", ("peak_flops", "peak_flops_source"),
-           "measure.peak_matmul = true measures it"),
+    _Asked("peak and where it is from", ("peak_flops", "peak_flops_source"), "measure.peak_matmul = true measures it"),
     _Asked("warm-up left out of the times", ("measure_warmup_steps", "timed_steps")),
     _Asked("spread of the step times", ("step_time_s", "step_time_p05_s", "step_time_p95_s")),
     _Asked("time of forward and backward, optimizer and data", ("compute_time_s", "optimizer_time_s", "data_time_s")),
-    _Asked("bytes and time of communication", ("comm_bytes_per_step", "comm_time_s"),
-           "measure.probe_comm = true",
-           applies=lambda row: (row["world_size"] or 1) > 1),
-    _Asked("communication that was waited for", ("exposed_comm_time_s",),
-           "measured under gloo; not on a GPU yet", applies=lambda row: (row["world_size"] or 1) > 1),
+    _Asked(
+        "bytes and time of communication",
+        ("comm_bytes_per_step", "comm_time_s"),
+        "measure.probe_comm = true",
+        applies=lambda row: (row["world_size"] or 1) > 1,
+    ),
+    _Asked(
+        "communication that was waited for",
+        ("exposed_comm_time_s",),
+        "measured under gloo; not on a GPU yet",
+        applies=lambda row: (row["world_size"] or 1) > 1,
+    ),
     _Asked("memory", ("peak_memory_bytes",), applies=lambda row: row["device_type"] == "cuda"),
     _Asked("memory of the host", ("peak_host_memory_bytes",), applies=lambda row: row["device_type"] == "cpu"),
     _Asked("held-out loss", ("val_loss",), "measure.eval_sequences"),
     _Asked("energy", ("energy_j", "energy_source"), "needs NVML or RAPL"),
-)  # fmt: skip
+)
 
 
 def checklist(source: Source) -> list[Item]:
     """Every item with its verdict, over the runs with status ok."""
     return [
-        *(_columns(asked, source.ok) for asked in ASKED), _base(source), _batch(source), _repeats(source.groups),
-        _seeds(source.groups), _parity(source.groups), _bound(source.ok), _reasons(source), _clean(source.ok),
-    ]  # fmt: skip
+        *(_columns(asked, source.ok) for asked in ASKED),
+        _base(source),
+        _batch(source),
+        _repeats(source.groups),
+        _seeds(source.groups),
+        _parity(source.groups),
+        _bound(source.ok),
+        _reasons(source),
+        _clean(source.ok),
+    ]
 
 
 def _columns(asked: _Asked, rows: Sequence[dict]) -> Item:
@@ -124,8 +148,11 @@ def _batch(source: Source) -> Item:
         return Item(what, NOT_ASKED, "one device count")
     modes = [f"{mode} in {len(some)} series" for mode, some in source.series.items() if some]
     sizes = len({group.level("strong") for group in source.groups})
-    return Item(what, REPORTED, ", ".join(modes)) if modes else Item(
-        what, MISSING, f"{sizes} amounts of tokens a step, equal neither in all nor per device")  # fmt: skip
+    return (
+        Item(what, REPORTED, ", ".join(modes))
+        if modes
+        else Item(what, MISSING, f"{sizes} amounts of tokens a step, equal neither in all nor per device")
+    )
 
 
 def _repeats(groups: Sequence[Group]) -> Item:

@@ -20,9 +20,18 @@ from .source import MODES, Source, read_source
 Progress = Callable[[str, float], None]
 FORMATS = ("svg", "png")
 FIGURES: tuple[Callable[[Source], list[Drawn | Undrawn]], ...] = (
-    scaling.scaling, layouts.mfu, published.published, layouts.time_breakdown, layouts.memory, losses.curves,
-    losses.final_loss, losses.isoflop_curves, outer.diloco, outer_law.diloco_law, layouts.predicted,
-)  # fmt: skip
+    scaling.scaling,
+    layouts.mfu,
+    published.published,
+    layouts.time_breakdown,
+    layouts.memory,
+    losses.curves,
+    losses.final_loss,
+    losses.isoflop_curves,
+    outer.diloco,
+    outer_law.diloco_law,
+    layouts.predicted,
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,15 @@ class ReportFiles:
 
     def to_dict(self) -> dict:
         return {
-            "html": str(self.html), "figures": [str(path) for path in self.figures], "drawn": list(self.drawn),
-            "not_drawn": [{"title": one.title, "needs": one.needs} for one in self.undrawn], "runs": self.runs,
-            "gate": self.gate, "fastest": list(self.fastest),
+            "html": str(self.html),
+            "figures": [str(path) for path in self.figures],
+            "drawn": list(self.drawn),
+            "not_drawn": [{"title": one.title, "needs": one.needs} for one in self.undrawn],
+            "runs": self.runs,
+            "gate": self.gate,
+            "fastest": list(self.fastest),
             "refused": self.refused,
-        }  # fmt: skip
+        }
 
     def to_text(self) -> str:
         lines = [f"{self.html}: {count_of(self.runs, 'run')}, {count_of(len(self.drawn), 'figure')}"]
@@ -56,11 +69,21 @@ class ReportFiles:
 
 
 def report(
-    path: str | Path, out: str | Path | None = None, *, figures: str | Path | None = None,
-    formats: Sequence[str] = FORMATS, where: str | None = None, mode: str | None = None, base: str | None = None,
-    allow: Sequence[str] = (), convention: str = "mfu_palm", level: float = 0.95, title: str | None = None,
-    baseline: str | Path | None = None, progress: Progress | None = None,
-) -> ReportFiles:  # fmt: skip
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    figures: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    where: str | None = None,
+    mode: str | None = None,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+    convention: str = "mfu_palm",
+    level: float = 0.95,
+    title: str | None = None,
+    baseline: str | Path | None = None,
+    progress: Progress | None = None,
+) -> ReportFiles:
     """Write the report of the runs at `path` (a results folder, or a Parquet file that `export` wrote).
 
     out: the HTML file, self-contained; default: report.html in the results folder, or beside the exported file.
@@ -75,9 +98,10 @@ def report(
     ValueError: a mistake of the user's, in one line
     """
     for name, value, known in (
-        ("mode", mode, (None, *MODES)), ("convention", convention, tuple(layouts.CONVENTIONS)),
+        ("mode", mode, (None, *MODES)),
+        ("convention", convention, tuple(layouts.CONVENTIONS)),
         *(("format", one, FORMATS) for one in formats),
-    ):  # fmt: skip
+    ):
         if value not in known:
             raise ValueError(f"{name} {value!r}: allowed are {', '.join(k for k in known if k)}")
     if not 0 < level < 1:
@@ -110,8 +134,16 @@ def report(
     tell("writing", 0.95)
     _write(out, rendered(source, drawn, undrawn, title, verdict).encode())
     tell("done", 1.0)
-    return ReportFiles(out, tuple(written), tuple(one.name for one, _ in drawn), tuple(undrawn), len(source.rows),
-                       verdict and summary(verdict), tuple(fastest_lines(source)), refusal(source.ok))  # fmt: skip
+    return ReportFiles(
+        out,
+        tuple(written),
+        tuple(one.name for one, _ in drawn),
+        tuple(undrawn),
+        len(source.rows),
+        verdict and summary(verdict),
+        tuple(fastest_lines(source)),
+        refusal(source.ok),
+    )
 
 
 def _each(source: Source, verdict: Comparison | None, tell: Progress) -> Iterator[Drawn | Undrawn]:

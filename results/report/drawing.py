@@ -31,12 +31,25 @@ LEGEND = 14  # names in one legend
 
 RC = {
     "text.parse_math": False,  # names hold `$`
-    "svg.fonttype": "path", "svg.hashsalt": "scalade", "font.family": "DejaVu Sans", "font.size": 9,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#d8d8d8",
-    "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.titlesize": 9.5, "legend.frameon": False,
-    "legend.fontsize": 8, "hatch.linewidth": 0.6, "lines.linewidth": 1.4, "lines.markersize": 5.5,
-    "figure.dpi": 100, "errorbar.capsize": 0,
-}  # fmt: skip
+    "svg.fonttype": "path",
+    "svg.hashsalt": "scalade",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#d8d8d8",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5.5,
+    "figure.dpi": 100,
+    "errorbar.capsize": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -129,8 +142,10 @@ def size_scale(figure, axes, shades) -> None:
 def bar_looks(count: int) -> list[dict]:
     """Fills of stacked bars: light tints with hatches, so that neighbours differ in print too."""
     tints = ("#7db8dc", "#E69F00", "#ffffff", "#F0E442", "#CC79A7", "#66c2a5", "#ececec")
-    return [{"facecolor": tint, "hatch": hatch, "edgecolor": "#222222", "linewidth": 0.6}
-            for tint, hatch in islice(cycle(zip(tints, HATCHES, strict=True)), count)]  # fmt: skip
+    return [
+        {"facecolor": tint, "hatch": hatch, "edgecolor": "#222222", "linewidth": 0.6}
+        for tint, hatch in islice(cycle(zip(tints, HATCHES, strict=True)), count)
+    ]
 
 
 def with_intervals(
@@ -146,13 +161,20 @@ def with_intervals(
         if not some:
             continue
         values = [one.value * scale for _, one in some]
-        error = [[value - low * scale for value, (low, _) in zip(values, ends, strict=True)],
-                 [high * scale - value for value, (_, high) in zip(values, ends, strict=True)]]  # fmt: skip
+        error = [
+            [value - low * scale for value, (low, _) in zip(values, ends, strict=True)],
+            [high * scale - value for value, (_, high) in zip(values, ends, strict=True)],
+        ]
         error = [[max(0.0, length) for length in side] for side in error]  # of one run: nothing, but for rounding
         at = [x for x, _ in some]
-        drawn = axes.errorbar(*((values, at) if horizontal else (at, values)),
-                              **{"xerr" if horizontal else "yerr": error}, fmt="none", ecolor=colour,
-                              elinewidth=1.4 if known else 0.8, capsize=3 if known else 0)  # fmt: skip
+        drawn = axes.errorbar(
+            *((values, at) if horizontal else (at, values)),
+            **{"xerr" if horizontal else "yerr": error},
+            fmt="none",
+            ecolor=colour,
+            elinewidth=1.4 if known else 0.8,
+            capsize=3 if known else 0,
+        )
         for part in (*drawn[1], *drawn[2]):
             part.set_rasterized(len(some) > DENSE)
 

@@ -16,10 +16,11 @@ from .tables import Table, text
 TITLE = "Against the baseline"
 MOST = 10  # failures named at the top of the page
 LOOKS = {  # of a verdict: by marker first, for print
-    "fails": {"marker": "X", "color": "#D55E00"}, "improved": {"marker": "^", "color": "#009E73"},
+    "fails": {"marker": "X", "color": "#D55E00"},
+    "improved": {"marker": "^", "color": "#009E73"},
     "same": {"marker": "o", "color": "#0072B2"},
     "too noisy": {"marker": "s", "color": "#000000", "markerfacecolor": "none"},
-}  # fmt: skip
+}
 
 
 def figures(gate: Comparison) -> list[Drawn | Undrawn]:
@@ -49,15 +50,20 @@ def figures(gate: Comparison) -> list[Drawn | Undrawn]:
         legend(figure, list(handles.values()), list(handles))
         name, title = numbered("gate", TITLE, index, len(parts))
         bounded = sum(one.low is not None for one in part)
-        found.append(Drawn(
-            name, title, figure, sum(one.base_runs + one.head_runs for one in part),
-            f"bars: the ratios that the exact Mann-Whitney test does not reject at {rule.alpha:g}, {bounded} of "
-            f"{count_of(len(part), 'row')}",
-            "ratio: Hodges-Lehmann over runs; for times and memory above 1 is worse. Verdicts after Holm over all "
-            f"rows; band: changes of {rule.margin:.0%} either way, which `same` excludes",
-            f"Baseline {label(gate.base, 60)}. Cross: fails the gate. Circle: same. Square: too noisy to tell. "
-            "Triangle: better, to be confirmed.",
-        ))  # fmt: skip
+        found.append(
+            Drawn(
+                name,
+                title,
+                figure,
+                sum(one.base_runs + one.head_runs for one in part),
+                f"bars: the ratios that the exact Mann-Whitney test does not reject at {rule.alpha:g}, {bounded} of "
+                f"{count_of(len(part), 'row')}",
+                "ratio: Hodges-Lehmann over runs; for times and memory above 1 is worse. Verdicts after Holm over all "
+                f"rows; band: changes of {rule.margin:.0%} either way, which `same` excludes",
+                f"Baseline {label(gate.base, 60)}. Cross: fails the gate. Circle: same. Square: too noisy to tell. "
+                "Triangle: better, to be confirmed.",
+            )
+        )
     return found
 
 
@@ -67,9 +73,9 @@ def tables(gate: Comparison) -> list[Table]:
     notes = [note, *gate.notes]
     found = []
     for name, title, header, some, row in (
-        ("gate", TITLE, HEADER, gate.findings, cells), ("gate-losses", f"{TITLE}: losses", LOSS_HEADER, gate.losses,
-                                                        loss_cells),
-    ):  # fmt: skip
+        ("gate", TITLE, HEADER, gate.findings, cells),
+        ("gate-losses", f"{TITLE}: losses", LOSS_HEADER, gate.losses, loss_cells),
+    ):
         columns = (*((each or "case id", "") for each in header), ("why", ""))
         rows = tuple(tuple(map(text, (*row(one), one.reason or "-"))) for one in some)
         if rows:

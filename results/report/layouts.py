@@ -25,13 +25,18 @@ from .drawing import (
     numbered,
     short,
     with_intervals,
-)  # fmt: skip
+)
 from .source import Source, by_size, label, positive
 
 PARTS = {
-    "compute_s": "forward and backward", "exposed_comm_s": "exposed communication", "bubble_s": "pipeline bubble",
-    "data_s": "waiting for data", "optimizer_s": "optimizer", "outer_s": "outer step", "rest_s": "not split off",
-}  # fmt: skip
+    "compute_s": "forward and backward",
+    "exposed_comm_s": "exposed communication",
+    "bubble_s": "pipeline bubble",
+    "data_s": "waiting for data",
+    "optimizer_s": "optimizer",
+    "outer_s": "outer step",
+    "rest_s": "not split off",
+}
 CONVENTIONS = {
     "mfu_6n": "FLOPs = 6 N per token (Chinchilla)",
     "mfu_palm": "FLOPs with attention, not causal (PaLM)",
@@ -42,9 +47,7 @@ MIB = 2.0**20
 
 def mfu(source: Source) -> list[Drawn | Undrawn]:
     column = source.convention
-    told = {
-        id(g): values for g in source.groups if len(values := positive(g.rows, column)) == len(g.rows)
-    }
+    told = {id(g): values for g in source.groups if len(values := positive(g.rows, column)) == len(g.rows)}
     some = [group for group in source.groups if id(group) in told]
     if not some:
         return [Undrawn("MFU by layout", "a known peak of the device: measure.peak_matmul = true measures it")]
@@ -57,25 +60,39 @@ def mfu(source: Source) -> list[Drawn | Undrawn]:
         at = np.repeat(np.arange(len(part)), [len(told[id(group)]) for group in part])
         axes.plot(every, at, linestyle="none", marker="|", color=GREY, markersize=9, **dense(len(every)))
         with_intervals(axes, range(len(part)), estimates, "#000000", 100, horizontal=True)
-        axes.plot([100 * estimate.value for estimate in estimates], range(len(part)), linestyle="none", marker="D",
-                  color="#0072B2", zorder=3)  # fmt: skip
+        axes.plot(
+            [100 * estimate.value for estimate in estimates],
+            range(len(part)),
+            linestyle="none",
+            marker="D",
+            color="#0072B2",
+            zorder=3,
+        )
         axes.set(xlabel=f"MFU, % of peak ({column})", xlim=(0, max(1e-9, axes.get_xlim()[1])))
         name, title = numbered("mfu", "MFU by layout", index, len(parts))
-        found.append(Drawn(
-            name, title, figure, sum(len(group.rows) for group in part),
-            interval_text(estimates, source.level, "order statistics"),
-            f"{CONVENTIONS[column]}, times tokens/s of one device, over its peak: "
-            + _peaks([row for group in part for row in group.rows]),
-            "Diamond: median over runs; grey ticks: each run. Best first within a model.",
-        ))  # fmt: skip
+        found.append(
+            Drawn(
+                name,
+                title,
+                figure,
+                sum(len(group.rows) for group in part),
+                interval_text(estimates, source.level, "order statistics"),
+                f"{CONVENTIONS[column]}, times tokens/s of one device, over its peak: "
+                + _peaks([row for group in part for row in group.rows]),
+                "Diamond: median over runs; grey ticks: each run. Best first within a model.",
+            )
+        )
     return found
 
 
 def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
     title = "Where the time of a step went"
     split = [(group, source.breakdown(group)) for group in source.groups]
-    split = [(g, b) for g, b in split if any(v is not None for v in
-             (b.compute_s, b.optimizer_s, b.exposed_comm_s, b.outer_s, b.comm_unhidden_s))]  # fmt: skip
+    split = [
+        (g, b)
+        for g, b in split
+        if any(v is not None for v in (b.compute_s, b.optimizer_s, b.exposed_comm_s, b.outer_s, b.comm_unhidden_s))
+    ]
     if not split:
         return [Undrawn(title, "compute_time_s, optimizer_time_s or comm_time_s of a run")]
     split.sort(key=lambda pair: (by_size(pair[0]), pair[1].step_s))
@@ -97,8 +114,17 @@ def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
             flagged += bool(b.residual_flagged)
             if b.comm_unhidden_s:
                 x = min(100 * b.comm_unhidden_s / b.step_s, 100)
-                probed = axes.plot(x, y, linestyle="none", marker="D", markersize=6, markerfacecolor="white",
-                                   markeredgecolor="black", zorder=4, clip_on=False)[0]  # fmt: skip
+                probed = axes.plot(
+                    x,
+                    y,
+                    linestyle="none",
+                    marker="D",
+                    markersize=6,
+                    markerfacecolor="white",
+                    markeredgecolor="black",
+                    zorder=4,
+                    clip_on=False,
+                )[0]
             if b.bubble_share_theory is not None:
                 whole = [b.compute_s, b.exposed_comm_s or 0, b.bubble_s or 0]  # forward and backward
                 before = (b.compute_s or 0) + (b.exposed_comm_s or 0) if b.bubble_s is not None else 0
@@ -117,18 +143,33 @@ def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
         legend(figure, handles, names)
         name, shown = numbered("time-breakdown", title, index, len(parts))
         unknown = [PARTS[n] for n in ("compute_s", "exposed_comm_s", "optimizer_s") if n not in used]
-        found.append(Drawn(
-            name, shown, figure, sum(len(group.rows) for group, _ in part), "none: each part is its median over runs",
-            "parts of the median step of the slowest rank, which is written at the right. Diamonds: the communication "
-            "of one probed step with every collective waited for, the most that can be exposed; at 100% it was as long "
-            "as a step or longer. Exposed communication and bubble: what was waited for, slower ranks in it, mean over "
-            "the ranks. The bubble by formula, (p-1)/(vm+p-1) of forward and backward, is marked at its end: it begins "
-            "where the measured one does, or at 0 where none was",
-            "Fastest first within a model. "
-            + (f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else "")
-            + (f"{flagged} layout{' has' if flagged == 1 else 's have'} more than {RESIDUAL_FLAG:.0%} in no measured "
-               "part." if flagged else ""),
-        ))  # fmt: skip
+        found.append(
+            Drawn(
+                name,
+                shown,
+                figure,
+                sum(len(group.rows) for group, _ in part),
+                "none: each part is its median over runs",
+                "parts of the median step of the slowest rank, which is written at the right. "
+                "Diamonds: the communication "
+                "of one probed step with every collective waited for, the most that can be exposed; "
+                "at 100% it was as long "
+                "as a step or longer. Exposed communication and bubble: what was waited for, slower "
+                "ranks in it, mean over "
+                "the ranks. The bubble by formula, (p-1)/(vm+p-1) of forward and backward, is marked "
+                "at its end: it begins "
+                "where the measured one does, or at 0 where none was",
+                "Fastest first within a model. "
+                + (f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else "")
+                + (
+                    f"{flagged} layout{' has' if flagged == 1 else 's have'} more than "
+                    f"{RESIDUAL_FLAG:.0%} in no measured "
+                    "part."
+                    if flagged
+                    else ""
+                ),
+            )
+        )
     return found
 
 
@@ -177,25 +218,39 @@ def memory(source: Source) -> list[Drawn | Undrawn]:
         legend(figure, handles, names)
         host = column == "peak_host_memory_bytes"
         name, shown = numbered("memory", title, index, len(parts))
-        found.append(Drawn(
-            name, shown, figure, sum(len(group.rows) for group in part),
-            interval_text(estimates, source.level, "order statistics"),
-            "measured: peak resident memory of the process, interpreter and libraries included, which the prediction "
-            "leaves out" if host else "measured: peak allocated on the device",
-            "Circle: median over runs. " + ("Diamond: predicted for a rank." if guessed else "Nothing was predicted."),
-        ))  # fmt: skip
+        found.append(
+            Drawn(
+                name,
+                shown,
+                figure,
+                sum(len(group.rows) for group in part),
+                interval_text(estimates, source.level, "order statistics"),
+                "measured: peak resident memory of the process, interpreter and libraries included, "
+                "which the prediction "
+                "leaves out"
+                if host
+                else "measured: peak allocated on the device",
+                "Circle: median over runs. "
+                + ("Diamond: predicted for a rank." if guessed else "Nothing was predicted."),
+            )
+        )
     return found
 
 
 def predicted(source: Source) -> list[Drawn | Undrawn]:
     """Predicted against measured, where both are there and of one kind."""
     title = "Predicted against measured"
-    pairs = (("predicted_step_time_s", "step_time_s", "step time, ms", 1e3),
-             ("predicted_memory_bytes", "peak_memory_bytes", "device memory, MiB", 1 / MIB))  # fmt: skip
+    pairs = (
+        ("predicted_step_time_s", "step_time_s", "step time, ms", 1e3),
+        ("predicted_memory_bytes", "peak_memory_bytes", "device memory, MiB", 1 / MIB),
+    )
     panels = []
     for guess, column, unit, scale in pairs:
-        both = [(g, g[guess], median(positive(g.rows, column), source.level)) for g in source.groups
-                if (g[guess] or 0) > 0 and len(positive(g.rows, column)) == len(g.rows)]  # fmt: skip
+        both = [
+            (g, g[guess], median(positive(g.rows, column), source.level))
+            for g in source.groups
+            if (g[guess] or 0) > 0 and len(positive(g.rows, column)) == len(g.rows)
+        ]
         if both:
             panels.append((unit, scale, both))
     if not panels:
@@ -224,17 +279,24 @@ def predicted(source: Source) -> list[Drawn | Undrawn]:
         log_scale(axes, "y", lambda value, _: f"{value:,.4g}")
         off = values[:, 0] / values[:, 1]
         within = np.mean(np.abs(np.log(off)) <= np.log(1.2))
-        words.append(f"{unit.split(',')[0]}: {within:.0%} of {count_of(len(off), 'layout')} within 20%, "
-                     "predicted/measured "
-                     f"{np.median(off):.2f} in the median, {off.min():.2f} to {off.max():.2f}")  # fmt: skip
+        words.append(
+            f"{unit.split(',')[0]}: {within:.0%} of {count_of(len(off), 'layout')} within 20%, "
+            "predicted/measured "
+            f"{np.median(off):.2f} in the median, {off.min():.2f} to {off.max():.2f}"
+        )
     legend(figure, list(handles.values()), list(map(label, handles)))
     every = [estimate for *_, both in panels for *_, estimate in both]
-    return [Drawn(
-        "predicted", title, figure, len({row["run_id"] for *_, both in panels for g, *_ in both for row in g.rows}),
-        interval_text(every, source.level, "order statistics"),
-        "predicted before the run from shape and layout; measured as in the table",
-        "Dotted: equal; band: 20% either way. " + "; ".join(words) + ".",
-    )]  # fmt: skip
+    return [
+        Drawn(
+            "predicted",
+            title,
+            figure,
+            len({row["run_id"] for *_, both in panels for g, *_ in both for row in g.rows}),
+            interval_text(every, source.level, "order statistics"),
+            "predicted before the run from shape and layout; measured as in the table",
+            "Dotted: equal; band: 20% either way. " + "; ".join(words) + ".",
+        )
+    ]
 
 
 def throughput_estimate(source: Source, group: Group) -> Estimate:

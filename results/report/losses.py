@@ -86,8 +86,9 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
         tokens = steps[row["run_id"]]["tokens_seen"][at.astype(int)]
         flops, hours = tokens * 6 * (row["params_total"] or np.nan), wait * (row["world_size"] or np.nan) / unit
         for one, x in zip(axes, (tokens, flops, hours), strict=True):
-            handles["ended early"] = one.plot(x, loss, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), marker="x",
-                                              markevery=[-1])[0]  # fmt: skip
+            handles["ended early"] = one.plot(
+                x, loss, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), marker="x", markevery=[-1]
+            )[0]
     for one, name in zip(axes, ("tokens", "training FLOPs (6 N per token)", clock), strict=True):
         one.set_xlabel(name)
         if one.lines:
@@ -104,13 +105,20 @@ def curves(source: Source) -> list[Drawn | Undrawn]:
     some = f"{EARLY} of {len(early)}" if len(early) > EARLY else len(early)
     less += f" Dashed, to a cross: runs that were not ok, as far as they came ({some})." if early else ""
     shared = "" if kind is _case else "; all layouts of a model share its colour and line"
-    return [Drawn(
-        "loss-curves", title, figure, runs, "none: a line is the mean over the runs of a case",
-        f"training loss over the global batch, before the update. {clock.capitalize()}: step times of the slowest "
-        "rank, warm-up counted, times ranks; start-up, evaluations not counted. FLOPs: 6 N per token, N all parameters",
-        f"One line a case, each step the mean of the last {SMOOTHED:.0%} of the steps so far{shared}. "
-        f"Left and middle, layouts that compute the same lie on each other.{less}",
-    )]  # fmt: skip
+    return [
+        Drawn(
+            "loss-curves",
+            title,
+            figure,
+            runs,
+            "none: a line is the mean over the runs of a case",
+            f"training loss over the global batch, before the update. {clock.capitalize()}: step times of the slowest "
+            "rank, warm-up counted, times ranks; start-up, evaluations not counted. FLOPs: 6 N per "
+            "token, N all parameters",
+            f"One line a case, each step the mean of the last {SMOOTHED:.0%} of the steps so far{shared}. "
+            f"Left and middle, layouts that compute the same lie on each other.{less}",
+        )
+    ]
 
 
 def final_loss(source: Source) -> list[Drawn | Undrawn]:
@@ -118,8 +126,13 @@ def final_loss(source: Source) -> list[Drawn | Undrawn]:
     rows, column = _sweep(source)
     distinct = {(row["params_total"], row["tokens_seen"]) for row in rows}
     if len(distinct) < 3:
-        return [Undrawn(title, "runs without outer loop of three different (parameters, tokens) on one data set "
-                        f"(there are {len(distinct)}): see studies/ladder.toml")]  # fmt: skip
+        return [
+            Undrawn(
+                title,
+                "runs without outer loop of three different (parameters, tokens) on one data set "
+                f"(there are {len(distinct)}): see studies/ladder.toml",
+            )
+        ]
     given = law_rows(rows, column, ROLES)
     compute = np.array([row["train_flops_6n"] for row in rows])
     figure, (axes,) = new_figure(7.2, 4.4)
@@ -145,14 +158,19 @@ def final_loss(source: Source) -> list[Drawn | Undrawn]:
             axes.fill_between(
                 grid, *zip(*(o.loss_interval for o in best), strict=True), color="#000000", alpha=0.15, linewidth=0
             )
-        interval = (f"band: {law.level:.0%} of the law by {len(law.draws)} resamples of runs, without a run's noise"
-                    if known else law.no_draws)  # fmt: skip
+        interval = (
+            f"band: {law.level:.0%} of the law by {len(law.draws)} resamples of runs, without a run's noise"
+            if known
+            else law.no_draws
+        )
         values = ", ".join(f"{name} = {value:.4g}" for name, value in law.natural.items())
         share = float(np.sqrt(np.mean(law.residuals**2)))
         n, a = short(best[-1].params), best[-1].exponent
-        said = (f"Frontier: {law.law.equation} at the best N and D of each C, {law.law.name}, {values}; rms log "
-                f"residual {share:.2%}; at C = {compute.max():.3g} N* = {n}, N* ~ C^{a:.2f}. "
-                "Only over the compute measured.")  # fmt: skip
+        said = (
+            f"Frontier: {law.law.equation} at the best N and D of each C, {law.law.name}, {values}; rms log "
+            f"residual {share:.2%}; at C = {compute.max():.3g} N* = {n}, N* ~ C^{a:.2f}. "
+            "Only over the compute measured."
+        )
     if shades is not None:
         size_scale(figure, axes, shades)
     axes.set_ylim(given.y.min() / 1.03, given.y.max() * 1.03)
@@ -210,11 +228,19 @@ def isoflop_curves(source: Source) -> list[Drawn | Undrawn]:
     bounds = found.exponent_interval
     interval = "exponent: 95% by resampling runs within budgets" if bounds else "none: two budgets only"
     out = f" Left out: {'; '.join(found.left_out)}." if found.left_out else ""
-    return [Drawn(
-        "isoflop", title, figure, len(rows), interval, f"{CONVENTION}. Runs of a budget share C to 15%",
-        f"Parabolas in ln N, crosses at their lowest points. N* ~ C^{found.exponent:.3f}"
-        + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "") + f".{out}",
-    )]  # fmt: skip
+    return [
+        Drawn(
+            "isoflop",
+            title,
+            figure,
+            len(rows),
+            interval,
+            f"{CONVENTION}. Runs of a budget share C to 15%",
+            f"Parabolas in ln N, crosses at their lowest points. N* ~ C^{found.exponent:.3f}"
+            + (f" [{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "")
+            + f".{out}",
+        )
+    ]
 
 
 def _kind(row: Mapping) -> str:
@@ -254,8 +280,12 @@ def _mean_curve(columns: Sequence[Steps]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def _sweep(source: Source) -> tuple[list[Mapping], str]:
     """The largest set of ok runs whose final losses are of one kind, and the column of that loss."""
-    able = [r for r in source.ok if (r["outer_algorithm"] or "none") == "none"
-            and all(r[n] for n in ("params_total", "tokens_seen", "train_flops_6n", "loss"))]  # fmt: skip
+    able = [
+        r
+        for r in source.ok
+        if (r["outer_algorithm"] or "none") == "none"
+        and all(r[n] for n in ("params_total", "tokens_seen", "train_flops_6n", "loss"))
+    ]
     kinds = Counter(tuple(row[name] for name in SAME) for row in able)
     if not kinds:
         return [], "loss"
@@ -277,8 +307,10 @@ def _law(given: Rows) -> tuple[Fit | None, str]:
     params, tokens = (len(set(given.columns[name])) for name in ("params", "tokens"))
     points = len(set(zip(given.columns["params"], given.columns["tokens"], strict=True)))
     if min(params, tokens) < 3 or points < 8:
-        return None, (f"Chinchilla's law needs 8 different (N, D), 3 sizes and 3 token counts; there are {points}, "
-                      f"{params} and {tokens}")  # fmt: skip
+        return None, (
+            f"Chinchilla's law needs 8 different (N, D), 3 sizes and 3 token counts; there are {points}, "
+            f"{params} and {tokens}"
+        )
     try:
         law = with_profiles(fit(get_law("chinchilla"), given, bootstrap_draws=DRAWS))
         lost = [one.name for one in law.profiles if not one.identified]

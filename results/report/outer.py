@@ -40,8 +40,13 @@ def diloco(source: Source) -> list[Drawn | Undrawn]:
             ready.append((plain + talking, apart))
     if not ready:
         also = f" ({count_of(folded, 'layout')} with an outer loop and folded replicas sent nothing)" if folded else ""
-        return [Undrawn(title, "runs with an outer loop beside data parallel ones of the same model, data and recipe, "
-                        f"with the bytes counted (measure.probe_comm = true){also}")]  # fmt: skip
+        return [
+            Undrawn(
+                title,
+                "runs with an outer loop beside data parallel ones of the same model, data and recipe, "
+                f"with the bytes counted (measure.probe_comm = true){also}",
+            )
+        ]
     parts, more = chunks(ready, title, 1)
     return more + [
         _figure(source, *numbered("diloco", title, i, len(parts)), *one) for i, (one,) in enumerate(parts, 1)
@@ -104,15 +109,20 @@ def _figure(source: Source, name: str, title: str, some: list[Group], folded: in
     plain = min(b for g in some if _algorithm(g) == "none" for b in bytes_of[_kind(g)])
     least = min(b for g in some if _algorithm(g) != "none" for b in bytes_of[_kind(g)])
     return Drawn(
-        name, f"{title}: {work_name(some[0])}", figure, sum(len(group.rows) for group in some),
-        "loss: " + (interval_text(losses, source.level, "order statistics") or "none")
-        + ". Throughput: " + interval_text(speeds, source.level, "order statistics"),
+        name,
+        f"{title}: {work_name(some[0])}",
+        figure,
+        sum(len(group.rows) for group in some),
+        "loss: "
+        + (interval_text(losses, source.level, "order statistics") or "none")
+        + ". Throughput: "
+        + interval_text(speeds, source.level, "order statistics"),
         "bytes are the sizes of the messages that a rank hands to collectives, inner and outer; a ring all-reduce "
         "moves 2 (n-1)/n of that on the wire. Every run sees the same tokens in the same global batch",
         f"H: inner steps between two outer steps. The least that an outer loop sent is {plain / least:,.1f} times less "
         "than the least of data parallel."
         + (f" Not drawn: {count_of(folded, 'layout')} whose replicas are folded and send nothing." if folded else ""),
-    )  # fmt: skip
+    )
 
 
 def _algorithm(group: Group) -> str:

@@ -33,9 +33,10 @@ def diloco_law(source: Source) -> list[Drawn | Undrawn]:
         return [Undrawn(TITLE, f"{NEEDS}; there are {len(points)}")]
     sizes = {row["params_total"] for row in rows}
     plain = [
-        row for row in _able(source, outer=False)
+        row
+        for row in _able(source, outer=False)
         if row["params_total"] in sizes and all(row[n] == rows[0][n] for n in SAME) and budget in _budgets(row)
-    ]  # fmt: skip
+    ]
     column = loss_column(rows + plain)
     outer, base = _best(rows, column), _best(plain, column)
     try:
@@ -57,8 +58,12 @@ def diloco_law(source: Source) -> list[Drawn | Undrawn]:
         one, dodge = look(i), 1.02 ** (i - len(replicas) / 2)  # points of one size stand side by side
         if not some:
             continue
-        axes.plot([row["params_total"] * dodge for row in some], [row[column] for row in some],
-                  **one | {"linestyle": "none"}, zorder=3)  # fmt: skip
+        axes.plot(
+            [row["params_total"] * dodge for row in some],
+            [row[column] for row in some],
+            **one | {"linestyle": "none"},
+            zorder=3,
+        )
         fitted = alone if m is None else law
         if fitted is not None:
             at = {"params": grid} | ({} if m is None else {"replicas": np.full(len(grid), float(m))})
@@ -92,10 +97,11 @@ def diloco_law(source: Source) -> list[Drawn | Undrawn]:
 
 def _able(source: Source, outer: bool) -> list[dict]:
     return [
-        row for row in source.ok
+        row
+        for row in source.ok
         if ((row["outer_algorithm"] or "none") != "none") == outer
         and all(row[name] for name in ("params_total", "tokens_seen", "loss", "outer_replicas" if outer else "loss"))
-    ]  # fmt: skip
+    ]
 
 
 def _budgets(row: dict) -> tuple[tuple[str, float], ...]:
@@ -112,8 +118,10 @@ def _sweep(source: Source) -> tuple[list[dict], tuple[str, float]]:
             kinds[(*(row[name] for name in (*SAME, *HELD)), budget)].append(row)
     if not kinds:
         return [], ("tokens", 0)
-    most = max(kinds, key=lambda key: (len({(r["params_total"], r["outer_replicas"]) for r in kinds[key]}),
-                                       len(kinds[key]), key[-1]))  # fmt: skip
+    most = max(
+        kinds,
+        key=lambda key: (len({(r["params_total"], r["outer_replicas"]) for r in kinds[key]}), len(kinds[key]), key[-1]),
+    )
     return kinds[most], most[-1]
 
 
@@ -123,9 +131,10 @@ def _best(rows: Sequence[dict], column: str) -> list[dict]:
     for row in rows:
         cells[row["params_total"], row["outer_replicas"]][tuple(row[name] for name in TUNED)].append(row)
     return [
-        row for settings in cells.values()
+        row
+        for settings in cells.values()
         for row in min(settings.values(), key=lambda some: np.mean([one[column] for one in some]))
-    ]  # fmt: skip
+    ]
 
 
 def _fitted(law: str, rows: Sequence[dict], column: str, roles: dict[str, str], source: Source) -> Fit:

@@ -39,9 +39,12 @@ class _Picture:
 
 
 def rendered(
-    source: Source, drawn: Sequence[tuple[Drawn, bytes]], undrawn: Sequence[Undrawn], title: str | None,
+    source: Source,
+    drawn: Sequence[tuple[Drawn, bytes]],
+    undrawn: Sequence[Undrawn],
+    title: str | None,
     verdict: Comparison | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """The HTML of the whole report."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -49,27 +52,50 @@ def rendered(
     script, css = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     studies = sorted({row["study"] for row in source.rows if row["study"]})
-    kinds = (tables.layouts, parts.table, published.table, tables.refusals, tables.failures, tables.environment,
-             tables.runs)  # fmt: skip
+    kinds = (
+        tables.layouts,
+        parts.table,
+        published.table,
+        tables.refusals,
+        tables.failures,
+        tables.environment,
+        tables.runs,
+    )
     every = gate.tables(verdict) if verdict is not None else []
     every += [table for kind in kinds if (table := kind(source)) is not None]
     counts = Counter(row["status"] for row in source.rows)
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
-    )  # fmt: skip
+    )
     return environment.get_template("page.html").render(
         title=title or ", ".join(studies) or source.path.name,
-        path=str(source.path), where=source.where, notes=source.notes,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), statuses=counts.most_common(),
-        runs=len(source.rows), layouts=len(source.groups), fastest=fastest_lines(source),
-        gate=verdict and summary(verdict), baseline=verdict and verdict.base, passed=verdict and verdict.passed,
+        path=str(source.path),
+        where=source.where,
+        notes=source.notes,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        statuses=counts.most_common(),
+        runs=len(source.rows),
+        layouts=len(source.groups),
+        fastest=fastest_lines(source),
+        gate=verdict and summary(verdict),
+        baseline=verdict and verdict.base,
+        passed=verdict and verdict.passed,
         failing=gate.failing(verdict) if verdict is not None else [],
-        pictures=[_picture(one, svg) for one, svg in drawn], undrawn=undrawn,
+        pictures=[_picture(one, svg) for one, svg in drawn],
+        undrawn=undrawn,
         tables={table.name: table for table in every},
-        named=RUNS_NAMED, items=checklist(source), rules=[*findings(source.rows), beyond(source.rows)],
-        script=Markup(script), css=Markup(css), digest=digest,  # noqa: S704  our own files
-    )  # fmt: skip
+        named=RUNS_NAMED,
+        items=checklist(source),
+        rules=[*findings(source.rows), beyond(source.rows)],
+        script=Markup(script),
+        css=Markup(css),
+        digest=digest,  # noqa: S704  our own files
+    )
 
 
 def _picture(one: Drawn, svg: bytes) -> _Picture:

@@ -33,40 +33,65 @@ def published(source: Source) -> list[Drawn | Undrawn]:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.axhline(len(best) - 0.5, color=GREY, linewidth=0.6)
-    handles = axes.plot([100 * one.against[0].ours for one in best], range(len(best)), linestyle="none", marker="D",
-                        color="#0072B2")  # fmt: skip
+    handles = axes.plot(
+        [100 * one.against[0].ours for one in best], range(len(best)), linestyle="none", marker="D", color="#0072B2"
+    )
     said = {}
     for y, each in enumerate(theirs, len(best)):
-        said[each.derived] = axes.plot(100 * each.theirs, y, linestyle="none", marker="o", color="#000000",
-                                       markerfacecolor="none" if each.derived else "#000000")[0]  # fmt: skip
+        said[each.derived] = axes.plot(
+            100 * each.theirs,
+            y,
+            linestyle="none",
+            marker="o",
+            color="#000000",
+            markerfacecolor="none" if each.derived else "#000000",
+        )[0]
     axes.set(xlabel=f"MFU, % of peak ({source.convention})", xlim=(0, axes.get_xlim()[1]))
     words = {False: "published, as printed", True: "published, computed from what is printed"}
     legend(figure, [*handles, *said.values()], ["ours, median over runs", *(words[derived] for derived in said)])
     middle = median(each.percent for each in best[0].against if each.percent is not None)
     more = f" {len(ours) - len(best)} more layouts of ours are in the table only." if len(ours) > len(best) else ""
-    return [Drawn(
-        "published", TITLE, figure, sum(len(one.group.rows) for one in best),
-        "none: medians over runs beside single published figures",
-        f"{CONVENTIONS[source.convention]}, on both sides; the same device, precision, peak and its source, or no "
-        "percentage. Models and batches may differ: it is utilisation that is compared, not speed",
-        f"Best first. {label(best[0].group.where)} reaches {middle:.0f}% of the {len(theirs)} published figures in "
-        f"the median.{more}",
-    )]  # fmt: skip
+    return [
+        Drawn(
+            "published",
+            TITLE,
+            figure,
+            sum(len(one.group.rows) for one in best),
+            "none: medians over runs beside single published figures",
+            f"{CONVENTIONS[source.convention]}, on both sides; the same device, precision, peak and its source, or no "
+            "percentage. Models and batches may differ: it is utilisation that is compared, not speed",
+            f"Best first. {label(best[0].group.where)} reaches {middle:.0f}% of the {len(theirs)} published figures in "
+            f"the median.{more}",
+        )
+    ]
 
 
 def table(source: Source) -> Table | None:
     """Every percentage; the note says how often each reason refused one."""
     found = source.beside_published
-    columns = (("ours", ""), ("published", "model, devices, source"), ("dated", ""), ("MFU ours", source.convention),
-               ("MFU published", source.convention), ("% of published", ""),
-               ("computed", "from what the source prints, under our convention"))  # fmt: skip
+    columns = (
+        ("ours", ""),
+        ("published", "model, devices, source"),
+        ("dated", ""),
+        ("MFU ours", source.convention),
+        ("MFU published", source.convention),
+        ("% of published", ""),
+        ("computed", "from what the source prints, under our convention"),
+    )
     rows = tuple(
-        (text(source.name(one.group)), text(each.label), text(each.published["published_date"]),
-         number(each.ours, "{:.2f} %", 100), number(each.theirs, "{:.2f} %", 100), number(each.percent, "{:.1f}"),
-         text("computed" if each.derived else "printed"))
+        (
+            text(source.name(one.group)),
+            text(each.label),
+            text(each.published["published_date"]),
+            number(each.ours, "{:.2f} %", 100),
+            number(each.theirs, "{:.2f} %", 100),
+            number(each.percent, "{:.1f}"),
+            text("computed" if each.derived else "printed"),
+        )
         for one in sorted(found, key=lambda one: (by_size(one.group), one.group.devices, one.group.label))
-        for each in one.against if each.percent is not None
-    )  # fmt: skip
+        for each in one.against
+        if each.percent is not None
+    )
     note = f"By {source.convention}: {CONVENTIONS[source.convention]}. No percentage for {_refused(found)}."
     return Table("published", TITLE, columns, rows, note) if rows else None
 

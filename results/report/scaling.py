@@ -19,7 +19,7 @@ from .drawing import (
     new_figure,
     numbered,
     with_intervals,
-)  # fmt: skip
+)
 from .source import Source, label, work_name
 
 WORDS = {
@@ -62,8 +62,14 @@ def _figure(source: Source, mode: str, members: list[Series], index: int, of: in
     points: dict[int, Point] = {id(p.group): p for one in members for p in one.points}
     base = members[0].base
     ends = np.array([base.group.devices, counts[-1]])
-    ideal = left.plot(ends, base.tokens_per_s.value * ends / base.group.devices, color=GREY, linestyle=(0, (1, 1)),
-                      linewidth=1.2, zorder=1)[0]  # fmt: skip
+    ideal = left.plot(
+        ends,
+        base.tokens_per_s.value * ends / base.group.devices,
+        color=GREY,
+        linestyle=(0, (1, 1)),
+        linewidth=1.2,
+        zorder=1,
+    )[0]
     right.axhline(1, color=GREY, linestyle=(0, (1, 1)), linewidth=1.2, zorder=1)
     for i, one in enumerate(members):
         fits = sorted((f for f in one.laws if not f.refused), key=lambda f: f.rms_relative_error)
@@ -97,8 +103,12 @@ def _figure(source: Source, mode: str, members: list[Series], index: int, of: in
         handles.append(left.plot([], [], **(style if several or fits else dots))[0])
     log_scale(left, "y")
     left.set(xlabel="devices (ranks)", ylabel="tokens/s", title="Throughput")
-    right.set(xlabel="devices (ranks)", ylabel="efficiency", title="Efficiency against the base",
-              ylim=(0, max(1.1, right.get_ylim()[1])))  # fmt: skip
+    right.set(
+        xlabel="devices (ranks)",
+        ylabel="efficiency",
+        title="Efficiency against the base",
+        ylim=(0, max(1.1, right.get_ylim()[1])),
+    )
     for axes in (left, right):
         device_scale(axes, counts)
         axes.set_xlim(counts[0] / 1.25, counts[-1] * 1.25)
@@ -113,11 +123,16 @@ def _figure(source: Source, mode: str, members: list[Series], index: int, of: in
     name, title = numbered(f"scaling-{mode}", f"{mode.capitalize()} scaling", index, of)
     low = [p for p in points.values() if not p.is_base]
     return Drawn(
-        name, f"{title}: {work_name(base.group)}", figure, sum(len(p.group.rows) for p in points.values()),
-        "throughput: " + interval_text([p.tokens_per_s for p in points.values()], source.level, "order statistics")
-        + ". Efficiency: " + interval_text([p.efficiency for p in low], source.level, "Hodges-Lehmann ratio"),
+        name,
+        f"{title}: {work_name(base.group)}",
+        figure,
+        sum(len(p.group.rows) for p in points.values()),
+        "throughput: "
+        + interval_text([p.tokens_per_s for p in points.values()], source.level, "order statistics")
+        + ". Efficiency: "
+        + interval_text([p.efficiency for p in low], source.level, "Hodges-Lehmann ratio"),
         f"{WORDS[mode]}. Efficiency = device-seconds per token of the base over those of the point. "
         f"Base of 1: {where}, {absolute}. Throughput is tokens_per_step over the median step time of the slowest rank; "
         "where steps differ in tokens, all tokens over all time",
         "Dotted grey: ideal. Points that share a device count are set side by side. " + " ".join(lines),
-    )  # fmt: skip
+    )

@@ -15,7 +15,7 @@ from ..efficiency.fastest import Fastest, fastest, tokens_text
 from ..efficiency.grouping import groups
 from ..efficiency.report import Compared, compared
 from ..efficiency.series import Options, Refusal, Series, read_series
-from ..efficiency.workload import BATCH, CONDITIONS, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, allowed  # fmt: skip
+from ..efficiency.workload import BATCH, CONDITIONS, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, allowed
 from ..schema.rows import rows_of
 from ..table import held_out
 from ..table.distinguishing import differing_in_parts
@@ -94,9 +94,14 @@ class Source:
 
 
 def read_source(
-    path: str | Path, where: str | None, modes: Sequence[str], base: str | None, allow: Sequence[str],
-    convention: str, level: float,
-) -> Source:  # fmt: skip
+    path: str | Path,
+    where: str | None,
+    modes: Sequence[str],
+    base: str | None,
+    allow: Sequence[str],
+    convention: str,
+    level: float,
+) -> Source:
     """Read runs and steps, and the scaling series of each mode.
 
     Raises
@@ -120,7 +125,7 @@ def read_source(
         series[mode] = tuple(each for each in one if len(each.points) > 1)
     compared = {
         row["run_id"] for some in series.values() for one in some for point in one.points for row in point.group.rows
-    }  # fmt: skip
+    }
     told: dict[tuple, Refusal] = {}  # of the modes the one in which less is in the way
     for one in (one for mode in modes for one in refusals[mode] if not compared & set(one.run_ids)):
         if one.run_ids not in told or len(one.columns) < len(told[one.run_ids].columns):
@@ -129,9 +134,18 @@ def read_source(
     if Path(path).is_file():
         notes.append("read from an exported file of runs, which holds no steps")
     return Source(
-        Path(path), where, level, convention, tuple(rows), tuple(found), waits, series, tuple(told.values()),
-        tuple(dict.fromkeys(notes)), dict(zip(map(id, found), _told_apart(found), strict=True)),
-    )  # fmt: skip
+        Path(path),
+        where,
+        level,
+        convention,
+        tuple(rows),
+        tuple(found),
+        waits,
+        series,
+        tuple(told.values()),
+        tuple(dict.fromkeys(notes)),
+        dict(zip(map(id, found), _told_apart(found), strict=True)),
+    )
 
 
 def _notes(rows: Sequence[Mapping], lost: Sequence[Mapping]) -> list[str]:
@@ -178,6 +192,5 @@ def _told_apart(found: Sequence[Group]) -> list[tuple[str, str]]:
     """(name, setting) of each group; setting: what tells apart groups that would share a name."""
     names = [f"{model_name(g)}: {label(g.label)}, {count_of(g.devices, 'rank')}" for g in found]
     tells = differing_in_parts([group.rows[0] for group in found], names, SETTINGS, most=3)
-    settings = (", ".join(f"{c} {label(group[c], 16)}" for c in some)
-                for some, group in zip(tells, found, strict=True))  # fmt: skip
+    settings = (", ".join(f"{c} {label(group[c], 16)}" for c in some) for some, group in zip(tells, found, strict=True))
     return list(zip(names, settings, strict=True))

@@ -63,46 +63,61 @@ def kept(items: Sequence, most: int) -> tuple[list, int]:
 
 def layouts(source: Source) -> Table:
     """One row for each group of runs that repeat each other."""
-    efficiency = {
-        (mode, id(p.group)): p for mode, some in source.series.items() for one in some for p in one.points
-    }  # fmt: skip
+    efficiency = {(mode, id(p.group)): p for mode, some in source.series.items() for one in some for p in one.points}
     modes = [mode for mode, some in source.series.items() if some]
     differ = refusal(source.ok)
     columns = [
-        ("model", ""), ("engine", ""), ("layout", ""), ("setting", "what tells it from others of its name"),
-        ("ranks", ""), ("runs", "with status ok"),
-        ("tokens/s", "median over runs, with its interval or range"), ("step ms", "median over runs"),
+        ("model", ""),
+        ("engine", ""),
+        ("layout", ""),
+        ("setting", "what tells it from others of its name"),
+        ("ranks", ""),
+        ("runs", "with status ok"),
+        ("tokens/s", "median over runs, with its interval or range"),
+        ("step ms", "median over runs"),
         *((f"{mode} eff.", "against the base of its family") for mode in modes),
         (source.convention.replace("mfu_", "MFU "), "of the peak; see the figure for the convention"),
-        ("device MiB", "peak, fullest rank"), ("host MiB", "peak resident, fullest rank"),
-        ("MB a step", "message bytes of one step, all ranks"), ("loss", "mean of the last tenth of the steps"),
+        ("device MiB", "peak, fullest rank"),
+        ("host MiB", "peak resident, fullest rank"),
+        ("MB a step", "message bytes of one step, all ranks"),
+        ("loss", "mean of the last tenth of the steps"),
         ("held-out", "loss at the end"),
-    ]  # fmt: skip
+    ]
     rows = []
     some, of = kept(sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
     for group in some:
         rate = throughput_estimate(source, group)
         cells = [
-            text(group["model"]), text(group["engine"]), text(group.label), text(source.setting(group) or None),
+            text(group["model"]),
+            text(group["engine"]),
+            text(group.label),
+            text(source.setting(group) or None),
             number(group.devices, "{:,.0f}"),
-            number(len(group.rows), "{:.0f}"), Cell(f"{rate.value:,.0f}{_bounds(rate)}", rate.value),
+            number(len(group.rows), "{:.0f}"),
+            Cell(f"{rate.value:,.0f}{_bounds(rate)}", rate.value),
             _middle(group, "step_time_s", "{:,.1f}", 1e3),
-        ]  # fmt: skip
+        ]
         for mode in modes:
             cells.append(_efficiency(efficiency.get((mode, id(group)))))
         cells += [
-            _middle(group, source.convention, "{:.2f} %", 100), _middle(group, "peak_memory_bytes", "{:,.0f}", 1 / MIB),
+            _middle(group, source.convention, "{:.2f} %", 100),
+            _middle(group, "peak_memory_bytes", "{:,.0f}", 1 / MIB),
             _middle(group, "peak_host_memory_bytes", "{:,.0f}", 1 / MIB),
-            _middle(group, "comm_bytes_per_step", "{:,.2f}", 1e-6), _middle(group, "loss", "{:.4f}"),
+            _middle(group, "comm_bytes_per_step", "{:,.2f}", 1e-6),
+            _middle(group, "loss", "{:.4f}"),
             Cell("-", None) if differ else _middle(group, "val_loss", "{:.4f}"),
-        ]  # fmt: skip
+        ]
         rows.append(tuple(cells))
     keep = [i for i in range(len(columns)) if any(row[i].value is not None for row in rows)]
     return Table(
-        "layouts", "Layouts", tuple(columns[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows),
+        "layouts",
+        "Layouts",
+        tuple(columns[i] for i in keep),
+        tuple(tuple(row[i] for i in keep) for row in rows),
         f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs."
-        + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""), of,
-    )  # fmt: skip
+        + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""),
+        of,
+    )
 
 
 def _efficiency(point: Point | None) -> Cell:
@@ -117,38 +132,74 @@ def runs(source: Source) -> Table:
     """Every run, whatever became of it."""
     differ = refusal(source.ok)
     some, of = kept(source.rows, RUNS_SHOWN)
-    columns = (("run", ""), ("status", ""), ("model", ""), ("layout", ""), ("ranks", ""), ("seed", ""),
-               ("tokens/s", ""),
-               ("step ms", ""), ("p95 ms", "95th percentile of the timed steps"), ("loss", ""), ("held-out", ""),
-               *((("held-out set", "val_hash: losses of one set compare"),) if differ else ()),
-               ("wall s", ""), ("started (UTC)", ""))  # fmt: skip
+    columns = (
+        ("run", ""),
+        ("status", ""),
+        ("model", ""),
+        ("layout", ""),
+        ("ranks", ""),
+        ("seed", ""),
+        ("tokens/s", ""),
+        ("step ms", ""),
+        ("p95 ms", "95th percentile of the timed steps"),
+        ("loss", ""),
+        ("held-out", ""),
+        *((("held-out set", "val_hash: losses of one set compare"),) if differ else ()),
+        ("wall s", ""),
+        ("started (UTC)", ""),
+    )
     rows = tuple(
         (
-            text(r["run_id"]), text(r["status"]), text(r["model"]), text(r["layout"]),
-            number(r["world_size"], "{:,.0f}"), number(r["seed"], "{:.0f}"), number(r["tokens_per_s"], "{:,.0f}"),
+            text(r["run_id"]),
+            text(r["status"]),
+            text(r["model"]),
+            text(r["layout"]),
+            number(r["world_size"], "{:,.0f}"),
+            number(r["seed"], "{:.0f}"),
+            number(r["tokens_per_s"], "{:,.0f}"),
             number(r["step_time_s"], "{:,.1f}", 1e3),
-            number(r["step_time_p95_s"], "{:,.1f}", 1e3), number(r["loss"], "{:.4f}"),
-            number(r["val_loss"], "{:.4f}"), *((text(r["val_hash"]),) if differ else ()),
-            number(r["wall_s"], "{:,.1f}"), text((r["started_at"] or "")[:19] or None),
+            number(r["step_time_p95_s"], "{:,.1f}", 1e3),
+            number(r["loss"], "{:.4f}"),
+            number(r["val_loss"], "{:.4f}"),
+            *((text(r["val_hash"]),) if differ else ()),
+            number(r["wall_s"], "{:,.1f}"),
+            text((r["started_at"] or "")[:19] or None),
         )
         for r in some
-    )  # fmt: skip
+    )
     return Table("runs", "Runs" if of else "Every run", columns, rows, of=of)
 
 
 def failures(source: Source) -> Table | None:
     """What came to nothing, and why."""
-    bad = sorted((row for row in source.rows if row["status"] != "ok"),
-                 key=lambda r: (r["status"], r["reason"] or "", r["run_id"]))  # fmt: skip
+    bad = sorted(
+        (row for row in source.rows if row["status"] != "ok"),
+        key=lambda r: (r["status"], r["reason"] or "", r["run_id"]),
+    )
     some, of = kept(bad, REASONS)
-    columns = (("status", ""), ("reason", ""), ("model", ""), ("layout", ""), ("ranks", ""),
-               ("steps kept", "rows of the run in `steps`"), ("of", "steps asked for"), ("run", ""))  # fmt: skip
+    columns = (
+        ("status", ""),
+        ("reason", ""),
+        ("model", ""),
+        ("layout", ""),
+        ("ranks", ""),
+        ("steps kept", "rows of the run in `steps`"),
+        ("of", "steps asked for"),
+        ("run", ""),
+    )
     rows = tuple(
-        (text(r["status"]), text(r["reason"] or "no reason was kept"), text(r["model"]), text(r["layout"]),
-         number(r["world_size"], "{:,.0f}"), number(r["step_rows"], "{:,.0f}"), number(r["steps"], "{:,.0f}"),
-         text(r["run_id"]))
+        (
+            text(r["status"]),
+            text(r["reason"] or "no reason was kept"),
+            text(r["model"]),
+            text(r["layout"]),
+            number(r["world_size"], "{:,.0f}"),
+            number(r["step_rows"], "{:,.0f}"),
+            number(r["steps"], "{:,.0f}"),
+            text(r["run_id"]),
+        )
         for r in some
-    )  # fmt: skip
+    )
     counts = Counter(row["status"] for row in bad)
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     note += f" of {count_of(len(source.rows), 'run')}."

@@ -67,8 +67,9 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("data_hash", "SHA-256 of the content (synthetic: of what generates it)"),
         count("data_tokens", "training tokens there are; null: unlimited", "tokens"),
         real("data_entropy_nats", "entropy rate of a source that knows it: the loss nothing can beat", "nats/token"),
-        count("tokens_per_step", "tokens of one optimizer step, over all ranks and replicas; null: steps differ",
-              "tokens"),
+        count(
+            "tokens_per_step", "tokens of one optimizer step, over all ranks and replicas; null: steps differ", "tokens"
+        ),
         count("tokens_seen", "D: tokens trained on, repeats counted", "tokens"),
         count("tokens_unique", "different training tokens among them", "tokens"),
     ),
@@ -158,41 +159,60 @@ RUNS: dict[str, tuple[Column, ...]] = {
         flag("measure_peak_matmul", "the device's peak was measured by matrix products"),
     ),
     "Loss": (
-        string("parity", "`not checked`: recorded from outside, nobody saw these losses follow one process's; "
-                "null: an engine of ours, see `scalade verify`"),
+        string(
+            "parity",
+            "`not checked`: recorded from outside, nobody saw these losses follow one process's; "
+            "null: an engine of ours, see `scalade verify`",
+        ),
         real("train_loss_first", "training loss of step 0", "nats/token"),
         real("train_loss_last", "training loss of the last step", "nats/token"),
         real("loss", "mean training loss of the last tenth of the steps, at least one step", "nats/token"),
         real("val_loss", "held-out loss at the end of the run", "nats/token"),
         string("val_loss_reason", "why val_loss is null though the run was evaluated, in one line"),
-        count("steps_after_outer", "inner steps after the last outer step (streaming: the last round): trained on, and "
-              "not in val_loss nor in the kept weights; delayed and eager: nor is the round of H before them, which "
-              "was on its way (eager: but for a replica's own share)"),
+        count(
+            "steps_after_outer",
+            "inner steps after the last outer step (streaming: the last round): trained on, and "
+            "not in val_loss nor in the kept weights; delayed and eager: nor is the round of H before them, which "
+            "was on its way (eager: but for a replica's own share)",
+        ),
         count("val_sequences", "held-out sequences val_loss is the mean over: those asked for", "sequences"),
         string("val_hash", "hash of their tokens: losses compare where it agrees; null: not known"),
-        real("unigram_nats", "entropy of single tokens, of a sample of the training text: the best loss without a past",
-             "nats/token"),
+        real(
+            "unigram_nats",
+            "entropy of single tokens, of a sample of the training text: the best loss without a past",
+            "nats/token",
+        ),
         string("val_warning", "why val_loss cannot be, in one line (docs/data.md); null: nothing was found"),
         real("val_bits_per_byte", "val_loss per byte of text; null where a token has no known bytes", "bits/byte"),
     ),
     "Time": (
-        seconds("step_time_s", "median over the timed steps, each step that of its slowest rank; with an outer loop "
-                "inner_step_time_s + outer_round_exposed_s / outer_sync_every"),
+        seconds(
+            "step_time_s",
+            "median over the timed steps, each step that of its slowest rank; with an outer loop "
+            "inner_step_time_s + outer_round_exposed_s / outer_sync_every",
+        ),
         string("step_time_s_reason", "why step_time_s is null though there were steps, in one line"),
-        seconds("inner_step_time_s", "median over the timed steps without the wait for outer steps; null: no outer "
-                "loop"),
-        seconds("outer_round_exposed_s", "wait for the outer step of a round of H inner steps (streaming: for all "
-                "fragments), mean over the timed ones"),
-        count("timed_outer_steps", "outer steps in that mean (streaming: times at which a fragment was sent or "
-              "applied)"),
+        seconds(
+            "inner_step_time_s", "median over the timed steps without the wait for outer steps; null: no outer loop"
+        ),
+        seconds(
+            "outer_round_exposed_s",
+            "wait for the outer step of a round of H inner steps (streaming: for all "
+            "fragments), mean over the timed ones",
+        ),
+        count(
+            "timed_outer_steps", "outer steps in that mean (streaming: times at which a fragment was sent or applied)"
+        ),
         seconds("step_time_p05_s", "5th percentile over the timed steps"),
         seconds("step_time_p95_s", "95th percentile over the timed steps"),
         count("timed_steps", "steps in the median: all but the warm-up"),
         seconds("first_step_s", "step 0: compilation, allocation and the first collectives"),
         seconds("startup_s", "from the launch of the ranks to the start of step 0"),
         seconds("data_time_s", "median time of a timed step spent waiting for data, slowest rank"),
-        seconds("comm_time_s", "time in collectives on the probed step, each waited for, slowest rank; without its "
-                "outer step"),
+        seconds(
+            "comm_time_s",
+            "time in collectives on the probed step, each waited for, slowest rank; without its outer step",
+        ),
         seconds("compute_time_s", "median time of a timed step in forward and backward, mean over the ranks"),
         seconds("optimizer_time_s", "median time of a timed step in clipping and update, mean over the ranks"),
         seconds("exposed_comm_time_s", "median time of a timed step waited for collectives, mean over the ranks"),
@@ -201,8 +221,11 @@ RUNS: dict[str, tuple[Column, ...]] = {
         seconds("optimizer_wait_s", "the part of these waits that is in optimizer_time_s, mean over the ranks"),
         count("timed_tokens", "tokens of the timed steps, where steps differ in tokens; null: they do not", "tokens"),
         seconds("timed_s", "sum of the times of those steps, likewise"),
-        real("tokens_per_s", "tokens_per_step over step_time_s; timed_tokens over timed_s where these are there",
-             "tokens/s"),
+        real(
+            "tokens_per_s",
+            "tokens_per_step over step_time_s; timed_tokens over timed_s where these are there",
+            "tokens/s",
+        ),
         real("tokens_per_s_per_device", "tokens_per_s over world_size", "tokens/s"),
         string("tokens_per_s_reason", "why tokens_per_s is null though there were steps, in one line"),
     ),
@@ -237,11 +260,16 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("energy_source", "`nvml`, `rapl`; null where the hardware does not tell"),
     ),
     "Communication": (
-        nbytes("comm_bytes_per_step", "message sizes (as nccl-tests counts) of one step, summed over the ranks; with "
-               "an outer loop comm_bytes_inner_step + comm_bytes_outer_round / outer_sync_every"),
+        nbytes(
+            "comm_bytes_per_step",
+            "message sizes (as nccl-tests counts) of one step, summed over the ranks; with "
+            "an outer loop comm_bytes_inner_step + comm_bytes_outer_round / outer_sync_every",
+        ),
         nbytes("comm_bytes_inner_step", "of one inner step, summed over the ranks; null: no outer loop"),
-        nbytes("comm_bytes_outer_round", "of the outer step of a round of H inner steps (streaming: of all fragments), "
-               "summed over the ranks"),
+        nbytes(
+            "comm_bytes_outer_round",
+            "of the outer step of a round of H inner steps (streaming: of all fragments), summed over the ranks",
+        ),
         nbytes("outer_bytes_per_round", "what one rank sends of that, where a gathered message counts whole above"),
         real("comm_calls_per_step", "collective calls in one step, summed over the ranks; outer steps' divided by H"),
         string("comm_by_collective_json", 'all collectives: {"all_reduce": {"bytes": ..., "calls": ...}, ...}'),
@@ -306,8 +334,12 @@ RUNS: dict[str, tuple[Column, ...]] = {
         string("megatron_version", "of megatron-core; null where the engine is another"),
         string("mpi_version", "library version as MPI names it; null where MPI started nothing"),
     ),
-}  # fmt: skip
+}
 
 TABLES: dict[str, dict[str, tuple[Column, ...]]] = {
-    "runs": RUNS, "steps": STEPS, "evals": EVALS, "comm": COMM, "ops": OPS,
-}  # fmt: skip
+    "runs": RUNS,
+    "steps": STEPS,
+    "evals": EVALS,
+    "comm": COMM,
+    "ops": OPS,
+}

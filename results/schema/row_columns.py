@@ -37,7 +37,7 @@ STEPS: dict[str, tuple[Column, ...]] = {
         count("replicas_present", "with a quorum: replicas whose pseudo-gradients are in the outer step"),
         real("replica_drift", "root mean square L2 distance of the replicas from their mean"),
         real("pseudograd_cosine", "mean cosine of two replicas' pseudo-gradients, weighted by their norms"),
-    ),
+    )
 }
 
 EVALS: dict[str, tuple[Column, ...]] = {
@@ -49,7 +49,7 @@ EVALS: dict[str, tuple[Column, ...]] = {
         real("val_loss", "mean over val_sequences; NaN as measured", "nats/token", keeps_nan=True),
         count("val_sequences", "held-out sequences", "sequences"),
         string("val_hash", "hash of their tokens, as in `runs`"),
-    ),
+    )
 }
 
 COMM: dict[str, tuple[Column, ...]] = {
@@ -57,8 +57,9 @@ COMM: dict[str, tuple[Column, ...]] = {
         *_OF_RUN,
         string("dim", "mesh dimension it ran along; `world`: all ranks", required=True),
         string("collective", "what was called", required=True, values=COLLECTIVES),
-        nbytes("message_bytes", "S, as nccl-tests counts: the whole gathered, scattered or exchanged array",
-               required=True),
+        nbytes(
+            "message_bytes", "S, as nccl-tests counts: the whole gathered, scattered or exchanged array", required=True
+        ),
         count("group_ranks", "n, ranks of one group"),
         count("groups", "groups along the dimension, all at it at once"),
         string("dtype", "of the elements"),
@@ -70,18 +71,23 @@ COMM: dict[str, tuple[Column, ...]] = {
         seconds("first_s", "the first call: connections, allocation; not timed"),
         real("algbw_bytes_per_s", "algorithm bandwidth, S over time_s", "bytes/s"),
         real("busbw_bytes_per_s", "bus bandwidth: algbw times nccl-tests' factor of the collective", "bytes/s"),
-    ),
+    )
 }
 
 OPS: dict[str, tuple[Column, ...]] = {
     "Operation": (
         *_OF_RUN,
         count("rank", "whose time this is", required=True),
-        string("part", "`op`: an operation; `background`: one of a thread beside the step's own; `wait`: the step "
-               "waited; `step`: the whole of it, profiler and all", required=True, values=PARTS),
+        string(
+            "part",
+            "`op`: an operation; `background`: one of a thread beside the step's own; `wait`: the step "
+            "waited; `step`: the whole of it, profiler and all",
+            required=True,
+            values=PARTS,
+        ),
         string("op", "as torch's profiler names it; `collectives`, `pipeline` or `step`", required=True),
         real("calls", "a step"),
         seconds("time_s", "of a step on the CPU, without the operations called inside; mean over the profiled steps"),
         seconds("device_time_s", "the same on the accelerator; null without one"),
-    ),
-}  # fmt: skip
+    )
+}

@@ -44,12 +44,21 @@ class Estimate:
     def scaled(self, factor: float) -> Estimate:
         """The estimate of `factor` times the quantity; factor > 0."""
         low, high = (None if x is None else x * factor for x in (self.low, self.high))
-        return Estimate(self.value * factor, low, high, self.least * factor, self.most * factor, self.runs,
-                        self.achieved)  # fmt: skip
+        return Estimate(
+            self.value * factor, low, high, self.least * factor, self.most * factor, self.runs, self.achieved
+        )
 
     def to_dict(self) -> dict:
-        return {"value": self.value, "low": self.low, "high": self.high, "least": self.least, "most": self.most,
-                "runs": self.runs, "achieved_level": self.achieved, "note": self.note}  # fmt: skip
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "least": self.least,
+            "most": self.most,
+            "runs": self.runs,
+            "achieved_level": self.achieved,
+            "note": self.note,
+        }
 
 
 def ratio(above: Sequence[float], below: Sequence[float], level: float = 0.95) -> Estimate:

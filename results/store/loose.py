@@ -76,8 +76,10 @@ class Loose:
         """What else the run folders hold; starts.jsonl with the last attempt of a run."""
         last = {folder.parent: at for at, folder in enumerate(self.folders)}
         others = [json.dumps(other) if other else None for other in self.others]
-        starts = [starts_in(folder.parent, self.below) if last[folder.parent] == at else None
-                  for at, folder in enumerate(self.folders)]  # fmt: skip
+        starts = [
+            starts_in(folder.parent, self.below) if last[folder.parent] == at else None
+            for at, folder in enumerate(self.folders)
+        ]
         return pa.table({"other_json": others, "starts": starts}, schema=KEPT)
 
     def rows(self, name: str, at: np.ndarray, names: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
@@ -175,8 +177,9 @@ def _piece(tried: Sequence[tuple[Path, str, int]], below: Path, notes: Notes) ->
             notes.add(file, error)
             continue
         if version > SCHEMA_VERSION:
-            raise NewerRow(f"{file} has schema version {version}; this Scalade reads up to {SCHEMA_VERSION}: upgrade "
-                           "scalade")  # fmt: skip
+            raise NewerRow(
+                f"{file} has schema version {version}; this Scalade reads up to {SCHEMA_VERSION}: upgrade scalade"
+            )
         found.append((folder / f"a{number}", run_id, number))
         contents.append(content)
     values, wrong = _cells(contents)

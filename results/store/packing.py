@@ -289,8 +289,9 @@ def _unpack(results: Path, part: Part) -> int:
             continue
         tables = {
             name: arrow_bytes(others[name].slice(starts[name][at], length).combine_chunks())
-            for name in OTHERS if (length := part.index[name][at].as_py())
-        }  # fmt: skip
+            for name in OTHERS
+            if (length := part.index[name][at].as_py())
+        }
         kept = part.kept().slice(at, 1).to_pylist()[0]
         files.make_folder(folder, results)
         if kept["starts"] and files.look(folder / STARTS, results) is None:

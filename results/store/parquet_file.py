@@ -82,8 +82,10 @@ def _opened(stream: BinaryIO, size: int) -> pq.ParquetFile:
 
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string,
-                                           pa.types.is_large_binary))  # fmt: skip
+    return any(
+        is_one(kind)
+        for is_one in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+    )
 
 
 def _is_plain(kind: pa.DataType) -> bool:

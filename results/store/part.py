@@ -40,8 +40,9 @@ NAME = re.compile(r"p([1-9][0-9]{0,8})")
 MANIFEST, LOCK = "part.json", "lock"
 OTHERS = tuple(name for name in TABLES if name != "runs")
 KEYS = ("run_id", "attempt", "status")  # columns of `runs` that the index has
-INDEX = pa.schema([*zip(KEYS, (pa.string(), pa.int64(), pa.string()), strict=True),
-                   *((name, pa.int64()) for name in OTHERS)])  # fmt: skip
+INDEX = pa.schema(
+    [*zip(KEYS, (pa.string(), pa.int64(), pa.string()), strict=True), *((name, pa.int64()) for name in OTHERS)]
+)
 KEPT = pa.schema([("other_json", pa.string()), ("starts", pa.string())])
 DIGESTS = pa.schema([(name, pa.string()) for name in TABLES])
 MOST_ATTEMPTS = 10**9 - 1  # of a run, as its folders can be named

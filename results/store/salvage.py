@@ -35,8 +35,11 @@ class Loss:
         runs = self.runs()
         named = f"{', '.join(runs[:4])}{f' and {len(runs) - 4} more' if len(runs) > 4 else ''}"
         what = {"runs": "the rows", "kept": "the logs of starts, and columns of other versions,"}
-        return f"{what.get(self.name, f'the {self.name}')} of {len(runs)} of {count_of(len(self.part), 'run')} lost" + (
-            f" ({named})" if runs else "") + f": {self.error}"  # fmt: skip
+        return (
+            f"{what.get(self.name, f'the {self.name}')} of {len(runs)} of {count_of(len(self.part), 'run')} lost"
+            + (f" ({named})" if runs else "")
+            + f": {self.error}"
+        )
 
 
 def losses(part: Part) -> list[Loss]:

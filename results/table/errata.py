@@ -66,9 +66,15 @@ class Taken:
 
 
 _SPEED = ("step_time_s", "tokens_per_s", "tokens_per_s_per_device", "mfu_6n", "mfu_palm", "mfu_causal")
-_COMM = ("comm_bytes_per_step", "comm_calls_per_step", "comm_time_s", "comm_by_collective_json", "comm_by_dim_json",
-         *(f"comm_bytes_{name}" for name in COLLECTIVES),
-         *(f"comm_bytes_dim_{name}" for name in MESH_DIMS))  # fmt: skip
+_COMM = (
+    "comm_bytes_per_step",
+    "comm_calls_per_step",
+    "comm_time_s",
+    "comm_by_collective_json",
+    "comm_by_dim_json",
+    *(f"comm_bytes_{name}" for name in COLLECTIVES),
+    *(f"comm_bytes_dim_{name}" for name in MESH_DIMS),
+)
 
 ERRATA: tuple[Erratum, ...] = (
     Erratum(

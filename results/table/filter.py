@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NUMBER, TEXT, TRUTH, NULL = "a number", "text", "true or false", "null"
-COMPARE = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt,
-           ">": operator.gt}  # fmt: skip
+COMPARE = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
 ARITHMETIC = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "%": operator.mod}
 CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 TOKEN = re.compile(

@@ -22,9 +22,18 @@ from .read import printable, runs_table
 TIMES = ("step_time_s", "first_step_s", "startup_s", "wall_s")  # pytest-benchmark knows seconds only
 VERSION = "5.0.0"  # of pytest-benchmark, whose format this is
 EXTRA = (
-    "study", "model", "layout", "engine", "world_size", "tokens_per_step", "params_total", "precision", "device_name",
-    "torch_version", "timed_steps",
-)  # fmt: skip
+    "study",
+    "model",
+    "layout",
+    "engine",
+    "world_size",
+    "tokens_per_step",
+    "params_total",
+    "precision",
+    "device_name",
+    "torch_version",
+    "timed_steps",
+)
 
 
 def to_pytest_benchmark(path: str | Path, metric: str = "step_time_s", where: str | None = None) -> dict[str, object]:
@@ -49,18 +58,27 @@ def to_pytest_benchmark(path: str | Path, metric: str = "step_time_s", where: st
     newest = rows[-1]
     return {
         "machine_info": {
-            "node": _host(newest), "system": newest["os"], "release": newest["kernel"],
-            "processor": newest["cpu_model"], "python_version": newest["python_version"],
+            "node": _host(newest),
+            "system": newest["os"],
+            "release": newest["kernel"],
+            "processor": newest["cpu_model"],
+            "python_version": newest["python_version"],
             "cpu": {"brand_raw": newest["cpu_model"], "count": newest["cpu_count"]},
-            "device": newest["device_name"], "device_count": newest["device_count"],
+            "device": newest["device_name"],
+            "device_count": newest["device_count"],
         },
         "commit_info": {
-            "id": newest["git_commit"] or "unversioned", "time": None, "author_time": None,
-            "dirty": bool(newest["git_dirty"]), "project": "scalade", "branch": "(unknown)",
+            "id": newest["git_commit"] or "unversioned",
+            "time": None,
+            "author_time": None,
+            "dirty": bool(newest["git_dirty"]),
+            "project": "scalade",
+            "branch": "(unknown)",
         },
         "benchmarks": [_benchmark(case_id, found, metric) for case_id, found in cases.items()],
-        "datetime": newest["started_at"] or datetime.now(UTC).isoformat(), "version": VERSION,
-    }  # fmt: skip
+        "datetime": newest["started_at"] or datetime.now(UTC).isoformat(),
+        "version": VERSION,
+    }
 
 
 def export_pytest_benchmark(
@@ -84,15 +102,22 @@ def _benchmark(case_id: str, rows: list[dict], metric: str) -> dict[str, object]
     row = rows[-1]
     name = f"{metric}[{printable(name_of(row))} {case_id}]"
     return {
-        "group": None, "name": name, "fullname": f"scalade::{name}",
-        "params": {"case_id": case_id}, "param": case_id,
+        "group": None,
+        "name": name,
+        "fullname": f"scalade::{name}",
+        "params": {"case_id": case_id},
+        "param": case_id,
         "extra_info": {column: row[column] for column in EXTRA} | {"runs": [one["run_id"] for one in rows]},
         "options": {
-            "disable_gc": False, "timer": "perf_counter", "min_rounds": len(rows), "max_time": 0.0, "min_time": 0.0,
+            "disable_gc": False,
+            "timer": "perf_counter",
+            "min_rounds": len(rows),
+            "max_time": 0.0,
+            "min_time": 0.0,
             "warmup": True,
         },
         "stats": stats([one[metric] for one in rows]),
-    }  # fmt: skip
+    }
 
 
 def stats(data: Sequence[float]) -> dict[str, object]:

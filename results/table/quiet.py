@@ -73,5 +73,8 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     runs = {rows[at]["run_id"]: rows[at] for at in order}
     counts = ((what, count_of(some.sum(), "run"), worst) for what, (some, worst) in found.items())
     said = "; ".join(f"{what}: {number}, at worst {worst}" for what, number, worst in counts)
-    return verdict(list(runs.values()), f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {said}",
-                   f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed")
+    return verdict(
+        list(runs.values()),
+        f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {said}",
+        f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed",
+    )

@@ -72,8 +72,11 @@ def noted() -> Iterator[list[str]]:
 def no_runs(path: str | Path, where: str | None, told: Sequence[str]) -> ValueError:
     """What to raise where a table has no row; told: what reading it warned of, which may be why."""
     more = f" and {len(told) - 1} more" if len(told) > 1 else ""
-    return ValueError(f"no runs at {str(path)!r}" + (f" match {where!r}" if where else "")
-                      + (f"; {printable(told[0])}{more}" if told else ""))  # fmt: skip
+    return ValueError(
+        f"no runs at {str(path)!r}"
+        + (f" match {where!r}" if where else "")
+        + (f"; {printable(told[0])}{more}" if told else "")
+    )
 
 
 def read_runs(path: str | Path, all_attempts: bool = False, where: str | None = None) -> pd.DataFrame:
@@ -200,9 +203,12 @@ def runs_and_attempts(path: str | Path, where: str | None, of_attempts: Sequence
 
 
 def rows_table(
-    path: str | Path, name: str, runs: Iterable[str] | pd.DataFrame | None = None, all_attempts: bool = False,
+    path: str | Path,
+    name: str,
+    runs: Iterable[str] | pd.DataFrame | None = None,
+    all_attempts: bool = False,
     columns: Sequence[str] | None = None,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """read_steps, read_evals, read_comm or read_ops (by the table's name) as a pyarrow Table.
 
     columns: names, in the order wanted; None: all.
@@ -247,9 +253,11 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     import pandas as pd
 
     dtypes = {
-        pa.string(): pd.StringDtype("pyarrow"), pa.int64(): pd.Int64Dtype(),
-        pa.float64(): pd.Float64Dtype(), pa.bool_(): pd.BooleanDtype(),
-    }  # fmt: skip
+        pa.string(): pd.StringDtype("pyarrow"),
+        pa.int64(): pd.Int64Dtype(),
+        pa.float64(): pd.Float64Dtype(),
+        pa.bool_(): pd.BooleanDtype(),
+    }
     # In one chunk, since pandas converts chunk by chunk, and there is one chunk per run; and column by column, so that
     # no more than one is in memory a third time.
     series = {
@@ -282,8 +290,9 @@ def _exported(file: Path, name: str) -> pa.Table:
 def _about(metadata: Mapping[bytes, bytes]) -> dict:
     """{"table", "schema_version"} of an exported file; {} where it is another's. ValueError: damaged."""
     about = files.parse_json(metadata.get(EXPORT_KEY, b"{}"))
-    if about != {} and not (isinstance(about, dict) and isinstance(about.get("table"), str)
-                            and type(about.get("schema_version")) is int):  # fmt: skip
+    if about != {} and not (
+        isinstance(about, dict) and isinstance(about.get("table"), str) and type(about.get("schema_version")) is int
+    ):
         raise ValueError("what it says about itself is not what `export` writes")
     return about
 

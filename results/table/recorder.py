@@ -174,4 +174,3 @@ def _checked(table: str, told: dict[str, object], ours: tuple[str, ...], more: t
 def _told(names: tuple[str, ...], default: int) -> int:
     """What the launcher says; torchrun first, for srun counts daemons under mpirun."""
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
-

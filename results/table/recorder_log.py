@@ -1,6 +1,6 @@
 """What a recorder wrote while its run lasted, and the row that it comes to. See recorder.py.
 
-    scratch/recorded.jsonl    {"settings": ...}, then one line for each step, evaluation and note, at last the end
+scratch/recorded.jsonl    {"settings": ...}, then one line for each step, evaluation and note, at last the end
 """
 
 from __future__ import annotations
@@ -24,24 +24,43 @@ from ..wording import count_of
 LOG = "recorded.jsonl"
 COMPUTED = ("Model", "Data", "Recipe", "Layout", "Outer loop")  # groups that decide what is computed
 NOT_CASE = ("model", "data_path", "data_val_path", "data_tokens", "data_entropy_nats", "tokens_unique")
-_RESULTS = ("tokens_seen", "outer_steps", "outer_bytes_per_rank", "outer_time_s", "outer_exposed_s", "replica_drift",
-            "pseudograd_cosine", "quorum_missed", "outer_messages_per_rank")  # fmt: skip
-_GIVEN = ("study", "measure_warmup_steps", "peak_flops", "peak_flops_source", "flops_per_token_6n",
-          "flops_per_token_palm", "flops_per_token_causal")  # fmt: skip
+_RESULTS = (
+    "tokens_seen",
+    "outer_steps",
+    "outer_bytes_per_rank",
+    "outer_time_s",
+    "outer_exposed_s",
+    "replica_drift",
+    "pseudograd_cosine",
+    "quorum_missed",
+    "outer_messages_per_rank",
+)
+_GIVEN = (
+    "study",
+    "measure_warmup_steps",
+    "peak_flops",
+    "peak_flops_source",
+    "flops_per_token_6n",
+    "flops_per_token_palm",
+    "flops_per_token_causal",
+)
 _TIMES = ("data_time_s", "compute_time_s", "optimizer_time_s")  # of runs, medians of the same columns of steps
 SETTINGS = tuple(
-    column.name for group, some in RUNS.items() for column in some
+    column.name
+    for group, some in RUNS.items()
+    for column in some
     if (group in (*COMPUTED, "Environment", "Prediction") and column.name not in _RESULTS) or column.name in _GIVEN
-)  # fmt: skip
+)
 _BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]}
 _BY_US -= {"val_bits_per_byte", "unigram_nats"}
 _BY_US |= {"tokens_seen", "timed_steps", "timed_tokens", "timed_s", "first_step_s", *_TIMES}
 _BY_US |= {"inner_step_time_s", "outer_round_exposed_s", "timed_outer_steps"}
 FOUND = tuple(
-    name for name in columns("runs")
+    name
+    for name in columns("runs")
     if name not in SETTINGS
     and (name in _BY_US or name.startswith(("mfu_", "train_flops_", "step_time_", "tokens_per_s")))
-)  # fmt: skip
+)
 MEASURED = tuple(name for name in columns("runs") if name not in SETTINGS and name not in FOUND)
 BY_US = "found out by the recorder"
 SEEDS = ("seed", "data_chain_seed")
@@ -96,11 +115,15 @@ def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
     used = ".".join(f"{short}{degrees[name]}" for name, short in DEGREES.items() if (degrees[name] or 1) > 1)
     layout = used or ("single" if known["world_size"] == 1 else None)
     return {
-        "layout": layout, "outer_algorithm": "none", "os": f"{platform.system()} {platform.release()}",
-        "kernel": platform.release(), "python_version": platform.python_version(),
-        "cpu_count": len(os.sched_getaffinity(0)), "scalade_version": _version("scalade"),
+        "layout": layout,
+        "outer_algorithm": "none",
+        "os": f"{platform.system()} {platform.release()}",
+        "kernel": platform.release(),
+        "python_version": platform.python_version(),
+        "cpu_count": len(os.sched_getaffinity(0)),
+        "scalade_version": _version("scalade"),
         "torch_version": _version("torch") if "torch" in sys.modules else None,
-    } | {name: value for name, value in known.items() if value is not None}  # fmt: skip
+    } | {name: value for name, value in known.items() if value is not None}
 
 
 def case_of(settings: Mapping[str, object]) -> str:
@@ -146,10 +169,17 @@ def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
         tokens = row.pop("tokens")
         seen = None if seen is None or tokens is None else seen + tokens
         row |= {"warmup": index < warm, "tokens_seen": seen, "tokens": tokens}
-    row = settings | written.notes | {
-        "parity": "not checked", "started_at": written.started_at, "finished_at": written.finished_at,
-        "wall_s": written.seconds, "tokens_seen": seen or None,
-    }  # fmt: skip
+    row = (
+        settings
+        | written.notes
+        | {
+            "parity": "not checked",
+            "started_at": written.started_at,
+            "finished_at": written.finished_at,
+            "wall_s": written.seconds,
+            "tokens_seen": seen or None,
+        }
+    )
     row |= _losses(steps)
     row["tokens_per_step"] = _per_step(steps, settings.get("tokens_per_step"))
     row.setdefault("steps", len(steps) or None)
@@ -185,8 +215,9 @@ def _losses(steps: list[dict]) -> dict[str, object]:
     tail = [one["loss"] for one in steps[-max(1, len(steps) // 10) :] if one.get("loss") is not None] or told[-1:]
     return {
         "train_loss_first": steps[0].get("loss") if steps else None,
-        "train_loss_last": steps[-1].get("loss") if steps else None, "loss": statistics.fmean(tail) if told else None,
-    }  # fmt: skip
+        "train_loss_last": steps[-1].get("loss") if steps else None,
+        "loss": statistics.fmean(tail) if told else None,
+    }
 
 
 def _per_step(steps: list[dict], declared: int | None) -> int | None:
@@ -206,9 +237,7 @@ def _speed(steps: list[dict], row: dict) -> dict[str, object]:
     for name in _TIMES:
         parts = [one.get(name) for one in timed]
         found[name] = statistics.median(parts) if None not in parts else None
-    return found | {
-        "step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95),
-    }  # fmt: skip
+    return found | {"step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95)}
 
 
 def _step_time(steps: list[dict], timed: list[dict], row: dict) -> dict[str, object]:

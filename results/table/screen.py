@@ -12,20 +12,48 @@ from ..schema.schema import columns
 from .distinguishing import differing, said_by
 
 GAP = "  "
-OF_MODEL = ("model_layers", "model_heads", "model_kv_heads", "model_width", "model_ffn", "params_total",
-            "params_non_embedding")  # fmt: skip
+OF_MODEL = (
+    "model_layers",
+    "model_heads",
+    "model_kv_heads",
+    "model_width",
+    "model_ffn",
+    "params_total",
+    "params_non_embedding",
+)
 OF_LAYOUT = tuple(column.name for group in ("Layout", "Outer loop") for column in RUNS[group])
 SAID_BY = (  # columns that others tell, where they do
-    (OF_MODEL, ("model",)), (("tokens_per_step",), ("global_batch", "model_seq_len")),
+    (OF_MODEL, ("model",)),
+    (("tokens_per_step",), ("global_batch", "model_seq_len")),
     (OF_LAYOUT, ("layout", "world_size")),
-)  # fmt: skip
+)
 NULL_COUNTS = tuple(column.name for column in RUNS["Recipe"])  # elsewhere null says that there is no such thing
 RESULTS = (
-    "tokens_seen", "tokens_unique", "data_hash", "data_tokens", "data_entropy_nats", "outer_steps",
-    "outer_bytes_per_rank", "outer_time_s", "outer_exposed_s", "replica_drift", "pseudograd_cosine", "quorum_missed",
-)  # fmt: skip
-AROUND = ("study", "lab", "launcher", "isolation", "threads_per_rank", "device_name", "cpu_model", "torch_version",
-          "scalade_version", "git_commit")  # fmt: skip
+    "tokens_seen",
+    "tokens_unique",
+    "data_hash",
+    "data_tokens",
+    "data_entropy_nats",
+    "outer_steps",
+    "outer_bytes_per_rank",
+    "outer_time_s",
+    "outer_exposed_s",
+    "replica_drift",
+    "pseudograd_cosine",
+    "quorum_missed",
+)
+AROUND = (
+    "study",
+    "lab",
+    "launcher",
+    "isolation",
+    "threads_per_rank",
+    "device_name",
+    "cpu_model",
+    "torch_version",
+    "scalade_version",
+    "git_commit",
+)
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,9 @@ def _without_formulas(table: pa.Table) -> pa.Table:
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
             column = table.column(at)
-            formula = pc.and_(pc.match_substring_regex(column, FORMULA), pc.invert(
-                pc.match_substring_regex(column, NUMBER)))  # fmt: skip
+            formula = pc.and_(
+                pc.match_substring_regex(column, FORMULA), pc.invert(pc.match_substring_regex(column, NUMBER))
+            )
             marked = pc.binary_join_element_wise("'", column, "")
             table = table.set_column(at, field, pc.if_else(formula, marked, column))
     return table
@@ -301,9 +302,11 @@ def _block(console: Console, some: Sequence[tuple[Shown, int, list[str]]], after
 
     def line(row: int) -> str:
         padded = (
-            cells[row] + " " * (width - cell_len(cells[row])) if one.left
-            else " " * (width - cell_len(cells[row])) + cells[row] for one, width, cells in some
-        )  # fmt: skip
+            cells[row] + " " * (width - cell_len(cells[row]))
+            if one.left
+            else " " * (width - cell_len(cells[row])) + cells[row]
+            for one, width, cells in some
+        )
         return GAP.join(padded).rstrip()
 
     header, *lines = map(line, range(len(some[0][2])))
@@ -330,7 +333,7 @@ def _wrapped(line: str, width: int) -> list[str]:
     """The line as lines of whole words; a word that is longer than the screen stays one."""
     return textwrap.wrap(
         printable(line), width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    ) or [""]  # fmt: skip
+    ) or [""]
 
 
 def _say(console: Console, *lines: str, style: str = "") -> None:

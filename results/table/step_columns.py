@@ -18,8 +18,9 @@ class StepColumns(Mapping[str, Steps]):
     def __init__(self, columns: Mapping[str, np.ndarray], runs: Sequence[str], starts: np.ndarray) -> None:
         """runs: those that have rows; starts: (runs + 1,) where the rows of each begin, and the end of the last."""
         self.columns = columns
-        self._spans = {run: slice(*ends) for run, *ends in zip(runs, starts[:-1].tolist(), starts[1:].tolist(),
-                                                               strict=True)}  # fmt: skip
+        self._spans = {
+            run: slice(*ends) for run, *ends in zip(runs, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        }
 
     def __getitem__(self, run_id: str) -> Steps:
         span = self._spans[run_id]

@@ -78,18 +78,27 @@ def named(monkeypatch):
     return device
 
 
-@pytest.mark.parametrize("name", [None, "NVIDIA GeForce RTX 4090", "Tesla V100-SXM2-16GB", "NVIDIA A10",
-                                  "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [None, "NVIDIA GeForce RTX 4090", "Tesla V100-SXM2-16GB", "NVIDIA A10", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+)
 def test_an_unknown_device_has_no_peak(named, name):
     assert named(name).peak_flops("bf16", measure=False) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("name", "bf16"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
-     ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("NVIDIA GH200 480GB", 989e12),
-     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA B200", 2250e12), ("NVIDIA GB200", 2500e12)],
-)  # fmt: skip
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+    ],
+)
 def test_names_as_drivers_tell_them_find_their_peak(named, name, bf16):
     assert named(name).peak_flops("bf16", measure=True) == (bf16, "datasheet")
 

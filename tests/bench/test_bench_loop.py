@@ -114,9 +114,17 @@ def run(losses, *, steps=None, first_step=0, source=None, on_step=None, **measur
     measure = Measure(**{"warmup_steps": 2, "eval_sequences": 0, "probe_comm": False} | measure)
     on_step = {"on_step": on_step} if on_step else {}
     training = train(
-        engine, source or SlowSource(clock), recipe, measure, 8, clock, Meter(clock), Training(StepRecord(clock)),
-        first_step=first_step, **on_step,
-    )  # fmt: skip
+        engine,
+        source or SlowSource(clock),
+        recipe,
+        measure,
+        8,
+        clock,
+        Meter(clock),
+        Training(StepRecord(clock)),
+        first_step=first_step,
+        **on_step,
+    )
     return training, engine
 
 
@@ -173,8 +181,14 @@ def test_the_probe_watches_the_last_warm_up_step(warmup, first_step, probed, mon
             at.append("end")
 
     monkeypatch.setattr(loop, "CommProbe", Probe)
-    training, engine = run([1.0] * 10, steps=10 + first_step, first_step=first_step, warmup_steps=warmup,
-                           probe_comm=True, on_step=lambda done, _: at.append(done - 1))  # fmt: skip
+    training, engine = run(
+        [1.0] * 10,
+        steps=10 + first_step,
+        first_step=first_step,
+        warmup_steps=warmup,
+        probe_comm=True,
+        on_step=lambda done, _: at.append(done - 1),
+    )
     begun = [at[i + 2] for i, each in enumerate(at) if each == "begin"]
     assert begun == ([] if probed is None else [probed])
     assert (training.probe is None) == (probed is None)
@@ -191,9 +205,12 @@ def test_an_evaluation_is_over_the_sequences_asked_for_whatever_the_batch(asked)
     assert [row["step"] for row in training.evals] == [2, 4]
     assert all(set(row) <= NAMES["evals"] for row in training.evals)
     assert training.evals[0] == {
-        "kind": "model", "step": 2, "tokens_seen": 64, "val_sequences": asked,
+        "kind": "model",
+        "step": 2,
+        "tokens_seen": 64,
+        "val_sequences": asked,
         "val_loss": pytest.approx(statistics.fmean(range(asked)), rel=1e-6),
-    }  # fmt: skip
+    }
     seen = torch.cat(engine.evaluated)[:, 0].tolist()
     assert seen == [*range(asked)] * 2  # each once, in both evaluations
     assert not run([1.0] * 4, eval_sequences=0, eval_every=2)[0].evals
@@ -247,16 +264,21 @@ def test_medians_leave_the_warm_up_out_wherever_it_lies():
 def test_what_outer_steps_cost_over_the_run_is_counted_with_the_warm_up():
     one = replace(case(), outer=Outer("diloco", 2, "folded", sync_every=3))
     steps = columns_of([1.0] * 7, [True] * 3 + [False] * 4, outer_exposed_s=[0.0, 0.0, 40.0, 0.0, 0.0, 3.0, 0.0]) | {
-        "step": list(range(7)), "outer_step": [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0],
+        "step": list(range(7)),
+        "outer_step": [0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0],
         "outer_bytes": [0.0, 0.0, 8.0, 0.0, 0.0, 8.0, 0.0],
         "outer_time_s": [None, None, 41.0, None, None, 4.0, None],
         "replica_drift": [None, None, 2.0, None, None, 1.0, None],
-    }  # fmt: skip
+    }
     outer = outer_columns(one, steps)
     assert outer == {
-        "outer_steps": 2, "outer_bytes_per_rank": 16, "outer_time_s": 45.0, "outer_exposed_s": 43.0,
-        "replica_drift": 1.0, "outer_bytes_per_round": 8,
-    }  # fmt: skip
+        "outer_steps": 2,
+        "outer_bytes_per_rank": 16,
+        "outer_time_s": 45.0,
+        "outer_exposed_s": 43.0,
+        "replica_drift": 1.0,
+        "outer_bytes_per_round": 8,
+    }
     assert set(outer) <= NAMES["runs"] and outer_columns(case(), columns_of([1.0], [False])) == {}
 
 

@@ -93,10 +93,14 @@ def test_published_training_flops():
 def recipes(draw, schedules=("cosine", "wsd", "constant")):
     steps = draw(st.integers(1, 300))
     return Recipe(
-        global_batch=1, steps=steps, lr=draw(st.floats(1e-6, 10)), lr_schedule=draw(st.sampled_from(schedules)),
-        warmup_steps=draw(st.integers(0, steps)), decay_fraction=draw(st.floats(0, 1)),
+        global_batch=1,
+        steps=steps,
+        lr=draw(st.floats(1e-6, 10)),
+        lr_schedule=draw(st.sampled_from(schedules)),
+        warmup_steps=draw(st.integers(0, steps)),
+        decay_fraction=draw(st.floats(0, 1)),
         min_lr_ratio=draw(st.floats(0, 1)),
-    )  # fmt: skip
+    )
 
 
 @given(recipes())

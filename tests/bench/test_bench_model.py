@@ -62,6 +62,7 @@ def reference(weights: dict[str, torch.Tensor], shape: ModelShape, tokens: torch
         q, k, v = (h @ w[f"attention.w{name}.weight"].T for name in "qkv")
         heads = []
         for head in range(shape.heads):
+
             def of(t, i, kind, w=w):
                 t = t[..., i * d : (i + 1) * d]
                 return norm(t, w[f"attention.{kind}_norm.weight"]) if shape.qk_norm else t
@@ -156,8 +157,12 @@ def test_counts_of_parameters_are_those_built(change):
 
 # N of the whole model, from the papers' tables and model cards.
 PUBLISHED = {
-    "llama3-8b": 8.03e9, "llama3-70b": 70.6e9, "llama3-405b": 405.9e9, "gpt3-175b": 174.6e9, "gpt2-xl": 1.556e9,
-}  # fmt: skip
+    "llama3-8b": 8.03e9,
+    "llama3-70b": 70.6e9,
+    "llama3-405b": 405.9e9,
+    "gpt3-175b": 174.6e9,
+    "gpt2-xl": 1.556e9,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -238,9 +243,10 @@ def test_a_part_of_the_model_is_that_part():
     shape = ModelShape(**BASE | {"qk_norm": True})
     model, tokens = built(shape), tokens_of(shape)
     stages = [
-        Decoder(shape, layers=[0], last=False), Decoder(shape, layers=[1], first=False, last=False),
+        Decoder(shape, layers=[0], last=False),
+        Decoder(shape, layers=[1], first=False, last=False),
         Decoder(shape, layers=[2], first=False),
-    ]  # fmt: skip
+    ]
     whole, names, x = dict(model.named_parameters()), [], tokens
     for stage in stages:
         names += [name for name, _ in stage.named_parameters()]

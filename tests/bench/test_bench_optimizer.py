@@ -33,8 +33,11 @@ class Both:
         for name, parameter in model.named_parameters():
             (norms if parameter.ndim == 1 else hidden if name.startswith("blocks.") else table).append(parameter)
         groups = [{"params": table, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-        self.both = torch.optim.AdamW(groups, **betas), torch.optim.Muon(
-            hidden, momentum=recipe.beta1, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+        self.both = (
+            torch.optim.AdamW(groups, **betas),
+            torch.optim.Muon(
+                hidden, momentum=recipe.beta1, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+            ),
         )
         self.param_groups = [group for each in self.both for group in each.param_groups]
 
@@ -98,8 +101,9 @@ def test_steps_are_torch_s_own(settings, z_loss):
 def test_weight_decay_leaves_norms_alone():
     """A learning rate so small that the decay is all there is: eps is far above every gradient."""
     for optimizer in ("adamw", "sgd"):
-        recipe = Recipe(global_batch=2, steps=1, lr=1.0, eps=1e30, weight_decay=0.25, clip_norm=1e-30,
-                        optimizer=optimizer)  # fmt: skip
+        recipe = Recipe(
+            global_batch=2, steps=1, lr=1.0, eps=1e30, weight_decay=0.25, clip_norm=1e-30, optimizer=optimizer
+        )
         engine = build_engine(SHAPE, recipe, Layout(), Outer(), CPU)
         before = {name: p.clone() for name, p in engine.parts[0].named_parameters()}
         engine.train_step(torch.randint(64, (2, 17)), 1.0)

@@ -99,8 +99,10 @@ def test_the_worst_of_several_hosts_and_ranks_that_are_gone():
     def rank(name, own, load, **more):
         return {"host": name, "cpus": [0], "own_s": own, "load": load, "cpu": [10.0, 1.0, 20.0]} | more
 
-    ranks = [rank("a", 10.0, 1.0, mhz=[3000.0, 2000.0], heat=0, quota=[0.0, 0.0]),
-             rank("b", 6.0, 0.5, mhz=[2500.0, 2400.0], heat=3, quota=[0.25, 1.5])]  # fmt: skip
+    ranks = [
+        rank("a", 10.0, 1.0, mhz=[3000.0, 2000.0], heat=0, quota=[0.0, 0.0]),
+        rank("b", 6.0, 0.5, mhz=[2500.0, 2400.0], heat=3, quota=[0.25, 1.5]),
+    ]
     told = host_columns(ranks)
     assert told["cpu_others_share"] == 0.2 and told["load_average"] == 1.0 and told["cpu_heat_throttles"] == 3
     assert (told["cpu_mhz"], told["cpu_mhz_min"]) == (2450.0, 2000.0)
@@ -194,15 +196,20 @@ def test_a_gpu_tells_of_its_clock_and_why_it_was_held_down(monkeypatch):
         return state["now"][0]
 
     fake = SimpleNamespace(
-        NVML_CLOCK_SM=1, nvmlDeviceGetClockInfo=clock,
+        NVML_CLOCK_SM=1,
+        nvmlDeviceGetClockInfo=clock,
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: state["now"][1],
         nvmlDeviceGetViolationStatus=lambda handle, policy: SimpleNamespace(violationTime=state["now"][2 + policy]),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(nvml, "open_gpu", lambda index: (fake, None))
     clocks = nvml.GpuClocks(0)
     told = clocks.between(clocks.read(), clocks.read(), 10.0)
-    assert told == {"gpu_mhz": 1410, "gpu_reasons": ["software power cap", "software thermal slowdown"],
-                    "gpu_heat_share": 0.05, "gpu_power_share": 0.2}  # fmt: skip
+    assert told == {
+        "gpu_mhz": 1410,
+        "gpu_reasons": ["software power cap", "software thermal slowdown"],
+        "gpu_heat_share": 0.05,
+        "gpu_power_share": 0.2,
+    }
     row = host_columns([{"host": "a", "cpus": [0], "own_s": 1, "load": None, "cpu": None} | told])
     assert row["gpu_throttle_reasons"] == "software power cap, software thermal slowdown" and row["gpu_mhz_min"] == 1410
     fake.nvmlDeviceGetViolationStatus = None  # a GPU that does not tell: its other columns stay

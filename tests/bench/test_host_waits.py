@@ -29,8 +29,10 @@ LATE = {
     "tp, sp": {"tp": 2, "sp": True},
     "cp": {"cp": 2},
 }
-STAGES = {f"{schedule} m{m}": {"pp": 2, "pp_schedule": schedule, "microbatches": m}
-          for schedule, m in (("GPipe", 4), ("1F1B", 2), ("1F1B", 8))}  # fmt: skip
+STAGES = {
+    f"{schedule} m{m}": {"pp": 2, "pp_schedule": schedule, "microbatches": m}
+    for schedule, m in (("GPipe", 4), ("1F1B", 2), ("1F1B", 8))
+}
 JOBS = {name: case(layout, late_s=LATE_S) for name, layout in LATE.items()}
 JOBS |= {name: case(layout, stage_s=STAGE_S) for name, layout in STAGES.items()}
 JOBS["diloco"] = case({}, late_s=LATE_S, outer={"algorithm": "diloco", "replicas": 2, "sync_every": 1})

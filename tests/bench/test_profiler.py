@@ -48,9 +48,18 @@ def written(folder, layout, runs, status="ok"):
     for repeat, ranks in enumerate(runs):
         rows = [(rank, *row) for rank, each in enumerate(ranks) for row in each]
         names = ("rank", "part", "op", "calls", "time_s", "device_time_s")
-        row = dict(run_id=f"{layout}-r{repeat}", case_id=layout, repeat=repeat, status=status, layout=layout, model="m",
-                   world_size=len(ranks), step_time_s=0.5, started_at=f"2026-01-0{repeat + 1}",
-                   reason=None if status == "ok" else "x")  # fmt: skip
+        row = dict(
+            run_id=f"{layout}-r{repeat}",
+            case_id=layout,
+            repeat=repeat,
+            status=status,
+            layout=layout,
+            model="m",
+            world_size=len(ranks),
+            step_time_s=0.5,
+            started_at=f"2026-01-0{repeat + 1}",
+            reason=None if status == "ok" else "x",
+        )
         RunStore(folder).write_run(row, ops=dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else None)
 
 
@@ -66,21 +75,35 @@ def test_the_profile_of_known_operations():
     assert set(columns["rank"]) == {0} and set(columns["device_time_s"]) == {None}
 
 
-@pytest.mark.parametrize("op, group", [
-    ("aten::addmm", "products"), ("aten::mm", "products"), ("aten::mul", "other ops"), ("aten::copy_", "copies"),
-    ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"), ("aten::_fused_adamw_", "update"),
-    ("aten::_foreach_mul_", "update"), ("aten::_foreach_copy_", "copies"), ("c10d::allreduce_", "messages"),
-    ("LinearBackward", REST), ("autograd::engine::evaluate_function: MmBackward0", "other ops"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, group",
+    [
+        ("aten::addmm", "products"),
+        ("aten::mm", "products"),
+        ("aten::mul", "other ops"),
+        ("aten::copy_", "copies"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_fused_adamw_", "update"),
+        ("aten::_foreach_mul_", "update"),
+        ("aten::_foreach_copy_", "copies"),
+        ("c10d::allreduce_", "messages"),
+        ("LinearBackward", REST),
+        ("autograd::engine::evaluate_function: MmBackward0", "other ops"),
+    ],
+)
 def test_groups(op, group):
     assert group_of(op) == group
 
 
 def test_mean_over_ranks_and_median_over_runs(tmp_path):
     def rank(product_s, wait_s):
-        return [("op", "aten::mm", 4.0, product_s, None), ("op", "Node", 1.0, 9.0, None),
-                ("background", "gloo:all_reduce", 1.0, 7.0, None), ("wait", "collectives", 2.0, wait_s, None),
-                ("step", "step", 1.0, 10.0, None)]  # fmt: skip
+        return [
+            ("op", "aten::mm", 4.0, product_s, None),
+            ("op", "Node", 1.0, 9.0, None),
+            ("background", "gloo:all_reduce", 1.0, 7.0, None),
+            ("wait", "collectives", 2.0, wait_s, None),
+            ("step", "step", 1.0, 10.0, None),
+        ]
 
     written(tmp_path, "a", [[rank(1.0, 2.0), rank(3.0, 0.0)], [rank(5.0, 1.0)] * 2, [rank(100.0, 1.0)] * 2])
     written(tmp_path, "b", [[[("op", "aten::mm", 1.0, 1.0, 4.0), ("step", "step", 1.0, 10.0, None)]]])
@@ -133,9 +156,13 @@ def test_what_is_computed_inside_a_wait_is_no_waiting():
 
     def event(name, start, end, self_us, is_async=False):
         return SimpleNamespace(
-            name=name, time_range=SimpleNamespace(start=start, end=end), self_cpu_time_total=self_us, is_async=is_async,
-            is_user_annotation=name == profiler.CLOCK, device_type=torch.autograd.DeviceType.CPU,
-        )  # fmt: skip
+            name=name,
+            time_range=SimpleNamespace(start=start, end=end),
+            self_cpu_time_total=self_us,
+            is_async=is_async,
+            is_user_annotation=name == profiler.CLOCK,
+            device_type=torch.autograd.DeviceType.CPU,
+        )
 
     waits = [Wait("comm", 100.0, 100.2), Wait("comm", 101.0, 101.5)]
     events = [

@@ -34,16 +34,30 @@ SEALS = ("tables_sha256", "row_sha256", "superseded_columns", "superseded_reason
 def rows(runs: int, steps: int) -> Iterator[dict]:
     """Whole rows of `runs`; every run has `steps` rows of `steps` and one of `evals`."""
     chance, known = np.random.default_rng(0), columns("runs")
-    filled = {name: 0.5 for group in ("Machine", "Communication", "Goodput") for column in TABLES["runs"][group]
-              for name in [column.name] if column.type == "float64"}  # fmt: skip
+    filled = {
+        name: 0.5
+        for group in ("Machine", "Communication", "Goodput")
+        for column in TABLES["runs"][group]
+        for name in [column.name]
+        if column.type == "float64"
+    }
     filled = {name: value for name, value in filled.items() if name in known}
     for n in range(runs):
         case, repeat = divmod(n, REPEATS)
         devices, lr = 2 ** (case % 6), 1e-4 * (1 + case // 6)
         case_id = hashlib.sha256(str(case).encode()).hexdigest()[:16]
         step_time_s = float(1.1 / devices * np.exp(chance.normal(0, 0.02)))
-        row = filled | simulated(devices, step_time_s, repeat, case_id=case_id, lr=lr, step_rows=steps, eval_rows=1,
-                                 steps=steps, train_loss_last=float(3 + chance.random()))  # fmt: skip
+        row = filled | simulated(
+            devices,
+            step_time_s,
+            repeat,
+            case_id=case_id,
+            lr=lr,
+            step_rows=steps,
+            eval_rows=1,
+            steps=steps,
+            train_loss_last=float(3 + chance.random()),
+        )
         second = f"{n // 3600 % 24:02d}:{n // 60 % 60:02d}:{n % 60:02d}"
         row |= {
             "started_at": f"2026-{1 + n // 86400 % 12:02d}-01T{second}Z",

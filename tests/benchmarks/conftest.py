@@ -37,10 +37,16 @@ def figure(benchmark):
         ours, theirs = found[0]
         ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) if theirs else None
         benchmark.extra_info |= {
-            "figure": name, "unit": unit, "ours": statistics.median(ours),
-            "theirs": statistics.median(theirs) if theirs else None, "ratio": ratio, "target": target,
-            "at_least": at_least, "samples": len(ours), **extra,
-        }  # fmt: skip
+            "figure": name,
+            "unit": unit,
+            "ours": statistics.median(ours),
+            "theirs": statistics.median(theirs) if theirs else None,
+            "ratio": ratio,
+            "target": target,
+            "at_least": at_least,
+            "samples": len(ours),
+            **extra,
+        }
 
     return run
 
@@ -62,8 +68,17 @@ def _rows(bench):
     info, name = bench.extra_info, bench.name.removeprefix("test_")
     if "figure" in info:
         judged = info["ours"] if info["ratio"] is None else info["ratio"]
-        yield _row(info["figure"], info["ours"], info["theirs"], info["ratio"], judged, info["target"],
-                   info["unit"] if info["ratio"] is None else "x", info["unit"], info["at_least"])  # fmt: skip
+        yield _row(
+            info["figure"],
+            info["ours"],
+            info["theirs"],
+            info["ratio"],
+            judged,
+            info["target"],
+            info["unit"] if info["ratio"] is None else "x",
+            info["unit"],
+            info["at_least"],
+        )
         return
     ours = info.get("total_s", bench.stats.min)
     yield _row(name, ours, None, None, ours, info.get("target_s"), "s", "s", False)

@@ -72,8 +72,9 @@ def misses(name: str, tables: int) -> tuple[int, int, int]:
     fitted = loud = silent = 0
     for table in range(tables):
         rng = np.random.default_rng([table, 7])
-        rows = simulate(name, rng, (0.002, 0.004, 0.02)[table % 3], int(rng.choice([24, 42, 80, 200])),
-                        extreme_truth(name, rng))  # fmt: skip
+        rows = simulate(
+            name, rng, (0.002, 0.004, 0.02)[table % 3], int(rng.choice([24, 42, 80, 200])), extreme_truth(name, rng)
+        )
         if not np.isfinite(rows.y).all():
             continue
         try:

@@ -78,8 +78,10 @@ def measured(size: str) -> dict:
         folder = Path(name)
         out, theirs = Outgoing(folder / "ours", folder), str(folder / "theirs")
         saves = [("ours", lambda: engine.save(out)), ("theirs", lambda: dcp.save(state, checkpoint_id=theirs))]
-        loads = [("ours", lambda: engine.load(Saved(out.top, out.below, out.digests))),
-                 ("theirs", lambda: dcp.load(state, checkpoint_id=theirs))]  # fmt: skip
+        loads = [
+            ("ours", lambda: engine.load(Saved(out.top, out.below, out.digests))),
+            ("theirs", lambda: dcp.load(state, checkpoint_id=theirs)),
+        ]
         for number in range(ROUNDS[size] + 1):
             for part, sides in (("saved", saves), ("loaded", loads)):
                 for side, function in sides if number % 2 else sides[::-1]:

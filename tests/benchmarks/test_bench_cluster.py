@@ -79,7 +79,9 @@ def test_cluster(benchmark, desk, name):
     used, said, jobs = found[0]
     assert jobs == (0 if name == "cancel" else 100), said[-1000:]
     benchmark.extra_info |= {
-        "total_s": used["cpu_s"], "target_s": TARGET_S,
-        "peak_rss_bytes": used["peak_bytes"], "target_rss_bytes": TARGET_BYTES,
+        "total_s": used["cpu_s"],
+        "target_s": TARGET_S,
+        "peak_rss_bytes": used["peak_bytes"],
+        "target_rss_bytes": TARGET_BYTES,
         "printed_bytes": len(said),
-    }  # fmt: skip
+    }

@@ -19,9 +19,10 @@ from scalade.parallelism.layout import Layout
 pytest.importorskip("deepspeed")
 STEPS = {"tiny-100k": 210, "tiny-800k": 110}
 LAYOUTS = {
-    "ZeRO 0": {}, "ZeRO 2, state on the host": {"zero_stage": 2, "offload_optimizer": "cpu"},
+    "ZeRO 0": {},
+    "ZeRO 2, state on the host": {"zero_stage": 2, "offload_optimizer": "cpu"},
     "ZeRO 3, state on the host": {"zero_stage": 3, "offload_optimizer": "cpu"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True, scope="module")  # DeepSpeed keeps its copy of the world
@@ -72,8 +73,10 @@ def test_deepspeed_engine(figure, size, layout):
     ours, theirs = make(), make()
     figure(
         f"deepspeed engine over DeepSpeed's own loop, {layout}, {size}",
-        lambda: in_turns(training(ours, recipe), own_loop(theirs, recipe), STEPS[size]), unit="s/step", target=1.02,
-    )  # fmt: skip
+        lambda: in_turns(training(ours, recipe), own_loop(theirs, recipe), STEPS[size]),
+        unit="s/step",
+        target=1.02,
+    )
     theirs.close()
     ours.close()
 
@@ -85,8 +88,9 @@ def test_deepspeed_and_torch(figure, size):
     ours, theirs = build(size, recipe, engine="deepspeed"), build(size, recipe)
     figure(
         f"deepspeed, ZeRO 0, over torch, {size}",
-        lambda: in_turns(training(ours, recipe), training(theirs, recipe), STEPS[size]), unit="s/step",
+        lambda: in_turns(training(ours, recipe), training(theirs, recipe), STEPS[size]),
+        unit="s/step",
         target=float("inf"),
-    )  # fmt: skip
+    )
     theirs.close()
     ours.close()

@@ -44,10 +44,16 @@ def own_loop(engine, recipe: Recipe):
             chunk.zero_grad_buffer()
         optimizer.zero_grad()
         engine.forward_backward(
-            forward_step_func=forward_step, data_iterator=iter([tokens]), model=chunks, num_microbatches=1,
-            seq_length=engine.shape.seq_len, micro_batch_size=BATCH, forward_only=False,
-            p2p_communicator=engine.between, pg_collection=engine.groups,
-        )  # fmt: skip
+            forward_step_func=forward_step,
+            data_iterator=iter([tokens]),
+            model=chunks,
+            num_microbatches=1,
+            seq_length=engine.shape.seq_len,
+            micro_batch_size=BATCH,
+            forward_only=False,
+            p2p_communicator=engine.between,
+            pg_collection=engine.groups,
+        )
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(number)
         optimizer.step()
@@ -68,7 +74,9 @@ def test_megatron_engine(figure, size):
 
     figure(
         f"megatron engine over Megatron-Core's own loop, {size}",
-        lambda: in_turns(step, own_loop(theirs, recipe), STEPS[size]), unit="s/step", target=1.02,
-    )  # fmt: skip
+        lambda: in_turns(step, own_loop(theirs, recipe), STEPS[size]),
+        unit="s/step",
+        target=1.02,
+    )
     theirs.close()
     ours.close()

@@ -22,19 +22,21 @@ study = load_study(sys.argv[1])
 verify.prepare(study, verify.checks_of(study))
 """
 RULES = "".join(f'[[exclude]]\n"recipe.lr" = {n // 10 / 1e6}\n"recipe.seed" = {n % 10}\n' for n in range(10, 8010))
-EXCLUDES = BASE.replace(
-    "global_batch = 8", f"global_batch = 8\nlr = {[n / 1e6 for n in range(1, 1001)]}\nseed = {list(range(10))}"
-) + RULES
+EXCLUDES = (
+    BASE.replace(
+        "global_batch = 8", f"global_batch = 8\nlr = {[n / 1e6 for n in range(1, 1001)]}\nseed = {list(range(10))}"
+    )
+    + RULES
+)
 COMMANDS = {
     "run --dry-run": (MANY, ["-m", "scalade", "run", "STUDY", "--results", "RESULTS", "--dry-run"]),
     "submit --dry-run": (
-        MANY, ["-m", "scalade", "submit", "STUDY", "--results", "RESULTS", "--scheduler", "slurm", "--dry-run"]
+        MANY,
+        ["-m", "scalade", "submit", "STUDY", "--results", "RESULTS", "--scheduler", "slurm", "--dry-run"],
     ),
     "verify, what it would run": (MANY, ["-c", VERIFY, "STUDY"]),
-    "10,000 cases, 8,000 excludes": (
-        EXCLUDES, ["-m", "scalade", "run", "STUDY", "--results", "RESULTS", "--dry-run"]
-    ),
-}  # fmt: skip
+    "10,000 cases, 8,000 excludes": (EXCLUDES, ["-m", "scalade", "run", "STUDY", "--results", "RESULTS", "--dry-run"]),
+}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -56,6 +58,9 @@ def test_planning(benchmark, tmp_path, name):
     benchmark.pedantic(plan, rounds=3, iterations=1)
     cpu_s, peak_bytes, wall_s = min(found)
     benchmark.extra_info |= {
-        "total_s": cpu_s, "target_s": TARGET_S, "peak_rss_bytes": peak_bytes, "target_rss_bytes": TARGET_BYTES,
+        "total_s": cpu_s,
+        "target_s": TARGET_S,
+        "peak_rss_bytes": peak_bytes,
+        "target_rss_bytes": TARGET_BYTES,
         "wall_s": wall_s,
-    }  # fmt: skip
+    }

@@ -38,8 +38,11 @@ def slow_link(mbit: int) -> Iterator[list[str]]:
     shape = f"ip link set lo up && tc qdisc add dev lo root tbf rate {mbit}mbit burst 256kb latency 200ms"
     place = subprocess.Popen(
         ["unshare", "-n", "sh", "-c", f"{shape} && echo there && exec cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         if place.stdout.readline() != "there\n":
             pytest.skip(f"needs a network namespace and tc: {place.communicate()[1].strip()}")
@@ -54,9 +57,12 @@ def two_ranks(*command: str, before: Sequence[str] = ()) -> str:
     with listen("127.0.0.1") as free:
         port = free.getsockname()[1]
     shared = os.environ | {
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
-    }  # fmt: skip
+    }
     ranks = [
         subprocess.Popen(
             [*before, sys.executable, *command], cwd=FOLDER, env=shared | {"RANK": rank}, stdout=subprocess.PIPE

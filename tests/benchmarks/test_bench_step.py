@@ -46,9 +46,11 @@ def bare(size: str, recipe: Recipe):
 def test_measuring_loop(figure, tmp_path, size):
     recipe = Recipe(global_batch=BATCH, steps=310 if size == "tiny-100k" else 160)
     figure(
-        f"measuring loop over a bare one, {size}", lambda: measured_loop(size, recipe, tmp_path, bare(size, recipe)),
-        unit="s/step", target=1.01,
-    )  # fmt: skip
+        f"measuring loop over a bare one, {size}",
+        lambda: measured_loop(size, recipe, tmp_path, bare(size, recipe)),
+        unit="s/step",
+        target=1.01,
+    )
 
 
 @pytest.mark.parametrize("size", ["tiny-800k", "tiny-5m"])
@@ -86,5 +88,6 @@ def test_folded_replicas(figure, replicas):
     figure(
         f"DiLoCo folded, M = {replicas}, over {replicas} plain steps",
         lambda: in_turns(lambda step: folded.train_step(tokens(step), recipe.lr), alone, 110),
-        unit="s/step", target=1.05,
-    )  # fmt: skip
+        unit="s/step",
+        target=1.05,
+    )

@@ -49,15 +49,29 @@ def results(tmp_path_factory):
         for n in range(RUNS):
             times = [9.0] * 3 + [0.1 + (n + step) % 97 / 1000 for step in range(3, STEPS)]
             steps = {
-                "step": range(STEPS), "warmup": [step < 3 for step in range(STEPS)], "loss": loss, "grad_norm": loss,
-                "tokens_seen": range(0, STEPS * 512, 512), "lr": loss, "step_time_s": times, "data_time_s": times,
-                "comm_time_s": times, "comm_bytes": [10**6] * STEPS, "outer_step": [False] * STEPS,
-            }  # fmt: skip
+                "step": range(STEPS),
+                "warmup": [step < 3 for step in range(STEPS)],
+                "loss": loss,
+                "grad_norm": loss,
+                "tokens_seen": range(0, STEPS * 512, 512),
+                "lr": loss,
+                "step_time_s": times,
+                "data_time_s": times,
+                "comm_time_s": times,
+                "comm_bytes": [10**6] * STEPS,
+                "outer_step": [False] * STEPS,
+            }
             row = {
-                "run_id": f"{n:016x}-r0", "case_id": f"{n:016x}", "repeat": 0, "status": "ok", "model": "tiny-800k",
-                "loss": loss[-1], "step_time_s": statistics.median(times[3:]), "world_size": 8,
+                "run_id": f"{n:016x}-r0",
+                "case_id": f"{n:016x}",
+                "repeat": 0,
+                "status": "ok",
+                "model": "tiny-800k",
+                "loss": loss[-1],
+                "step_time_s": statistics.median(times[3:]),
+                "world_size": 8,
                 "ranks_json": json.dumps([{"rank": r, "host": "node1", "pid": 1234 + r} for r in range(8)]),
-            }  # fmt: skip
+            }
             store.write_run(row, steps, {"step": [STEPS], "val_loss": [4.0]})
     return folder
 

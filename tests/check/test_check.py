@@ -50,11 +50,20 @@ def test_a_rule_that_is_broken_names_the_run(rule, change):
     assert found.verdict == FAIL and found.run_ids == (rows[-1]["run_id"],)
 
 
-@pytest.mark.parametrize("rule, change", [
-    (9, {"git_dirty": True}), (9, {"torch_version": "2.12.0"}), (9, {"device_name": None, "cpu_model": None}),
-    (10, {"measure_warmup_steps": 0}), (10, {"ranks_json": "not json"}), (8, {"timed_steps": 19}),
-    (8, {"step_time_p95_s": None}), (2, {"repeat": 8}), (11, {"peak_flops": None, "predicted_step_time_s": None}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rule, change",
+    [
+        (9, {"git_dirty": True}),
+        (9, {"torch_version": "2.12.0"}),
+        (9, {"device_name": None, "cpu_model": None}),
+        (10, {"measure_warmup_steps": 0}),
+        (10, {"ranks_json": "not json"}),
+        (8, {"timed_steps": 19}),
+        (8, {"step_time_p95_s": None}),
+        (2, {"repeat": 8}),
+        (11, {"peak_flops": None, "predicted_step_time_s": None}),
+    ],
+)
 def test_other_ways_to_break_them(rule, change):
     rows = good()
     rows[-1] |= change
@@ -70,8 +79,12 @@ def test_a_rate_of_the_replicas_that_were_there_is_one():
     """Two replicas, half of the outer steps without one: three quarters of the batches count."""
     rows = good()
     steps, tokens = rows[-1]["step_rows"], rows[-1]["tokens_per_step"]
-    rows[-1] |= {"quorum_missed": 2, "tokens_seen": tokens * steps * 3 // 4, "model_seq_len": 8,
-                 "tokens_per_s": 0.75 * tokens / rows[-1]["step_time_s"]}  # fmt: skip
+    rows[-1] |= {
+        "quorum_missed": 2,
+        "tokens_seen": tokens * steps * 3 // 4,
+        "model_seq_len": 8,
+        "tokens_per_s": 0.75 * tokens / rows[-1]["step_time_s"],
+    }
     assert findings(rows)[2].verdict == PASS
     rows[-1]["tokens_per_s"] *= 1.1
     assert findings(rows)[2].verdict == FAIL
@@ -114,19 +127,32 @@ def test_a_folder_to_text_and_json(tmp_path):
         check(tmp_path, where="tp == 7")
 
 
-QUIET = {"load_average": 9.0, "cpu_count": 4, "cpu_others_share": 0.05, "cpu_steal_share": 0.01, "cpu_mhz": 3000.0,
-         "cgroup_throttled_share": 0.01, "cpu_heat_throttles": 0, "gpu_heat_share": 0.01,
-         "gpu_mhz_min": 1980.0}  # fmt: skip
+QUIET = {
+    "load_average": 9.0,
+    "cpu_count": 4,
+    "cpu_others_share": 0.05,
+    "cpu_steal_share": 0.01,
+    "cpu_mhz": 3000.0,
+    "cgroup_throttled_share": 0.01,
+    "cpu_heat_throttles": 0,
+    "gpu_heat_share": 0.01,
+    "gpu_mhz_min": 1980.0,
+}
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"cpu_others_share": 0.34}, "other processes took more than 5% of the CPU time: 1 run, at worst 34%"),
-    ({"cpu_steal_share": 0.02}, "the hypervisor took more than 1% of it: 1 run, at worst 2%"),
-    ({"cgroup_throttled_share": 0.5}, "a CPU quota held ranks back"), ({"cpu_heat_throttles": 2}, "at worst 2 times"),
-    ({"gpu_heat_share": 0.02}, "heat held a GPU's clock down"), ({"cpu_mhz": 2690.0}, "at worst 90%"),
-    ({"gpu_mhz_min": 1200.0}, "gpu_mhz_min is below 90% of another run's on the same device_name"),
-    ({"cpu_others_share": None}, "the load average was high: 1 run, at worst 9.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"cpu_others_share": 0.34}, "other processes took more than 5% of the CPU time: 1 run, at worst 34%"),
+        ({"cpu_steal_share": 0.02}, "the hypervisor took more than 1% of it: 1 run, at worst 2%"),
+        ({"cgroup_throttled_share": 0.5}, "a CPU quota held ranks back"),
+        ({"cpu_heat_throttles": 2}, "at worst 2 times"),
+        ({"gpu_heat_share": 0.02}, "heat held a GPU's clock down"),
+        ({"cpu_mhz": 2690.0}, "at worst 90%"),
+        ({"gpu_mhz_min": 1200.0}, "gpu_mhz_min is below 90% of another run's on the same device_name"),
+        ({"cpu_others_share": None}, "the load average was high: 1 run, at worst 9.0"),
+    ],
+)
 def test_beyond_the_twelve_a_machine_that_was_not_quiet_is_named(change, said):
     rows = [row | QUIET for row in good()]
     assert beyond(rows).verdict == PASS and beyond(rows).rule not in range(1, 13)
@@ -163,20 +189,31 @@ def stamped(number, attempt, began, wall_s, ended=None, **more):
         return datetime.fromtimestamp(at, UTC).isoformat()
 
     ended = began + wall_s if ended is None else ended
-    return {"run_id": f"c{number}-r0", "attempt": attempt, "status": "ok", "started_at": iso(began),
-            "finished_at": iso(ended), "wall_s": wall_s, "restarts": 0, "elapsed_s": wall_s,
-            "ranks_json": '[{"rank": 0, "local_rank": 0, "host": "n1"}]'} | more  # fmt: skip
+    return {
+        "run_id": f"c{number}-r0",
+        "attempt": attempt,
+        "status": "ok",
+        "started_at": iso(began),
+        "finished_at": iso(ended),
+        "wall_s": wall_s,
+        "restarts": 0,
+        "elapsed_s": wall_s,
+        "ranks_json": '[{"rank": 0, "local_rank": 0, "host": "n1"}]',
+    } | more
 
 
-@pytest.mark.parametrize("row, said", [
-    (stamped(0, 2, 1000.0, 50.0, ended=1000.0 - 10_792), "finished_at - started_at is not wall_s"),
-    (stamped(0, 2, 1000.0, 34e6, ended=1050.0), "finished_at - started_at is not wall_s"),
-    (stamped(0, 2, 1000.0, -10_792.0), "wall_s is below 0"),
-    (stamped(0, 2, 9e9, 50.0), "started_at is in the future"),
-    (stamped(0, 2, 100.0, 50.0), "an attempt started before the one before it"),
-    (stamped(0, 2, 530.0, 50.0), "before the one before it had ended, on one host"),
-    (stamped(0, 2, 1000.0, 50.0, restarts=1, elapsed_s=None), "elapsed_s is null"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        (stamped(0, 2, 1000.0, 50.0, ended=1000.0 - 10_792), "finished_at - started_at is not wall_s"),
+        (stamped(0, 2, 1000.0, 34e6, ended=1050.0), "finished_at - started_at is not wall_s"),
+        (stamped(0, 2, 1000.0, -10_792.0), "wall_s is below 0"),
+        (stamped(0, 2, 9e9, 50.0), "started_at is in the future"),
+        (stamped(0, 2, 100.0, 50.0), "an attempt started before the one before it"),
+        (stamped(0, 2, 530.0, 50.0), "before the one before it had ended, on one host"),
+        (stamped(0, 2, 1000.0, 50.0, restarts=1, elapsed_s=None), "elapsed_s is null"),
+    ],
+)
 def test_clocks_that_disagree_are_named(row, said):
     good = [stamped(0, 1, 500.0, 60.0), stamped(1, 1, 510.0, 60.0), stamped(2, 1, 500.0, 60.0) | {"wall_s": None}]
     elsewhere = stamped(1, 2, 530.0, 60.0, ranks_json='[{"host": "n2"}]')  # n1 was lost meanwhile
@@ -199,8 +236,9 @@ def test_every_file_of_a_table_is_opened_once(tmp_path, monkeypatch):
         row = {name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")}
         store.write_run(row, steps={"step": [0, 1]}, evals={"step": [1]})
     system = os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest, **more: opened.update([Path(path).name]) or system(
-        path, *rest, **more))  # fmt: skip
+    monkeypatch.setattr(
+        os, "open", lambda path, *rest, **more: opened.update([Path(path).name]) or system(path, *rest, **more)
+    )
     assert check(tmp_path).runs == 18
     assert [opened[name] for name in ("run.json", "steps.arrow", "evals.arrow")] == [18] * 3
     assert opened["a1"] == 2 * 18  # for the row, and for the tables
@@ -211,6 +249,8 @@ def test_a_table_of_many_runs_is_checked_without_a_test_for_each_case(tmp_path):
     store = RunStore(tmp_path)
     for row in good():
         store.write_run({name: value for name, value in row.items() if name not in ("step_rows", "eval_rows")})
-    command = f"import sys; from scalade.results.check.command import check; check({str(tmp_path)!r}); " \
-              "sys.exit('scipy.stats' in sys.modules)"  # fmt: skip
+    command = (
+        f"import sys; from scalade.results.check.command import check; check({str(tmp_path)!r}); "
+        "sys.exit('scipy.stats' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0

@@ -102,16 +102,26 @@ def test_version(scalade):
 
 @pytest.mark.parametrize(
     "arguments, said",
-    [(["shwo"], "Did you mean 'show'"), (["show", "--bogus"], "--bogus"), (["run"], "STUDY"), (["export"], "RESULTS"),
-     (["show", "--columns"], "--columns"), (["show", "nowhere"], "nowhere"), (["show", "--columns", "layot"], "layout"),
-     (["show", "--filter", "tp >> 2"], "tp >> 2"), (["show", "--sort", "los"], "'loss'"),
-     (["show", f"no{HOSTILE}"], "[red]"), (["export", "second", "out.xls"], "csv, parquet"),
-     (["export", "second", "no/folder/out.csv"], "no/folder/out.csv"),
-     (["export", "second", "out.csv", "--table", "step"], "runs, steps, evals"),
-     (["verify", "none.toml"], "none.toml"), (["verify", "study.toml", "--tolerance", "nine"], "--tolerance"),
-     (["verify", "study.toml", "--tolerance", "nan"], "--tolerance"),
-     (["verify", "study.toml", "--results", "scalade-results/first"], "holds runs already")],
-)  # fmt: skip
+    [
+        (["shwo"], "Did you mean 'show'"),
+        (["show", "--bogus"], "--bogus"),
+        (["run"], "STUDY"),
+        (["export"], "RESULTS"),
+        (["show", "--columns"], "--columns"),
+        (["show", "nowhere"], "nowhere"),
+        (["show", "--columns", "layot"], "layout"),
+        (["show", "--filter", "tp >> 2"], "tp >> 2"),
+        (["show", "--sort", "los"], "'loss'"),
+        (["show", f"no{HOSTILE}"], "[red]"),
+        (["export", "second", "out.xls"], "csv, parquet"),
+        (["export", "second", "no/folder/out.csv"], "no/folder/out.csv"),
+        (["export", "second", "out.csv", "--table", "step"], "runs, steps, evals"),
+        (["verify", "none.toml"], "none.toml"),
+        (["verify", "study.toml", "--tolerance", "nine"], "--tolerance"),
+        (["verify", "study.toml", "--tolerance", "nan"], "--tolerance"),
+        (["verify", "study.toml", "--results", "scalade-results/first"], "holds runs already"),
+    ],
+)
 def test_a_mistake_is_one_line_and_status_2(here, scalade, arguments, said):
     (here / "study.toml").write_text(STUDY)
     code, out, err = scalade(*arguments)

@@ -155,16 +155,19 @@ def test_they_are_found():
     assert helped == {*every, "lab"} - {"pack"}  # pack is what a batch script calls
 
 
-@pytest.mark.parametrize("line, why", [
-    ("scalade export results --out x.parquet", "No such option: --out"),
-    ("scalade shwo results", "no command 'shwo'"),
-    ("scalade export results", "Missing argument 'OUT'"),
-    ("scalade report results --level high", "Invalid value for '--level'"),
-    ("scalade run studies/quikstart.toml", "no such study"),
-    ("scalade fit x.csv --law chinchila", "chinchilla"),
-    ("scalade show x --filter 'tokns_per_s > 1'", "tokens_per_s"),
-    ("scalade show x --columns layout,tokns_per_s", "tokens_per_s"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, why",
+    [
+        ("scalade export results --out x.parquet", "No such option: --out"),
+        ("scalade shwo results", "no command 'shwo'"),
+        ("scalade export results", "Missing argument 'OUT'"),
+        ("scalade report results --level high", "Invalid value for '--level'"),
+        ("scalade run studies/quikstart.toml", "no such study"),
+        ("scalade fit x.csv --law chinchila", "chinchilla"),
+        ("scalade show x --filter 'tokns_per_s > 1'", "tokens_per_s"),
+        ("scalade show x --columns layout,tokns_per_s", "tokens_per_s"),
+    ],
+)
 def test_a_wrong_line_would_be_seen(line, why):
     (words,) = map(ours, split(line))
     with pytest.raises((AssertionError, ValueError), match=re.escape(why)):

@@ -24,7 +24,10 @@ def test_no_message_builds_a_plural_of_its_own():
     wrong = re.compile(rf"\{{len\([\w.]+\)(:,)?\}} ({NOUNS})s\b|['\"]s['\"] (\*|if) ")
     found = [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
-        for folder in ("results", "launch") for file in (ROOT / folder).rglob("*.py") if "laws" not in file.parts
-        for number, line in enumerate(file.read_text().splitlines(), 1) if wrong.search(line)
-    ]  # fmt: skip
+        for folder in ("results", "launch")
+        for file in (ROOT / folder).rglob("*.py")
+        if "laws" not in file.parts
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if wrong.search(line)
+    ]
     assert not found

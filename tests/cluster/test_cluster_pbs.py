@@ -37,8 +37,9 @@ def desk(cluster, tmp_path):
 
     def make(study, profile):
         user = Desk(cluster, tmp_path, study)
-        (user.folder / "site.toml").write_text(f'{profile}\n[environment]\nFI_TCP_IFACE = "lo"\n'
-                                               f'SCALADE_TEST = "{user.token}"\n')  # fmt: skip
+        (user.folder / "site.toml").write_text(
+            f'{profile}\n[environment]\nFI_TCP_IFACE = "lo"\nSCALADE_TEST = "{user.token}"\n'
+        )
         desks.append(user)
         return user
 
@@ -68,8 +69,9 @@ def test_a_job_of_qsub_is_seen_running_is_not_submitted_twice_and_is_cancelled(d
     cluster.stop("ctld")
     (line,) = user.status()
     assert line["state"] == "unknown"
-    assert "--resubmit" in user.scalade("submit", "study.toml", "--profile", "site.toml", "--results",
-                                        str(user.results), fails=True)  # fmt: skip
+    assert "--resubmit" in user.scalade(
+        "submit", "study.toml", "--profile", "site.toml", "--results", str(user.results), fails=True
+    )
     cluster.start_controller()
     cluster.wait(lambda: "RUNNING" in cluster.run("squeue", "-h", "-o", "%T"), 30, "the controller")
     assert user.scalade("cancel", str(user.results)).split() == ["cancelled:", job]

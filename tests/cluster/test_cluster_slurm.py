@@ -59,15 +59,19 @@ dp_replicate = 2
 [run]
 time_limit_s = 600
 """
-REPLICAS = LONG.replace("global_batch = 8", "global_batch = 12").replace("checkpoint_every = 20\n", "").replace(
-    "dp_replicate = 2",
-    """dp_replicate = 1
+REPLICAS = (
+    LONG.replace("global_batch = 8", "global_batch = 12")
+    .replace("checkpoint_every = 20\n", "")
+    .replace(
+        "dp_replicate = 2",
+        """dp_replicate = 1
 [outer]
 algorithm = "diloco"
 replicas = 3
 sync_every = 10
 quorum = 2
 quorum_timeout_s = 60""",
+    )
 )
 SITE = """
 scheduler = "slurm"
@@ -127,8 +131,9 @@ class Desk:
             time.sleep(0.1)
 
     def logs(self):
-        return "\n".join(f"== {file.name}\n{file.read_text()[-1500:]}"
-                         for file in self.results.glob("submissions/*/*.log"))  # fmt: skip
+        return "\n".join(
+            f"== {file.name}\n{file.read_text()[-1500:]}" for file in self.results.glob("submissions/*/*.log")
+        )
 
     def rows(self):
         """The last row of each run, and how many attempts left one."""
@@ -214,9 +219,11 @@ def test_six_cases_end_right(desk, cluster, others, launcher, mode):
 def side_by_side(rows, hosts):
     """Pairs of runs that overlapped; they shared no node."""
     pairs = [
-        (one, two) for number, one in enumerate(rows) for two in rows[:number]
+        (one, two)
+        for number, one in enumerate(rows)
+        for two in rows[:number]
         if one["started_at"] < two["finished_at"] and two["started_at"] < one["finished_at"]
-    ]  # fmt: skip
+    ]
     for one, two in pairs:
         assert not set(hosts[one["run_id"]]) & set(hosts[two["run_id"]]), (one["run_id"], two["run_id"])
     return pairs
@@ -286,8 +293,9 @@ def test_the_controller_restarts_and_a_cancelled_job_ends(desk, cluster):
     cluster.stop("ctld")
     (line,) = user.status()
     assert (line["state"], line["job"]) == ("unknown", job)
-    assert "squeue" in user.scalade("submit", "study.toml", "--profile", "site.toml", "--results", str(user.results),
-                                    fails=True)  # fmt: skip
+    assert "squeue" in user.scalade(
+        "submit", "study.toml", "--profile", "site.toml", "--results", str(user.results), fails=True
+    )
     cluster.start_controller()
     cluster.wait(lambda: "RUNNING" in cluster.run("squeue", "-h", "-o", "%T"), 30, "the controller")
     (line,) = user.status()

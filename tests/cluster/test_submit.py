@@ -261,8 +261,11 @@ def test_a_submission_that_nobody_answered_is_not_taken_for_a_refusal(study, tmp
 
 @pytest.mark.parametrize("most, arrays", [(2, [2, 2, 1]), (1000, [5]), (1, [1] * 5)])
 def test_arrays_are_as_large_as_the_cluster_takes(study, tmp_path, fake, most, arrays):
-    study.write_text(STUDY.replace("dp_replicate = [1, 2, 5, 4]", "dp_replicate = 1").replace(
-        "global_batch = 24", "global_batch = 24\nlr = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]"))  # fmt: skip
+    study.write_text(
+        STUDY.replace("dp_replicate = [1, 2, 5, 4]", "dp_replicate = 1").replace(
+            "global_batch = 24", "global_batch = 24\nlr = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]"
+        )
+    )
     fake.most = Limits(most)
     done = submit_study(study, tmp_path / "r", SLURM)
     assert [len(job.cases) for job in done.submission.jobs] == arrays
@@ -344,11 +347,17 @@ def test_a_damaged_record_is_named(study, tmp_path, fake, text):
 
 
 def test_squeue_is_read_with_whatever_stands_in_a_reason(monkeypatch):
-    told = "\n".join([
-        "12_0|COMPLETED|0:05|job|n[1-2]|None", "12_3|RUNNING|1-02:03:04|job|n3|None",
-        "12_4|PENDING|0:00|job||Resources", "13|FAILED|0:01|other|n1|a|b (c)", "14|NODE_FAIL|0:01|stranger|n1|x",
-        "99_1|PENDING|0:00|job||an older job of that name", "",
-    ])  # fmt: skip
+    told = "\n".join(
+        [
+            "12_0|COMPLETED|0:05|job|n[1-2]|None",
+            "12_3|RUNNING|1-02:03:04|job|n3|None",
+            "12_4|PENDING|0:00|job||Resources",
+            "13|FAILED|0:01|other|n1|a|b (c)",
+            "14|NODE_FAIL|0:01|stranger|n1|x",
+            "99_1|PENDING|0:00|job||an older job of that name",
+            "",
+        ]
+    )
     slurm = Slurm()
     monkeypatch.setattr(slurm, "ask", lambda words: told if words[0] == "squeue" else "")
     found = slurm.tasks({"job": "12", "other": "13"})
@@ -360,15 +369,17 @@ def test_squeue_is_read_with_whatever_stands_in_a_reason(monkeypatch):
 
 # packing
 
+
 def piece(nodes, bound_s=10.0, resumes=False, repeat=0):
     return Piece(PlannedRun(None, repeat), nodes, 1, bound_s, resumes)
 
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 8), st.floats(1, 50)), min_size=1, max_size=20), st.integers(8, 12),
+    st.lists(st.tuples(st.integers(1, 8), st.floats(1, 50)), min_size=1, max_size=20),
+    st.integers(8, 12),
     st.floats(50, 200),
-)  # fmt: skip
+)
 def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, nodes, seconds):
     """The packer's rule, played through: every run takes its bound."""
     pending = sorted((piece(count, bound) for count, bound in wanted), key=lambda each: -each.nodes)
@@ -394,13 +405,18 @@ def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, n
 @pytest.mark.parametrize(
     "tally, code",
     [
-        (Tally(ended={"a": "ok"}, kept={"b": "ok"}), 0), (Tally(kept={"b": "ok"}), 0), (Tally(), 1),
-        (Tally(ended={"a": "ok"}, kept={"b": "diverged"}), 1), (Tally(ended={"a": "failed"}), 1),
-        (Tally(left=[piece(1)]), 1), (Tally(left=[piece(1, resumes=True)]), 75),
+        (Tally(ended={"a": "ok"}, kept={"b": "ok"}), 0),
+        (Tally(kept={"b": "ok"}), 0),
+        (Tally(), 1),
+        (Tally(ended={"a": "ok"}, kept={"b": "diverged"}), 1),
+        (Tally(ended={"a": "failed"}), 1),
+        (Tally(left=[piece(1)]), 1),
+        (Tally(left=[piece(1, resumes=True)]), 75),
         (Tally(left=[piece(1)], gone=["n2"]), 75),
-        (Tally(ended={"a": "ok"}, received="SIGTERM"), 143), (Tally(ended={"a": "ok"}, warned=True), 0),
+        (Tally(ended={"a": "ok"}, received="SIGTERM"), 143),
+        (Tally(ended={"a": "ok"}, warned=True), 0),
     ],
-)  # fmt: skip
+)
 def test_the_exit_status_of_a_packed_job_is_what_stands_in_the_table(tally, code):
     assert tally.exit_code == code
 
@@ -420,9 +436,9 @@ def test_pieces_are_the_missing_runs_largest_first(study, tmp_path, fake):
     assert [(each.nodes, each.run.repeat) for each in found] == [(4, 0), (4, 1), (2, 0), (2, 1), (1, 0), (1, 1)]
     assert {each.bound_s for each in found} == {100.0}
     first = found[0].run
-    store.write_run(first.case.columns() | {
-        "run_id": first.run_id, "repeat": 0, "world_size": 4, "status": "ok", "wall_s": 4.0
-    })  # fmt: skip
+    store.write_run(
+        first.case.columns() | {"run_id": first.run_id, "repeat": 0, "world_size": 4, "status": "ok", "wall_s": 4.0}
+    )
     again = pieces(load_study(job.study), store, job)
     assert len(again) == 5 and again[0].bound_s == 36.0, "1.5 times what the first repeat took, and 30 s"
     job_file.write_text("{}")
@@ -469,9 +485,10 @@ def test_a_node_that_crashes_takes_its_run_and_no_other(study, tmp_path, fake, m
             log.begin(Moment.now(), 1, "")
             if "n1" not in hosts:
                 log.end(time.time(), "ok")
-                store.write_run(piece.run.case.columns() | {
-                    "run_id": piece.run.run_id, "repeat": piece.run.repeat, "world_size": 4, "status": "ok"
-                })  # fmt: skip
+                store.write_run(
+                    piece.run.case.columns()
+                    | {"run_id": piece.run.run_id, "repeat": piece.run.repeat, "world_size": 4, "status": "ok"}
+                )
             self.on.append(Started(piece, hosts, subprocess.Popen(["true"])))
 
     def packed(count):
@@ -510,10 +527,10 @@ def test_packed_jobs_take_the_nodes_of_the_largest_case(study, tmp_path, fake):
         ("scheduler = 'slrum'", "allowed are slurm, pbs, flux, lsf, kubernetes"),
         ("time_limit = '90'", "must be [days-]HH:MM:SS"),
         ("gpus_per_node = 2\nranks_per_node = 4", "there are 2 GPUs on a node"),
-        ("options = [\"-x\\n#SBATCH --y\"]", "must be one printable option"),
+        ('options = ["-x\\n#SBATCH --y"]', "must be one printable option"),
         ("[environment]\n'A B' = 'x'", "no name of an environment variable"),
         ("[environment]\nA = true", "environment.A = true: must be a string"),
-        ("[environment]\nA = \"\\u0000\"", "holds a zero byte"),
+        ('[environment]\nA = "\\u0000"', "holds a zero byte"),
         ("mpi = 'openmpi'", "mpirun and mpi: give both or none"),
         ("[kubernetes]\nimge = 'x'", "kubernetes.imge: unknown key; did you mean image?"),
         ("x = [", "not valid TOML"),

@@ -70,69 +70,114 @@ def added(*pairs: tuple[int, int]) -> tuple[int, int]:
     return tuple(map(sum, zip(*pairs, strict=True)))
 
 
-form("tp2", 2, {"tp": 2}, {
-    "all_gather/tp": (SEAMS * BATCH * HIDDEN, SEAMS), "reduce_scatter/tp": (SEAMS * BATCH * HIDDEN, SEAMS),
-    "all_reduce/tp": added(LOSS, NORMS, GRAD_NORM),
-})  # fmt: skip
+form(
+    "tp2",
+    2,
+    {"tp": 2},
+    {
+        "all_gather/tp": (SEAMS * BATCH * HIDDEN, SEAMS),
+        "reduce_scatter/tp": (SEAMS * BATCH * HIDDEN, SEAMS),
+        "all_reduce/tp": added(LOSS, NORMS, GRAD_NORM),
+    },
+)
 # In bf16 the residual stream has two bytes; the loss, the norms and the gradients stay fp32.
-form("tp2, bf16", 2, {"tp": 2}, {
-    "all_gather/tp": (SEAMS * BATCH * HIDDEN // 2, SEAMS), "reduce_scatter/tp": (SEAMS * BATCH * HIDDEN // 2, SEAMS),
-    "all_reduce/tp": added(LOSS, NORMS, GRAD_NORM),
-}, recipe={"precision": "bf16"})  # fmt: skip
+form(
+    "tp2, bf16",
+    2,
+    {"tp": 2},
+    {
+        "all_gather/tp": (SEAMS * BATCH * HIDDEN // 2, SEAMS),
+        "reduce_scatter/tp": (SEAMS * BATCH * HIDDEN // 2, SEAMS),
+        "all_reduce/tp": added(LOSS, NORMS, GRAD_NORM),
+    },
+    recipe={"precision": "bf16"},
+)
 # Without sequence parallel: an all-reduce wherever the stream leaves (forward) or entered (backward).
-form("tp2, nosp", 2, {"tp": 2, "sp": False}, {
-    "all_reduce/tp": added((SEAMS * BATCH * HIDDEN, SEAMS), LOSS, GRAD_NORM),
-})  # fmt: skip
+form("tp2, nosp", 2, {"tp": 2, "sp": False}, {"all_reduce/tp": added((SEAMS * BATCH * HIDDEN, SEAMS), LOSS, GRAD_NORM)})
 # Without loss-parallel: the logits (fp32) are gathered in place of the three numbers a token.
-form("tp2, nolp", 2, {"tp": 2, "loss_parallel": False}, {
-    "all_gather/tp": added((SEAMS * BATCH * HIDDEN, SEAMS), (4 * BATCH * TOKENS * S.vocab, 1)),
-    "reduce_scatter/tp": (SEAMS * BATCH * HIDDEN, SEAMS), "all_reduce/tp": added(NORMS, GRAD_NORM),
-})  # fmt: skip
+form(
+    "tp2, nolp",
+    2,
+    {"tp": 2, "loss_parallel": False},
+    {
+        "all_gather/tp": added((SEAMS * BATCH * HIDDEN, SEAMS), (4 * BATCH * TOKENS * S.vocab, 1)),
+        "reduce_scatter/tp": (SEAMS * BATCH * HIDDEN, SEAMS),
+        "all_reduce/tp": added(NORMS, GRAD_NORM),
+    },
+)
 
 # Context parallel shards the parameters over its ranks, too. All-gather: keys and values of each layer are gathered
 # in the forward pass, their gradients reduce-scattered in the backward pass.
 CP = fsdp(4, passes=2, dimension="cp")
-form("cp2", 2, {"cp": 2}, CP | {
-    "all_gather/cp": added(CP["all_gather/cp"], (L * BATCH * KV, L)),
-    "reduce_scatter/cp": added(CP["reduce_scatter/cp"], (L * BATCH * KV, L)),
-})  # fmt: skip
+form(
+    "cp2",
+    2,
+    {"cp": 2},
+    CP
+    | {
+        "all_gather/cp": added(CP["all_gather/cp"], (L * BATCH * KV, L)),
+        "reduce_scatter/cp": added(CP["reduce_scatter/cp"], (L * BATCH * KV, L)),
+    },
+)
 # Ulysses: queries, keys, values and the context of this rank's half of the tokens; once in each pass.
-form("cp2, ulysses", 2, {"cp": 2, "cp_method": "ulysses"}, CP | {
-    "all_to_all/cp": (2 * L * BATCH * (2 * HIDDEN + KV) // 2, 2 * 4 * L),
-})  # fmt: skip
+form(
+    "cp2, ulysses",
+    2,
+    {"cp": 2, "cp_method": "ulysses"},
+    CP | {"all_to_all/cp": (2 * L * BATCH * (2 * HIDDEN + KV) // 2, 2 * 4 * L)},
+)
 
 # Pipeline: every microbatch's residual stream forward (rank 0 sends), its gradient back (rank 1 sends).
 PP = {"send_recv/pp": (BATCH * HIDDEN, 4), "all_reduce/pp": GRAD_NORM}
 for schedule in ("GPipe", "1F1B"):
     form(f"pp2, {schedule}", 2, {"pp": 2, "microbatches": 4, "pp_schedule": schedule}, PP)
 # Four stages on two ranks: rank 0 sends twice forward and once back, rank 1 once forward and twice back.
-form("pp2, interleaved", 2, {"pp": 2, "microbatches": 4, "pp_schedule": "Interleaved1F1B", "virtual_stages": 2}, {
-    "send_recv/pp": (3 * BATCH * HIDDEN, 12), "all_reduce/pp": GRAD_NORM,
-}, shape={"layers": 4})  # fmt: skip
+form(
+    "pp2, interleaved",
+    2,
+    {"pp": 2, "microbatches": 4, "pp_schedule": "Interleaved1F1B", "virtual_stages": 2},
+    {"send_recv/pp": (3 * BATCH * HIDDEN, 12), "all_reduce/pp": GRAD_NORM},
+    shape={"layers": 4},
+)
 
 # Replicas say nothing between outer steps.
 form("two replicas", 2, {}, {}, outer={"algorithm": "diloco", "replicas": 2, "sync_every": 5})
 
 # HSDP: in each shard as FSDP, then an all-reduce of the gradient's shard over the replicas.
 HSDP = fsdp(4, passes=2)
-form("hsdp2x2", 4, {"dp_replicate": 2, "dp_shard": 2}, {
-    "all_gather/dp_shard": HSDP["all_gather/dp_shard"], "reduce_scatter/dp_shard": HSDP["reduce_scatter/dp_shard"],
-    "all_reduce/dp_replicate": (4 * N // 2, L + 1), "all_reduce/world": GRAD_NORM,
-})  # fmt: skip
+form(
+    "hsdp2x2",
+    4,
+    {"dp_replicate": 2, "dp_shard": 2},
+    {
+        "all_gather/dp_shard": HSDP["all_gather/dp_shard"],
+        "reduce_scatter/dp_shard": HSDP["reduce_scatter/dp_shard"],
+        "all_reduce/dp_replicate": (4 * N // 2, L + 1),
+        "all_reduce/world": GRAD_NORM,
+    },
+)
 # FSDP of tensor-parallel shards: half of each matrix and the whole norms; half of the batch through the seams.
 HALVED = S.params_layer - 2 * S.width
 LOCAL_LAYER, LOCAL_ROOT = HALVED // 2 + 2 * S.width, (ROOT - S.width) // 2 + S.width
-form("fsdp2.tp2", 4, {"dp_shard": 2, "tp": 2}, {
-    "all_gather/dp_shard": (4 * (2 * L * LOCAL_LAYER + LOCAL_ROOT), 2 * L + 1),
-    "reduce_scatter/dp_shard": (4 * (L * LOCAL_LAYER + LOCAL_ROOT), L + 1),
-    "all_gather/tp": (SEAMS * BATCH // 2 * HIDDEN, SEAMS), "reduce_scatter/tp": (SEAMS * BATCH // 2 * HIDDEN, SEAMS),
-    # The norms' gradients are summed as FSDP left them: half on each rank.
-    "all_reduce/tp": added((LOSS[0] // 2, 2), (NORMS[0] // 2, 1)), "all_reduce/world": GRAD_NORM,
-})  # fmt: skip
+form(
+    "fsdp2.tp2",
+    4,
+    {"dp_shard": 2, "tp": 2},
+    {
+        "all_gather/dp_shard": (4 * (2 * L * LOCAL_LAYER + LOCAL_ROOT), 2 * L + 1),
+        "reduce_scatter/dp_shard": (4 * (L * LOCAL_LAYER + LOCAL_ROOT), L + 1),
+        "all_gather/tp": (SEAMS * BATCH // 2 * HIDDEN, SEAMS),
+        "reduce_scatter/tp": (SEAMS * BATCH // 2 * HIDDEN, SEAMS),
+        # The norms' gradients are summed as FSDP left them: half on each rank.
+        "all_reduce/tp": added((LOSS[0] // 2, 2), (NORMS[0] // 2, 1)),
+        "all_reduce/world": GRAD_NORM,
+    },
+)
 # Two replicas of FSDP: what is inside a replica is dp_shard's, not `inside`'s.
 REPLICA = fsdp(4, passes=2)
-form("two replicas of fsdp2", 4, {"dp_shard": 2}, REPLICA,
-     outer={"algorithm": "diloco", "replicas": 2, "sync_every": 5})  # fmt: skip
+form(
+    "two replicas of fsdp2", 4, {"dp_shard": 2}, REPLICA, outer={"algorithm": "diloco", "replicas": 2, "sync_every": 5}
+)
 
 
 @pytest.fixture(scope="module")

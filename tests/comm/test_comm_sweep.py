@@ -137,9 +137,13 @@ def test_bus_bandwidth_is_the_rate_of_a_link_in_the_best_algorithm(ranks, size, 
     """A ring moves (n - 1) parts of S / n over each link, an all-reduce twice that (the counting of the source)."""
     part = size / ranks
     over_link = {
-        "all_reduce": 2 * (ranks - 1) * part, "reduce_scatter": (ranks - 1) * part, "all_gather": (ranks - 1) * part,
-        "all_to_all": (ranks - 1) * part, "broadcast": size, "send_recv": size,
-    }  # fmt: skip
+        "all_reduce": 2 * (ranks - 1) * part,
+        "reduce_scatter": (ranks - 1) * part,
+        "all_gather": (ranks - 1) * part,
+        "all_to_all": (ranks - 1) * part,
+        "broadcast": size,
+        "send_recv": size,
+    }
     assert set(over_link) == set(COLLECTIVES)
     for kind, moved in over_link.items():
         assert size / seconds * links.bus_factor(kind, ranks) == pytest.approx(moved / seconds)
@@ -166,10 +170,18 @@ def test_links_have_an_interval_over_runs():
     for run in range(6):
         alpha, beta = 1e-4 * (1 + run / 100), 1e9 * (1 + run / 100)
         rows += [
-            {"backend": "gloo", "dim": "tp", "collective": "all_reduce", "group_ranks": 2, "message_bytes": size,
-             "run_id": f"x-r{run}", "time_s": alpha + size / beta, "dtype": "float32"}
+            {
+                "backend": "gloo",
+                "dim": "tp",
+                "collective": "all_reduce",
+                "group_ranks": 2,
+                "message_bytes": size,
+                "run_id": f"x-r{run}",
+                "time_s": alpha + size / beta,
+                "dtype": "float32",
+            }
             for size in sizes
-        ]  # fmt: skip
+        ]
     (fit,) = links.fit_links(rows)
     assert fit.alpha_s.low == pytest.approx(1e-4) and fit.alpha_s.high == pytest.approx(1.05e-4)
     assert fit.beta_bytes_per_s.value == pytest.approx(1.025e9, rel=1e-3) and fit.alpha_s.runs == 6
@@ -194,23 +206,44 @@ def test_what_is_asked_for_is_read():
     assert parse_layout("tp=2, dp_shard=3") == {"dp_shard": 3, "tp": 2}
 
 
-PLAN = dict(ranks=None, layout=None, backend="gloo", collectives=(), sizes=(1,), dtype="float32", iterations=1,
-            warmup=0, seconds_per_size=1.0)  # fmt: skip
+PLAN = dict(
+    ranks=None,
+    layout=None,
+    backend="gloo",
+    collectives=(),
+    sizes=(1,),
+    dtype="float32",
+    iterations=1,
+    warmup=0,
+    seconds_per_size=1.0,
+)
 
 
-@pytest.mark.parametrize(("wrong", "line"), [
-    ({"ranks": 1}, "1 rank has nobody to talk to: give at least 2"),
-    ({"ranks": 3, "layout": "tp=2"}, "the layout tp 2 has 2 ranks, the world 3"),
-    ({"layout": "tp=x"}, "--layout 'tp=x': write dimension=ranks with commas, as dp_shard=2,tp=2, out of replicas, pp, "
-                         "dp_replicate, dp_shard, cp, tp"),
-    ({"backend": "ucc"}, "--backend 'ucc': allowed are gloo, nccl, mpi"),
-    ({"collectives": ["allreduce"]}, "--collective 'allreduce': allowed are all_reduce, all_gather, reduce_scatter, "
-                                     "all_to_all, send_recv, broadcast"),
-    ({"backend": "mpi", "dtype": "bfloat16"},
-     "--dtype bfloat16 with --backend mpi: MPI has no such type, MPICH refuses it and Open MPI adds its bytes up as "
-     "another's; allowed are float32, float64"),
-    ({"iterations": 0}, "--iterations 0: must be at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"ranks": 1}, "1 rank has nobody to talk to: give at least 2"),
+        ({"ranks": 3, "layout": "tp=2"}, "the layout tp 2 has 2 ranks, the world 3"),
+        (
+            {"layout": "tp=x"},
+            "--layout 'tp=x': write dimension=ranks with commas, as dp_shard=2,tp=2, out of replicas, pp, "
+            "dp_replicate, dp_shard, cp, tp",
+        ),
+        ({"backend": "ucc"}, "--backend 'ucc': allowed are gloo, nccl, mpi"),
+        (
+            {"collectives": ["allreduce"]},
+            "--collective 'allreduce': allowed are all_reduce, all_gather, reduce_scatter, "
+            "all_to_all, send_recv, broadcast",
+        ),
+        (
+            {"backend": "mpi", "dtype": "bfloat16"},
+            "--dtype bfloat16 with --backend mpi: MPI has no such type, MPICH refuses it and Open "
+            "MPI adds its bytes up as "
+            "another's; allowed are float32, float64",
+        ),
+        ({"iterations": 0}, "--iterations 0: must be at least 1"),
+    ],
+)
 def test_a_mistake_is_one_line(wrong, line):
     with pytest.raises(ValueError) as error:
         comm.plan_case(**PLAN | wrong)
@@ -225,9 +258,13 @@ def test_the_parent_knows_what_the_ranks_know():
 
 def scalade(*arguments, **more):
     done = subprocess.run(
-        [sys.executable, "-m", "scalade", *arguments], capture_output=True, text=True, timeout=250,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, **more,
-    )  # fmt: skip
+        [sys.executable, "-m", "scalade", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **more,
+    )
     return done
 
 

@@ -44,9 +44,12 @@ def test_every_place_is_equally_likely(n):
 
 
 @given(
-    tokens=st.integers(60, 400), seq_len=st.integers(1, 9), seed=st.integers(0, 2**63 - 1),
-    start=st.integers(0, 500), cuts=st.lists(st.integers(0, 60), max_size=5),
-)  # fmt: skip
+    tokens=st.integers(60, 400),
+    seq_len=st.integers(1, 9),
+    seed=st.integers(0, 2**63 - 1),
+    start=st.integers(0, 500),
+    cuts=st.lists(st.integers(0, 60), max_size=5),
+)
 @settings(deadline=None)
 def test_any_split_joins_to_the_whole(tokens, seq_len, seed, start, cuts):
     source = numbered(tokens, seq_len=seq_len, seed=seed)
@@ -79,9 +82,11 @@ def test_epochs_and_seeds_differ_in_order():
 
 
 @given(
-    st.integers(10, 20_000), st.floats(0, 0.9), st.integers(1, 50),
+    st.integers(10, 20_000),
+    st.floats(0, 0.9),
+    st.integers(1, 50),
     st.none() | st.lists(st.integers(0, 20_000), max_size=300),
-)  # fmt: skip
+)
 @settings(deadline=None)
 def test_no_held_out_token_is_trained_on(tokens, fraction, seq_len, documents):
     if documents is not None:

@@ -49,8 +49,10 @@ def test_it_is_this_interpreters_library(cache):
     rows = source.train_rows(0, 100)
     assert all(bytes(row.astype(np.uint8)) in train for row in rows)
     assert source.columns() == {
-        "data_hash": hash_of_cache(cache), "data_tokens": source.train.count * 64, "data_entropy_nats": None,
-    }  # fmt: skip
+        "data_hash": hash_of_cache(cache),
+        "data_tokens": source.train.count * 64,
+        "data_entropy_nats": None,
+    }
 
 
 def source_units(cache):

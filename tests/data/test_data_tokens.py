@@ -32,12 +32,15 @@ def megatron(prefix, tokens=TOKENS, code=8, documents=20, modes=False, change=()
     edges = np.linspace(0, len(tokens), 2 * documents + 1).astype(np.int64)  # two sequences a document
     lengths = np.diff(edges).astype("<i4")
     parts = {
-        "magic": b"MMIDIDX\x00\x00", "version": struct.pack("<Q", 1), "code": struct.pack("<B", code),
-        "counts": struct.pack("<QQ", len(lengths), documents + 1), "lengths": lengths.tobytes(),
+        "magic": b"MMIDIDX\x00\x00",
+        "version": struct.pack("<Q", 1),
+        "code": struct.pack("<B", code),
+        "counts": struct.pack("<QQ", len(lengths), documents + 1),
+        "lengths": lengths.tobytes(),
         "pointers": (edges[:-1] * kind.itemsize).astype("<i8").tobytes(),
         "documents": np.arange(0, 2 * documents + 1, 2).astype("<i8").tobytes(),
         "modes": b"\0" * len(lengths) if modes else b"",
-    }  # fmt: skip
+    }
     prefix.with_name(prefix.name + ".idx").write_bytes(b"".join((parts | dict(change)).values()))
     flat(prefix.with_name(prefix.name + ".bin"), kind, tokens)
     return prefix

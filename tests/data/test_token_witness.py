@@ -18,8 +18,13 @@ from scalade.bench.data.token_file import open_tokens
 
 LENGTH = 4096
 CODES = {name: "<" + ("i" if name[0] == "i" else "u") + str(int(name.lstrip("uint")) // 8) for name in HOLDS}
-FOREIGN = {">u2": "big-endian uint16", ">u4": "big-endian uint32", ">i8": "big-endian int64", "<f4": "float32",
-           "<f8": "float64"}  # fmt: skip
+FOREIGN = {
+    ">u2": "big-endian uint16",
+    ">u4": "big-endian uint32",
+    ">i8": "big-endian int64",
+    "<f4": "float32",
+    "<f8": "float64",
+}
 CONTENTS = {
     "uniform": lambda random, vocab: random.integers(0, vocab, LENGTH),
     "frequent ones": lambda random, vocab: np.minimum(random.zipf(1.3, LENGTH) - 1, vocab - 1),
@@ -70,8 +75,13 @@ def test_what_a_file_holds_is_read_where_its_dtype_is_said(path, name, vocab, co
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(st.sampled_from([*CODES.values(), *FOREIGN]), st.sampled_from(["auto", *HOLDS]), VOCABS,
-       st.sampled_from([*CONTENTS]), st.integers(0, 2**32))  # fmt: skip
+@given(
+    st.sampled_from([*CODES.values(), *FOREIGN]),
+    st.sampled_from(["auto", *HOLDS]),
+    VOCABS,
+    st.sampled_from([*CONTENTS]),
+    st.integers(0, 2**32),
+)
 @example(">u2", "auto", 65_536, "bytes", 0)
 @example("<f4", "uint16", 50_257, "bytes", 0)
 def test_no_wrong_reading_is_taken(path, written, said, vocab, content, seed):
@@ -150,13 +160,19 @@ FILES = [
     ("never filled", bytes(10_000), "all 5000 tokens looked at are 0"),
     ("one token", b"\x07\x00" * 5000, "all 5000 tokens looked at are 7"),
     ("negative", np.r_[np.arange(500), np.full(500, -100)].astype("<i4").tobytes(), r"negative numbers \(-100\)"),
-    ("bytes", bytes(np.random.default_rng(0).integers(0, 256, 5000).astype("u1")),
-     r"if every byte is a token, write data\.dtype = 'uint8'"),
+    (
+        "bytes",
+        bytes(np.random.default_rng(0).integers(0, 256, 5000).astype("u1")),
+        r"if every byte is a token, write data\.dtype = 'uint8'",
+    ),
     ("llm.c, another version", struct.pack("<3i", 20240520, 2, 5000) + bytes(1012) + NOISE, "version 2; read are"),
     ("its like", struct.pack("<3i", 777, 1, 5000) + bytes(1012) + NOISE, "256 int32 as llm.c's, of magic 777"),
-    ("llm.c over int64", struct.pack("<3i", 20240520, 1, 4000) + bytes(1012) + np.arange(1000).tobytes(),
-     "what follows looks like int64"),
-]  # fmt: skip
+    (
+        "llm.c over int64",
+        struct.pack("<3i", 20240520, 1, 4000) + bytes(1012) + np.arange(1000).tobytes(),
+        "what follows looks like int64",
+    ),
+]
 
 
 @pytest.mark.parametrize(("content", "message"), [each[1:] for each in FILES], ids=[each[0] for each in FILES])
@@ -168,13 +184,24 @@ def test_what_is_no_token_file_is_named(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "vocab", "message"), [
-    (np.r_[np.arange(250), np.full(500, -100)].astype("<i4"), 256, r"as int32 it holds negative numbers \(-100\)"),
-    (np.arange(50_257, dtype="<u2"), 256, r"wrong; if every byte is a token"),
-    (np.arange(50_257, dtype="<u2")[1:], 65_537, r"as uint16, .* its largest token is 50256: is data\.vocab too large"),
-    (np.arange(50_257, dtype="<u2")[1:], 128_256, r"is data\.vocab too large\? .*astype\('uint32'\)"),
-    (np.arange(128_256, dtype="<u4"), 100_000, r"token 128255 is outside .* this, the file or data\.dtype is wrong$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "vocab", "message"),
+    [
+        (np.r_[np.arange(250), np.full(500, -100)].astype("<i4"), 256, r"as int32 it holds negative numbers \(-100\)"),
+        (np.arange(50_257, dtype="<u2"), 256, r"wrong; if every byte is a token"),
+        (
+            np.arange(50_257, dtype="<u2")[1:],
+            65_537,
+            r"as uint16, .* its largest token is 50256: is data\.vocab too large",
+        ),
+        (np.arange(50_257, dtype="<u2")[1:], 128_256, r"is data\.vocab too large\? .*astype\('uint32'\)"),
+        (
+            np.arange(128_256, dtype="<u4"),
+            100_000,
+            r"token 128255 is outside .* this, the file or data\.dtype is wrong$",
+        ),
+    ],
+)
 def test_no_reading_is_named_that_any_bytes_would_allow(tmp_path, content, vocab, message):
     """All bytes are below 256, and all 16 bits below 65,537: a vocabulary of these sizes tells nothing of a file."""
     content.tofile(tmp_path / "t.bin")

@@ -65,11 +65,15 @@ def text(spec):
 @pytest.mark.parametrize(
     "tokens",
     [
-        text(DataSpec()), text(DataSpec("zipf-markov")), rows(np.arange(100_000) % 97), rows(far(256, 1)),
-        rows(far(50_257, 3)), rows(np.where(np.arange(100_000) % 2, 0, noise(256))),
+        text(DataSpec()),
+        text(DataSpec("zipf-markov")),
+        rows(np.arange(100_000) % 97),
+        rows(far(256, 1)),
+        rows(far(50_257, 3)),
+        rows(np.where(np.arange(100_000) % 2, 0, noise(256))),
     ],
     ids=["Python", "a chain", "counting", "the last one", "the third last", "every second one 0"],
-)  # fmt: skip
+)
 def test_what_is_no_noise_is_not_independent(tokens):
     assert not independent(tokens)
 

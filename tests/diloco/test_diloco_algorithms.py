@@ -268,11 +268,14 @@ def test_two_shots_round_the_sum_by_no_more_than_the_codec_may(kind, decay):
 
 
 RESUMED = [
-    dict(), dict(algorithm="localsgd", compression="int4", block_size=16),
-    dict(compression="topk", block_size=16, density=0.25), dict(algorithm="delayed"), dict(algorithm="eager"),
+    dict(),
+    dict(algorithm="localsgd", compression="int4", block_size=16),
+    dict(compression="topk", block_size=16, density=0.25),
+    dict(algorithm="delayed"),
+    dict(algorithm="eager"),
     dict(algorithm="streaming", sync_every=6, fragment_layers=2, overlap_steps=4),
     dict(algorithm="eager", compression="int4", block_size=16, exchange="twoshot", error_decay=0.9),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("settings", RESUMED, ids=str)
@@ -297,12 +300,17 @@ def test_divergence_is_refused_by_the_codec_with_a_clear_error():
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(), dict(momentum=0.0), dict(algorithm="localsgd"), dict(algorithm="eager"), dict(algorithm="streaming"),
-        dict(compression="int4", block_size=8), dict(compression="topk", block_size=8, density=0.25),
+        dict(),
+        dict(momentum=0.0),
+        dict(algorithm="localsgd"),
+        dict(algorithm="eager"),
+        dict(algorithm="streaming"),
+        dict(compression="int4", block_size=8),
+        dict(compression="topk", block_size=8, density=0.25),
         dict(algorithm="eager", compression="int8", block_size=8, error_decay=0.9),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_memory_is_that_predicted(settings):
     outer = Outer(**(dict(algorithm="diloco", replicas=3, placement="folded", sync_every=3) | settings))
     recipe = recipe_of(global_batch=15, steps=6)

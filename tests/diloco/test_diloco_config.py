@@ -40,10 +40,7 @@ def test_a_case_read_back_is_the_same():
         (dict(algorithm="diloco", sync_every=0), "outer.sync_every = 0: must be between 1"),
         (dict(algorithm="diloco", lr=float("nan")), "outer.lr = nan"),
         (dict(algorithm="diloco", momentum=1.5), "outer.momentum = 1.5"),
-        (
-            dict(algorithm="streaming", overlap_steps=30),
-            "outer.overlap_steps = 30: must be below outer.sync_every",
-        ),
+        (dict(algorithm="streaming", overlap_steps=30), "outer.overlap_steps = 30: must be below outer.sync_every"),
         (dict(algorithm="streaming", mixing_alpha=-0.1), "outer.mixing_alpha = -0.1"),
         (dict(algorithm="diloco", compression="int4", block_size=12), "outer.block_size = 12: must be a multiple of 8"),
         (dict(algorithm="diloco", compression="topk", density=0.0), "outer.density = 0"),

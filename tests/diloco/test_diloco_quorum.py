@@ -155,10 +155,7 @@ def test_killed_between_outer_steps_and_one_more(tmp_path, monkeypatch, launcher
 
 @pytest.mark.parametrize(
     "quorum, victim",
-    [
-        pytest.param("", 2, id="no quorum"),
-        pytest.param("quorum = 1", 0, id="replica 0", marks=pytest.mark.slow),
-    ],
+    [pytest.param("", 2, id="no quorum"), pytest.param("quorum = 1", 0, id="replica 0", marks=pytest.mark.slow)],
 )
 def test_without_a_quorum_or_without_replica_0(tmp_path, monkeypatch, quorum, victim):
     row, _, _ = run(tmp_path, monkeypatch, f"{victim}:kill@round2", quorum=quorum, ends="failed")
@@ -170,9 +167,13 @@ def test_without_a_quorum_or_without_replica_0(tmp_path, monkeypatch, quorum, vi
 def test_one_that_lags_is_left_out_and_comes_back(tmp_path, monkeypatch):
     """Replica 1 stops in round 2; round 3 does not wait for it; replica 0 then sleeps until after it is back."""
     row, present, case = run(
-        tmp_path, monkeypatch, "1:stop4@round2,0:sleep6@step10", quorum="quorum = 1\nquorum_timeout_s = 2.0",
-        replicas=2, recipe=SGD,
-    )  # fmt: skip
+        tmp_path,
+        monkeypatch,
+        "1:stop4@round2,0:sleep6@step10",
+        quorum="quorum = 1\nquorum_timeout_s = 2.0",
+        replicas=2,
+        recipe=SGD,
+    )
     assert present == [2, 1, 1, 2]
     assert row["quorum_missed"] == 2 and row["outer_steps"] == 4
     assert row["val_loss"] == pytest.approx(plain(case, [{0, 1}, {0}, {0}, {0, 1}]), rel=1e-5)
@@ -203,9 +204,7 @@ def test_killed_while_others_lag(tmp_path, monkeypatch):
 def test_replicas_of_several_ranks(tmp_path, monkeypatch, launcher):
     """One rank of a replica takes the other with it."""
     quorum = "quorum = 1"
-    row, present, case = run(
-        tmp_path, monkeypatch, "3:kill@round2", quorum=quorum, replicas=2, dp=2, launcher=launcher
-    )
+    row, present, case = run(tmp_path, monkeypatch, "3:kill@round2", quorum=quorum, replicas=2, dp=2, launcher=launcher)
     assert present == [2, 1, 1, 1]
     assert row["val_loss"] == pytest.approx(plain(case, [{0, 1}, {0}, {0}, {0}]), rel=1e-5)
 

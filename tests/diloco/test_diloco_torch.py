@@ -113,8 +113,7 @@ def test_bytes_are_those_predicted(results, world, name):
 
 
 @pytest.mark.parametrize(
-    "world, name",
-    [(2, "streaming"), (2, "muon inside"), pytest.param(4, "fsdp inside", marks=pytest.mark.slow)],
+    "world, name", [(2, "streaming"), (2, "muon inside"), pytest.param(4, "fsdp inside", marks=pytest.mark.slow)]
 )
 def test_resumed_in_the_middle_is_bitwise(results, world, name):
     for whole, rest in zip(results(world)[name], results(world)[f"{name}@resumed"], strict=True):

@@ -89,15 +89,17 @@ def mpirun(monkeypatch, script, time_limit_s):
 
 @pytest.mark.parametrize(
     "script, reason",
-    [("echo scalade 2 3 MPICH 5; echo scalade 2 3 MPICH 5", None),
-     ("echo scalade 1 1 Open MPI 5; echo scalade 1 1 Open MPI 5", "another MPI"),  # two worlds of one, no error
-     ("echo scalade 2 4 MPICH 5; echo scalade 2 4 MPICH 5", "wrong sum"),
-     ("echo scalade 2 3 MPICH 5", "wrong sum"),
-     ("echo ImportError: libmpi.so; exit 1", "ImportError: libmpi.so"),
-     ("exit 3", "status 3"),
-     ("true", "status 0: no word"),
-     ("sleep 60", "within 1 s")],
-)  # fmt: skip
+    [
+        ("echo scalade 2 3 MPICH 5; echo scalade 2 3 MPICH 5", None),
+        ("echo scalade 1 1 Open MPI 5; echo scalade 1 1 Open MPI 5", "another MPI"),  # two worlds of one, no error
+        ("echo scalade 2 4 MPICH 5; echo scalade 2 4 MPICH 5", "wrong sum"),
+        ("echo scalade 2 3 MPICH 5", "wrong sum"),
+        ("echo ImportError: libmpi.so; exit 1", "ImportError: libmpi.so"),
+        ("exit 3", "status 3"),
+        ("true", "status 0: no word"),
+        ("sleep 60", "within 1 s"),
+    ],
+)
 def test_mpi_is_believed_only_when_its_ranks_found_each_other(monkeypatch, script, reason):
     monkeypatch.setattr(doctor, "TRIAL_S", 1.0 if "sleep" in script else 20.0)
     tried = mpirun(monkeypatch, script, doctor.TRIAL_S)
@@ -119,12 +121,14 @@ GPU = WELL.facts | {"gpus": ["NVIDIA H100", "NVIDIA H100"], "cuda_built": "13.0"
 
 @pytest.mark.parametrize(
     "gpus, driver, facts, name, state, said",
-    [(0, None, WELL.facts, "NVIDIA driver", "missing", "CPU"),
-     (0, None, WELL.facts | {"cuda_built": "13.0"}, "torch", "note", "CUDA 13.0"),
-     (2, "575.1", GPU, "GPUs", "ok", "2 x NVIDIA H100"),
-     (2, "575.1", WELL.facts, "GPUs", "broken", "torch is a CPU build"),
-     (2, "390.1", WELL.facts | {"cuda_built": "13.0"}, "GPUs", "broken", "torch (CUDA 13.0) cannot use them")],
-)  # fmt: skip
+    [
+        (0, None, WELL.facts, "NVIDIA driver", "missing", "CPU"),
+        (0, None, WELL.facts | {"cuda_built": "13.0"}, "torch", "note", "CUDA 13.0"),
+        (2, "575.1", GPU, "GPUs", "ok", "2 x NVIDIA H100"),
+        (2, "575.1", WELL.facts, "GPUs", "broken", "torch is a CPU build"),
+        (2, "390.1", WELL.facts | {"cuda_built": "13.0"}, "GPUs", "broken", "torch (CUDA 13.0) cannot use them"),
+    ],
+)
 def test_driver_and_torch_have_to_fit(monkeypatch, gpus, driver, facts, name, state, said):
     monkeypatch.setattr(doctor.machine, "gpus", lambda: gpus)
     monkeypatch.setattr(host, "nvidia_driver", lambda: driver)
@@ -152,8 +156,12 @@ def test_libraries_are_those_of_the_package(monkeypatch):
     findings = found(doctor.libraries)
     states = {name: finding.state for name, finding in findings.items() if name != "triton"}
     assert states == {
-        "torch": "broken", "numpy": "ok", "no-such-library": "broken", "mpi4py": "missing", "no-such-engine": "missing",
-    }  # fmt: skip
+        "torch": "broken",
+        "numpy": "ok",
+        "no-such-library": "broken",
+        "mpi4py": "missing",
+        "no-such-engine": "missing",
+    }
     assert findings["torch"].advice == "`pip install -U 'torch>=99.1'`"
     assert findings["no-such-engine"].advice == "`pip install -U 'scalade[deepspeed]'`"
 

@@ -17,8 +17,12 @@ def simulated(law, parameters, x1=100.0, noise=0.0, runs=6, rng=None, counts=COU
     return {n: x1 * law.speedup(n, *parameters) * np.exp(rng.normal(0, noise, runs)) for n in counts}
 
 
-@given(st.sampled_from(("amdahl", "gustafson")), st.floats(0, 1), st.floats(1e-2, 1e7),
-       st.lists(st.integers(1, 4096), min_size=3, max_size=7, unique=True))  # fmt: skip
+@given(
+    st.sampled_from(("amdahl", "gustafson")),
+    st.floats(0, 1),
+    st.floats(1e-2, 1e7),
+    st.lists(st.integers(1, 4096), min_size=3, max_size=7, unique=True),
+)
 @settings(max_examples=80, deadline=None)
 def test_a_serial_share_is_recovered(name, s, x1, counts):
     law = LAWS[name]
@@ -46,8 +50,9 @@ def test_usl_is_recovered_with_its_peak_and_half_point(sigma, kappa):
         assert law.speedup(fit.half.value, sigma, kappa) / fit.half.value == pytest.approx(0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize("name, s, half", [("amdahl", 0.1, 11.0), ("amdahl", 0.0, inf), ("gustafson", 0.75, 3.0),
-                                           ("gustafson", 0.4, inf)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, s, half", [("amdahl", 0.1, 11.0), ("amdahl", 0.0, inf), ("gustafson", 0.75, 3.0), ("gustafson", 0.4, inf)]
+)
 def test_half_efficiency(name, s, half):
     law = LAWS[name]
     assert law.half(s) == pytest.approx(half)

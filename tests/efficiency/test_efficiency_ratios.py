@@ -108,15 +108,19 @@ def test_more_threads_on_one_process_are_another_device():
     rows = [run(1, 1.0, device_type="cpu", threads_per_rank=2), run(2, 0.6, device_type="cpu")]
     _, (refusal,) = read(rows)
     assert refusal.columns == ("threads_per_rank",)
-    assert refusal.why.startswith("differs from single on 1 rank in threads_per_rank (1, there 2): set "
-                                  "run.threads_per_rank = 1 in the study and run it again")  # fmt: skip
+    assert refusal.why.startswith(
+        "differs from single on 1 rank in threads_per_rank (1, there 2): set "
+        "run.threads_per_rank = 1 in the study and run it again"
+    )
     assert not read(rows, allow=("threads_per_rank",))[1]
 
 
 def test_values_stand_beside_the_column_that_they_are_of():
     """One thread waits for none, and the tokens of a step differ, too."""
-    rows = [run(1, 1.0, device_type="cpu", threads_per_rank=2, omp_wait_policy="passive"),
-            run(2, 0.6, device_type="cpu", global_batch=32)]  # fmt: skip
+    rows = [
+        run(1, 1.0, device_type="cpu", threads_per_rank=2, omp_wait_policy="passive"),
+        run(2, 0.6, device_type="cpu", global_batch=32),
+    ]
     assert (
         "in threads_per_rank (1, there 2), omp_wait_policy, tokens_per_step (4,096 against 8,192): set "
         "run.threads_per_rank = 1" in read(rows)[1][0].why
@@ -323,8 +327,14 @@ def test_the_breakdown_adds_up_and_what_was_not_measured_is_null():
 
 
 def test_waits_are_taken_out_of_the_parts_they_are_in():
-    times = {"data_time_s": 0.01, "compute_time_s": 0.7, "optimizer_time_s": 0.2, "exposed_comm_time_s": 0.12,
-             "bubble_time_s": 0.24, "optimizer_wait_s": 0.1}  # fmt: skip
+    times = {
+        "data_time_s": 0.01,
+        "compute_time_s": 0.7,
+        "optimizer_time_s": 0.2,
+        "exposed_comm_time_s": 0.12,
+        "bubble_time_s": 0.24,
+        "optimizer_wait_s": 0.1,
+    }
     (row,) = repeats(2, 1.0, 1, pp=2, pp_schedule="1F1B", microbatches=4, **times)
     found = breakdown([row], {})
     assert found.optimizer_s == pytest.approx(0.1) and found.compute_s == pytest.approx(0.7 + 0.1 - 0.12 - 0.24)
@@ -335,8 +345,15 @@ def test_waits_are_taken_out_of_the_parts_they_are_in():
 
 
 def test_the_text_tells_the_waits_the_bubble_beside_the_formula_and_the_residual():
-    times = {"data_time_s": 0.01, "compute_time_s": 0.7, "optimizer_time_s": 0.2, "exposed_comm_time_s": 0.12,
-             "exposed_comm_time_min_s": 0.05, "bubble_time_s": 0.24, "optimizer_wait_s": 0.1}  # fmt: skip
+    times = {
+        "data_time_s": 0.01,
+        "compute_time_s": 0.7,
+        "optimizer_time_s": 0.2,
+        "exposed_comm_time_s": 0.12,
+        "exposed_comm_time_min_s": 0.05,
+        "bubble_time_s": 0.24,
+        "optimizer_wait_s": 0.1,
+    }
     piped = repeats(2, 1.0, pp=2, dp_replicate=1, pp_schedule="1F1B", microbatches=4, layout="pp2-1F1B.m4", **times)
     (piped, *_), _ = read_series(groups([*repeats(1, 2.0), *piped])[0], {}, Options("strong"))
     lines = EfficiencyReport("r", Options("strong"), (piped,), (), ()).to_text().splitlines()
@@ -388,8 +405,10 @@ def test_a_window_without_a_loss_reaches_nothing():
 def test_a_mean_that_is_the_target_reaches_it(tenths, window, target):
     """Sums of tenths are not exact: what counts is the mean as `fsum` has it."""
     losses = [x / 10 for x in tenths]
-    wanted = next((end for end in range(window, len(losses) + 1)
-                   if fsum(losses[end - window : end]) / window <= target / 10), None)  # fmt: skip
+    wanted = next(
+        (end for end in range(window, len(losses) + 1) if fsum(losses[end - window : end]) / window <= target / 10),
+        None,
+    )
     steps = as_columns([{"step": i, "loss": x} for i, x in enumerate(losses)])
     assert steps_to_loss(steps, target / 10, window) == wanted
 
@@ -443,14 +462,17 @@ def test_a_folder_to_text_and_json(folder):
     assert max(map(len, text.splitlines())) < 120
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"mode": "medium"}, "mode 'medium': allowed are strong, weak"),
-    ({"form": "loss"}, "form loss and target_loss go together"),
-    ({"base": "layout == nothing"}, "base 'layout == nothing': matches no run with status ok"),
-    ({"where": "status == oom"}, "no timed run with status ok among the 1 run that match"),
-    ({"published": "mfu"}, "published convention 'mfu': allowed are mfu_palm"),
-    ({"level": 1.0}, "level must lie between 0 and 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"mode": "medium"}, "mode 'medium': allowed are strong, weak"),
+        ({"form": "loss"}, "form loss and target_loss go together"),
+        ({"base": "layout == nothing"}, "base 'layout == nothing': matches no run with status ok"),
+        ({"where": "status == oom"}, "no timed run with status ok among the 1 run that match"),
+        ({"published": "mfu"}, "published convention 'mfu': allowed are mfu_palm"),
+        ({"level": 1.0}, "level must lie between 0 and 1"),
+    ],
+)
 def test_mistakes_are_one_line(folder, arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         efficiency(folder, **arguments)

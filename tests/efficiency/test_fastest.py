@@ -18,9 +18,12 @@ def of(rows):
 
 def layouts(**times):
     """Rows of layouts on two ranks: the step times of each one's runs."""
-    return [row for name, some in times.items() for i, seconds in enumerate(some)
-            for row in [repeats(2, seconds, 1, layout=name, case_id=name)[0] | {"repeat": i, "run_id": f"{name}-r{i}"}]
-            ]  # fmt: skip
+    return [
+        row
+        for name, some in times.items()
+        for i, seconds in enumerate(some)
+        for row in [repeats(2, seconds, 1, layout=name, case_id=name)[0] | {"repeat": i, "run_id": f"{name}-r{i}"}]
+    ]
 
 
 def named(some):

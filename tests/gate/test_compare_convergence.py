@@ -17,9 +17,7 @@ LOSSES = [3.01, 2.99, 3.02, 2.98, 3.00]
 
 def seeds(losses, **more):
     """One case a seed, which differ in nothing else."""
-    return [
-        run(f"{seed:016x}", seed=seed, loss=loss, tokens_seen=1000, **more) for seed, loss in enumerate(losses)
-    ]
+    return [run(f"{seed:016x}", seed=seed, loss=loss, tokens_seen=1000, **more) for seed, loss in enumerate(losses)]
 
 
 def gate(base, head, alpha=0.05, declared=0.01):

@@ -42,8 +42,7 @@ def verdicts(comparison):
 
 
 @pytest.mark.parametrize(
-    ("factor", "verdict", "status"),
-    [(1.0, "same", 0), (1.05, "slower", 1), (0.95, "faster", 0), (1.005, "same", 0)],
+    ("factor", "verdict", "status"), [(1.0, "same", 0), (1.05, "slower", 1), (0.95, "faster", 0), (1.005, "same", 0)]
 )
 def test_verdicts_of_step_times(compared, factor, verdict, status):
     found = compared(runs(TIMES), runs(TIMES * factor))

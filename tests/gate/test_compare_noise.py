@@ -46,9 +46,13 @@ def straight(total):
 
 
 KINDS = {
-    "independent": independent, "drifting runs, 0.5": drifting(0.5), "drifting runs, 0.9": drifting(0.9),
-    "autocorrelated steps": noisy_steps, "a line of 1 sd": straight(1), "a line of 4 sd": straight(4),
-}  # fmt: skip
+    "independent": independent,
+    "drifting runs, 0.5": drifting(0.5),
+    "drifting runs, 0.9": drifting(0.9),
+    "autocorrelated steps": noisy_steps,
+    "a line of 1 sd": straight(1),
+    "a line of 4 sd": straight(4),
+}
 BEYOND = ("a line of 4 sd",)  # in blocks no test of eight runs sees this as often as it should
 
 

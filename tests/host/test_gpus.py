@@ -64,12 +64,36 @@ def seen(monkeypatch, chosen, order=None):
 
 @pytest.mark.parametrize(
     "chosen, gib",
-    [("0", [16]), ("1", [80]), ("2", [40]), ("2,1", [40, 80]), (" 1 , 2", [80, 40]), ("+1", [80]), ("1gpu,2", [80, 40]),
-     ("", []), ("-1", []), ("-1,0", []), ("1,-1,0", [80]), ("3", []), ("1,3,0", [80]), ("1,GPU-aaaa", [80]),
-     ("1,1", []), ("none", []), ("NoDevFiles", []),
-     (A, [16]), (f"{C},{A}", [40, 16]), ("GPU-aaaa", [16]), ("GPU-bbbb3", [40]), ("GPU-bbbb", []),  # of two: of none
-     (f"{B},GPU-cccc,{A}", [80]), (f"{B},0", [80]), (f"{B},{B}", []), (f"{B},GPU-bbbb2", []), ("MIG-c6d4f1ef", [])],
-)  # fmt: skip
+    [
+        ("0", [16]),
+        ("1", [80]),
+        ("2", [40]),
+        ("2,1", [40, 80]),
+        (" 1 , 2", [80, 40]),
+        ("+1", [80]),
+        ("1gpu,2", [80, 40]),
+        ("", []),
+        ("-1", []),
+        ("-1,0", []),
+        ("1,-1,0", [80]),
+        ("3", []),
+        ("1,3,0", [80]),
+        ("1,GPU-aaaa", [80]),
+        ("1,1", []),
+        ("none", []),
+        ("NoDevFiles", []),
+        (A, [16]),
+        (f"{C},{A}", [40, 16]),
+        ("GPU-aaaa", [16]),
+        ("GPU-bbbb3", [40]),
+        ("GPU-bbbb", []),  # of two: of none
+        (f"{B},GPU-cccc,{A}", [80]),
+        (f"{B},0", [80]),
+        (f"{B},{B}", []),
+        (f"{B},GPU-bbbb2", []),
+        ("MIG-c6d4f1ef", []),
+    ],
+)
 def test_of_three_cards(smi, monkeypatch, chosen, gib):
     smi(CARDS)
     assert seen(monkeypatch, chosen, "PCI_BUS_ID") == gib == seen(monkeypatch, chosen)
@@ -94,10 +118,19 @@ def test_ranks_count_the_cards_as_the_plan_does():
 
 @pytest.mark.parametrize(
     "chosen, bytes_",
-    [("MIG-c6d4f1ef-42e4", 40192 * 2**20), ("MIG-cba", 9728 * 2**20), ("MIG-c", None), (f"MIG-{A}/9/0", 9728 * 2**20),
-     ("MIG-cba,MIG-c6d", 9728 * 2**20), ("0", 40192 * 2**20), ("1", 40960 * 2**20), ("1,0", 40192 * 2**20),
-     (A, 40192 * 2**20), (None, 40192 * 2**20)],
-)  # fmt: skip
+    [
+        ("MIG-c6d4f1ef-42e4", 40192 * 2**20),
+        ("MIG-cba", 9728 * 2**20),
+        ("MIG-c", None),
+        (f"MIG-{A}/9/0", 9728 * 2**20),
+        ("MIG-cba,MIG-c6d", 9728 * 2**20),
+        ("0", 40192 * 2**20),
+        ("1", 40960 * 2**20),
+        ("1,0", 40192 * 2**20),
+        (A, 40192 * 2**20),
+        (None, 40192 * 2**20),
+    ],
+)
 def test_of_slices_a_process_sees_one(smi, monkeypatch, chosen, bytes_):
     smi(SLICED, LIST, XML)
     if chosen is not None:

@@ -31,9 +31,24 @@ def test_host_lists(text, hosts):
 
 
 @pytest.mark.parametrize(
-    "text", ["n[1-3", "n1-3]", "n[a-b]", "n[1[2]]", "n[]", "n[3-1]", "n[1,10-9]", "n1 n2", "n[0-99999999]", "n]1[",
-             "n[1]]2[", "n[1-2]-[3", "r[0-1999]n[0-999]", "a,n[0-999999]"]
-)  # fmt: skip
+    "text",
+    [
+        "n[1-3",
+        "n1-3]",
+        "n[a-b]",
+        "n[1[2]]",
+        "n[]",
+        "n[3-1]",
+        "n[1,10-9]",
+        "n1 n2",
+        "n[0-99999999]",
+        "n]1[",
+        "n[1]]2[",
+        "n[1-2]-[3",
+        "r[0-1999]n[0-999]",
+        "a,n[0-999999]",
+    ],
+)
 def test_what_is_no_host_list(text):
     with pytest.raises(ValueError, match="not a host list"):
         expand_hosts(text)
@@ -60,10 +75,17 @@ def test_counts(runs):
 
 
 STEP = {
-    "SLURM_JOB_ID": "17", "SLURM_STEP_ID": "3", "SLURM_STEP_NODELIST": "n[2-3]", "SLURM_STEP_NUM_TASKS": "4",
-    "SLURM_STEP_TASKS_PER_NODE": "1,3", "SLURM_PROCID": "2", "SLURM_NODEID": "1", "SLURM_LOCALID": "1",
-    "SLURM_NTASKS": "99", "SLURM_NODELIST": "n[1-4]",
-}  # fmt: skip
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_ID": "3",
+    "SLURM_STEP_NODELIST": "n[2-3]",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "1,3",
+    "SLURM_PROCID": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "99",
+    "SLURM_NODELIST": "n[1-4]",
+}
 
 
 def test_a_task_of_srun_knows_its_place():

@@ -15,10 +15,17 @@ from scalade.launch.lab import network, probe, state, switch
 from scalade.launch.lab.executor import InLab, places
 
 
-@pytest.mark.parametrize(("text", "rate", "rtt"), [
-    ("100mbit,20ms", 1e8, 0.02), ("1gbit", 1e9, None), ("20ms", None, 0.02), ("1.5Gbit, 500us", 1.5e9, 5e-4),
-    ("unshaped", None, None), ("10mbit,0ms", 1e7, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "rate", "rtt"),
+    [
+        ("100mbit,20ms", 1e8, 0.02),
+        ("1gbit", 1e9, None),
+        ("20ms", None, 0.02),
+        ("1.5Gbit, 500us", 1.5e9, 5e-4),
+        ("unshaped", None, None),
+        ("10mbit,0ms", 1e7, None),
+    ],
+)
 def test_links_are_read_and_said_again(text, rate, rtt):
     link = parse_link(text)
     assert (link.rate_bits_per_s, link.rtt_s) == (rate, rtt if rtt is None else pytest.approx(rtt))
@@ -33,10 +40,13 @@ def test_what_is_no_link_is_one_line(text):
     assert str(error.value) == f"--link {text!r}: {ask}"
 
 
-@pytest.mark.parametrize(("text", "line"), [
-    ("1kbit", "--link '1kbit': the rate must be from 1mbit to 100gbit"),
-    ("9s", "--link '9s': the round trip must be at most 2s"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("1kbit", "--link '1kbit': the rate must be from 1mbit to 100gbit"),
+        ("9s", "--link '9s': the round trip must be at most 2s"),
+    ],
+)
 def test_a_link_is_in_range(text, line):
     with pytest.raises(ValueError, match=line):
         parse_link(text)
@@ -122,9 +132,12 @@ def test_what_rows_and_ranks_are_told():
     told = a_lab().environment()
     assert told["GLOO_SOCKET_IFNAME"] == "eth0"
     assert link_columns({LINK: told[LINK]}) == {
-        "lab": "x-1", "link_rate_asked_bits_per_s": 1e8, "link_rtt_asked_s": 0.02,
-        "link_rate_measured_bits_per_s": None, "link_rtt_measured_s": None,
-    }  # fmt: skip
+        "lab": "x-1",
+        "link_rate_asked_bits_per_s": 1e8,
+        "link_rtt_asked_s": 0.02,
+        "link_rate_measured_bits_per_s": None,
+        "link_rtt_measured_s": None,
+    }
     assert link_columns({}) == {}
 
 
@@ -159,9 +172,7 @@ def test_who_is_not_root_is_told(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ValueError) as error:
         labs.up("x", 2, Link())
-    assert str(error.value) == (
-        "a lab makes network namespaces, which only root may: start it as root (or with sudo)"
-    )
+    assert str(error.value) == ("a lab makes network namespaces, which only root may: start it as root (or with sudo)")
 
 
 def test_a_missing_tool_is_named(monkeypatch):

@@ -28,6 +28,7 @@ def huber(residual):
 
 def immediate(s1, lr, loss):
     """L0, A, alpha, B of L = L0 + A S1^-alpha - B (peak - lr)."""
+
     def objective(p):
         power = s1 ** -p[2]
         predicted = p[0] + p[1] * power - p[3] * (3e-4 - lr)
@@ -39,10 +40,23 @@ def immediate(s1, lr, loss):
 
     least = loss.min()
     slope, intercept, *_ = linregress(np.log(s1), np.log(loss - least + 0.01))
-    starts = product(np.linspace(least - 0.2, least + 0.2, 5), np.exp(intercept) + np.linspace(-0.1, 0.1, 3),
-                     -slope + np.linspace(-0.1, 0.1, 3), (100.0, 550.0, 1000.0))  # fmt: skip
-    ends = [minimize(objective, start, jac=True, method="L-BFGS-B", bounds=[(0, np.inf)] * 4,
-                     options={"ftol": 1e-9, "gtol": 1e-6, "maxiter": 100_000}) for start in starts]  # fmt: skip
+    starts = product(
+        np.linspace(least - 0.2, least + 0.2, 5),
+        np.exp(intercept) + np.linspace(-0.1, 0.1, 3),
+        -slope + np.linspace(-0.1, 0.1, 3),
+        (100.0, 550.0, 1000.0),
+    )
+    ends = [
+        minimize(
+            objective,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(0, np.inf)] * 4,
+            options={"ftol": 1e-9, "gtol": 1e-6, "maxiter": 100_000},
+        )
+        for start in starts
+    ]
     return min(ends, key=lambda end: end.fun).x
 
 

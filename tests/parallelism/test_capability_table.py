@@ -1,6 +1,5 @@
 """docs/engines.md says of each engine what the engine says of itself."""
 
-
 from places import ROOT
 
 from scalade.parallelism.capability_table import ASKED, ability, renewed
@@ -17,7 +16,11 @@ def test_torch_can_all_but_what_is_another_engines():
     found = {name: ability("torch", wanted, ways) for name, wanted, ways in ASKED}
     missing = {name for name, said in found.items() if said == "-"}
     assert missing == {
-        "optimizer state sharded", "gradients sharded, too", "second copy of parameters", "optimizer on the host",
-        "parameters on the host", "both on disks",
-    }  # fmt: skip
+        "optimizer state sharded",
+        "gradients sharded, too",
+        "second copy of parameters",
+        "optimizer on the host",
+        "parameters on the host",
+        "both on disks",
+    }
     assert all(any(ability(e, wanted, ways) != "-" for e in ("torch", "deepspeed")) for _, wanted, ways in ASKED)

@@ -19,14 +19,21 @@ from scalade.parallelism.checkpoint import assigned, overlap
 from scalade.parallelism.state_file import read_state, write_state
 
 TENSORS = {
-    "fp32": torch.randn(5, 7), "bf16": torch.randn(3, 2).bfloat16(), "fp16": torch.randn(3).half(),
-    "fp64": torch.randn(2, 1, 3).double(), "int64": torch.tensor([-(2**63), 2**63 - 1]),
-    "bool": torch.tensor([True, False]), "uint8": torch.arange(255, dtype=torch.uint8),
+    "fp32": torch.randn(5, 7),
+    "bf16": torch.randn(3, 2).bfloat16(),
+    "fp16": torch.randn(3).half(),
+    "fp64": torch.randn(2, 1, 3).double(),
+    "int64": torch.tensor([-(2**63), 2**63 - 1]),
+    "bool": torch.tensor([True, False]),
+    "uint8": torch.arange(255, dtype=torch.uint8),
     "int8": torch.tensor([-128], dtype=torch.int8),
-    "0-dim": torch.tensor(3.5), "0-dim int": torch.tensor(7), "empty": torch.empty(0, 4),
-    "empty int": torch.empty(0).long(), "not contiguous": torch.randn(4, 6).t()[1:, ::2],
-    "naïve \"name\"\n": torch.tensor([float("nan"), float("inf"), -0.0]),
-}  # fmt: skip
+    "0-dim": torch.tensor(3.5),
+    "0-dim int": torch.tensor(7),
+    "empty": torch.empty(0, 4),
+    "empty int": torch.empty(0).long(),
+    "not contiguous": torch.randn(4, 6).t()[1:, ::2],
+    'naïve "name"\n': torch.tensor([float("nan"), float("inf"), -0.0]),
+}
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -74,9 +81,14 @@ def test_what_the_format_lacks_is_refused(tmp_path):
 
 
 STATE = {
-    "steps": [3, None, torch.tensor(2.0)], "layout": "torch", "lr": 1e-300, "on": True, "none": None, "empty": {},
+    "steps": [3, None, torch.tensor(2.0)],
+    "layout": "torch",
+    "lr": 1e-300,
+    "on": True,
+    "none": None,
+    "empty": {},
     "nested": [[{"a": torch.arange(3)}, []], {"tensor": torch.ones(2), "of": "0"}],
-}  # fmt: skip
+}
 
 
 @both_ways
@@ -120,7 +132,7 @@ HOSTILE = {  # content of a file whose digest fits
     "tensor of no name": header('{"__metadata__":{"state":"{\\"tensor\\":[1]}"}}'),
     "nested state": header('{"__metadata__":{"state":"' + "[" * 50_000 + '"}}'),
     "deep state": header('{"__metadata__":{"state":"' + "[" * 900 + "]" * 900 + '"}}'),
-}  # fmt: skip
+}
 
 
 @both_ways
@@ -254,6 +266,7 @@ def test_a_message_of_tensors_is_what_is_expected_or_one_line():
 
 def boxes_of(shape: tuple[int, int], rows: int, columns: int) -> list[list]:
     """Of each rank of a grid, as chunks: offset and shape of its box of a matrix; ranks beyond the end hold nothing."""
+
     def cut(size: int, ways: int) -> list[tuple[int, int]]:
         each = -(-size // ways)
         return [(min(i * each, size), min(each, max(size - i * each, 0))) for i in range(ways)]
@@ -277,8 +290,10 @@ def test_any_grid_finds_its_boxes_in_those_of_another(shape, saved, loaded):
 
 
 def test_each_box_is_written_once_and_all_write_about_equally_much():
-    every = [[[f"p{i}", [8, 2], [4 * (rank % 2), 0], [4, 2], ["s"]] for i in range(6)] + [["n", [2], [0], [2], []]]
-             for rank in range(4)]  # fmt: skip
+    every = [
+        [[f"p{i}", [8, 2], [4 * (rank % 2), 0], [4, 2], ["s"]] for i in range(6)] + [["n", [2], [0], [2], []]]
+        for rank in range(4)
+    ]
     boxes, orders = assigned(every)
     assert all(len(entry["boxes"]) == (1 if name == "n" else 2) for name, entry in boxes.items())
     per_rank = [sum(len(names) for file, names in order.items() if "-of2." in file) for order in orders]

@@ -93,9 +93,10 @@ RESUME: dict[str, dict] = {
     "tp": {"layout": TP2},
 }
 HANDED = {
-    "torch fsdp to zero3": ({"dp_shard": 2}, zero(3)), "zero2 to torch tp": (zero(2), {"tp": 2}),
+    "torch fsdp to zero3": ({"dp_shard": 2}, zero(3)),
+    "zero2 to torch tp": (zero(2), {"tp": 2}),
     "pipeline to tp": (PP2, TP2),
-}  # fmt: skip
+}
 
 
 def deepspeed(layout: dict) -> dict:
@@ -121,18 +122,19 @@ def jobs() -> dict[str, dict]:
     for name, (layout, outer) in REPLICAS.items():
         folded = outer.get("placement") == "folded"
         ranks = str(Layout(**layout).ranks * (1 if folded else 2))
-        worlds[ranks][f"replicas {name}"] = {
-            "kind": "replicas", "case": {"layout": deepspeed(layout), "outer": outer},
-        }  # fmt: skip
+        worlds[ranks][f"replicas {name}"] = {"kind": "replicas", "case": {"layout": deepspeed(layout), "outer": outer}}
         alone = {"layout": {}, "outer": outer | {"placement": "folded"}}
         worlds["1"][f"reference replicas {outer['algorithm']}"] = {"kind": "replicas", "case": alone}
     for name, case in RESUME.items():
         worlds["2"][f"resume {name}"] = {
-            "kind": "resume", "case": case | {"layout": deepspeed(case["layout"]), "name": name},
-        }  # fmt: skip
+            "kind": "resume",
+            "case": case | {"layout": deepspeed(case["layout"]), "name": name},
+        }
     for name, (one, other) in HANDED.items():
-        first, second = (deepspeed(each) if "torch" not in told else each
-                         for each, told in zip((one, other), name.split(" to "), strict=True))  # fmt: skip
+        first, second = (
+            deepspeed(each) if "torch" not in told else each
+            for each, told in zip((one, other), name.split(" to "), strict=True)
+        )
         worlds["2"][f"handed {name}"] = {"kind": "handed_over", "case": {"layout": first, "to": second}}
     for name, layout in (("zero3", zero(3)), ("tp", TP2)):
         worlds["2"][f"leaves {name}"] = {"kind": "leaves_nothing", "case": {"layout": deepspeed(layout)}}

@@ -70,9 +70,7 @@ PARITY: list[tuple[str, str, dict]] = [
     # eight
     ("", "", PP2 | OPT2 | {"tp": 2}),
 ]
-VARIANTS = {
-    "": {}, "sgd": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}, "bf16": {"precision": "bf16"},
-}  # fmt: skip
+VARIANTS = {"": {}, "sgd": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}, "bf16": {"precision": "bf16"}}
 SHAPES = {"": {}, "gelu": GELU, "odd": {"layers": 5}}  # odd: stages of 3 and 2, of 2, 1, 1 and 1
 # Loss, gradient norm; seen in fp32 3e-7 and 6e-6, in bf16 7e-5 and, at one step where the norm leaps, 0.12.
 TOLERANCE = {"": (1e-5, 1e-5), "sgd": (1e-5, 1e-5), "bf16": (2e-3, 0.2)}
@@ -96,10 +94,11 @@ REPLICAS: dict[str, tuple[dict, dict, dict]] = {  # recipe, layout, outer
 }
 RESUME: dict[str, dict] = {
     "optimizer bf16": {"layout": OPT2, "recipe": {"precision": "bf16"}, "other": {"tp": 2}},
-    "tp": {"layout": {"tp": 2}}, "looped": {"layout": LOOPED},
+    "tp": {"layout": {"tp": 2}},
+    "looped": {"layout": LOOPED},
     "sgd": {"layout": {"dp_replicate": 2}, "recipe": VARIANTS["sgd"]},
     "replicas": {"layout": {"tp": 2}, "outer": OUTER},
-}  # fmt: skip
+}
 S = ModelShape(**SHAPE)
 STREAM = 4 * BATCH * S.seq_len * S.width  # bytes of the residual stream of one step
 PER_TOKEN = 4 * BATCH * S.seq_len
@@ -110,15 +109,20 @@ PER_TOKEN = 4 * BATCH * S.seq_len
 L, NORMS = S.layers, S.layers * (2 * S.width + 2 * S.head_dim) + S.width
 COUNTS: dict[str, tuple[dict, dict[str, tuple[int, int]]]] = {
     "data parallel": ({"dp_replicate": 2}, {"all_reduce/dp_replicate": (4 * S.params_total, 1)}),
-    "tensor parallel": ({"tp": 2}, {
-        "all_gather/tp": ((6 * L + 3) * STREAM, 6 * L + 3), "reduce_scatter/tp": ((4 * L + 2) * STREAM, 4 * L + 2),
-        "all_reduce/tp": (3 * PER_TOKEN + 4 * NORMS + 4, 5),
-    }),
-}  # fmt: skip
+    "tensor parallel": (
+        {"tp": 2},
+        {
+            "all_gather/tp": ((6 * L + 3) * STREAM, 6 * L + 3),
+            "reduce_scatter/tp": ((4 * L + 2) * STREAM, 4 * L + 2),
+            "all_reduce/tp": (3 * PER_TOKEN + 4 * NORMS + 4, 5),
+        },
+    ),
+}
 KEPT = {
     f"{precision} {seq_len}": {"recipe": {"precision": precision}, "shape": {"seq_len": seq_len}}
-    for precision in ("fp32", "bf16") for seq_len in (64, 256)
-}  # fmt: skip
+    for precision in ("fp32", "bf16")
+    for seq_len in (64, 256)
+}
 
 
 def megatron(layout: dict) -> dict:

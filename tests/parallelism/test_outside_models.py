@@ -27,7 +27,7 @@ SHAPES = {
     "Arcee: the body of our gpt2": {"mlp": "gelu", "tied": True},
     "Apertus: the body of our diloco": {"mlp": "gelu", "qk_norm": True, "tied": True},
     "Apertus, untied": {"mlp": "gelu", "qk_norm": True, "kv_heads": 2},
-}  # fmt: skip
+}
 NEAR = 1e-5
 
 

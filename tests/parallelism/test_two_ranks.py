@@ -105,8 +105,12 @@ def test_the_norm_of_folded_replicas_is_the_mean_of_all():
     clock = two_ranks.Clock(0)
     norms = iter((3.0, 4.0, 8.0, 9.0))
     engine = build_outer(
-        Outer("diloco", 4, "folded", sync_every=30), Recipe(global_batch=4, steps=60), 1,
+        Outer("diloco", 4, "folded", sync_every=30),
+        Recipe(global_batch=4, steps=60),
+        1,
         lambda own: two_ranks.Engine(clock, next(norms), 1, own.global_batch),
-        replica_group=None, replica_index=0, inner_group=None,
-    )  # fmt: skip
+        replica_group=None,
+        replica_index=0,
+        inner_group=None,
+    )
     assert float(engine.train_step(torch.zeros(4, 9, dtype=torch.int64), 0.1).grad_norm) == 6.0

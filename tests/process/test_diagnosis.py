@@ -30,11 +30,17 @@ def report(rank, kind, line="E: x", at=0.0):
         ([Ending("failed", {0: 1, 1: None}, (report(0, "exception"),), 1)], "failed", "rank 0: E: x"),
         # the peer was first to notice, and first to report
         ([Ending("failed", {0: 1, 1: -9}, (report(0, "peer", PEER),))], "failed", "rank 1 was killed by SIGKILL"),
-        ([Ending("failed", {0: 1, 1: 1}, (report(0, "peer", PEER, 1.0), report(1, "exception", at=2.0)))],
-         "failed", "rank 1: E: x"),
+        (
+            [Ending("failed", {0: 1, 1: 1}, (report(0, "peer", PEER, 1.0), report(1, "exception", at=2.0)))],
+            "failed",
+            "rank 1: E: x",
+        ),
         # of two, the first
-        ([Ending("failed", {0: 1, 1: 1}, (report(0, "oom", "late", 2.0), report(1, "exception", "early", 1.0)))],
-         "failed", "rank 1: early"),
+        (
+            [Ending("failed", {0: 1, 1: 1}, (report(0, "oom", "late", 2.0), report(1, "exception", "early", 1.0)))],
+            "failed",
+            "rank 1: early",
+        ),
         # an abort that follows a peer's exception
         ([Ending("failed", {0: -6, 1: 1}, (report(1, "exception"),))], "failed", "rank 1: E: x"),
         ([Ending("failed", {0: -6, 1: None})], "failed", "rank 0 was killed by SIGABRT"),
@@ -47,25 +53,49 @@ def report(rank, kind, line="E: x", at=0.0):
         ([Ending("done", {0: 0}), Ending("done", {1: 0})], "ok", None),
         ([Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("failed", {1: -9})], "failed", "rank 1 was killed"),
         ([Ending("timeout", {0: None}), Ending("stopped", {1: None}, stop=Stop(Why.TIMEOUT))], "timeout", "time limit"),
-        ([Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("cancelled", {1: None}, detail="SIGINT")],
-         "cancelled", "cancelled by SIGINT"),
-        ([Ending("failed", {0: 1}, (report(0, "peer", PEER),)),
-          Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "rank 1's host is gone", 1))],
-         "preempted", "rank 1's host is gone at step 3 of 10"),
+        (
+            [Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("cancelled", {1: None}, detail="SIGINT")],
+            "cancelled",
+            "cancelled by SIGINT",
+        ),
+        (
+            [
+                Ending("failed", {0: 1}, (report(0, "peer", PEER),)),
+                Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "rank 1's host is gone", 1)),
+            ],
+            "preempted",
+            "rank 1's host is gone at step 3 of 10",
+        ),
         # a host that is gone: whatever the others make of it, and where the scheduler cancels what is left
-        *(([ending, Ending("stopped", {}, stop=Stop(why, "n2 is gone", 1))], "preempted", "n2 is gone at step 3")
-          for why in (Why.NO_SUPERVISOR, Why.NO_STORE)
-          for ending in (Ending("failed", {0: -6}), Ending("failed", {0: -9}), Ending("cancelled", {0: None}),
-                         Ending("failed", {0: 1}, (report(0, "exception"),)), Ending("stopped", {0: None}),
-                         Ending("failed", {0: 1}, (report(0, "world", "one came"),)))),
+        *(
+            ([ending, Ending("stopped", {}, stop=Stop(why, "n2 is gone", 1))], "preempted", "n2 is gone at step 3")
+            for why in (Why.NO_SUPERVISOR, Why.NO_STORE)
+            for ending in (
+                Ending("failed", {0: -6}),
+                Ending("failed", {0: -9}),
+                Ending("cancelled", {0: None}),
+                Ending("failed", {0: 1}, (report(0, "exception"),)),
+                Ending("stopped", {0: None}),
+                Ending("failed", {0: 1}, (report(0, "world", "one came"),)),
+            )
+        ),
         # but not what no host's end makes, nor a supervisor that ended by itself
-        ([Ending("failed", {0: 1}, (report(0, "nan", "loss is nan"),)),
-          Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "n2 is gone", 1))], "diverged", "rank 0: loss is nan"),
-        ([Ending("stopped", {0: None}), Ending("stopped", {}, stop=Stop(Why.LEFT, "n2's has ended", 1))],
-         "failed", "n2's has ended"),
+        (
+            [
+                Ending("failed", {0: 1}, (report(0, "nan", "loss is nan"),)),
+                Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "n2 is gone", 1)),
+            ],
+            "diverged",
+            "rank 0: loss is nan",
+        ),
+        (
+            [Ending("stopped", {0: None}), Ending("stopped", {}, stop=Stop(Why.LEFT, "n2's has ended", 1))],
+            "failed",
+            "n2's has ended",
+        ),
         ([Ending("lingered", {0: 0, 1: None})], "failed", "rank 1 did not end within"),
     ],
-)  # fmt: skip
+)
 def test_who_is_blamed(tmp_path, endings, status, reason):
     reporter = Reporter(tmp_path, 10, active=True)
     reporter.step(3)

@@ -43,9 +43,15 @@ def test_goodput_by_hand():
         Start(150.0, ended_at=170.0, cause="ok", trained_from=5, trained_at=155.0, steps_done=12),
     ]
     assert goodput_columns(starts, 21.0) == {
-        "restarts": 3, "elapsed_s": 170.0, "held_s": 63.0, "restart_time_s": 6.0 + 3.0 + 5.0,
-        "lost_steps": 2 + 4, "useful_step_time_s": 21.0, "goodput": 21 / 63, "effective_training_time": 21 / 170,
-    }  # fmt: skip
+        "restarts": 3,
+        "elapsed_s": 170.0,
+        "held_s": 63.0,
+        "restart_time_s": 6.0 + 3.0 + 5.0,
+        "lost_steps": 2 + 4,
+        "useful_step_time_s": 21.0,
+        "goodput": 21 / 63,
+        "effective_training_time": 21 / 170,
+    }
     assert "goodput" not in goodput_columns(starts, None)
     assert goodput_columns(starts[:1], None)["lost_steps"] == 0
     assert goodput_columns([Start(0.0)], None) == {}
@@ -208,7 +214,9 @@ def test_the_row_counts_every_start(tmp_path, monkeypatch):
     assert row["goodput"] == pytest.approx(row["useful_step_time_s"] / row["held_s"])
     assert 0 < row["effective_training_time"] <= row["goodput"] < 1
     assert [json.loads(line)["event"] for line in (store.run_folder(run_id) / LOG).read_text().splitlines()] == [
-        "start", "end"] * 3  # fmt: skip
+        "start",
+        "end",
+    ] * 3
 
 
 @pytest.mark.parametrize("step_s", [-86_400.0, 86_400.0])

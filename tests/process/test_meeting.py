@@ -67,9 +67,15 @@ def port():
 
 HELLO = MAGIC + bytes(32)
 STRANGERS = [
-    None, b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"\0" * 400, MAGIC[:5], HELLO,
-    HELLO + NO + bytes(32), HELLO + YES + bytes(32),
-]  # fmt: skip
+    None,
+    b"",
+    b"SSH-2.0-OpenSSH_9.2\r\n",
+    b"\0" * 400,
+    MAGIC[:5],
+    HELLO,
+    HELLO + NO + bytes(32),
+    HELLO + YES + bytes(32),
+]
 
 
 @pytest.mark.parametrize("words", STRANGERS)
@@ -164,8 +170,15 @@ def test_where_all_ports_are_taken_nobody_waits(port, monkeypatch):
     assert len(slept) < store_client.PASSES
 
 
-STEP = {"SLURM_JOB_ID": "17", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0",
-        "SLURM_STEP_TASKS_PER_NODE": "2", "PATH": "/usr/bin:/bin", "FAKE_JOIN_S": "60"}  # fmt: skip
+STEP = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "PATH": "/usr/bin:/bin",
+    "FAKE_JOIN_S": "60",
+}
 
 
 def tasks(tmp_path, results, **env):
@@ -173,11 +186,14 @@ def tasks(tmp_path, results, **env):
     command = [sys.executable, str(FAKE), str(write_study(tmp_path)), str(results)]
     return [
         subprocess.Popen(
-            command, env=STEP | env | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command,
+            env=STEP | env | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for rank in (0, 1)
-    ]  # fmt: skip
+    ]
 
 
 def test_rank_0_leaves_no_socket_and_no_file_where_the_world_fails(monkeypatch, tmp_path):
@@ -230,9 +246,12 @@ ONLY_IPV6 = "ip link set lo up && ip addr del 127.0.0.1/8 dev lo && "
 def inside(before, *command, **env):
     """A command in a network namespace of its own."""
     return subprocess.run(
-        ["unshare", "-n", "sh", "-c", f'{before} exec "$@"', "sh", *map(str, command)], capture_output=True, text=True,
-        timeout=200, **env,
-    )  # fmt: skip
+        ["unshare", "-n", "sh", "-c", f'{before} exec "$@"', "sh", *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        **env,
+    )
 
 
 SAYS = "from scalade.launch.host.placement import *; a = loopback(); print(a, listen(a).getsockname()[0])"

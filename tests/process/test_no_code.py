@@ -9,9 +9,21 @@ import scalade
 
 PACKAGE = Path(scalade.__file__).parent
 MODULES = {  # that turn bytes or text into running code; pickletools reads a pickle's opcodes and runs none
-    "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "jsonpickle",
-    "torch.distributed.checkpoint", "torch.serialization", "torch.package", "torch.jit",
-}  # fmt: skip
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+    "yaml",
+    "jsonpickle",
+    "torch.distributed.checkpoint",
+    "torch.serialization",
+    "torch.package",
+    "torch.jit",
+}
 CALLS = {"eval", "exec", "compile", "__import__"}
 METHODS = {"load", "save"}  # of these:
 OWNERS = {"torch", "dcp", "pickle", "jit", "marshal", "yaml", "joblib", "ckpt"}
@@ -28,8 +40,11 @@ def forbidden(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module or "", *(f"{node.module}.{name.name}" for name in node.names)]
             found += [f"{at}: from {name}" for name in names if _is_forbidden(name)]
-            found += [f"{at}: from torch import {name.name}" for name in node.names
-                      if node.module == "torch" and name.name in METHODS]  # fmt: skip
+            found += [
+                f"{at}: from torch import {name.name}"
+                for name in node.names
+                if node.module == "torch" and name.name in METHODS
+            ]
         elif isinstance(node, ast.Attribute):
             text = ast.unparse(node)
             owner = text.split(".")[-2] if "." in text else ""
@@ -50,12 +65,28 @@ def _calls(node: ast.Call, at: str) -> list[str]:
     return said + [f"{at}: {k.arg}" for k in loose if not (k.arg == "allow_pickle" and ast.unparse(k.value) == "False")]
 
 
-@pytest.mark.parametrize("text", [
-    "import pickle", "from pickle import loads", "import torch.distributed.checkpoint as dcp", "torch.load(x)",
-    "from torch import load", "torch.save(x, y)", "np.load(f, allow_pickle=True)", "eval(x)", "exec(x)",
-    "from torch.distributed import checkpoint", "pd.read_pickle(x)", "yaml.load(x)", "dcp.load(x)", "import yaml",
-    "torch.distributed.checkpoint.load(x)", "from torch.serialization import load", "import marshal",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch.distributed.checkpoint as dcp",
+        "torch.load(x)",
+        "from torch import load",
+        "torch.save(x, y)",
+        "np.load(f, allow_pickle=True)",
+        "eval(x)",
+        "exec(x)",
+        "from torch.distributed import checkpoint",
+        "pd.read_pickle(x)",
+        "yaml.load(x)",
+        "dcp.load(x)",
+        "import yaml",
+        "torch.distributed.checkpoint.load(x)",
+        "from torch.serialization import load",
+        "import marshal",
+    ],
+)
 def test_the_search_finds_what_it_looks_for(text):
     assert forbidden(ast.parse(text))
 

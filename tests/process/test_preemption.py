@@ -56,9 +56,13 @@ def write_study(folder, ranks=2, steps=100, **run):
 
 def start_sweep(path, results, *command, **env):
     return subprocess.Popen(
-        [sys.executable, "-c", SWEEP, str(path), str(results), *command], env=os.environ | env,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", SWEEP, str(path), str(results), *command],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for_step(results, step, process):

@@ -90,9 +90,18 @@ def test_a_file_cut_off_or_overwritten_gives_its_whole_lines(kept, cut, rest):
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", "1", "{}", '{"steps": 3, "evals": []}', '{"steps": [[]], "evals": []}', "[" * 99_999,
-             '{"steps": [{"step": "one"}], "evals": []}', '{"steps": [{"steep": 1}], "evals": []}']
-)  # fmt: skip
+    "line",
+    [
+        "[]",
+        "1",
+        "{}",
+        '{"steps": 3, "evals": []}',
+        '{"steps": [[]], "evals": []}',
+        "[" * 99_999,
+        '{"steps": [{"step": "one"}], "evals": []}',
+        '{"steps": [{"steep": 1}], "evals": []}',
+    ],
+)
 def test_what_is_no_row_ends_the_reading(tmp_path, line):
     good = json.dumps({"steps": [step(0)], "evals": []})
     (tmp_path / TAKEN).write_text(f"{good}\n{line}\n{good}\n")

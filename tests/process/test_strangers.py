@@ -163,6 +163,7 @@ def test_the_servers_own_answer_sent_back_to_it_opens_nothing():
 def test_a_server_that_knows_no_secret_is_not_believed(noise, cut):
     """It says YES, or whatever else, to every answer."""
     with listen("127.0.0.1") as listener:
+
         def answer():
             with listener.accept()[0] as peer:
                 peer.sendall(Greeting(b"another").hello())
@@ -198,6 +199,7 @@ def test_of_many_silent_connections_the_oldest_are_closed_long_before_their_time
     monkeypatch.setattr(store_server, "SILENCE_S", 3600.0)
     monkeypatch.setattr(store_server, "UNKNOWN", 8)
     with ExitStack() as kept:
+
         def silent():
             return kept.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=ANSWER_S))
 
@@ -352,9 +354,12 @@ SPY = PROGRAMS.joinpath("spy.py")
 def spy(*arguments):
     """What tests/programs/spy.py finds, as the user nobody."""
     done = subprocess.run(
-        [sys.executable, "-I", "-S", str(SPY), str(NOBODY), *map(str, arguments)], capture_output=True, text=True,
-        timeout=120, cwd="/",
-    )  # fmt: skip
+        [sys.executable, "-I", "-S", str(SPY), str(NOBODY), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd="/",
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -383,9 +388,10 @@ def test_another_user_beside_a_run_reads_nothing_and_changes_nothing(tmp_path, l
         time.sleep(0.02)
     owned = [worker.pid for worker in workers]
     ranks = [
-        pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
         if pid not in owned and str(results).encode() in _file(f"/proc/{pid}/cmdline")
-    ]  # fmt: skip
+    ]
     secrets = {value for pid in ranks for value in re.findall(rb"SCALADE_SECRET=(\w+)", _file(f"/proc/{pid}/environ"))}
     assert len(ranks) >= 2 and len(secrets) == 1, "both ranks know one secret"
     found = spy(results, ",".join(map(str, ports_of(*owned, *ranks))), *owned, *ranks)

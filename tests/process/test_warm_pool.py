@@ -53,11 +53,15 @@ def pids(row):
     return tuple(rank["pid"] for rank in json.loads(row["ranks_json"]))
 
 
-@pytest.mark.parametrize("hurt, status", [
-    ("1/r1:raise@2", "failed"), pytest.param("", None, marks=pytest.mark.slow),
-    pytest.param("1/r1:kill@1", "failed", marks=pytest.mark.slow),
-    pytest.param("1/r1:stop@1", "timeout", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "hurt, status",
+    [
+        ("1/r1:raise@2", "failed"),
+        pytest.param("", None, marks=pytest.mark.slow),
+        pytest.param("1/r1:kill@1", "failed", marks=pytest.mark.slow),
+        pytest.param("1/r1:stop@1", "timeout", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_stay_until_a_run_fails(tmp_path, monkeypatch, hurt, status):
     monkeypatch.setenv("FAKE_RANK", hurt)
     monkeypatch.setenv("FAKE_SYNC", "1")
@@ -112,10 +116,15 @@ def test_what_a_case_left_behind_is_put_back_or_found():
 
 @pytest.mark.parametrize(
     "layout, why",
-    [pytest.param("[layout]\nengine = 'deepspeed'\ndp_shard = 2", "replaces torch.nn.functional.linear",
-                  marks=pytest.mark.engines),
-     ("[layout]\ncompile = true", "keeps what it compiled")],
-)  # fmt: skip
+    [
+        pytest.param(
+            "[layout]\nengine = 'deepspeed'\ndp_shard = 2",
+            "replaces torch.nn.functional.linear",
+            marks=pytest.mark.engines,
+        ),
+        ("[layout]\ncompile = true", "keeps what it compiled"),
+    ],
+)
 def test_what_changes_its_process_is_refused(tmp_path, layout, why):
     (case,) = load_study(write_study(tmp_path, layout)).cases()
     assert why in case.skip_reason and "'fresh'" in case.skip_reason

@@ -147,9 +147,14 @@ def build(outer: Outer, recipe: Recipe, inner: int = 1):
         group = dist.new_group([m * inner + i for i in range(inner)])
         inner_group = group if m == replica else inner_group
     return build_outer(
-        outer, recipe, LAYERS, lambda own: TinyEngine(own, inner_group),
-        replica_group=replica_group, replica_index=replica, inner_group=inner_group,
-    )  # fmt: skip
+        outer,
+        recipe,
+        LAYERS,
+        lambda own: TinyEngine(own, inner_group),
+        replica_group=replica_group,
+        replica_index=replica,
+        inner_group=inner_group,
+    )
 
 
 def run(engine, recipe, first=0, last=None, save_at=None, folder=None):

@@ -4,15 +4,49 @@ import json
 
 import numpy as np
 
-SHAPE = {"model_layers": 4, "model_heads": 4, "model_kv_heads": 4, "model_width": 64, "model_ffn": 256,
-         "model_vocab": 256, "model_seq_len": 128, "model_mlp": "swiglu", "params_total": 300_000}  # fmt: skip
+SHAPE = {
+    "model_layers": 4,
+    "model_heads": 4,
+    "model_kv_heads": 4,
+    "model_width": 64,
+    "model_ffn": 256,
+    "model_vocab": 256,
+    "model_seq_len": 128,
+    "model_mlp": "swiglu",
+    "params_total": 300_000,
+}
 DATA = {"data_source": "stdlib", "data_hash": "f00d", "data_vocab": 256}
-RECIPE = {"global_batch": 64, "steps": 30, "lr": 1e-3, "optimizer": "adamw", "beta1": 0.9, "beta2": 0.95, "eps": 1e-8,
-          "weight_decay": 0.1, "lr_schedule": "cosine", "warmup_steps": 5, "clip_norm": 1.0, "precision": "fp32",
-          "seed": 0}  # fmt: skip
-LAYOUT = {"layout": "single", "engine": "torch", "dp_replicate": 1, "dp_shard": 1, "tp": 1, "pp": 1, "cp": 1, "ep": 1,
-          "microbatches": 1, "virtual_stages": 1, "recompute": "none", "compile": False, "outer_algorithm": "none",
-          "outer_replicas": 1}  # fmt: skip
+RECIPE = {
+    "global_batch": 64,
+    "steps": 30,
+    "lr": 1e-3,
+    "optimizer": "adamw",
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+    "lr_schedule": "cosine",
+    "warmup_steps": 5,
+    "clip_norm": 1.0,
+    "precision": "fp32",
+    "seed": 0,
+}
+LAYOUT = {
+    "layout": "single",
+    "engine": "torch",
+    "dp_replicate": 1,
+    "dp_shard": 1,
+    "tp": 1,
+    "pp": 1,
+    "cp": 1,
+    "ep": 1,
+    "microbatches": 1,
+    "virtual_stages": 1,
+    "recompute": "none",
+    "compile": False,
+    "outer_algorithm": "none",
+    "outer_replicas": 1,
+}
 AROUND = {"status": "ok", "reason": None, "attempt": 1, "study": "s", "model": "m", "step_rows": 30, "eval_rows": 0,
           "launcher": "local", "nodes": 1, "device_type": "cuda", "device_name": "NVIDIA A100-SXM4-80GB",
           "threads_per_rank": 1, "os": "Linux", "kernel": "6", "scalade_version": "0.1.0", "git_commit": "abc",

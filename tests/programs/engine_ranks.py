@@ -84,8 +84,11 @@ def replicas(case: dict) -> dict:
     held_out.append(run.held_out())
     whole = run.engine.weights()
     run.engine.close()
-    return {"loss": [loss for loss, _ in losses], "held_out": held_out,
-            "weights": {name: tensor.double().norm().item() for name, tensor in whole.items()}}  # fmt: skip
+    return {
+        "loss": [loss for loss, _ in losses],
+        "held_out": held_out,
+        "weights": {name: tensor.double().norm().item() for name, tensor in whole.items()},
+    }
 
 
 def resume(case: dict) -> dict:

@@ -74,8 +74,12 @@ with open(sys.argv[1]) as file:
 torch.manual_seed(config["seed"])
 torch.set_num_threads(1)
 model = DDP(GPT(config))
-optimizer = torch.optim.AdamW(model.parameters(), lr=config["learning_rate"], betas=(config["beta1"], config["beta2"]),
-                              weight_decay=config["weight_decay"])  # fmt: skip
+optimizer = torch.optim.AdamW(
+    model.parameters(),
+    lr=config["learning_rate"],
+    betas=(config["beta1"], config["beta2"]),
+    weight_decay=config["weight_decay"],
+)
 generator = torch.Generator().manual_seed(config["seed"] + rank)
 run = open_run(config["results"], config, model, ranks)
 try:

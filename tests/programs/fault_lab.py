@@ -71,18 +71,34 @@ class Lab:
     """One study, and everything that was started for it."""
 
     def __init__(
-        self, folder, seed, *, repeats, ranks="[2]", steps=20, hang_limit_s=20, time_limit_s=60, results=None,
-        isolation="fresh", real=False, **env,
-    ):  # fmt: skip
+        self,
+        folder,
+        seed,
+        *,
+        repeats,
+        ranks="[2]",
+        steps=20,
+        hang_limit_s=20,
+        time_limit_s=60,
+        results=None,
+        isolation="fresh",
+        real=False,
+        **env,
+    ):
         """real: ranks that train, and take a checkpoint every 4 steps; else fake ones."""
         self.study, self.results, self.real = folder / "study.toml", results or folder / "r", real
         self.isolation, self.repeats, self.ranks = isolation, repeats, ranks
         self._write = lambda limit=hang_limit_s, whole=time_limit_s: self.study.write_text(
             STUDY.format(
-                steps=steps, ranks=ranks, repeats=self.repeats, hang_limit_s=limit, time_limit_s=whole,
+                steps=steps,
+                ranks=ranks,
+                repeats=self.repeats,
+                hang_limit_s=limit,
+                time_limit_s=whole,
                 isolation=self.isolation,
-            ) + MEASURE * real
-        )  # fmt: skip
+            )
+            + MEASURE * real
+        )
         self._write()
         self.steps, self.rng, self.token = steps, random.Random(seed), uuid.uuid4().hex
         self.mounted = []  # folders, by a fault that needs a disk of its own
@@ -96,9 +112,13 @@ class Lab:
         command = [sys.executable, "-c", SWEEP, str(self.study), str(self.results), "retry" if retry else ""]
         command += [] if self.real else FAKE
         return subprocess.Popen(
-            command, env=self.env | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def ended(self, process, limit_s=120):
         """(status, standard output, standard error) of a sweep, which has to come to its end."""

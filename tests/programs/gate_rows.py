@@ -16,9 +16,17 @@ def run(case_id="c" * 16, repeat=0, step_time_s=0.1, minute=None, **more):
     """One ok run; minute: when it started."""
     started = None if minute is None else (START + timedelta(minutes=minute)).isoformat()
     row = EMPTY | {
-        "run_id": f"{case_id}-r{repeat}", "case_id": case_id, "repeat": repeat, "attempt": 1, "status": "ok",
-        "study": "night", "model": "tiny", "layout": "fsdp2", "started_at": started, "step_time_s": step_time_s,
-    }  # fmt: skip
+        "run_id": f"{case_id}-r{repeat}",
+        "case_id": case_id,
+        "repeat": repeat,
+        "attempt": 1,
+        "status": "ok",
+        "study": "night",
+        "model": "tiny",
+        "layout": "fsdp2",
+        "started_at": started,
+        "step_time_s": step_time_s,
+    }
     return row | more
 
 

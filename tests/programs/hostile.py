@@ -44,11 +44,20 @@ def write(folder: Path, changes: dict[int, dict], steps: dict | None = None) -> 
 def commands(folder: Path, out: Path) -> list[list[str]]:
     name = str(folder)
     return [
-        ["show", name], ["show", name, "--json"], ["check", name], ["export", name, str(out / "runs.csv")],
-        ["export", name, str(out / "steps.parquet"), "--table", "steps"], ["efficiency", name], ["history", name],
-        ["compare", name, name], ["fit", name], ["ops", name],
-        ["status", name], ["logs", name], ["report", name, "--out", str(out / "report.html")],
-    ]  # fmt: skip
+        ["show", name],
+        ["show", name, "--json"],
+        ["check", name],
+        ["export", name, str(out / "runs.csv")],
+        ["export", name, str(out / "steps.parquet"), "--table", "steps"],
+        ["efficiency", name],
+        ["history", name],
+        ["compare", name, name],
+        ["fit", name],
+        ["ops", name],
+        ["status", name],
+        ["logs", name],
+        ["report", name, "--out", str(out / "report.html")],
+    ]
 
 
 def called(words: list[str]) -> str | None:

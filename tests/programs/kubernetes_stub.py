@@ -19,11 +19,14 @@ from urllib.parse import parse_qs, urlparse
 
 VERBS = ["create", "delete", "deletecollection", "get", "list"]
 GROUPS = {
-    "v1": {"services": "Service", "pods": "Pod"}, "batch/v1": {"jobs": "Job"},
+    "v1": {"services": "Service", "pods": "Pod"},
+    "batch/v1": {"jobs": "Job"},
     "jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
-}  # fmt: skip
-OBJECT = re.compile(r"/apis?/(?P<group>v1|[^/]+/v1[^/]*)/namespaces/(?P<namespace>[^/]+)/(?P<kind>\w+)"
-                    r"(?:/(?P<name>[^/]+))?(?P<log>/log)?")  # fmt: skip
+}
+OBJECT = re.compile(
+    r"/apis?/(?P<group>v1|[^/]+/v1[^/]*)/namespaces/(?P<namespace>[^/]+)/(?P<kind>\w+)"
+    r"(?:/(?P<name>[^/]+))?(?P<log>/log)?"
+)
 EVERYWHERE = re.compile(r"/apis?/(?P<group>v1|[^/]+/v1[^/]*)/(?P<kind>\w+)")
 
 
@@ -40,10 +43,13 @@ class Cluster:
         self.folder = tempfile.TemporaryDirectory()
         url = f"http://127.0.0.1:{self.server.server_port}"
         config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": url}}], "users": [{"name": "u", "user": {}}],
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "users": [{"name": "u", "user": {}}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "elsewhere"}}],
-        }  # fmt: skip
+        }
         path = os.path.join(self.folder.name, "config")
         with open(path, "w") as file:
             json.dump(config, file)
@@ -76,8 +82,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def fail(self, code: int, reason: str, message: str) -> None:
-        self.say({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "message": message,
-                  "code": code}, code)  # fmt: skip
+        self.say(
+            {
+                "kind": "Status",
+                "apiVersion": "v1",
+                "status": "Failure",
+                "reason": reason,
+                "message": message,
+                "code": code,
+            },
+            code,
+        )
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -85,14 +100,33 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api":
             self.say({"kind": "APIVersions", "versions": ["v1"]})
         elif path == "/apis":
-            self.say({"kind": "APIGroupList", "apiVersion": "v1", "groups": [
-                {"name": name.partition("/")[0], "versions": [version := {
-                    "groupVersion": name, "version": name.partition("/")[2]}], "preferredVersion": version}
-                for name in groups if "/" in name]})  # fmt: skip
+            self.say(
+                {
+                    "kind": "APIGroupList",
+                    "apiVersion": "v1",
+                    "groups": [
+                        {
+                            "name": name.partition("/")[0],
+                            "versions": [version := {"groupVersion": name, "version": name.partition("/")[2]}],
+                            "preferredVersion": version,
+                        }
+                        for name in groups
+                        if "/" in name
+                    ],
+                }
+            )
         elif (name := re.sub("^/apis?/", "", path)) in groups:
-            self.say({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": [
-                {"name": plural, "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": VERBS}
-                for plural, kind in groups[name].items()]})  # fmt: skip
+            self.say(
+                {
+                    "kind": "APIResourceList",
+                    "apiVersion": "v1",
+                    "groupVersion": name,
+                    "resources": [
+                        {"name": plural, "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": VERBS}
+                        for plural, kind in groups[name].items()
+                    ],
+                }
+            )
         else:
             self.do_object()
 
@@ -105,11 +139,15 @@ class Handler(BaseHTTPRequestHandler):
         elif found is None or found["kind"] not in cluster.groups.get(found["group"], {}):
             return self.fail(404, "NotFound", "the server could not find the requested resource")
         else:
-            where = "" if found["namespace"] == cluster.namespace else f"in the namespace \"{found['namespace']}\""
+            where = "" if found["namespace"] == cluster.namespace else f'in the namespace "{found["namespace"]}"'
         if where:
             group = found["group"].rpartition("/")[0]
-            return self.fail(403, "Forbidden", f'{found["kind"]}.{group} is forbidden: User "u" cannot list resource '
-                             f'"{found["kind"]}" in API group "{group}" {where}')  # fmt: skip
+            return self.fail(
+                403,
+                "Forbidden",
+                f'{found["kind"]}.{group} is forbidden: User "u" cannot list resource '
+                f'"{found["kind"]}" in API group "{group}" {where}',
+            )
         if found["log"]:
             return self.say(f"{found['name']} says hello\n")
         kind = cluster.groups[found["group"]][found["kind"]]
@@ -124,8 +162,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.say(one) if one else self.fail(404, "NotFound", f'{kind} "{name}" not found')
         selector = parse_qs(urlparse(self.path).query).get("labelSelector", [""])[0]
         wanted = dict(pair.split("=") for pair in selector.split(",") if pair)
-        items = [each for (its, _), each in self.cluster.objects.items()
-                 if its == kind and wanted.items() <= each["metadata"].get("labels", {}).items()]  # fmt: skip
+        items = [
+            each
+            for (its, _), each in self.cluster.objects.items()
+            if its == kind and wanted.items() <= each["metadata"].get("labels", {}).items()
+        ]
         self.say({"kind": f"{kind}List", "apiVersion": group, "metadata": {}, "items": items})
 
     def create(self, kind: str, name: str | None, group: str) -> None:

@@ -34,8 +34,11 @@ def leaves_nothing(case: dict) -> dict:
 
     had_world = dist.is_initialized()
     Run(case).engine.close()
-    named = [name for name, value in vars(parallel_state).items()
-             if name.startswith("_") and name.isupper() and isinstance(value, dist.ProcessGroup)]  # fmt: skip
+    named = [
+        name
+        for name, value in vars(parallel_state).items()
+        if name.startswith("_") and name.isupper() and isinstance(value, dist.ProcessGroup)
+    ]
     return {"groups": named, "world_as_before": dist.is_initialized() == had_world}
 
 

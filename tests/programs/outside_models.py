@@ -22,11 +22,18 @@ FAMILIES = {
 }
 OUTER_NAMES = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 LAYER_NAMES = {
-    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj", "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
-    "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
-    "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-}  # fmt: skip
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "mlp.gate": "mlp.gate_proj",
+    "mlp.up": "mlp.up_proj",
+    "mlp.down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
 APERTUS_NAMES = {"attention_norm": "attention_layernorm", "mlp_norm": "feedforward_layernorm"}
 
 
@@ -36,12 +43,24 @@ def theirs(shape: ModelShape, attention: str = "sdpa") -> torch.nn.Module:
 
     family, changes = FAMILIES[shape.mlp, shape.qk_norm]
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
-        max_position_embeddings=shape.seq_len, rms_norm_eps=shape.norm_eps, tie_word_embeddings=shape.tied,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta}, use_cache=False,
-        attn_implementation=attention, pad_token_id=None, bos_token_id=None, eos_token_id=None, **changes,
-    )  # fmt: skip
+        vocab_size=shape.vocab,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.seq_len,
+        rms_norm_eps=shape.norm_eps,
+        tie_word_embeddings=shape.tied,
+        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
+        use_cache=False,
+        attn_implementation=attention,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        **changes,
+    )
     return getattr(transformers, f"{family}ForCausalLM")(config)
 
 

@@ -74,8 +74,12 @@ def train(case: dict, device: torch.device) -> dict:
     if dist.is_initialized():
         dist.all_reduce(losses)
     engine.close()
-    return {"loss": losses.tolist(), "grad_norm": norms.tolist(), "held_out": held_out["val_loss"],
-            "weights_exact": exact}  # fmt: skip
+    return {
+        "loss": losses.tolist(),
+        "grad_norm": norms.tolist(),
+        "held_out": held_out["val_loss"],
+        "weights_exact": exact,
+    }
 
 
 def main() -> None:

@@ -65,9 +65,22 @@ def sweep(seeds=1):
             for seed in range(seeds):
                 loss = (E + A / params**ALPHA + B / tokens**BETA) * float(np.exp(rng.normal(0, 0.002)))
                 steps = max(tokens // 8192, 1)
-                rows.append(row(1, 0.1, seed, case_id=f"s{i}{j}", model=f"m{params}", params_total=params,
-                                model_width=64 + j, tokens_seen=tokens, steps=steps, loss=loss, val_loss=loss,
-                                seed=seed))  # fmt: skip
+                rows.append(
+                    row(
+                        1,
+                        0.1,
+                        seed,
+                        case_id=f"s{i}{j}",
+                        model=f"m{params}",
+                        params_total=params,
+                        model_width=64 + j,
+                        tokens_seen=tokens,
+                        steps=steps,
+                        loss=loss,
+                        val_loss=loss,
+                        seed=seed,
+                    )
+                )
     return rows
 
 
@@ -80,14 +93,35 @@ def outer():
             for packed in ("none", "int4"):
                 size = 1_200_000 // (8 if packed == "int4" else 1)
                 rows += several(
-                    4, 0.2 * (0.7 + 1 / h), 6, case_id=f"d{m}{h}{packed}", outer_algorithm="diloco", outer_replicas=m,
-                    outer_sync_every=h, outer_compression=packed, outer_steps=60 // h, layout=f"dp{4 // m}.rep{m}",
-                    dp_replicate=4 // m, outer_bytes_per_rank=size * 60 // h, val_loss=3.0 + 0.01 * m + h / 2000,
-                    comm_bytes_inner_step=1_200_000 * 4 if m < 4 else 0, **settings,
-                )  # fmt: skip
-    return rows + several(1, 0.9, 2, case_id="dfold", outer_algorithm="diloco", outer_replicas=2, outer_sync_every=10,
-                          outer_placement="folded", outer_bytes_per_rank=0, comm_bytes_inner_step=0,
-                          **settings)  # fmt: skip
+                    4,
+                    0.2 * (0.7 + 1 / h),
+                    6,
+                    case_id=f"d{m}{h}{packed}",
+                    outer_algorithm="diloco",
+                    outer_replicas=m,
+                    outer_sync_every=h,
+                    outer_compression=packed,
+                    outer_steps=60 // h,
+                    layout=f"dp{4 // m}.rep{m}",
+                    dp_replicate=4 // m,
+                    outer_bytes_per_rank=size * 60 // h,
+                    val_loss=3.0 + 0.01 * m + h / 2000,
+                    comm_bytes_inner_step=1_200_000 * 4 if m < 4 else 0,
+                    **settings,
+                )
+    return rows + several(
+        1,
+        0.9,
+        2,
+        case_id="dfold",
+        outer_algorithm="diloco",
+        outer_replicas=2,
+        outer_sync_every=10,
+        outer_placement="folded",
+        outer_bytes_per_rank=0,
+        comm_bytes_inner_step=0,
+        **settings,
+    )
 
 
 def outer_sweep(seeds=3):
@@ -96,29 +130,56 @@ def outer_sweep(seeds=3):
     for i, params in enumerate((1_000_000, 3_000_000, 10_000_000, 30_000_000)):
         for m in (0, 1, 2, 4):
             for seed in range(seeds):
-                loss = (18.1 * params**-0.0953 if not m else 19.2 * params**-0.0985 * m**0.0116)
+                loss = 18.1 * params**-0.0953 if not m else 19.2 * params**-0.0985 * m**0.0116
                 loss *= float(np.exp(rng.normal(0, 0.001)))
-                outer_of = {} if not m else {
-                    "outer_algorithm": "diloco", "outer_replicas": m, "outer_sync_every": 30, "outer_lr": 0.6,
-                    "outer_compression": "none", "layout": f"rep{m}", "outer_steps": 2,
-                }  # fmt: skip
-                rows.append(row(1, 0.1, seed, case_id=f"o{i}{m}{seed}", model=f"n{params}", params_total=params,
-                                tokens_seen=20 * params, loss=loss, val_loss=loss, seed=seed, model_width=64 + i,
-                                **outer_of))  # fmt: skip
+                outer_of = (
+                    {}
+                    if not m
+                    else {
+                        "outer_algorithm": "diloco",
+                        "outer_replicas": m,
+                        "outer_sync_every": 30,
+                        "outer_lr": 0.6,
+                        "outer_compression": "none",
+                        "layout": f"rep{m}",
+                        "outer_steps": 2,
+                    }
+                )
+                rows.append(
+                    row(
+                        1,
+                        0.1,
+                        seed,
+                        case_id=f"o{i}{m}{seed}",
+                        model=f"n{params}",
+                        params_total=params,
+                        tokens_seen=20 * params,
+                        loss=loss,
+                        val_loss=loss,
+                        seed=seed,
+                        model_width=64 + i,
+                        **outer_of,
+                    )
+                )
     return rows
 
 
 def on_a100(runs=6):
     """Runs that published A100 rows may be set against: bf16 over the datasheet's peak."""
-    return several(8, 0.0012, runs, precision="bf16", peak_flops=312e12, case_id="a8", layout="fsdp8", dp_shard=8,
-                   dp_replicate=1)  # fmt: skip
+    return several(
+        8, 0.0012, runs, precision="bf16", peak_flops=312e12, case_id="a8", layout="fsdp8", dp_shard=8, dp_replicate=1
+    )
 
 
 def troubles():
     """Runs that came to nothing."""
-    reasons = {"oom": "rank 1 on host a: out of memory: needed 4.2 GiB", "failed": f"rank 0: {HOSTILE}",
-               "skipped": "predicted 95 GiB, a device has 80", "timeout": "no step within 120 s",
-               "diverged": "loss is NaN at step 17"}  # fmt: skip
+    reasons = {
+        "oom": "rank 1 on host a: out of memory: needed 4.2 GiB",
+        "failed": f"rank 0: {HOSTILE}",
+        "skipped": "predicted 95 GiB, a device has 80",
+        "timeout": "no step within 120 s",
+        "diverged": "loss is NaN at step 17",
+    }
     rows = []
     for i, (status, reason) in enumerate(reasons.items()):
         for repeat in range(3):
@@ -136,8 +197,18 @@ def hostile():
     """Names that try to be markup, mathtext, terminal control and hidden legends."""
     rows = []
     for n in (1, 2, 4):
-        rows += several(n, 0.3 / n, 2, case_id=f"h{n}", model=HOSTILE, layout=f"_{HOSTILE}", study=HOSTILE,
-                        device_name=HOSTILE, cpu_model=HOSTILE, params_total=123_456)  # fmt: skip
+        rows += several(
+            n,
+            0.3 / n,
+            2,
+            case_id=f"h{n}",
+            model=HOSTILE,
+            layout=f"_{HOSTILE}",
+            study=HOSTILE,
+            device_name=HOSTILE,
+            cpu_model=HOSTILE,
+            params_total=123_456,
+        )
     return rows
 
 
@@ -150,9 +221,11 @@ def stored(folder, rows, losses=True):
             if losses and one["status"] == "ok":
                 at = np.arange(30)
                 steps = {
-                    "step": at.tolist(), "warmup": (at < 5).tolist(), "step_time_s": [one["step_time_s"]] * 30,
+                    "step": at.tolist(),
+                    "warmup": (at < 5).tolist(),
+                    "step_time_s": [one["step_time_s"]] * 30,
                     "loss": (one["loss"] + 2.5 * np.exp(-at / 6.0)).tolist(),
-                }  # fmt: skip
+                }
             one = {name: value for name, value in one.items() if value is not None}
             store.write_run(one, steps)
     return folder

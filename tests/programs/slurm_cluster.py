@@ -115,8 +115,16 @@ class Cluster:
         (folder / "slurmdbd.conf").write_text(DBD_CONFIG.format(folder=folder, port=port + 5, database_port=port + 6))
         (folder / "slurmdbd.conf").chmod(0o600)
         kind = ACCOUNTING.format(port=port + 5) if accounting else "AccountingStorageType=accounting_storage/none"
-        config = CONFIG.format(folder=folder, port=port, first=port + 1, last=port + len(NODES), accounting=kind,
-                               slurmd_timeout=slurmd_timeout, most_tasks=most_tasks, cpus=cpus)  # fmt: skip
+        config = CONFIG.format(
+            folder=folder,
+            port=port,
+            first=port + 1,
+            last=port + len(NODES),
+            accounting=kind,
+            slurmd_timeout=slurmd_timeout,
+            most_tasks=most_tasks,
+            cpus=cpus,
+        )
         (folder / "slurm.conf").write_text(config.lstrip())
         self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
 
@@ -148,10 +156,20 @@ class Cluster:
         subprocess.run(made, check=True, capture_output=True, timeout=120)
         with open(self.folder / "log" / "db.log", "w") as log:
             subprocess.Popen(
-                ["mariadbd", *own, f"--socket={socket_file}", f"--port={self.port + 6}", "--bind-address=127.0.0.1",
-                 f"--pid-file={self.folder}/run/db.pid", "--innodb-log-file-size=16M"],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                [
+                    "mariadbd",
+                    *own,
+                    f"--socket={socket_file}",
+                    f"--port={self.port + 6}",
+                    "--bind-address=127.0.0.1",
+                    f"--pid-file={self.folder}/run/db.pid",
+                    "--innodb-log-file-size=16M",
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         ask = ["mariadb", "--no-defaults", f"--socket={socket_file}", "-e"]
         self.wait(lambda: self.run(*ask, "select 1"), 60, "the database")
         self.run(*ask, USER)

@@ -92,8 +92,17 @@ def main(user, results, ports, *pids):
     for port in map(int, ports.split(",")):
         if count := speak(port, list(words)[:200]):
             spoken, tried = spoken + count, [*tried, port]
-    print(json.dumps({"ports": tried, "spoken": spoken, "scratch": scratch, "environments": environments,
-                      "words": sorted(word.decode() for word in words)}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "ports": tried,
+                "spoken": spoken,
+                "scratch": scratch,
+                "environments": environments,
+                "words": sorted(word.decode() for word in words),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -126,9 +126,14 @@ def run(rank, outer):
     else:
         diloco_engine.time = SimpleNamespace(perf_counter=lambda: clock.now)
         engine = diloco_engine.build_outer(
-            outer, recipe, SHAPE.layers, lambda own: Engine(clock, NORMS[rank], 1, own.global_batch),
-            replica_group=dist.group.WORLD, replica_index=rank, inner_group=None,
-        )  # fmt: skip
+            outer,
+            recipe,
+            SHAPE.layers,
+            lambda own: Engine(clock, NORMS[rank], 1, own.global_batch),
+            replica_group=dist.group.WORLD,
+            replica_index=rank,
+            inner_group=None,
+        )
     meter, host = Meter(clock), SimpleNamespace(told=dict)
     training = train(engine, Source(), recipe, measure, SHAPE.seq_len, clock, meter, Training(StepRecord(clock)))
     row = over_ranks(training, clock, meter, host, outer)
@@ -140,8 +145,9 @@ def run(rank, outer):
 def main(out):
     torch.set_num_threads(1)
     rank = 0 if os.fork() else 1
-    dist.init_process_group("gloo", init_method=f"file://{os.getcwd()}/store", rank=rank, world_size=2,
-                            timeout=timedelta(seconds=100))  # fmt: skip
+    dist.init_process_group(
+        "gloo", init_method=f"file://{os.getcwd()}/store", rank=rank, world_size=2, timeout=timedelta(seconds=100)
+    )
     outer = Outer("diloco", 2, sync_every=3, bucket_mb=0.0)
     results = {"plain": run(rank, Outer()), "replicas": run(rank, outer)}
     if rank == 0:

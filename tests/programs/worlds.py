@@ -21,11 +21,14 @@ def run_world(program: str, size: int, jobs: object, folder: Path, timeout_s: in
     with listen("127.0.0.1") as free:
         port = free.getsockname()[1]
     env = os.environ | {
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
         # Of its own: a run killed while it compiled leaves a shared cache with half a library, which fails all later.
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-    }  # fmt: skip
+    }
     command = [sys.executable, __file__, str(Path(__file__).with_name(program)), "jobs.json", "out.json"]
     logs = [open(folder / f"rank-{rank}.log", "w+") for rank in range(size)]  # noqa: SIM115
     ranks = [

@@ -22,13 +22,12 @@ FOLDED = dict(algorithm="streaming", replicas=2, placement="folded", sync_every=
 SINGLE = {
     "plain": {},
     "sgd, bf16, every step": {
-        "recipe": {"optimizer": "sgd", "precision": "bf16"}, "measure": {"checkpoint_every": 1, "log_every": 1},
+        "recipe": {"optimizer": "sgd", "precision": "bf16"},
+        "measure": {"checkpoint_every": 1, "log_every": 1},
     },
     "replicas": {"outer": FOLDED},
-}  # fmt: skip
-TWO = {
-    "fsdp2": {"layout": {"dp_shard": 2}},
 }
+TWO = {"fsdp2": {"layout": {"dp_shard": 2}}}
 TWO_SLOW = {
     "ddp2": {"layout": {"dp_replicate": 2, "microbatches": 2}},
     "tp2": {"layout": {"tp": 2}},
@@ -38,8 +37,9 @@ TWO_SLOW = {
     "eager2": {"outer": dict(algorithm="eager", replicas=2, sync_every=5, compression="int8")},
 }
 PAYLOADS = {  # in every file, under every name: what the line about it says
-    "payloads": "index.json", "payloads that the index knows": "is no ",
-}  # fmt: skip
+    "payloads": "index.json",
+    "payloads that the index knows": "is no ",
+}
 DAMAGE = {  # what is done to the last checkpoint: what the line about it says
     "cut off": "is cut off or missing",
     "flipped bytes": "SHA-256 differs",
@@ -58,15 +58,22 @@ DAMAGE = {  # what is done to the last checkpoint: what the line about it says
     "older format": "an older version wrote it",
 }
 KILLED_AGAIN = (  # one step after the damage was found
-    "flipped bytes", "cut off", "payloads that the index knows", "half removed",
-)  # fmt: skip
+    "flipped bytes",
+    "cut off",
+    "payloads that the index knows",
+    "half removed",
+)
 
 
 def case(layout=None, recipe=None, measure=None, outer=None) -> dict:
     return {
-        "shape": SHAPE, "data": {}, "recipe": RECIPE | (recipe or {}), "layout": layout or {},
-        "outer": outer or {}, "measure": MEASURE | (measure or {}),
-    }  # fmt: skip
+        "shape": SHAPE,
+        "data": {},
+        "recipe": RECIPE | (recipe or {}),
+        "layout": layout or {},
+        "outer": outer or {},
+        "measure": MEASURE | (measure or {}),
+    }
 
 
 def killed_at_random(seed: int, kills: int) -> list[dict]:
@@ -89,9 +96,13 @@ def run_jobs(folder: Path, cases: dict, kills: int, damages=(), timeout_s: int =
     env = os.environ | {"OMP_NUM_THREADS": "1", "PAYLOAD_RAN": str(folder / RAN), "DS_ACCELERATOR": "cpu"}
     program = PROGRAMS.joinpath("resume_ranks.py")
     done = subprocess.run(
-        [sys.executable, str(program), "jobs.json", "out.json"], cwd=folder, env=env,
-        capture_output=True, text=True, timeout=timeout_s,
-    )  # fmt: skip
+        [sys.executable, str(program), "jobs.json", "out.json"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "out.json").read_text()) | {RAN: (folder / RAN).exists()}
 
@@ -99,9 +110,18 @@ def run_jobs(folder: Path, cases: dict, kills: int, damages=(), timeout_s: int =
 def tables_of(run: dict) -> dict:
     """What was computed; times are not compared."""
     timing = (
-        "step_time_s", "data_time_s", "compute_time_s", "optimizer_time_s", "outer_time_s", "outer_exposed_s", "warmup",
-        "comm_time_s", "comm_time_min_s", "bubble_time_s", "optimizer_wait_s",
-    )  # fmt: skip
+        "step_time_s",
+        "data_time_s",
+        "compute_time_s",
+        "optimizer_time_s",
+        "outer_time_s",
+        "outer_exposed_s",
+        "warmup",
+        "comm_time_s",
+        "comm_time_min_s",
+        "bubble_time_s",
+        "optimizer_wait_s",
+    )
     assert "steps" in run, run["attempts"][-1]["log"][-3000:]
     steps = {name: values for name, values in run["steps"].items() if name not in timing}
     return {"steps": steps, "evals": run["evals"]}

@@ -13,16 +13,33 @@ def write(folder, rate, dp_s, diloco_s, runs=2):
     common = {"status": "ok", "world_size": 2, "steps": 8, "tokens_per_step": 100} | link
     for repeat in range(runs):
         each = {"repeat": repeat} | common
-        store.write_run(each | {
-            "run_id": f"{1:016x}-r{repeat}", "case_id": f"{1:016x}", "layout": "dp2",
-            "step_time_s": dp_s + repeat / 1e3, "exposed_comm_time_s": 0.3, "comm_bytes_per_step": 16_000_000,
-        })  # fmt: skip
+        store.write_run(
+            each
+            | {
+                "run_id": f"{1:016x}-r{repeat}",
+                "case_id": f"{1:016x}",
+                "layout": "dp2",
+                "step_time_s": dp_s + repeat / 1e3,
+                "exposed_comm_time_s": 0.3,
+                "comm_bytes_per_step": 16_000_000,
+            }
+        )
         steps = {"step": list(range(8)), "warmup": [True] * 4 + [False] * 4, "outer_exposed_s": [None] * 7 + [0.1]}
-        store.write_run(each | {
-            "run_id": f"{2:016x}-r{repeat}", "case_id": f"{2:016x}", "layout": "diloco.M2.H4", "step_time_s": diloco_s,
-            "outer_algorithm": "diloco", "outer_sync_every": 4, "comm_bytes_inner_step": 0,
-            "outer_bytes_per_round": 8_000_000, "outer_round_exposed_s": 0.1,
-        }, steps)  # fmt: skip
+        store.write_run(
+            each
+            | {
+                "run_id": f"{2:016x}-r{repeat}",
+                "case_id": f"{2:016x}",
+                "layout": "diloco.M2.H4",
+                "step_time_s": diloco_s,
+                "outer_algorithm": "diloco",
+                "outer_sync_every": 4,
+                "comm_bytes_inner_step": 0,
+                "outer_bytes_per_round": 8_000_000,
+                "outer_round_exposed_s": 0.1,
+            },
+            steps,
+        )
     return folder
 
 
@@ -31,9 +48,11 @@ def test_each_link_has_its_rows_against_its_own_data_parallel(tmp_path, capsys):
     slow = write(tmp_path / "slow", 1e8, 0.8, 0.2)
     rows = by_link.by_link([fast, slow])
     assert [(row["link"], row["layout"]) for row in rows] == [
-        ("1,000 Mbit/s, 20 ms", "dp2"), ("1,000 Mbit/s, 20 ms", "diloco.M2.H4"),
-        ("100 Mbit/s, 20 ms", "dp2"), ("100 Mbit/s, 20 ms", "diloco.M2.H4"),
-    ]  # fmt: skip
+        ("1,000 Mbit/s, 20 ms", "dp2"),
+        ("1,000 Mbit/s, 20 ms", "diloco.M2.H4"),
+        ("100 Mbit/s, 20 ms", "dp2"),
+        ("100 Mbit/s, 20 ms", "diloco.M2.H4"),
+    ]
     dp, diloco = rows[2:]
     assert dp["sent_bytes"] == 8e6 and diloco["sent_bytes"] == 2e6
     assert dp["exposed_s"] == pytest.approx(0.3) and diloco["exposed_s"] == pytest.approx(0.1 / 4)

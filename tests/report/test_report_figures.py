@@ -100,11 +100,21 @@ def test_diloco_law_finds_the_exponents_that_made_the_table(tmp_path):
 
 def test_diloco_law_takes_the_best_setting_of_a_sweep_and_needs_a_ladder(tmp_path):
     rows = simulated.outer_sweep(1)
-    worse = [row | {"lr": 0.1, "loss": 2 * row["loss"], "val_loss": 2 * row["loss"], "case_id": f"{row['case_id']}w",
-                    "run_id": f"{row['case_id']}w-r0"} for row in rows]  # fmt: skip
+    worse = [
+        row
+        | {
+            "lr": 0.1,
+            "loss": 2 * row["loss"],
+            "val_loss": 2 * row["loss"],
+            "case_id": f"{row['case_id']}w",
+            "run_id": f"{row['case_id']}w-r0",
+        }
+        for row in rows
+    ]
     with style():
-        alone, both = (outer_law.diloco_law(read(tmp_path / str(n), some))[0]
-                       for n, some in enumerate((rows, rows + worse)))  # fmt: skip
+        alone, both = (
+            outer_law.diloco_law(read(tmp_path / str(n), some))[0] for n, some in enumerate((rows, rows + worse))
+        )
         few = outer_law.diloco_law(read(tmp_path / "few", simulated.outer()))[0]
     assert both.reading == alone.reading and both.runs == alone.runs == 16
     assert isinstance(few, Undrawn) and "there are 2" in few.needs
@@ -150,9 +160,20 @@ def test_shares_of_the_step_add_up(tmp_path):
     assert np.allclose(sorted(widths), [1, 6, 23, 70]) and "1 layout has more than 5%" in found.reading
 
 
-PIPELINE = {"pp": 2, "dp_replicate": 1, "pp_schedule": "1F1B", "microbatches": 4, "layout": "pp2",
-            "compute_time_s": 0.14, "optimizer_time_s": 0.02, "data_time_s": 0.002, "exposed_comm_time_s": 0.02,
-            "exposed_comm_time_min_s": 0.016, "bubble_time_s": 0.04, "optimizer_wait_s": 0.01}  # fmt: skip
+PIPELINE = {
+    "pp": 2,
+    "dp_replicate": 1,
+    "pp_schedule": "1F1B",
+    "microbatches": 4,
+    "layout": "pp2",
+    "compute_time_s": 0.14,
+    "optimizer_time_s": 0.02,
+    "data_time_s": 0.002,
+    "exposed_comm_time_s": 0.02,
+    "exposed_comm_time_min_s": 0.016,
+    "bubble_time_s": 0.04,
+    "optimizer_wait_s": 0.01,
+}
 
 
 def test_what_was_waited_for_is_drawn_and_told_beside_the_formula(tmp_path):
@@ -167,10 +188,18 @@ def test_what_was_waited_for_is_drawn_and_told_beside_the_formula(tmp_path):
     told = parts.table(source)
     row = {name: cell.text for (name, _), cell in zip(told.columns, told.rows[0], strict=True)}
     assert row | {"layout": ""} == {
-        "layout": "", "step ms": "200.0", "compute": "45.0", "exposed comm": "10.0", "least rank": "8.0",
-        "bubble": "20.0", "data": "1.0", "optimizer": "5.0", "residual": "19.0 !", "bubble of f+b": "26.7",
+        "layout": "",
+        "step ms": "200.0",
+        "compute": "45.0",
+        "exposed comm": "10.0",
+        "least rank": "8.0",
+        "bubble": "20.0",
+        "data": "1.0",
+        "optimizer": "5.0",
+        "residual": "19.0 !",
+        "bubble of f+b": "26.7",
         "by formula": "20.0",
-    }  # fmt: skip
+    }
 
 
 def test_predicted_against_measured(tmp_path):
@@ -243,8 +272,19 @@ def test_the_same_table_gives_the_same_svg(tmp_path):
 def test_series_are_told_apart_without_colour():
     looks = [(one["marker"], str(one["linestyle"])) for one in map(look, range(40))]
     assert len(set(looks)) == 40
-    assert len({(one["color"], *pair) for one, pair in zip(map(look, range(280)), [
-        (o["marker"], str(o["linestyle"])) for o in map(look, range(280))], strict=True)}) == 280  # fmt: skip
+    assert (
+        len(
+            {
+                (one["color"], *pair)
+                for one, pair in zip(
+                    map(look, range(280)),
+                    [(o["marker"], str(o["linestyle"])) for o in map(look, range(280))],
+                    strict=True,
+                )
+            }
+        )
+        == 280
+    )
 
 
 def test_a_figure_is_laid_out_once_and_drawn_once_for_each_format(monkeypatch):
@@ -290,8 +330,9 @@ def test_intervals_drawn_together_are_those_of_each():
     with style():
         _, (axes,) = new_figure(4, 3)
         with_intervals(axes, [1, 2, 4, 8], estimates, "#000000", 10.0)
-    ends = {round(path.vertices[0, 0]): path.vertices[:, 1] / 10
-            for bars in axes.collections for path in bars.get_paths()}  # fmt: skip
+    ends = {
+        round(path.vertices[0, 0]): path.vertices[:, 1] / 10 for bars in axes.collections for path in bars.get_paths()
+    }
     for x, one in zip((1, 2, 4, 8), estimates, strict=True):
         wanted = (one.least, one.most) if one.low is None else (one.low, one.high)
         assert np.allclose(ends[x], wanted)
@@ -300,19 +341,34 @@ def test_intervals_drawn_together_are_those_of_each():
 
 
 def test_large_tables_are_cut_and_say_of_how_many(tmp_path, monkeypatch):
-    rows = [simulated.row(1, 0.1, repeat, lr=1e-3 * (i + 1), case_id=f"l{i:02d}", compute_time_s=0.05)
-            for i in range(12) for repeat in range(2)] + simulated.troubles()  # fmt: skip
+    rows = [
+        simulated.row(1, 0.1, repeat, lr=1e-3 * (i + 1), case_id=f"l{i:02d}", compute_time_s=0.05)
+        for i in range(12)
+        for repeat in range(2)
+    ] + simulated.troubles()
     source = read(tmp_path, rows)
     whole = rendered(source, [], [], None)
     assert "evenly spaced" not in whole and "Every run" in whole
-    for module, name, most in ((tables, "RUNS_SHOWN", 7), (tables, "LAYOUTS", 4), (tables, "REASONS", 3),
-                               (parts, "LAYOUTS", 5), (page, "RUNS_NAMED", 2)):  # fmt: skip
+    for module, name, most in (
+        (tables, "RUNS_SHOWN", 7),
+        (tables, "LAYOUTS", 4),
+        (tables, "REASONS", 3),
+        (parts, "LAYOUTS", 5),
+        (page, "RUNS_NAMED", 2),
+    ):
         monkeypatch.setattr(module, name, most)
-    found = {"runs": tables.runs(source), "layouts": tables.layouts(source), "failures": tables.failures(source),
-             "parts": parts.table(source)}  # fmt: skip
+    found = {
+        "runs": tables.runs(source),
+        "layouts": tables.layouts(source),
+        "failures": tables.failures(source),
+        "parts": parts.table(source),
+    }
     assert {name: (len(one.rows), one.of) for name, one in found.items()} == {
-        "runs": (7, 39), "layouts": (4, 12), "failures": (3, 15), "parts": (5, 12),
-    }  # fmt: skip
+        "runs": (7, 39),
+        "layouts": (4, 12),
+        "failures": (3, 15),
+        "parts": (5, 12),
+    }
     ids = [row[0].text for row in found["runs"].rows]
     every = [row["run_id"] for row in source.rows]
     assert (ids[0], ids[-1]) == (every[0], every[-1]) and ids == sorted(ids)
@@ -339,8 +395,9 @@ def test_long_studies_are_cut_into_several_figures(tmp_path):
     assert [len(part) for part in parts] == [10] * 6 and not told
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    (0, "0"), (0.004, "0.004"), (12, "12"), (999.9, "1k"), (1234, "1.23k"), (5.6e9, "5.6G"), (1e18, "1e+18"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0"), (0.004, "0.004"), (12, "12"), (999.9, "1k"), (1234, "1.23k"), (5.6e9, "5.6G"), (1e18, "1e+18")],
+)
 def test_short_numbers(value, said):
     assert short(value) == said

@@ -121,24 +121,42 @@ def test_the_ratios_are_those_of_scalade_efficiency(everything):
     for mode in MODES:
         for series in efficiency(files.html.parent / "t", mode=mode, where="case_id != h1", draws=0).series:
             for point in series.points[1:]:
-                assert any(cell.startswith(f"{point.efficiency.value:.3f} [") or cell == f"{point.efficiency.value:.3f}"
-                           for cell in cells)  # fmt: skip
+                assert any(
+                    cell.startswith(f"{point.efficiency.value:.3f} [") or cell == f"{point.efficiency.value:.3f}"
+                    for cell in cells
+                )
 
 
 def test_what_the_table_has_no_data_for_is_said_and_not_drawn(tmp_path):
-    rows = [simulated.row(1, 0.1, i, peak_flops=None, comm_bytes_per_step=None, predicted_step_time_s=None,
-                          predicted_memory_bytes=None) for i in range(2)]  # fmt: skip
+    rows = [
+        simulated.row(
+            1,
+            0.1,
+            i,
+            peak_flops=None,
+            comm_bytes_per_step=None,
+            predicted_step_time_s=None,
+            predicted_memory_bytes=None,
+        )
+        for i in range(2)
+    ]
     files = report(simulated.stored(tmp_path / "t", rows), tmp_path / "r.html")
     assert set(files.drawn) == {"time-breakdown", "memory", "loss-curves"}
     assert {p.name for p in files.html.parent.glob("r-figures/*")} == {
         f"{name}.{kind}" for name in files.drawn for kind in ("svg", "png")
-    }  # fmt: skip
+    }
     html = files.html.read_text()
     assert [one.title for one in files.undrawn] == [
-        "Strong scaling", "Weak scaling", "MFU by layout", "Beside published figures", "Final loss against compute",
-        "IsoFLOP curves", "DiLoCo against data parallel", "DiLoCo: loss against model size and replicas",
+        "Strong scaling",
+        "Weak scaling",
+        "MFU by layout",
+        "Beside published figures",
+        "Final loss against compute",
+        "IsoFLOP curves",
+        "DiLoCo against data parallel",
+        "DiLoCo: loss against model size and replicas",
         "Predicted against measured",
-    ]  # fmt: skip
+    ]
     for one in files.undrawn:
         assert f"<strong>{one.title}</strong> needs " in html and len(one.needs) > 20
     assert all(one.needs.splitlines() == [one.needs] for one in files.undrawn)
@@ -154,8 +172,10 @@ def test_a_column_that_alone_is_in_the_way_is_named(tmp_path):
 
 
 def test_a_baseline_brings_the_verdict_of_the_gate(tmp_path):
-    base, head = (simulated.stored(tmp_path / name, simulated.several(1, time, 8, noise=0.005))
-                  for name, time in (("base", 0.4), ("head", 0.5)))  # fmt: skip
+    base, head = (
+        simulated.stored(tmp_path / name, simulated.several(1, time, 8, noise=0.005))
+        for name, time in (("base", 0.4), ("head", 0.5))
+    )
     files = report(head, tmp_path / "r.html", formats=(), baseline=base)
     html = files.html.read_text()
     assert files.gate.startswith("gate failed: 1 slower") and files.gate in files.to_text() and "gate" in files.drawn
@@ -181,17 +201,20 @@ def test_nothing_but_failures_is_still_a_report(tmp_path):
     assert files.drawn == () and "loss is NaN at step 17" in files.html.read_text()
 
 
-@pytest.mark.parametrize(("wrong", "said"), [
-    ({"convention": "mfu"}, "convention 'mfu': allowed are mfu_6n, mfu_palm, mfu_causal"),
-    ({"formats": ["pdf"]}, "format 'pdf': allowed are svg, png"),
-    ({"mode": "both"}, "mode 'both': allowed are strong, weak"),
-    ({"level": 95}, "level must lie between 0 and 1"),
-    ({"where": "layout == nothing"}, "no runs at .* match"),
-    ({"base": "layout == nothing"}, "base 'layout == nothing': matches no run"),
-    ({"allow": ["thread_per_rank"]}, "did you mean 'threads_per_rank'"),
-    ({"out": "/"}, "is a folder"),
-    ({"out": "/dev/null/r.html"}, "cannot write /dev/null/r"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"convention": "mfu"}, "convention 'mfu': allowed are mfu_6n, mfu_palm, mfu_causal"),
+        ({"formats": ["pdf"]}, "format 'pdf': allowed are svg, png"),
+        ({"mode": "both"}, "mode 'both': allowed are strong, weak"),
+        ({"level": 95}, "level must lie between 0 and 1"),
+        ({"where": "layout == nothing"}, "no runs at .* match"),
+        ({"base": "layout == nothing"}, "base 'layout == nothing': matches no run"),
+        ({"allow": ["thread_per_rank"]}, "did you mean 'threads_per_rank'"),
+        ({"out": "/"}, "is a folder"),
+        ({"out": "/dev/null/r.html"}, "cannot write /dev/null/r"),
+    ],
+)
 def test_mistakes_are_one_line(tmp_path, wrong, said):
     folder = simulated.stored(tmp_path / "t", simulated.several(1, 0.4, 1), losses=False)
     with pytest.raises(ValueError, match=said) as error:
@@ -204,8 +227,10 @@ def test_checklist_marks_what_is_missing(tmp_path):
     items = {one.what: one for one in checklist(source_of(simulated.stored(tmp_path / "whole", whole)))}
     assert items["energy"].verdict == items["memory"].verdict == REPORTED
     assert items["at least 6 runs of each case, for an interval"].verdict == REPORTED
-    some = [row | {"energy_j": None, "git_dirty": i == 0} | ({"peak_memory_bytes": None} if i else {})
-            for i, row in enumerate(whole)]  # fmt: skip
+    some = [
+        row | {"energy_j": None, "git_dirty": i == 0} | ({"peak_memory_bytes": None} if i else {})
+        for i, row in enumerate(whole)
+    ]
     items = {one.what: one for one in checklist(source_of(simulated.stored(tmp_path / "some", some)))}
     assert items["memory"].verdict == PARTLY and "whole in 1 of 6 runs" in items["memory"].said
     assert items["energy"].verdict == PARTLY and "energy_j" in items["energy"].said

@@ -66,12 +66,15 @@ def test_a_namespaced_user_without_jobsets_submits_sees_and_cancels(at, tmp_path
         assert kubernetes.submit(script, 2) == JOB == kubernetes.find(script)
         assert cluster.of("Job") == cluster.of("Service") == [f"{NAME}-0", f"{NAME}-1"]
         cluster.objects["Job", f"{NAME}-0"]["status"] = {"active": 2, "ready": 2}
-        cluster.objects["Job", f"{NAME}-1"]["status"] = {"conditions": [
-            {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "Job was active too long"}
-        ]}  # fmt: skip
+        cluster.objects["Job", f"{NAME}-1"]["status"] = {
+            "conditions": [
+                {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "Job was active too long"}
+            ]
+        }
         told = kubernetes.tasks({"job": JOB, "other": "stranger.default"})
-        assert told == {"job": {0: Task(State.RUNNING),
-                                1: Task(State.FAILED, "DeadlineExceeded: Job was active too long")}}  # fmt: skip
+        assert told == {
+            "job": {0: Task(State.RUNNING), 1: Task(State.FAILED, "DeadlineExceeded: Job was active too long")}
+        }
         kubernetes.cancel(JOB, 1)
         assert cluster.of("Job") == cluster.of("Service") == [f"{NAME}-0"]
         kubernetes.cancel(JOB)
@@ -83,9 +86,12 @@ def test_logs_are_of_the_jobs_namespace(at):
     with Cluster(namespace="team") as cluster:
         labels = {"scalade.dev/job": NAME}
         cluster.objects["Pod", "p-0"] = {
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p-0", "namespace": "team", "labels": labels},
-            "spec": {"containers": [{"name": "ranks"}]}, "status": {"phase": "Running"},
-        }  # fmt: skip
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "p-0", "namespace": "team", "labels": labels},
+            "spec": {"containers": [{"name": "ranks"}]},
+            "status": {"phase": "Running"},
+        }
         kubernetes = at(cluster)
         assert "p-0 says hello" in kubernetes.printed(f"{NAME}.team", 5)
         with pytest.raises(SchedulerError, match="forbidden.*elsewhere"):
@@ -99,9 +105,15 @@ def test_a_jobset_waits_until_its_jobs_are_made_and_is_deleted_before_them(at, t
         assert kubernetes.submit(script, 2) == JOB == kubernetes.find(script)
         assert kubernetes.tasks({"job": JOB}) == {"job": {0: Task(State.WAITING), 1: Task(State.WAITING)}}
         cluster.objects["Job", "made"] = {
-            "apiVersion": "batch/v1", "kind": "Job", "status": {"active": 1}, "metadata":
-            {"name": "made", "namespace": "default", "labels": {"scalade.dev/job": NAME, "scalade.dev/task": "1"}},
-        }  # fmt: skip
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "status": {"active": 1},
+            "metadata": {
+                "name": "made",
+                "namespace": "default",
+                "labels": {"scalade.dev/job": NAME, "scalade.dev/task": "1"},
+            },
+        }
         assert kubernetes.tasks({"job": JOB}) == {"job": {1: Task(State.RUNNING)}}
         kubernetes.cancel(JOB)
         assert cluster.of("JobSet") == cluster.of("Job") == []

@@ -60,8 +60,15 @@ def failing(words):
 
 def test_pbs_jobs_are_read_as_each_qstat_prints_them(says):
     texts = {name: recorded(f"{name}-qstat-f.txt") for name in ("pbspro", "torque", "slurm-torque")}
-    of = {"68350.mycluster": "pbspro", "69301.mycluster": "pbspro", "74165.mycluster": "pbspro", "549159": "torque",
-          "555716": "torque", "1": "slurm-torque", "2": "slurm-torque"}  # fmt: skip
+    of = {
+        "68350.mycluster": "pbspro",
+        "69301.mycluster": "pbspro",
+        "74165.mycluster": "pbspro",
+        "549159": "torque",
+        "555716": "torque",
+        "1": "slurm-torque",
+        "2": "slurm-torque",
+    }
 
     def qstat(*words):
         job = words[-1]
@@ -73,13 +80,17 @@ def test_pbs_jobs_are_read_as_each_qstat_prints_them(says):
     assert told == {
         "68350.mycluster": Task(State.WAITING, "Not Running: Node is in an ineligible state: offline"),
         "69301.mycluster": Task(
-            State.RUNNING, "Job run at Sat Apr 20 at 01:36 on (b141:ncpus=16)+(b142:ncpus=16)+(b143:ncpus=16)"
-            "+(b144:ncpus=16)", "b141+b142+b143+b144", "64:26:16",
+            State.RUNNING,
+            "Job run at Sat Apr 20 at 01:36 on (b141:ncpus=16)+(b142:ncpus=16)+(b143:ncpus=16)+(b144:ncpus=16)",
+            "b141+b142+b143+b144",
+            "64:26:16",
         ),
-        "74165.mycluster": Task(State.WAITING), "549159": Task(State.WAITING),
+        "74165.mycluster": Task(State.WAITING),
+        "549159": Task(State.WAITING),
         "555716": Task(State.RUNNING, "", "r2i4n13+r1i2n12+r1i2n11+r1i1n15", "41:45:13"),
-        "1": Task(State.RUNNING, "", "n1"), "2": Task(State.DONE, "it has ended; how is not said", "n1"),
-    }  # fmt: skip
+        "1": Task(State.RUNNING, "", "n1"),
+        "2": Task(State.DONE, "it has ended; how is not said", "n1"),
+    }
 
 
 @pytest.mark.parametrize("first", ["no history", "refused", "xml"])
@@ -117,8 +128,10 @@ def test_a_pbs_that_is_away_is_silent(says, words):
 def test_three_submits_to_a_pbs_without_history_are_one_job_and_it_is_cancelled(says, tmp_path):
     """As the command line does it: job 12 runs, `qstat -x` says nothing, and exits with 0."""
     study, results = tmp_path / "study.toml", tmp_path / "r"
-    study.write_text('name = "s"\nmodel.size = "tiny-100k"\nmodel.seq_len = 64\nrecipe.global_batch = 8\n'
-                     "budget.steps = 5\nlayout.dp_replicate = 1\n")  # fmt: skip
+    study.write_text(
+        'name = "s"\nmodel.size = "tiny-100k"\nmodel.seq_len = 64\nrecipe.global_batch = 8\n'
+        "budget.steps = 5\nlayout.dp_replicate = 1\n"
+    )
 
     def pbs(*words):
         if words[0] in ("qsub", "qdel"):
@@ -218,16 +231,23 @@ def test_flux_gives_numbers_and_was_given_f58(says):
     numbers = (44258295808, 49727668224, 35114713088, 406008627200, 5)
     ids = ",".join(f58(number, prefix) for number, prefix in zip(numbers, "ƒfƒff", strict=True))
     assert ids.startswith("ƒ2ARxLQf,"), "as the recorded dependency names it"
-    assert flux.tasks({"job": ids}) == {"job": {
-        0: Task(State.RUNNING, "", "asp,asp,asp,asp", "12 s"), 1: Task(State.WAITING),
-        2: Task(State.DONE, "", "asp"), 3: Task(State.FAILED, "TIMEOUT: resource allocation expired"),
-    }}  # fmt: skip
+    assert flux.tasks({"job": ids}) == {
+        "job": {
+            0: Task(State.RUNNING, "", "asp,asp,asp,asp", "12 s"),
+            1: Task(State.WAITING),
+            2: Task(State.DONE, "", "asp"),
+            3: Task(State.FAILED, "TIMEOUT: resource allocation expired"),
+        }
+    }
     assert flux.tasks({"job": f58(44258295808)})["job"][0].state == State.RUNNING, "one id: one object"
     assert flux.tasks({"job": "f5"}) == {}
     assert flux.find(Path("/x/scalade-demo-c0ffee-0.sh")) == "44258295808,49727668224,35114713088,406008627200"
     assert flux.find(Path("/x/scalade-demo-c0ffee-1.sh")) is None
-    says(lambda *words: Answer(1, "", "flux-jobs: ERROR: Unable to connect to Flux: broker socket /run/flux/local was "
-                                      "not found"))  # fmt: skip
+    says(
+        lambda *words: Answer(
+            1, "", "flux-jobs: ERROR: Unable to connect to Flux: broker socket /run/flux/local was not found"
+        )
+    )
     with pytest.raises(SchedulerError, match="Unable to connect"):
         flux.tasks({"job": "f5"})
 
@@ -251,10 +271,13 @@ def test_lsf_answers(says):
     jobs = {"done": "22005", "held": "58652", "array": "12345678", "gone": "99"}
     says(lambda *words: content["waiting"] + json.dumps(content["answer"]))
     assert Lsf().tasks(jobs) == {
-        "done": {0: Task(State.DONE, "", "tbi-cn019", "00:00:01")}, "held": {0: Task(State.WAITING)},
-        "array": {1: Task(State.FAILED, "TERM_OWNER: job killed by owner", "", "16038 second(s)"),
-                  0: Task(State.WAITING, "New job is waiting for scheduling;")},
-    }  # fmt: skip
+        "done": {0: Task(State.DONE, "", "tbi-cn019", "00:00:01")},
+        "held": {0: Task(State.WAITING)},
+        "array": {
+            1: Task(State.FAILED, "TERM_OWNER: job killed by owner", "", "16038 second(s)"),
+            0: Task(State.WAITING, "New job is waiting for scheduling;"),
+        },
+    }
     assert Lsf().find(Path("/x/job.sh")) == "22005"
     says(lambda *words: Answer(255, "", content["unknown"]))
     assert Lsf().tasks({"gone": "99"}) == {} and Lsf().find(Path("/x/job.sh")) is None

@@ -31,15 +31,28 @@ def table(**values):
 
 
 SITE = Site(
-    account="proj42", partition="gpu", gpus_per_node=4, cpus_per_rank=8, modules=("cuda/12.4", "nccl"),
-    pre_commands=('source "$HOME/site.sh"',), launcher_options=("--verbose",), mpirun="mpirun", mpi="mpich",
-    container=("apptainer", "exec", "--nv", "/images/scalade 1.sif"), python="/opt/venv/bin/python",
-    environment=table(HF_HOME="/scratch/hf cache"), fabric=table(NCCL_SOCKET_IFNAME="hsn0", NCCL_DEBUG="WARN"),
-)  # fmt: skip
+    account="proj42",
+    partition="gpu",
+    gpus_per_node=4,
+    cpus_per_rank=8,
+    modules=("cuda/12.4", "nccl"),
+    pre_commands=('source "$HOME/site.sh"',),
+    launcher_options=("--verbose",),
+    mpirun="mpirun",
+    mpi="mpich",
+    container=("apptainer", "exec", "--nv", "/images/scalade 1.sif"),
+    python="/opt/venv/bin/python",
+    environment=table(HF_HOME="/scratch/hf cache"),
+    fabric=table(NCCL_SOCKET_IFNAME="hsn0", NCCL_DEBUG="WARN"),
+)
 CLOUD = replace(
-    SITE, modules=(), pre_commands=(), container=(), launcher_options=(),
+    SITE,
+    modules=(),
+    pre_commands=(),
+    container=(),
+    launcher_options=(),
     kubernetes=Kubernetes(image="registry.example.org/scalade:1", volume_claim="work", mount_path="/data"),
-)  # fmt: skip
+)
 PARTS = (Part("0123456789abcdef", "tiny-300k dp8"), Part("fedcba9876543210", "tiny-300k fsdp8"))
 
 
@@ -47,11 +60,22 @@ def make_job(scheduler, launcher, mode, site=SITE, **more):
     name = "scalade-demo-c0ffee-0"
     folder = Path("/data/results/submissions/c0ffee")
     fields = {
-        "name": name, "title": "study demo, 2 cases on 2 nodes with 4 ranks each", "mode": mode, "launcher": launcher,
-        "study": folder / "demo.toml", "results": Path("/data/results"), "workdir": Path("/data/my study"),
-        "folder": folder, "site": CLOUD if scheduler == "kubernetes" else site, "nodes": 2, "per_node": 4,
-        "seconds": 5400, "parts": PARTS, "checkpoints": True, "scalade": "/opt/venv/bin/python",
-    }  # fmt: skip
+        "name": name,
+        "title": "study demo, 2 cases on 2 nodes with 4 ranks each",
+        "mode": mode,
+        "launcher": launcher,
+        "study": folder / "demo.toml",
+        "results": Path("/data/results"),
+        "workdir": Path("/data/my study"),
+        "folder": folder,
+        "site": CLOUD if scheduler == "kubernetes" else site,
+        "nodes": 2,
+        "per_node": 4,
+        "seconds": 5400,
+        "parts": PARTS,
+        "checkpoints": True,
+        "scalade": "/opt/venv/bin/python",
+    }
     return Job(**(fields | more))
 
 
@@ -183,10 +207,23 @@ def test_a_quoted_word_is_one_line_and_one_word(text):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    names=st.tuples(NAMES, NAMES, NAMES), value=WORDS, module=WORDS, option=WORDS, label=WORDS, title=WORDS,
-    which=st.sampled_from([("slurm", "srun", "array"), ("slurm", "mpirun", "array"), ("slurm", "srun", "packed"),
-                           ("pbs", "mpirun", "array"), ("lsf", "torchrun", "array"), ("flux", "torchrun", "array")]),
-)  # fmt: skip
+    names=st.tuples(NAMES, NAMES, NAMES),
+    value=WORDS,
+    module=WORDS,
+    option=WORDS,
+    label=WORDS,
+    title=WORDS,
+    which=st.sampled_from(
+        [
+            ("slurm", "srun", "array"),
+            ("slurm", "mpirun", "array"),
+            ("slurm", "srun", "packed"),
+            ("pbs", "mpirun", "array"),
+            ("lsf", "torchrun", "array"),
+            ("flux", "torchrun", "array"),
+        ]
+    ),
+)
 def test_nothing_in_a_name_is_executed_and_nothing_breaks(tmp_path, names, value, module, option, label, title, which):
     """The rendered script is run by bash; what it starts is a stub that records what it was given."""
     scheduler, launcher, mode = which
@@ -199,19 +236,41 @@ def test_nothing_in_a_name_is_executed_and_nothing_breaks(tmp_path, names, value
         (stubs / name).chmod(0o755)
     (ground / "nodes").write_text("n1\n")
     site = Site(
-        modules=(module,), launcher_options=(option,), container=("box", value), python=str(stubs / "python"),
-        mpirun="mpirun", mpi="mpich", environment=table(VALUE=value), signal_s=0,
-    )  # fmt: skip
+        modules=(module,),
+        launcher_options=(option,),
+        container=("box", value),
+        python=str(stubs / "python"),
+        mpirun="mpirun",
+        mpi="mpich",
+        environment=table(VALUE=value),
+        signal_s=0,
+    )
     job = make_job(
-        scheduler, launcher, mode, site, workdir=workdir, folder=folder, study=folder / names[2], results=folder,
-        parts=(Part("0123456789abcdef", label),), title=title, scalade=str(stubs / "python"), nodes=1,
-    )  # fmt: skip
+        scheduler,
+        launcher,
+        mode,
+        site,
+        workdir=workdir,
+        folder=folder,
+        study=folder / names[2],
+        results=folder,
+        parts=(Part("0123456789abcdef", label),),
+        title=title,
+        scalade=str(stubs / "python"),
+        nodes=1,
+    )
     script = SCHEDULERS[scheduler].render(job)
     inside = {
-        "PATH": f"{stubs}:/usr/bin:/bin", "RECORD": str(ground / "record"), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST":
-        "n1", "PBS_NODEFILE": str(ground / "nodes"), "PBS_JOBID": "7.server", "LSB_JOBID": "7", "LSB_MCPU_HOSTS":
-        "n1 4", "HOME": str(ground),
-    }  # fmt: skip
+        "PATH": f"{stubs}:/usr/bin:/bin",
+        "RECORD": str(ground / "record"),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "n1",
+        "PBS_NODEFILE": str(ground / "nodes"),
+        "PBS_JOBID": "7.server",
+        "LSB_JOBID": "7",
+        "LSB_MCPU_HOSTS": "n1 4",
+        "HOME": str(ground),
+    }
     done = subprocess.run(["bash", "-c", script], env=inside, cwd=ground, capture_output=True, timeout=20)
     assert done.returncode == 0, (done.stderr.decode(), script)
     given_words = (ground / "record.argv").read_bytes().decode().split("\0")
@@ -269,15 +328,17 @@ def test_what_a_scheduler_cannot_do_is_refused(name, more, says):
     [
         ({}, {}),
         ({"SLURM_JOB_ID": "8"}, {"scheduler": "slurm", "job_id": "8"}),
-        ({"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
-         {"scheduler": "slurm", "job_id": "7_2"}),
+        (
+            {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"},
+            {"scheduler": "slurm", "job_id": "7_2"},
+        ),
         ({"PBS_JOBID": "12[3].server"}, {"scheduler": "pbs", "job_id": "12[3].server"}),
         ({"LSB_JOBID": "5", "LSB_JOBINDEX": "0"}, {"scheduler": "lsf", "job_id": "5"}),
         ({"LSB_JOBID": "5", "LSB_JOBINDEX": "4"}, {"scheduler": "lsf", "job_id": "5[4]"}),
         ({"FLUX_ENCLOSING_ID": "f2", "FLUX_JOB_ID": "f9", "SLURM_JOB_ID": "8"}, {"scheduler": "flux", "job_id": "f2"}),
         ({"SCALADE_JOB": "scalade-six-0-1"}, {"scheduler": "kubernetes", "job_id": "scalade-six-0-1"}),
     ],
-)  # fmt: skip
+)
 def test_a_run_knows_whose_job_it_is_part_of(env, found):
     assert job_columns(env) == found
 

@@ -8,8 +8,12 @@ from scipy.stats import kruskal, shapiro
 
 from scalade.results.stats.many_tests import kruskal_p, shapiro_p
 
-DRAWS = {"normal": lambda r, n: r.normal(1e-3, 1e-5, n), "skewed": lambda r, n: r.exponential(size=n),
-         "wild": lambda r, n: r.standard_cauchy(n), "tied": lambda r, n: np.round(r.normal(size=n))}  # fmt: skip
+DRAWS = {
+    "normal": lambda r, n: r.normal(1e-3, 1e-5, n),
+    "skewed": lambda r, n: r.exponential(size=n),
+    "wild": lambda r, n: r.standard_cauchy(n),
+    "tied": lambda r, n: np.round(r.normal(size=n)),
+}
 
 
 @pytest.mark.parametrize("kind", DRAWS)
@@ -27,14 +31,19 @@ def test_normality_of_samples_of_every_size(kind):
 def test_what_tells_samples_apart():
     chance, tests = np.random.default_rng(2), []
     for n in range(60):
-        tests.append([DRAWS[list(DRAWS)[n % 4]](chance, int(size)) + n % 3 * shift
-                      for shift, size in enumerate(chance.integers(1, 9, 1 + n % 5))])  # fmt: skip
+        tests.append(
+            [
+                DRAWS[list(DRAWS)[n % 4]](chance, int(size)) + n % 3 * shift
+                for shift, size in enumerate(chance.integers(1, 9, 1 + n % 5))
+            ]
+        )
     tests += [[np.ones(4), np.ones(3)], [np.ones(4), np.zeros(3)]]
     rows = [(value, n, at) for n, some in enumerate(tests) for at, sample in enumerate(some) for value in sample]
     values, test, sample = (np.array(column) for column in zip(*rows, strict=True))
     order = chance.permutation(len(values))
     found = kruskal_p(values[order], (test * 10 + sample)[order], test[order], len(tests))
-    wanted = [kruskal(*some).pvalue if len(some) > 1 and len(set(np.concatenate(some))) > 1 else np.nan
-              for some in tests]  # fmt: skip
+    wanted = [
+        kruskal(*some).pvalue if len(some) > 1 and len(set(np.concatenate(some))) > 1 else np.nan for some in tests
+    ]
     assert np.isnan(found).sum() == 13 and np.nanmin(found) < 0.01
     np.testing.assert_allclose(found, wanted, rtol=1e-9)

@@ -19,7 +19,7 @@ from scalade.results.stats.rank_test import (
     runs_needed,
     shift_interval,
     smallest_seen,
-)  # fmt: skip
+)
 
 SMALL = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=5)  # few values: many ties
 

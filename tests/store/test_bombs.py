@@ -75,10 +75,15 @@ def test_an_arrow_file_without_columns_is_left_out(results):
     left_out(results, f"{2**31 - 1:,} rows in .* bytes")
 
 
-@pytest.mark.parametrize("column", [
-    pa.array(["a" * 2**16] * 3).dictionary_encode(), pa.array([[0.0]] * 3), pa.array([b"x"] * 3),
-    pa.array([{"a": 1}] * 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a" * 2**16] * 3).dictionary_encode(),
+        pa.array([[0.0]] * 3),
+        pa.array([b"x"] * 3),
+        pa.array([{"a": 1}] * 3),
+    ],
+)
 def test_types_that_are_not_ours_are_left_out(results, column):
     plant(results, pa.table({"step": column}))
     left_out(results, "column step is of the type")
@@ -131,11 +136,24 @@ def test_parquet_of_texts_that_repeat_the_one_before_is_refused(tmp_path):
     refused(path, "DELTA_BYTE_ARRAY")
 
 
-@pytest.mark.parametrize("about", [
-    b"[]", b"3", b"null", b"\xff", b"{", b"[" * 100_000, b'{"table": 5, "schema_version": 2}', b'{"table": "steps"}',
-    b'{"table": "steps", "schema_version": "2"}', b'{"table": "steps", "schema_version": [2]}', b"9" * 100_000,
-    b'{"table": ["steps"], "schema_version": 2}', b'{"schema_version": 2}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "about",
+    [
+        b"[]",
+        b"3",
+        b"null",
+        b"\xff",
+        b"{",
+        b"[" * 100_000,
+        b'{"table": 5, "schema_version": 2}',
+        b'{"table": "steps"}',
+        b'{"table": "steps", "schema_version": "2"}',
+        b'{"table": "steps", "schema_version": [2]}',
+        b"9" * 100_000,
+        b'{"table": ["steps"], "schema_version": 2}',
+        b'{"schema_version": 2}',
+    ],
+)
 def test_what_an_exported_file_says_about_itself_may_be_anything(tmp_path, about):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"step": [1]}).replace_schema_metadata({EXPORT_KEY: about}), path)

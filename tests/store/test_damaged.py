@@ -71,16 +71,31 @@ def flipped(file):
 
 
 DAMAGE = {
-    "flipped": flipped, "gone": Path.unlink, "emptied": lambda file: file.write_bytes(b""),
+    "flipped": flipped,
+    "gone": Path.unlink,
+    "emptied": lambda file: file.write_bytes(b""),
     "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("how", "name"), [
-    ("flipped", "steps.arrow"), ("gone", "steps.arrow"), ("flipped", "run.json"), ("cut", "run.json"),
-    *(pytest.param(how, name, marks=pytest.mark.slow) for how, name in [
-        ("emptied", "steps.arrow"), ("cut", "steps.arrow"), ("emptied", "run.json"), ("gone", "run.json")]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        ("flipped", "steps.arrow"),
+        ("gone", "steps.arrow"),
+        ("flipped", "run.json"),
+        ("cut", "run.json"),
+        *(
+            pytest.param(how, name, marks=pytest.mark.slow)
+            for how, name in [
+                ("emptied", "steps.arrow"),
+                ("cut", "steps.arrow"),
+                ("emptied", "run.json"),
+                ("gone", "run.json"),
+            ]
+        ),
+    ],
+)
 def test_a_damaged_attempt_is_kept_and_its_run_runs_again(swept, capfd, name, how):
     file = swept.folder / "a1" / name
     DAMAGE[how](file)
@@ -157,8 +172,11 @@ def test_what_is_no_file_or_folder_of_ours_costs_one_line(swept, name, what):
     with pytest.raises(OSError) as refused:
         swept.run()
     assert refused.value.strerror and "\n" not in str(refused.value)
-    words = {"a link": "a symbolic link, and links below a results folder are not followed", "a pipe": "a named pipe",
-             "a folder": "a folder, not a file"}  # fmt: skip
+    words = {
+        "a link": "a symbolic link, and links below a results folder are not followed",
+        "a pipe": "a named pipe",
+        "a folder": "a folder, not a file",
+    }
     assert words[what] in refused.value.strerror and str(refused.value.filename).endswith(f"{swept.bad}/{name}")
     assert swept.untouched()
 
@@ -235,8 +253,9 @@ def test_a_damaged_log_gives_no_wrong_numbers(swept):
 def test_a_log_that_is_gone_is_known_by_the_checkpoint(tmp_path):
     log = StartLog(tmp_path, tmp_path)
     log.begin(Moment(100.0), 1, "")
-    (tmp_path / "progress.json").write_text(json.dumps(
-        {"phase": "training", "step": 30, "steps": 40, "trained_from": 20, "trained_at": 110.0}))  # fmt: skip
+    (tmp_path / "progress.json").write_text(
+        json.dumps({"phase": "training", "step": 30, "steps": 40, "trained_from": 20, "trained_at": 110.0})
+    )
     log.end(150.0, "ok")
     known = read_log(tmp_path)
     assert known.damage is None

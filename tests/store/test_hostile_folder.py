@@ -62,14 +62,32 @@ JOB = {"name": "j", "array": False, "cases": ["c"], "labels": ["l"], "nodes": 1,
 RECORD = {"id": "s", "scheduler": "slurm", "study": "s.toml", "submitted_at": "2026-01-01T00:00:00Z", "jobs": [JOB]}
 
 
-@pytest.mark.parametrize("record", [
-    b"", b"[]", b"{", b"[" * 100_000, b"\xff", b"9" * 5000, {}, RECORD | {"jobs": 5}, RECORD | {"jobs": [5]},
-    RECORD | {"jobs": [JOB | {"cases": [5]}]}, RECORD | {"jobs": [JOB | {"cases": ["../../x"]}]},
-    RECORD | {"jobs": [JOB | {"seen": {"x": {}}}]}, RECORD | {"jobs": [JOB | {"seen": {"0": {"state": 3}}}]},
-    RECORD | {"jobs": [JOB | {"seen": []}]}, RECORD | {"jobs": [JOB | {"nodes": "1"}]}, RECORD | {"study": "../s.toml"},
-    RECORD | {"repeats": 10**12}, RECORD | {"repeats": "x"}, RECORD | {"jobs": [JOB | {"job_id": "--uid=0"}]},
-    RECORD | {"scheduler": hostile.ESCAPE}, RECORD | {"jobs": [JOB | {"name": hostile.ESCAPE}]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"[" * 100_000,
+        b"\xff",
+        b"9" * 5000,
+        {},
+        RECORD | {"jobs": 5},
+        RECORD | {"jobs": [5]},
+        RECORD | {"jobs": [JOB | {"cases": [5]}]},
+        RECORD | {"jobs": [JOB | {"cases": ["../../x"]}]},
+        RECORD | {"jobs": [JOB | {"seen": {"x": {}}}]},
+        RECORD | {"jobs": [JOB | {"seen": {"0": {"state": 3}}}]},
+        RECORD | {"jobs": [JOB | {"seen": []}]},
+        RECORD | {"jobs": [JOB | {"nodes": "1"}]},
+        RECORD | {"study": "../s.toml"},
+        RECORD | {"repeats": 10**12},
+        RECORD | {"repeats": "x"},
+        RECORD | {"jobs": [JOB | {"job_id": "--uid=0"}]},
+        RECORD | {"scheduler": hostile.ESCAPE},
+        RECORD | {"jobs": [JOB | {"name": hostile.ESCAPE}]},
+    ],
+)
 def test_records_of_submissions_cost_one_line(tmp_path, record):
     import json
 
@@ -86,8 +104,11 @@ def test_records_of_submissions_cost_one_line(tmp_path, record):
 def test_submissions_that_are_no_files(tmp_path, name, what):
     results = tmp_path / "r"
     RunStore(results)
-    path = {"submissions": results / "submissions", "s": results / "submissions/s",
-            "submission.json": results / "submissions/s/submission.json"}[name]  # fmt: skip
+    path = {
+        "submissions": results / "submissions",
+        "s": results / "submissions/s",
+        "submission.json": results / "submissions/s/submission.json",
+    }[name]
     path.parent.mkdir(parents=True, exist_ok=True)
     if what == "pipe":
         os.mkfifo(path)

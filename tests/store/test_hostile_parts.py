@@ -25,8 +25,18 @@ NUMBERS = (
     None, True, -1, 0, 1, 2**31, 2**40, 2**62, 2**63 - 1, 10**400, 1.5, 1e308, float("nan"), "9", [], {}, "x" * 9999,
 )  # fmt: skip
 NAMES = (
-    "../../precious", "/etc/passwd", "..", ".", "", "a/b", "runs.arrow/../../x", "\0", hostile.ESCAPE, "p1", "lock",
-)  # fmt: skip
+    "../../precious",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    "a/b",
+    "runs.arrow/../../x",
+    "\0",
+    hostile.ESCAPE,
+    "p1",
+    "lock",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +61,9 @@ def outside(place):
     """Everything beside the results folder, and what is in it."""
     return {
         str(path.relative_to(place)): path.read_bytes() if path.is_file() and not path.is_symlink() else None
-        for path in place.rglob("*") if not path.is_relative_to(place / "r") and not path.is_relative_to(place / "out")
-    }  # fmt: skip
+        for path in place.rglob("*")
+        if not path.is_relative_to(place / "r") and not path.is_relative_to(place / "out")
+    }
 
 
 def content(results):
@@ -184,8 +195,12 @@ def commands(chance, results, out):
     """Some that read, both that write, and one that reads what these left."""
     kept = ("show", "check", "export", "efficiency", "history", "ops", "compare", "fit")
     read = [words for words in hostile.commands(results, out) if words[0] in kept]
-    return [*chance.sample(read, 3),
-            ["compact", str(results)], ["compact", str(results), "--undo"], ["show", str(results)]]  # fmt: skip
+    return [
+        *chance.sample(read, 3),
+        ["compact", str(results)],
+        ["compact", str(results), "--undo"],
+        ["show", str(results)],
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -230,10 +245,15 @@ def test_rows_that_a_file_cannot_hold_take_no_memory(place, name, rows):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**18
 
 
-@pytest.mark.parametrize(("column", "value", "said"), [
-    ("run_id", "../../precious", "is no name of a run"), ("attempt", 0, "attempt 0"), ("attempt", 2**62, "attempt"),
-    ("status", "owned", "status"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("run_id", "../../precious", "is no name of a run"),
+        ("attempt", 0, "attempt 0"),
+        ("attempt", 2**62, "attempt"),
+        ("status", "owned", "status"),
+    ],
+)
 def test_an_index_of_names_and_numbers_that_no_run_has_is_left_out(place, column, value, said):
     part = place / "r/table/p1"
     index = Part(part, place / "r").index

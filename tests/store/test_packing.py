@@ -50,8 +50,11 @@ def write(store, number, status="ok"):
 def everything(path):
     """The whole content, as plain lists."""
     runs = read.runs_table(path, all_attempts=True)
-    return [runs.to_pylist(), read.runs_table(path).to_pylist(),
-            *(str(read.rows_table(path, name, None, True).to_pylist()) for name in TABLES)]  # fmt: skip
+    return [
+        runs.to_pylist(),
+        read.runs_table(path).to_pylist(),
+        *(str(read.rows_table(path, name, None, True).to_pylist()) for name in TABLES),
+    ]
 
 
 def inodes(path):
@@ -260,7 +263,8 @@ def test_damage_of_one_run_in_a_part_costs_that_run(results):
     changed(part / "steps.arrow", (4712).to_bytes(8, "little"), (4713).to_bytes(8, "little"))
     with pytest.warns(DamagedFile, match="steps.arrow left out: the steps of 1 of 30 runs lost .mine-r0.: "):
         assert set(scalade.read_steps(results)["run_id"]) == {row["run_id"] for row in before if row["step_rows"]} - {
-            "mine-r0"}  # fmt: skip
+            "mine-r0"
+        }
     assert read.runs_table(results).to_pylist() == before  # its row is whole
     store = RunStore(results)
     undone = [one["run_id"] for one in before if store.finished(one["run_id"]) is None]
@@ -296,8 +300,10 @@ def test_wherever_a_part_is_damaged_what_is_read_is_as_it_was_written(results, n
     packing.compact(results)
     file, chance = results / f"table/p1/{name}.arrow", random.Random(7)
     content = file.read_bytes()
-    rows = {"steps": lambda: read.rows_table(results, "steps", None, True), "runs": lambda: read.runs_table(
-        results, all_attempts=True)}[name]  # fmt: skip
+    rows = {
+        "steps": lambda: read.rows_table(results, "steps", None, True),
+        "runs": lambda: read.runs_table(results, all_attempts=True),
+    }[name]
     before = [str(one) for one in rows().to_pylist()]
     kept = []
     value = content.index(struct.pack("<d", 1.5 if name == "steps" else 2.5))  # a loss

@@ -37,7 +37,12 @@ def test_what_is_written_is_read(tmp_path):
     assert files_of(folder) == ["evals.arrow", "run.json", "steps.arrow"]
     runs = scalade.read_runs(tmp_path / "results")
     assert runs.loc[0, ["run_id", "attempt", "tokens_seen", "step_rows", "eval_rows"]].tolist() == [
-        "c0ffee-r0", 1, 96, 3, 1]  # fmt: skip
+        "c0ffee-r0",
+        1,
+        96,
+        3,
+        1,
+    ]
     assert runs["git_dirty"].tolist() == [False] and runs["val_loss"].isna().all()
     read = scalade.read_steps(tmp_path / "results")
     assert read["loss"].tolist() == [3.0, 2.5, 2.25] and read["warmup"].tolist() == [True, False, False]
@@ -82,12 +87,16 @@ def test_numbers_that_are_not_finite(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "steps", "named"),
     [
-        ({"losss": 1.0}, None, "losss"), ({"loss": "low"}, None, "loss"), ({"status": "failed"}, None, "reason"),
-        ({"reason": "why"}, None, "reason"), ({}, {"step": [0], "los": [1.0]}, "los"),
-        ({}, {"step": [0.5]}, "step"), ({}, {"step": [0, 1], "loss": [1.0]}, "loss of steps has 1 row"),
+        ({"losss": 1.0}, None, "losss"),
+        ({"loss": "low"}, None, "loss"),
+        ({"status": "failed"}, None, "reason"),
+        ({"reason": "why"}, None, "reason"),
+        ({}, {"step": [0], "los": [1.0]}, "los"),
+        ({}, {"step": [0.5]}, "step"),
+        ({}, {"step": [0, 1], "loss": [1.0]}, "loss of steps has 1 row"),
         ({}, {"loss": [1.0]}, "step"),
     ],
-)  # fmt: skip
+)
 def test_our_own_mistakes_are_named_and_leave_nothing(tmp_path, wrong, steps, named):
     store = RunStore(tmp_path)
     with pytest.raises(SchemaError, match=named):

@@ -36,33 +36,47 @@ def load(folder, outer, budget="steps = 52", measure=""):
     return load_study(path)
 
 
-@pytest.mark.parametrize(("outer", "steps", "said"), [
-    ("algorithm = 'diloco'; sync_every = 30", 29, "29 steps and outer.sync_every = 30: no outer step would be taken"),
-    ("algorithm = 'localsgd'", 1, "1 step and outer.sync_every = 30: no outer step"),
-    ("algorithm = 'delayed'; sync_every = 10", 19, "one round later, after the end; at least 20"),
-    ("algorithm = 'eager'; sync_every = 10", 9, "no outer step would be taken; at least 20"),
-    ("algorithm = 'streaming'; sync_every = 10; overlap_steps = 3", 12, "outer.overlap_steps = 3: some fragments"),
-    ("algorithm = 'diloco'; sync_every = 30", 30, None),
-    ("algorithm = 'delayed'; sync_every = 10", 20, None),
-    ("algorithm = 'streaming'; sync_every = 10; overlap_steps = 3", 13, None),
-    ("algorithm = 'none'; replicas = 1", 1, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("outer", "steps", "said"),
+    [
+        (
+            "algorithm = 'diloco'; sync_every = 30",
+            29,
+            "29 steps and outer.sync_every = 30: no outer step would be taken",
+        ),
+        ("algorithm = 'localsgd'", 1, "1 step and outer.sync_every = 30: no outer step"),
+        ("algorithm = 'delayed'; sync_every = 10", 19, "one round later, after the end; at least 20"),
+        ("algorithm = 'eager'; sync_every = 10", 9, "no outer step would be taken; at least 20"),
+        ("algorithm = 'streaming'; sync_every = 10; overlap_steps = 3", 12, "outer.overlap_steps = 3: some fragments"),
+        ("algorithm = 'diloco'; sync_every = 30", 30, None),
+        ("algorithm = 'delayed'; sync_every = 10", 20, None),
+        ("algorithm = 'streaming'; sync_every = 10; overlap_steps = 3", 13, None),
+        ("algorithm = 'none'; replicas = 1", 1, None),
+    ],
+)
 def test_a_run_that_would_end_on_start_weights_is_refused(tmp_path, outer, steps, said):
     (planned,) = load(tmp_path, outer, f"steps = {steps}").cases()
     assert planned.skip_reason is None if said is None else said in planned.skip_reason
 
 
-@pytest.mark.parametrize(("outer", "budget", "said"), [
-    ("algorithm = 'diloco'", "steps = 52", "52 steps and outer.sync_every = 30: the last 22 inner steps are"),
-    ("algorithm = 'diloco'", "steps = 61", "the last inner step is in no outer step, and so not in val_loss"),
-    ("algorithm = 'diloco'; sync_every = [30, 40]", "steps = 120", None),
-    ("algorithm = 'diloco'", f"tokens = {12 * 64 * 100 - 1}", "100 steps and outer.sync_every = 30: the last 10"),
-    ("algorithm = 'diloco'", "steps = 60", None),
-    ("algorithm = 'diloco'", "steps = 61", "with 60 or 90 steps none is lost (1 case)"),
-    ("algorithm = 'delayed'", "steps = 61", "90 steps none is lost but the last round's, which is on its way"),
-    ("algorithm = 'streaming'; overlap_steps = 4", "steps = 60", "outer.overlap_steps = 4: the last 26 inner steps of"),
-    ("algorithm = 'streaming'; overlap_steps = 4", "steps = 64", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("outer", "budget", "said"),
+    [
+        ("algorithm = 'diloco'", "steps = 52", "52 steps and outer.sync_every = 30: the last 22 inner steps are"),
+        ("algorithm = 'diloco'", "steps = 61", "the last inner step is in no outer step, and so not in val_loss"),
+        ("algorithm = 'diloco'; sync_every = [30, 40]", "steps = 120", None),
+        ("algorithm = 'diloco'", f"tokens = {12 * 64 * 100 - 1}", "100 steps and outer.sync_every = 30: the last 10"),
+        ("algorithm = 'diloco'", "steps = 60", None),
+        ("algorithm = 'diloco'", "steps = 61", "with 60 or 90 steps none is lost (1 case)"),
+        ("algorithm = 'delayed'", "steps = 61", "90 steps none is lost but the last round's, which is on its way"),
+        (
+            "algorithm = 'streaming'; overlap_steps = 4",
+            "steps = 60",
+            "outer.overlap_steps = 4: the last 26 inner steps of",
+        ),
+        ("algorithm = 'streaming'; overlap_steps = 4", "steps = 64", None),
+    ],
+)
 def test_inner_steps_that_no_outer_step_takes_in_are_said(tmp_path, outer, budget, said):
     told = load(tmp_path, outer, budget).warnings()
     assert told == [] if said is None else said in told[0] and told[0].endswith("(1 case)")
@@ -70,14 +84,17 @@ def test_inner_steps_that_no_outer_step_takes_in_are_said(tmp_path, outer, budge
         assert load(tmp_path, outer, budget, "eval_sequences = 0").warnings() == []  # nothing looks at those weights
 
 
-@pytest.mark.parametrize(("outer", "steps", "warmup", "said"), [
-    ("algorithm = 'diloco'; sync_every = 20", 40, 40, False),  # no step is timed at all: the row says so
-    ("algorithm = 'diloco'; sync_every = 20", 40, 39, False),  # the outer step after step 40 is
-    ("algorithm = 'diloco'; sync_every = 20", 50, 40, True),
-    ("algorithm = 'eager'; sync_every = 20", 40, 3, False),
-    ("algorithm = 'streaming'; sync_every = 20", 41, 30, False),
-    ("algorithm = 'streaming'; sync_every = 20", 40, 30, True),  # sent after step 40, applied after 41
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("outer", "steps", "warmup", "said"),
+    [
+        ("algorithm = 'diloco'; sync_every = 20", 40, 40, False),  # no step is timed at all: the row says so
+        ("algorithm = 'diloco'; sync_every = 20", 40, 39, False),  # the outer step after step 40 is
+        ("algorithm = 'diloco'; sync_every = 20", 50, 40, True),
+        ("algorithm = 'eager'; sync_every = 20", 40, 3, False),
+        ("algorithm = 'streaming'; sync_every = 20", 41, 30, False),
+        ("algorithm = 'streaming'; sync_every = 20", 40, 30, True),  # sent after step 40, applied after 41
+    ],
+)
 def test_a_run_whose_outer_step_is_not_timed_is_said(tmp_path, outer, steps, warmup, said):
     measure = f"eval_sequences = 0\nwarmup_steps = {warmup}"
     told = load(tmp_path, outer, f"steps = {steps}", measure).warnings()
@@ -98,9 +115,10 @@ def test_run_says_both_quiet_or_not_and_the_row_has_the_reason(tmp_path, capfd):
     assert row["status"] == "skipped" and "52 steps and outer.sync_every = 60" in row["reason"]
 
 
-@pytest.mark.parametrize(("done", "behind", "why"), [
-    (52, 22, None), (60, 0, None), (25, 25, "no outer step in 25 inner steps: the first needs 30"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("done", "behind", "why"),
+    [(52, 22, None), (60, 0, None), (25, 25, "no outer step in 25 inner steps: the first needs 30")],
+)
 def test_the_row_says_how_many_are_missing_and_has_no_loss_of_start_weights(tmp_path, done, behind, why):
     case = load(tmp_path, "algorithm = 'diloco'", f"steps = {max(done, 30)}").all_cases[0]
     evals = [{"step": case.recipe.steps, "val_loss": 2.5, "val_sequences": 8, "kind": "outer"}]

@@ -34,9 +34,12 @@ STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 
 def examples(count):
     return settings(
-        max_examples=10 * count if LONG else count, deadline=None, derandomize=not LONG, print_blob=True,
+        max_examples=10 * count if LONG else count,
+        deadline=None,
+        derandomize=not LONG,
+        print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +64,11 @@ ODD = st.one_of(
 def likely(key):
     """Mostly of the key's type."""
     kind = {
-        int: INTEGERS, float: FLOATS, bool: st.booleans(),
+        int: INTEGERS,
+        float: FLOATS,
+        bool: st.booleans(),
         str: st.sampled_from(WORDS + ([key.default] if isinstance(key.default, str) else [])),
-    }[key.type]  # fmt: skip
+    }[key.type]
     value = st.one_of(kind, kind, kind, ODD)
     return st.one_of(value, value, st.lists(value, min_size=0, max_size=3))
 
@@ -151,10 +156,11 @@ def test_a_study_file_that_was_damaged(tmp_path_factory, data):
 
 TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(NASTY + ["\ud800", "=cmd", "NaN", "null"]))
 VALUES = {
-    "string": TEXTS, "bool": st.booleans(),
+    "string": TEXTS,
+    "bool": st.booleans(),
     "int64": st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([0, -1, 2**53 + 1])),
     "float64": st.one_of(st.floats(), st.integers(-9, 9)),
-}  # fmt: skip
+}
 OURS = {"run_id", "attempt", "schema_version", "status", "reason"} | {
     name for name in columns("runs") if name.endswith("_rows") or "sha256" in name
 }
@@ -177,8 +183,10 @@ def required(row):
         for column in columns("runs").values()
         if column.required and column.name not in OURS and row.get(column.name) is None
     }
-    return row | {name: columns("runs")[name].values[0] if columns("runs")[name].values else value
-                  for name, value in filled.items()}  # fmt: skip
+    return row | {
+        name: columns("runs")[name].values[0] if columns("runs")[name].values else value
+        for name, value in filled.items()
+    }
 
 
 def same(found, meant):
@@ -211,8 +219,9 @@ def test_a_row_is_read_as_it_was_written(tmp_path_factory, row, status, count, d
 
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)), max_leaves=5,
-)  # fmt: skip
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=5,
+)
 
 
 def a_run(folder, count=5):

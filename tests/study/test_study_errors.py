@@ -49,94 +49,31 @@ def message(folder: Path, text: str) -> str:
 
 
 MISTAKES = {
-    "misspelt key": (
-        BASE + "[layout]\ndp_shrad = 2\n",
-        "layout.dp_shrad: unknown key; did you mean dp_shard?",
-    ),
-    "misspelt section": (
-        BASE + "[layuot]\ntp = 2\n",
-        "layuot: unknown key; did you mean layout?",
-    ),
-    "key of another section": (
-        recipe("tp = 2"),
-        "recipe.tp: unknown key; did you mean layout.tp?",
-    ),
-    "steps": (
-        recipe("steps = 2"),
-        "recipe.steps: unknown key; steps are set in [budget]",
-    ),
-    "nothing near": (
-        BASE + "zzz = 1\n",
-        "budget.zzz: unknown key; allowed are steps, tokens, tokens_per_param, flops",
-    ),
-    "string for integer": (
-        BASE + '[[layout]]\n[[layout]]\ntp = "2"\n',
-        'layout[1].tp = "2": must be an integer',
-    ),
-    "bool for integer": (
-        BASE + "[layout]\ntp = true\n",
-        "layout.tp = true: must be an integer",
-    ),
-    "integer for bool": (
-        BASE + "[layout]\nsp = 1\n",
-        "layout.sp = 1: must be true or false",
-    ),
-    "number for integer": (
-        BASE + "[layout]\ntp = 2.0\n",
-        "layout.tp = 2.0: must be an integer",
-    ),
-    "integer for string": (
-        BASE + "[layout]\nengine = 2\n",
-        "layout.engine = 2: must be a string",
-    ),
-    "date": (
-        BASE + "[layout]\ntp = 2024-01-01\n",
-        "layout.tp = 2024-01-01: must be an integer",
-    ),
-    "nan": (
-        recipe("lr = nan"),
-        "recipe.lr = nan: must be finite",
-    ),
-    "inf in a list": (
-        recipe("lr = [1e-3, inf]"),
-        "recipe.lr[1] = inf: must be finite",
-    ),
-    "string in a list": (
-        BASE + '[layout]\ntp = [2, "4"]\n',
-        'layout.tp[1] = "4": must be an integer',
-    ),
-    "empty list": (
-        BASE + "[layout]\ntp = []\n",
-        "layout.tp = a list of 0: must not be empty",
-    ),
-    "list in a list": (
-        BASE + "[layout]\ntp = [[2]]\n",
-        "layout.tp[0] = a list of 1: must be an integer",
-    ),
-    "table for a value": (
-        BASE + "[layout.tp]\nx = 1\n",
-        "layout.tp = a table: must be an integer",
-    ),
-    "value for a table": (
-        "layout = 3\n" + BASE,
-        "layout = 3: must be a table or an array of tables",
-    ),
-    "value in an array of tables": (
-        "layout = [3]\n" + BASE,
-        "layout[0] = 3: must be a table",
-    ),
-    "value for a section": (
-        BASE.replace("[model]\nsize = \"tiny-100k\"\n", "model = 3\n"),
-        "model = 3: must be a table",
-    ),
+    "misspelt key": (BASE + "[layout]\ndp_shrad = 2\n", "layout.dp_shrad: unknown key; did you mean dp_shard?"),
+    "misspelt section": (BASE + "[layuot]\ntp = 2\n", "layuot: unknown key; did you mean layout?"),
+    "key of another section": (recipe("tp = 2"), "recipe.tp: unknown key; did you mean layout.tp?"),
+    "steps": (recipe("steps = 2"), "recipe.steps: unknown key; steps are set in [budget]"),
+    "nothing near": (BASE + "zzz = 1\n", "budget.zzz: unknown key; allowed are steps, tokens, tokens_per_param, flops"),
+    "string for integer": (BASE + '[[layout]]\n[[layout]]\ntp = "2"\n', 'layout[1].tp = "2": must be an integer'),
+    "bool for integer": (BASE + "[layout]\ntp = true\n", "layout.tp = true: must be an integer"),
+    "integer for bool": (BASE + "[layout]\nsp = 1\n", "layout.sp = 1: must be true or false"),
+    "number for integer": (BASE + "[layout]\ntp = 2.0\n", "layout.tp = 2.0: must be an integer"),
+    "integer for string": (BASE + "[layout]\nengine = 2\n", "layout.engine = 2: must be a string"),
+    "date": (BASE + "[layout]\ntp = 2024-01-01\n", "layout.tp = 2024-01-01: must be an integer"),
+    "nan": (recipe("lr = nan"), "recipe.lr = nan: must be finite"),
+    "inf in a list": (recipe("lr = [1e-3, inf]"), "recipe.lr[1] = inf: must be finite"),
+    "string in a list": (BASE + '[layout]\ntp = [2, "4"]\n', 'layout.tp[1] = "4": must be an integer'),
+    "empty list": (BASE + "[layout]\ntp = []\n", "layout.tp = a list of 0: must not be empty"),
+    "list in a list": (BASE + "[layout]\ntp = [[2]]\n", "layout.tp[0] = a list of 1: must be an integer"),
+    "table for a value": (BASE + "[layout.tp]\nx = 1\n", "layout.tp = a table: must be an integer"),
+    "value for a table": ("layout = 3\n" + BASE, "layout = 3: must be a table or an array of tables"),
+    "value in an array of tables": ("layout = [3]\n" + BASE, "layout[0] = 3: must be a table"),
+    "value for a section": (BASE.replace('[model]\nsize = "tiny-100k"\n', "model = 3\n"), "model = 3: must be a table"),
     "name": (
         instead('"t"', '"../$(rm -rf)\\n"'),
         'name = "../$(rm -rf)\\n": must be letters, digits and . _ -, at most 64, the first no sign',
     ),
-    "name type": (
-        instead('"t"', "3"),
-        "name = 3: must be a string",
-    ),
+    "name type": (instead('"t"', "3"), "name = 3: must be a string"),
     "huge integer": (
         BASE + "[layout]\ntp = " + "9" * 40 + "\n",
         "layout.tp = an integer of 133 bits: must be less than 2**63",
@@ -153,10 +90,7 @@ MISTAKES = {
         BASE + "[layout\n",
         "not valid TOML: Expected ']' at the end of a table declaration (at line 9, column 8)",
     ),
-    "section twice": (
-        BASE + "[model]\n",
-        "not valid TOML: Cannot declare ('model',) twice (at line 9, column 7)",
-    ),
+    "section twice": (BASE + "[model]\n", "not valid TOML: Cannot declare ('model',) twice (at line 9, column 7)"),
     "empty file": (
         "\n",
         (
@@ -174,37 +108,20 @@ MISTAKES = {
         instead("tiny-100k", "tiny-100m"),
         'model.size = "tiny-100m": unknown size; did you mean tiny-100k?',
     ),
-    "heads": (
-        model("heads = 5"),
-        "model.width = 48: must be a multiple of model.heads = 5",
-    ),
+    "heads": (model("heads = 5"), "model.width = 48: must be a multiple of model.heads = 5"),
     "heads in some cases": (
         model("heads = [2, 5]"),
         "model.width = 48: must be a multiple of model.heads = 5 (in 1 of 2 cases; drop these with [[exclude]])",
     ),
-    "too many layers": (
-        model("layers = 999999999999"),
-        "model.layers = 999999999999: must be between 1 and 999999",
-    ),
+    "too many layers": (model("layers = 999999999999"), "model.layers = 999999999999: must be between 1 and 999999"),
     "ranges": (
         BASE + "[[layout]]\n[[layout]]\ntp = 0\n[measure]\nlog_every = 0\n",
-        (
-            "\n"
-            "  measure.log_every = 0: must be at least 1\n"
-            "  layout[1].tp = 0: must be at least 1"
-        ),
+        ("\n  measure.log_every = 0: must be at least 1\n  layout[1].tp = 0: must be at least 1"),
     ),
-    "range of the recipe": (
-        recipe("lr = -1"),
-        "recipe.lr = -1.0: must be between 0 and inf",
-    ),
+    "range of the recipe": (recipe("lr = -1"), "recipe.lr = -1.0: must be between 0 and inf"),
     "recipe and layout at once": (
         recipe("beta1 = 2") + "[layout]\npp = 0\n",
-        (
-            "\n"
-            "  layout.pp = 0: must be at least 1\n"
-            "  recipe.beta1 = 2.0: must be between 0 and 1"
-        ),
+        ("\n  layout.pp = 0: must be at least 1\n  recipe.beta1 = 2.0: must be between 0 and 1"),
     ),
     "choice": (
         BASE + '[layout]\nengine = "torhc"\n',
@@ -220,10 +137,7 @@ MISTAKES = {
             '  run.results = "a\\u0000": must be a printable path'
         ),
     ),
-    "list in run": (
-        BASE + "[run]\nrepeats = [1, 2]\n",
-        "run.repeats = a list of 2: must be an integer",
-    ),
+    "list in run": (BASE + "[run]\nrepeats = [1, 2]\n", "run.repeats = a list of 2: must be an integer"),
     "no budget": (
         instead("steps = 3", ""),
         "budget: give exactly one of steps, tokens, tokens_per_param, flops; found none",
@@ -248,22 +162,13 @@ MISTAKES = {
         instead("global_batch = 8", "batch_tokens = 1000"),
         "recipe.batch_tokens = 1000: must be a multiple of model.seq_len = 256, the nearest is 1024",
     ),
-    "negative budget": (
-        instead("steps = 3", "flops = -3"),
-        "budget.flops = -3.0: must be more than 0",
-    ),
-    "endless budget": (
-        instead("steps = 3", "flops = 1e300"),
-        "budget.flops = 1e+300: more than 2**63 tokens",
-    ),
+    "negative budget": (instead("steps = 3", "flops = -3"), "budget.flops = -3.0: must be more than 0"),
+    "endless budget": (instead("steps = 3", "flops = 1e300"), "budget.flops = 1e+300: more than 2**63 tokens"),
     "zip of different lengths": (
         BASE + '[zip]\n"recipe.lr" = [1e-3, 2e-3]\nlayout.tp = [1]\n',
         "zip: lists must be of equal length; recipe.lr has 2, layout.tp has 1",
     ),
-    "zip of no list": (
-        BASE + '[zip]\n"recipe.lr" = 1e-3\n',
-        "zip.recipe.lr = 0.001: must be a list",
-    ),
+    "zip of no list": (BASE + '[zip]\n"recipe.lr" = 1e-3\n', "zip.recipe.lr = 0.001: must be a list"),
     "zip of a key that is set": (
         BASE + '[zip]\n"recipe.global_batch" = [1, 2]\n',
         "recipe.global_batch: set twice, the second time in zip",
@@ -279,16 +184,9 @@ MISTAKES = {
     ),
     "zip types": (
         BASE + '[[zip]]\n"recipe.lr" = [1, "2"]\n[[zip]]\n',
-        (
-            "\n"
-            '  zip[0].recipe.lr[1] = "2": must be a number\n'
-            "  zip[1]: must not be empty"
-        ),
+        ('\n  zip[0].recipe.lr[1] = "2": must be a number\n  zip[1]: must not be empty'),
     ),
-    "exclude all": (
-        BASE + '[exclude]\n"recipe.lr" = 1e-3\n',
-        "exclude leaves no case",
-    ),
+    "exclude all": (BASE + '[exclude]\n"recipe.lr" = 1e-3\n', "exclude leaves no case"),
     "exclude types and keys": (
         BASE + '[[exclude]]\n"recipe.lr" = "1"\n"layout.tpp" = 2\n',
         (
@@ -297,10 +195,7 @@ MISTAKES = {
             '  exclude[0]."layout.tpp": unknown key; did you mean layout.tp?'
         ),
     ),
-    "seeds twice": (
-        recipe("seed = 3") + "[run]\nseeds = [1]\n",
-        "run.seeds and recipe.seed: give one of them",
-    ),
+    "seeds twice": (recipe("seed = 3") + "[run]\nseeds = [1]\n", "run.seeds and recipe.seed: give one of them"),
     "outer": (
         BASE + "[outer]\nreplicas = 2\n",
         "outer.replicas = 2: algorithm 'none' has one replica; allowed algorithms are localsgd, diloco, streaming, delayed, eager",  # noqa: E501
@@ -326,7 +221,7 @@ MISTAKES = {
         + "[layout]\ntpp = 2\ncp = 0\npp = 0\n[run]\nrepeats = 0\ndevice = 3\n[measure]\nlog_every = '1'\n",
         (
             "\n"
-            "  measure.log_every = \"1\": must be an integer\n"
+            '  measure.log_every = "1": must be an integer\n'
             "  layout.tpp: unknown key; did you mean tp?\n"
             "  run.device = 3: must be a string\n"
             "  run.repeats = 0: must be at least 1\n"
@@ -349,19 +244,11 @@ MISTAKES = {
     ),
     "a misspelt section is not missing, too": (
         instead("[recipe]", "[recpie]") + "[layout]\ntp = 0\n",
-        (
-            "\n"
-            "  recpie: unknown key; did you mean recipe?\n"
-            "  layout.tp = 0: must be at least 1"
-        ),
+        ("\n  recpie: unknown key; did you mean recipe?\n  layout.tp = 0: must be at least 1"),
     ),
     "a key of the wrong type is not missing, too": (
         instead('size = "tiny-100k"', "layers = '2'\nheads = 2\nwidth = 48\nffn = 128") + "[layout]\npp = 0\n",
-        (
-            "\n"
-            "  model.layers = \"2\": must be an integer\n"
-            "  layout.pp = 0: must be at least 1"
-        ),
+        ('\n  model.layers = "2": must be an integer\n  layout.pp = 0: must be at least 1'),
     ),
     "zip and the rest": (
         recipe("lr = -1") + '[zip]\n"recipe.beta1" = [1, 2]\n"layout.tp" = [1]\n[run]\nrepeats = 0\n',
@@ -374,11 +261,7 @@ MISTAKES = {
     ),
     "a wrong rule might have excluded it": (
         model("heads = [2, 5]") + '[exclude]\n"model.heds" = 5\n[layout]\npp = 0\n',
-        (
-            "\n"
-            '  exclude."model.heds": unknown key; did you mean model.heads?\n'
-            "  layout.pp = 0: must be at least 1"
-        ),
+        ('\n  exclude."model.heds": unknown key; did you mean model.heads?\n  layout.pp = 0: must be at least 1'),
     ),
     "two of the outer loop": (
         BASE + "[outer]\nalgorithm = 'diloco'\nreplicas = 2\nmomentum = 3\nsync_every = 0\ncompression = 'int3'\n",
@@ -402,14 +285,8 @@ MISTAKES = {
         BASE + "x = " + "[" * 30_000 + "]" * 30_000,
         "tables or lists nested more than 8 deep: not a study file",
     ),
-    "nested tables": (
-        BASE + "[a.b.c.d.e.f.g.h.i]\n",
-        "tables or lists nested more than 8 deep: not a study file",
-    ),
-    "key of many parts": (
-        "a." * 100_000 + "a = 1\n",
-        "tables or lists nested more than 8 deep: not a study file",
-    ),
+    "nested tables": (BASE + "[a.b.c.d.e.f.g.h.i]\n", "tables or lists nested more than 8 deep: not a study file"),
+    "key of many parts": ("a." * 100_000 + "a = 1\n", "tables or lists nested more than 8 deep: not a study file"),
 }
 
 
@@ -501,11 +378,18 @@ def test_a_study_name_is_a_safe_folder_name(tmp_path, name):
         load_study(path)
 
 
-@pytest.mark.parametrize("text", [
-    "x = " + "[" * 400_000, "x = " + "{a=" * 200_000, "[" + "a." * 400_000 + "a]\n", "a.b." * 250_000 + "c = 1",
-    "\n".join(f"[layout.x{i}]" for i in range(15_000)), "[[layout]]\n" * 60_000,
-    "[layout]\ntp = [" + "2, " * 300_000 + "]\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 400_000,
+        "x = " + "{a=" * 200_000,
+        "[" + "a." * 400_000 + "a]\n",
+        "a.b." * 250_000 + "c = 1",
+        "\n".join(f"[layout.x{i}]" for i in range(15_000)),
+        "[[layout]]\n" * 60_000,
+        "[layout]\ntp = [" + "2, " * 300_000 + "]\n",
+    ],
+)
 def test_hostile_files_are_refused_soon(tmp_path, text):
     started = time.perf_counter()
     message(tmp_path, text)
@@ -514,12 +398,15 @@ def test_hostile_files_are_refused_soon(tmp_path, text):
 
 toml_values = st.recursive(
     st.one_of(
-        st.integers(), st.floats(), st.booleans(), st.text(max_size=5),
+        st.integers(),
+        st.floats(),
+        st.booleans(),
+        st.text(max_size=5),
         st.sampled_from(["torch", "1F1B", "adamw", "stdlib", "none"]),
     ),
     lambda inner: st.lists(inner, max_size=3),
     max_leaves=4,
-)  # fmt: skip
+)
 
 
 def to_toml(value: object) -> str:
@@ -533,11 +420,7 @@ def to_toml(value: object) -> str:
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    section=st.sampled_from([*SECTIONS, "zip", "exclude"]),
-    value=toml_values,
-    data=st.data(),
-)
+@given(section=st.sampled_from([*SECTIONS, "zip", "exclude"]), value=toml_values, data=st.data())
 def test_any_value_of_any_key_is_a_case_or_a_message(tmp_path_factory, section, value, data):
     known = [key.name if key.section == section else key.dotted for key in KEYS.values()]
     key = data.draw(st.one_of(st.sampled_from(known), st.text(st.characters(codec="utf-8"), max_size=4)))

@@ -125,8 +125,13 @@ def test_alternative_tables_add_up_and_their_lists_multiply(tmp_path):
     text = BASE + "[[layout]]\n[[layout]]\ndp_shard = [2, 4]\nreshard_after_forward = [true, false]\n"
     text += "[[layout]]\ntp = 2\n"
     assert [c.layout.name() for c in load(tmp_path, text).all_cases] == [
-        "single", "fsdp2", "fsdp2z2", "fsdp4", "fsdp4z2", "tp2",
-    ]  # fmt: skip
+        "single",
+        "fsdp2",
+        "fsdp2z2",
+        "fsdp4",
+        "fsdp4z2",
+        "tp2",
+    ]
     text += '[[outer]]\n[[outer]]\nalgorithm = "diloco"\nreplicas = 2\n'
     assert len(load(tmp_path, text).all_cases) == 12
 
@@ -180,9 +185,10 @@ def test_budget_is_rounded_up_to_whole_steps(tmp_path_factory, kind, steps):
     (case,) = load(folder, BASE).all_cases
     tokens = case.recipe.global_batch * case.shape.seq_len * steps
     exact = {
-        "tokens": tokens, "tokens_per_param": tokens / case.shape.params_total,
+        "tokens": tokens,
+        "tokens_per_param": tokens / case.shape.params_total,
         "flops": tokens * flops_per_token(case.shape)["6n"],
-    }[kind]  # fmt: skip
+    }[kind]
     for amount, expected in ((exact, steps), (exact * (1 + 1e-8), steps + 1), (exact * (1 - 1e-8), steps)):
         (found,) = load(folder, BASE.replace("steps = 3", f"{kind} = {amount!r}")).all_cases
         assert found.recipe.steps == expected
@@ -207,9 +213,12 @@ def test_case_id_is_of_the_content_and_the_same_everywhere(tmp_path):
     (case,), (shuffled,) = load(tmp_path, BASE).all_cases, load(tmp_path, SHUFFLED).all_cases
     code = "import sys, scalade.launch.study.study as s; print(s.load_study(sys.argv[1]).all_cases[0].case_id)"
     other = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "t.toml"], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code, tmp_path / "t.toml"],
+        capture_output=True,
+        text=True,
+        check=True,
         env=os.environ | {"PYTHONHASHSEED": "7"},
-    ).stdout.strip()  # fmt: skip
+    ).stdout.strip()
     assert case.case_id == shuffled.case_id == other
     content = json.loads(case.to_json())
     content.pop("model_name")

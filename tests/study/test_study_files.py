@@ -40,12 +40,16 @@ def test_a_byte_order_mark_is_read(path):
     assert [case.case_id for case in load_study(path).all_cases] == [case.case_id for case in plain]
 
 
-@pytest.mark.parametrize(("content", "told"), [
-    (STUDY.encode("utf-16"), "UTF-16: TOML is UTF-8, save it so"),
-    (STUDY.encode("utf-16-be"), "not valid TOML"),
-    (STUDY.replace("tiny", "t\xefny").encode("latin-1"), "not UTF-8 at byte"),
-    (STUDY.encode() + b"\0", "not valid TOML"), (b"\x7fELF\x02\x01\x01", "not valid TOML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (STUDY.encode("utf-16"), "UTF-16: TOML is UTF-8, save it so"),
+        (STUDY.encode("utf-16-be"), "not valid TOML"),
+        (STUDY.replace("tiny", "t\xefny").encode("latin-1"), "not UTF-8 at byte"),
+        (STUDY.encode() + b"\0", "not valid TOML"),
+        (b"\x7fELF\x02\x01\x01", "not valid TOML"),
+    ],
+)
 def test_other_encodings_cost_one_line(path, content, told):
     path.write_bytes(content)
     assert told in refused(path)

@@ -22,45 +22,82 @@ from scalade.parallelism.layout import (
     ZERO_BUBBLE,
     Layout,
     canonical,
-)  # fmt: skip
+)
 from scalade.parallelism.memory import predict
 
 degrees = st.sampled_from([1, 1, 1, 2, 3, 4, 8])
 layouts = st.builds(
-    Layout, dp_replicate=degrees, dp_shard=degrees, tp=degrees, pp=degrees, cp=degrees,
+    Layout,
+    dp_replicate=degrees,
+    dp_shard=degrees,
+    tp=degrees,
+    pp=degrees,
+    cp=degrees,
     ep=st.sampled_from([1, 1, 1, 2]),
-    reshard_after_forward=st.booleans(), sp=st.booleans(), loss_parallel=st.booleans(),
-    pp_schedule=st.sampled_from(SCHEDULES), virtual_stages=st.sampled_from([1, 1, 2, 3]),
-    microbatches=st.sampled_from([1, 2, 4, 8, 16]), cp_method=st.sampled_from(CP_METHODS),
-    recompute=st.sampled_from(RECOMPUTE), compile=st.booleans(),
-)  # fmt: skip
+    reshard_after_forward=st.booleans(),
+    sp=st.booleans(),
+    loss_parallel=st.booleans(),
+    pp_schedule=st.sampled_from(SCHEDULES),
+    virtual_stages=st.sampled_from([1, 1, 2, 3]),
+    microbatches=st.sampled_from([1, 2, 4, 8, 16]),
+    cp_method=st.sampled_from(CP_METHODS),
+    recompute=st.sampled_from(RECOMPUTE),
+    compile=st.booleans(),
+)
 SHAPE = ModelShape(layers=8, heads=8, kv_heads=4, width=64, ffn=144, vocab=256, seq_len=96)
 shapes = st.builds(
-    replace, st.just(SHAPE), layers=st.integers(1, 24), kv_heads=st.sampled_from([1, 2, 4, 8]),
-    seq_len=st.sampled_from([32, 48, 96, 100]), vocab=st.sampled_from([250, 256, 257]), tied=st.booleans(),
-    mlp=st.sampled_from(["gelu", "swiglu"]), qk_norm=st.booleans(),
-)  # fmt: skip
-recipes = st.builds(
-    Recipe, global_batch=st.sampled_from([1, 6, 16, 64, 192, 384]), steps=st.just(1),
-    precision=st.sampled_from(["fp32", "bf16"]), optimizer=st.sampled_from(["adamw", "sgd"]),
-)  # fmt: skip
-friendly = st.builds(
-    replace, st.just(replace(SHAPE, kv_heads=8, layers=24)), mlp=st.sampled_from(["gelu", "swiglu"]),
+    replace,
+    st.just(SHAPE),
+    layers=st.integers(1, 24),
+    kv_heads=st.sampled_from([1, 2, 4, 8]),
+    seq_len=st.sampled_from([32, 48, 96, 100]),
+    vocab=st.sampled_from([250, 256, 257]),
+    tied=st.booleans(),
+    mlp=st.sampled_from(["gelu", "swiglu"]),
     qk_norm=st.booleans(),
-)  # fmt: skip
-large = st.builds(
-    Recipe, global_batch=st.just(9216), steps=st.just(1), precision=st.sampled_from(["fp32", "bf16"]),
+)
+recipes = st.builds(
+    Recipe,
+    global_batch=st.sampled_from([1, 6, 16, 64, 192, 384]),
+    steps=st.just(1),
+    precision=st.sampled_from(["fp32", "bf16"]),
     optimizer=st.sampled_from(["adamw", "sgd"]),
-)  # fmt: skip
+)
+friendly = st.builds(
+    replace,
+    st.just(replace(SHAPE, kv_heads=8, layers=24)),
+    mlp=st.sampled_from(["gelu", "swiglu"]),
+    qk_norm=st.booleans(),
+)
+large = st.builds(
+    Recipe,
+    global_batch=st.just(9216),
+    steps=st.just(1),
+    precision=st.sampled_from(["fp32", "bf16"]),
+    optimizer=st.sampled_from(["adamw", "sgd"]),
+)
 possible = st.builds(  # with `friendly` and `large`: all of these can run
-    Layout, dp_replicate=degrees, dp_shard=degrees, tp=st.sampled_from([1, 2, 4, 8]), sp=st.booleans(),
-    cp=st.sampled_from([1, 2, 4]), loss_parallel=st.booleans(), reshard_after_forward=st.booleans(),
-    microbatches=st.sampled_from([1, 2, 4]), recompute=st.sampled_from(RECOMPUTE),
+    Layout,
+    dp_replicate=degrees,
+    dp_shard=degrees,
+    tp=st.sampled_from([1, 2, 4, 8]),
+    sp=st.booleans(),
+    cp=st.sampled_from([1, 2, 4]),
+    loss_parallel=st.booleans(),
+    reshard_after_forward=st.booleans(),
+    microbatches=st.sampled_from([1, 2, 4]),
+    recompute=st.sampled_from(RECOMPUTE),
 ) | st.builds(
-    Layout, dp_replicate=degrees, dp_shard=degrees, tp=st.sampled_from([1, 2, 4, 8]), pp=st.sampled_from([2, 4]),
-    pp_schedule=st.sampled_from(LOOPED), virtual_stages=st.just(2), microbatches=st.just(8),
+    Layout,
+    dp_replicate=degrees,
+    dp_shard=degrees,
+    tp=st.sampled_from([1, 2, 4, 8]),
+    pp=st.sampled_from([2, 4]),
+    pp_schedule=st.sampled_from(LOOPED),
+    virtual_stages=st.just(2),
+    microbatches=st.just(8),
     reshard_after_forward=st.just(False),
-)  # fmt: skip
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -203,10 +240,19 @@ def test_a_case_that_no_layout_can_compute_has_no_prediction(tmp_path):
 
 @pytest.mark.parametrize(
     "cores, more, threads",
-    [(2, "", 1), (3, "", 1), (8, "", 2), (13, "", 3), (64, "", 4),  # the largest that can run: 2, 2, 4, 4, 16 ranks
-     (8, "max_ranks = 2\n", 4), (8, "max_ranks = 1\n", 8), (2, "max_ranks = 16\n", 1),
-     (8, "threads_per_rank = 5\n", 5), (8, 'launcher = "torchrun"\n', 1)],
-)  # fmt: skip
+    [
+        (2, "", 1),
+        (3, "", 1),
+        (8, "", 2),
+        (13, "", 3),
+        (64, "", 4),  # the largest that can run: 2, 2, 4, 4, 16 ranks
+        (8, "max_ranks = 2\n", 4),
+        (8, "max_ranks = 1\n", 8),
+        (2, "max_ranks = 16\n", 1),
+        (8, "threads_per_rank = 5\n", 5),
+        (8, 'launcher = "torchrun"\n', 1),
+    ],
+)
 def test_every_case_gets_the_same_threads(tmp_path, monkeypatch, cores, more, threads):
     """Cores over the ranks of the largest case that can run here; else no two layouts could be compared."""
     monkeypatch.setattr(machine, "cores", lambda: cores)
@@ -250,9 +296,10 @@ def test_machine_tells_the_truth(monkeypatch):
     assert machine.gpus() == 3
     files = {
         "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  8000 kB\n",
-        "/sys/fs/cgroup/memory.max": "5000000\n", "/sys/fs/cgroup/memory.current": "1000000\n",
+        "/sys/fs/cgroup/memory.max": "5000000\n",
+        "/sys/fs/cgroup/memory.current": "1000000\n",
         "/sys/fs/cgroup/cpu.max": "100000 100000\n",
-    }  # fmt: skip
+    }
     monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
     assert machine.host_memory_bytes() == 4_000_000 and machine.cores() == 1
     files["/sys/fs/cgroup/memory.max"] = "max\n"

@@ -27,7 +27,7 @@ def test_the_examples_load(tmp_path):
     path = tmp_path / "example.toml"
     path.write_text(first)
     assert len(load_study(path).all_cases) == 6
-    base = 'recipe.global_batch = 8\nbudget.steps = 3\n'
+    base = "recipe.global_batch = 8\nbudget.steps = 3\n"
     counts = []
     for text in others:
         size = "" if "model.size" in text else 'model.size = "tiny-800k"\n'

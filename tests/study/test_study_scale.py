@@ -25,16 +25,24 @@ from scalade.results.store.store import RunStore
 @pytest.mark.parametrize(
     ("run", "told"),
     [
-        ("repeats = 100_000_000", "run.repeats = 100000000: 2 cases make 200,000,000 runs; the limit is run.max_runs = "
-         "100000, at most 1000000 can be set; set run.repeats to at most 50000"),
-        ("repeats = 60_000", "run.repeats = 60000: 2 cases make 120,000 runs; the limit is run.max_runs = 100000, "
-         "which may be set to 120000; set run.repeats to at most 50000"),
+        (
+            "repeats = 100_000_000",
+            "run.repeats = 100000000: 2 cases make 200,000,000 runs; the limit is run.max_runs = "
+            "100000, at most 1000000 can be set; set run.repeats to at most 50000",
+        ),
+        (
+            "repeats = 60_000",
+            "run.repeats = 60000: 2 cases make 120,000 runs; the limit is run.max_runs = 100000, "
+            "which may be set to 120000; set run.repeats to at most 50000",
+        ),
         ("repeats = 60_000\nmax_runs = 120_000", None),
-        ("max_runs = 1", "the lists multiply to 2 cases: recipe.lr 2; the limit is run.max_runs = 1, which may be set "
-         "to 2"),
+        (
+            "max_runs = 1",
+            "the lists multiply to 2 cases: recipe.lr 2; the limit is run.max_runs = 1, which may be set to 2",
+        ),
         ("max_runs = 1_000_001", "run.max_runs = 1000001: must be between 1 and 1000000"),
     ],
-)  # fmt: skip
+)
 def test_runs_are_counted_and_not_built(tmp_path, run, told):
     text = BASE.replace("global_batch = 8", "global_batch = 8\nlr = [1e-3, 2e-3]") + f"[run]\n{run}\n"
     begun = time.process_time()
@@ -60,9 +68,13 @@ def test_thousands_of_exclusions_cost_no_product_with_the_cases(tmp_path):
 
 
 EXCLUDED = {
-    "model.size": ["tiny-100k", "tiny-300k"], "model.layers": [2, 4], "layout.tp": [1, 2], "recipe.lr": [1e-3, 2e-3],
-    "outer.algorithm": ["none", "diloco"], "recipe.clip_norm": [1.0, 2.0],
-}  # fmt: skip
+    "model.size": ["tiny-100k", "tiny-300k"],
+    "model.layers": [2, 4],
+    "layout.tp": [1, 2],
+    "recipe.lr": [1e-3, 2e-3],
+    "outer.algorithm": ["none", "diloco"],
+    "recipe.clip_norm": [1.0, 2.0],
+}
 RULES = st.dictionaries(
     st.sampled_from(sorted(EXCLUDED)), st.lists(st.integers(0, 1), min_size=1, max_size=2), min_size=1
 )
@@ -225,9 +237,11 @@ def test_of_many_runs_some_are_asked_for(tmp_path):
         make_plan(study, store, only=["0123"])
 
 
-MANY = BASE.replace('"tiny-100k"', '["tiny-100k", "tiny-300k", "tiny-800k", "tiny-2m", "tiny-5m"]').replace(
-    "global_batch = 8", f"global_batch = 64\nlr = {[n / 1e4 for n in range(1, 41)]}"
-) + f"""
+MANY = (
+    BASE.replace('"tiny-100k"', '["tiny-100k", "tiny-300k", "tiny-800k", "tiny-2m", "tiny-5m"]').replace(
+        "global_batch = 8", f"global_batch = 64\nlr = {[n / 1e4 for n in range(1, 41)]}"
+    )
+    + f"""
 [[layout]]
 dp_replicate = [1, 2]
 [[layout]]
@@ -243,6 +257,7 @@ microbatches = [2, 4]
 seeds = {list(range(50))}
 max_ranks = 2
 """
+)
 PLAN = """
 import sys, time
 from pathlib import Path

@@ -15,8 +15,15 @@ from scalade.launch.sweep.plan import PlannedRun
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.layout import Layout
 
-CASE = Case(ModelShape(layers=1, heads=1, kv_heads=1, width=8, ffn=8, vocab=256, seq_len=32), DataSpec(),
-            Recipe(global_batch=4, steps=8), Layout(), Outer(), Measure(), "tiny")  # fmt: skip
+CASE = Case(
+    ModelShape(layers=1, heads=1, kv_heads=1, width=8, ffn=8, vocab=256, seq_len=32),
+    DataSpec(),
+    Recipe(global_batch=4, steps=8),
+    Layout(),
+    Outer(),
+    Measure(),
+    "tiny",
+)
 
 
 def said(display, cases, outcome):
@@ -31,13 +38,15 @@ def said(display, cases, outcome):
 def test_a_line_says_in_what_the_cases_of_one_name_differ():
     cases = [replace(CASE, recipe=replace(CASE.recipe, lr=lr)) for lr in (1e-3, 2e-3)]
     assert said(Lines(), cases, Outcome("ok", None)) == [
-        "[1/4] ok         tiny single lr=0.001 r0", "[2/4] ok         tiny single lr=0.002 r0",
-    ]  # fmt: skip
+        "[1/4] ok         tiny single lr=0.001 r0",
+        "[2/4] ok         tiny single lr=0.002 r0",
+    ]
     assert said(Failures(), cases, Outcome("skipped", "too large")) == []
 
 
 def test_a_line_says_no_more_than_tells_them_apart():
     cases = [CASE, replace(CASE, model_name="small", recipe=replace(CASE.recipe, lr=1.0))]
     assert said(Lines(), cases, Outcome("ok", None)) == [
-        "[1/4] ok         tiny single r0", "[2/4] ok         small single r0",
-    ]  # fmt: skip
+        "[1/4] ok         tiny single r0",
+        "[2/4] ok         small single r0",
+    ]

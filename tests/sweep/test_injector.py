@@ -23,8 +23,16 @@ def test_a_seed_says_which_faults_and_each_kind_comes_before_one_comes_twice():
     able = {name for name in kinds if os.geteuid() == 0 or not kinds[name].root}
     assert set(drawn[: len(able)]) == able
     assert {kind.area for kind in kinds.values()} == {
-        "ranks", "sweeps", "guards", "disks", "files", "checkpoints", "clocks", "hosts", "neighbours",
-    }  # fmt: skip
+        "ranks",
+        "sweeps",
+        "guards",
+        "disks",
+        "files",
+        "checkpoints",
+        "clocks",
+        "hosts",
+        "neighbours",
+    }
 
 
 def change_a_row(lab):

@@ -157,9 +157,13 @@ def test_a_host_s_name_asks_for_no_stacks(name, tmp_path):
 
     with Signals() as signals:
         ending = watch(
-            [Child(0, child)], tmp_path, "no-such-mark", deadline=time.monotonic() + 60, signals=signals,
+            [Child(0, child)],
+            tmp_path,
+            "no-such-mark",
+            deadline=time.monotonic() + 60,
+            signals=signals,
             asked_to_stop=lambda: Stop(Why.NO_SUPERVISOR, name, 1),
-        )  # fmt: skip
+        )
     assert (ending.cause, ending.detail, ending.halted, ending.exits) == (Cause.STOPPED, name, (), {0: None})
     assert ending.stop.why is Why.NO_SUPERVISOR
 

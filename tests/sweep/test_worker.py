@@ -128,9 +128,12 @@ def test_when_a_supervisor_is_killed_the_others_end_and_say_so(tmp_path, victim)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher, where", [("torchrun", "make_plan"), *(pytest.param("mpirun", where, marks=pytest.mark.mpi)
-                                                     for where in ("make_plan", "listen"))],
-)  # fmt: skip
+    "launcher, where",
+    [
+        ("torchrun", "make_plan"),
+        *(pytest.param("mpirun", where, marks=pytest.mark.mpi) for where in ("make_plan", "listen")),
+    ],
+)
 def test_an_error_of_rank_0_s_supervisor_ends_all_of_them(tmp_path, launcher, where):
     study, results = write_study(tmp_path, steps=40, launcher=launcher), tmp_path / "r"
     command = LAUNCHERS[launcher].command(2, ["-c", BROKEN, "worker", str(study), "--results", str(results)])
@@ -240,9 +243,13 @@ def test_two_whole_jobs_on_one_port(tmp_path):
         mine = {process.pid for process in jobs[results.index(folder)]}
         assert row["status"] == "ok" and [each["rank"] for each in json.loads(row["ranks_json"])] == [0, 1] and mine
     told = (
-        "could not serve the rendezvous", "came more than once", "already whole",
-        "went away while supervisors came together", "could not reach rank 0", "has left without a word",
-    )  # fmt: skip
+        "could not serve the rendezvous",
+        "came more than once",
+        "already whole",
+        "went away while supervisors came together",
+        "could not reach rank 0",
+        "has left without a word",
+    )
     wrong = [text for code, text in zip(codes, said, strict=True) if code]
     assert len(wrong) >= 2 and all(any(words in text for words in told) for text in wrong), said
     assert not any("Traceback" in text for text in wrong)
@@ -257,9 +264,10 @@ def test_supervisors_stop_together_when_the_job_is_warned(tmp_path):
         workers = by_hand(study, results, [0, 1], 2, free_port(), **env)
         deadline = time.monotonic() + 120
         while not [
-            file for file in results.glob("runs/*/scratch/step")
+            file
+            for file in results.glob("runs/*/scratch/step")
             if file.read_bytes() and (file.parents[1] / "starts.jsonl").read_text().count('"start"') == number + 1
-        ]:  # fmt: skip
+        ]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         for worker in workers if number == 0 else ():

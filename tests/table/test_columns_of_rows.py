@@ -24,10 +24,14 @@ from scalade.results.table.step_columns import read_step_columns
 from scalade.results.table.work import levels, rate_of, work_of
 
 CELLS = {
-    "model": st.sampled_from(["a", "b", "", None]), "layout": st.sampled_from(["dp2", "tp2", None]),
-    "world_size": st.sampled_from([1, 2, 2**53 + 1, None]), "lr": st.sampled_from([0.0, -0.0, 1e-3, None]),
-    "compile": st.sampled_from([True, False, None]), "engine": st.just("torch"), "hpz": st.none(),
-}  # fmt: skip
+    "model": st.sampled_from(["a", "b", "", None]),
+    "layout": st.sampled_from(["dp2", "tp2", None]),
+    "world_size": st.sampled_from([1, 2, 2**53 + 1, None]),
+    "lr": st.sampled_from([0.0, -0.0, 1e-3, None]),
+    "compile": st.sampled_from([True, False, None]),
+    "engine": st.just("torch"),
+    "hpz": st.none(),
+}
 ROWS = st.lists(st.fixed_dictionaries(CELLS), max_size=12)
 
 
@@ -115,19 +119,26 @@ def test_what_other_columns_say(rows):
         for name in names:
             told.setdefault((name, values(row, by)), set()).add(row[name])
     wanted = [
-        name for name in names
+        name
+        for name in names
         if all(len(some) == 1 and None not in key for (one, key), some in told.items() if one == name)
-    ]  # fmt: skip
+    ]
     for some in as_given(rows):
         assert said_by(some, names, by) == wanted
 
 
-A_RUN = st.fixed_dictionaries({
-    "devices": st.sampled_from([1, 2, 4]), "step_time_s": st.sampled_from([0.1, 0.2, None]),
-    "status": st.sampled_from(["ok", "ok", "failed"]), "lr": st.sampled_from([1e-3, 2e-3]),
-    "device_type": st.sampled_from(["cpu", "cuda"]), "omp_wait_policy": st.sampled_from([None, "active"]),
-    "model_width": st.sampled_from([32, 64]), "tokens": st.sampled_from([None, 8192, 100_000, 103_000, 200_000]),
-})  # fmt: skip
+A_RUN = st.fixed_dictionaries(
+    {
+        "devices": st.sampled_from([1, 2, 4]),
+        "step_time_s": st.sampled_from([0.1, 0.2, None]),
+        "status": st.sampled_from(["ok", "ok", "failed"]),
+        "lr": st.sampled_from([1e-3, 2e-3]),
+        "device_type": st.sampled_from(["cpu", "cuda"]),
+        "omp_wait_policy": st.sampled_from([None, "active"]),
+        "model_width": st.sampled_from([32, 64]),
+        "tokens": st.sampled_from([None, 8192, 100_000, 103_000, 200_000]),
+    }
+)
 
 
 def made(i, one):
@@ -162,14 +173,18 @@ def row_by_row(rows):
         else:
             lost.setdefault(values(row, ALIKE), []).append(i)
     work = {key: [work_of(rows[i]) for i in some] for key, some in kept.items()}
-    mean = {key: type(some[0])(sum((one.tokens for one in some), Fraction(0)) / len(some), any(
-        one.varies for one in some)) for key, some in work.items()}  # fmt: skip
+    mean = {
+        key: type(some[0])(sum((one.tokens for one in some), Fraction(0)) / len(some), any(one.varies for one in some))
+        for key, some in work.items()
+    }
     whole = levelled([(key, rows[some[0]], mean[key]) for key, some in kept.items()], MODEL)
-    share = levelled([(key, rows[some[0]], mean[key].over(rows[some[0]]["world_size"])) for key, some in kept.items()],
-                     MODEL)  # fmt: skip
+    share = levelled(
+        [(key, rows[some[0]], mean[key].over(rows[some[0]]["world_size"])) for key, some in kept.items()], MODEL
+    )
     found = [(some, lost.get(key[0], []), mean[key], (whole[key], share[key])) for key, some in kept.items()]
-    found.sort(key=lambda one: (rows[one[0][0]]["world_size"], "torch", rows[one[0][0]]["layout"],
-                                rows[one[0][0]]["case_id"]))  # fmt: skip
+    found.sort(
+        key=lambda one: (rows[one[0][0]]["world_size"], "torch", rows[one[0][0]]["layout"], rows[one[0][0]]["case_id"])
+    )
     return found, [i for some in lost.values() for i in some]
 
 
@@ -181,8 +196,15 @@ def test_groups_are_those_of_going_row_by_row(some):
     for given_rows in (rows, rows_of(in_two_chunks(rows))):
         number = {row["case_id"]: i for i, row in enumerate(rows)}
         found, lost = groups(given_rows)
-        told = [([number[row["case_id"]] for row in one.rows], [number[row["case_id"]] for row in one.not_ok], one.work,
-                 one.levels) for one in found]  # fmt: skip
+        told = [
+            (
+                [number[row["case_id"]] for row in one.rows],
+                [number[row["case_id"]] for row in one.not_ok],
+                one.work,
+                one.levels,
+            )
+            for one in found
+        ]
         assert (told, [number[row["case_id"]] for row in lost]) == wanted
 
 
@@ -223,8 +245,11 @@ def test_steps_are_slices_of_whole_columns(folder):
 
 def test_each_form_reads_no_more_of_the_steps_than_it_needs(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(step_columns, "rows_table", lambda *some, **more: (
-        asked.append(more["columns"]) or read.rows_table(*some, **more)))  # fmt: skip
+    monkeypatch.setattr(
+        step_columns,
+        "rows_table",
+        lambda *some, **more: asked.append(more["columns"]) or read.rows_table(*some, **more),
+    )
     efficiency(folder, mode="strong", draws=0).to_text()
     assert asked == []  # of rows that say it themselves, or that have no outer loop, no step is read
     efficiency(folder, mode="strong", target_loss=3.9, loss_window=1, draws=0).to_text()

@@ -6,11 +6,16 @@ from scalade.results.store.store import RunStore
 from scalade.results.table import show
 
 TEXTS = {
-    "=HYPERLINK(\"http://x\")": "'=HYPERLINK(\"http://x\")", "+1+cmd|' /C calc'!A0": "'+1+cmd|' /C calc'!A0",
-    "@SUM(A1)": "'@SUM(A1)", "\t=1": "'\t=1", "-1": "-1", "-1e-5": "-1e-5", "-2+3": "'-2+3",
+    '=HYPERLINK("http://x")': '\'=HYPERLINK("http://x")',
+    "+1+cmd|' /C calc'!A0": "'+1+cmd|' /C calc'!A0",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": "'\t=1",
+    "-1": "-1",
+    "-1e-5": "-1e-5",
+    "-2+3": "'-2+3",
     "plain = text": "plain = text",
     "rank 1: out of memory": "rank 1: out of memory",
-}  # fmt: skip
+}
 
 
 def exported(folder, **options):

@@ -27,8 +27,19 @@ MADE_UP = Erratum(
     columns={"runs": ("step_time_s", "tokens_per_s", "val_loss"), "steps": ("step_time_s",), "evals": ("val_loss",)},
     why=WHY,
 )
-ROW = {"repeat": 0, "status": "ok", "world_size": 2, "global_batch": 8, "tokens_per_step": 1024, "step_time_s": 0.5,
-       "tokens_per_s": 2048.0, "loss": 2.0, "val_loss": 2.5, "params_total": 1000, "tokens_seen": 4096}  # fmt: skip
+ROW = {
+    "repeat": 0,
+    "status": "ok",
+    "world_size": 2,
+    "global_batch": 8,
+    "tokens_per_step": 1024,
+    "step_time_s": 0.5,
+    "tokens_per_s": 2048.0,
+    "loss": 2.0,
+    "val_loss": 2.5,
+    "params_total": 1000,
+    "tokens_seen": 4096,
+}
 
 
 def add(folder, name, version=SCHEMA_VERSION, **row):
@@ -71,8 +82,15 @@ def test_the_wrong_columns_of_old_rows_are_null_and_the_row_says_why(results):
 
 
 def test_a_row_that_held_nothing_wrong_is_not_counted(results):
-    add(results, "skipped", SCHEMA_VERSION - 1, layout="dp2", status="skipped", reason="no room",
-        **dict.fromkeys(("step_time_s", "tokens_per_s", "val_loss")))  # fmt: skip
+    add(
+        results,
+        "skipped",
+        SCHEMA_VERSION - 1,
+        layout="dp2",
+        status="skipped",
+        reason="no room",
+        **dict.fromkeys(("step_time_s", "tokens_per_s", "val_loss")),
+    )
     add(results, "partly", SCHEMA_VERSION - 1, layout="dp2", tokens_per_s=None)
     with pytest.warns(OldRows, match="2 rows of runs are read without"):
         runs = by_run(scalade.read_runs(results))
@@ -176,8 +194,10 @@ def test_a_fit_never_sees_them_nor_runs_that_are_not_ok(results, tmp_path, monke
     with pytest.warns(OldRows):
         frame, ours = _to_fit(given)
     assert ours and by_run(frame)["val_loss"].isna().to_dict() == {
-        "right-r0": False, "today-r0": False, "wrong-r0": True
-    }  # fmt: skip
+        "right-r0": False,
+        "today-r0": False,
+        "wrong-r0": True,
+    }
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path):
@@ -195,8 +215,16 @@ def test_the_command_line_says_it_in_one_line(tmp_path):
     ]
 
 
-OUTER = {"outer_algorithm": "diloco", "outer_placement": "distributed", "outer_sync_every": 30, "outer_steps": 2,
-         "steps": 63, "timed_steps": 60, "measure_warmup_steps": 3, "comm_bytes_per_step": 7}  # fmt: skip
+OUTER = {
+    "outer_algorithm": "diloco",
+    "outer_placement": "distributed",
+    "outer_sync_every": 30,
+    "outer_steps": 2,
+    "steps": 63,
+    "timed_steps": 60,
+    "measure_warmup_steps": 3,
+    "comm_bytes_per_step": 7,
+}
 
 
 def sized(model, vocab, tied):
@@ -213,13 +241,16 @@ WRONG = {  # what an old row says -> (columns read as null, columns that stay)
     "every step": ({"outer_sync_every": 1}, "", "step_time_s comm_bytes_per_step val_loss"),
     "no outer step": ({"outer_steps": 0, "timed_steps": 22}, "val_loss step_time_s", "loss"),
     "a fragment never": (
-        {"outer_algorithm": "streaming", "outer_overlap_steps": 1, "steps": 30, "timed_steps": 30}, "val_loss",
+        {"outer_algorithm": "streaming", "outer_overlap_steps": 1, "steps": 30, "timed_steps": 30},
+        "val_loss",
         "step_time_s loss",
     ),
     "data parallel": ({"outer_algorithm": "none", "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
     "declared": ({"outer_algorithm": "none", "parity": "not checked"}, "tokens_per_step tokens_per_s", "step_time_s"),
     "declared as told": (
-        {"outer_algorithm": "none", "parity": "not checked", "tokens_seen": 1024}, "", "tokens_per_step tokens_per_s"
+        {"outer_algorithm": "none", "parity": "not checked", "tokens_seen": 1024},
+        "",
+        "tokens_per_step tokens_per_s",
     ),
     "a name of 35 M at 19 M": (sized("diloco-35m", 256, True), "model", "step_time_s"),
     "a head of its own": (sized("diloco-1.3b", 32768, False), "model", "step_time_s"),
@@ -227,7 +258,7 @@ WRONG = {  # what an old row says -> (columns read as null, columns that stay)
     "tiny, of other data": (sized("tiny-2m", 512, True), "model", "step_time_s"),
     "tiny": (sized("tiny-2m", 256, False), "", "model step_time_s"),
     "never said": ({"outer_algorithm": None, "timed_steps": 56}, "", "step_time_s comm_bytes_per_step val_loss"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore::scalade.results.table.read.OldRows")

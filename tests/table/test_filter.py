@@ -181,6 +181,7 @@ def test_comparisons_are_those_of_pandas_where_nothing_is_missing(a, b, op):
 
 def kleene(text, values):
     """Three-valued logic by Python, None as unknown: a second reading of the same filter."""
+
     def of(word):
         return values[word]
 
@@ -196,8 +197,11 @@ def kleene(text, values):
     return of(text[0])
 
 
-LOGIC = st.recursive(st.sampled_from([("a",), ("b",), ("c",)]), lambda part: st.one_of(
-    st.tuples(st.just("not"), part), st.tuples(st.sampled_from(["and", "or"]), part, part)), max_leaves=8)  # fmt: skip
+LOGIC = st.recursive(
+    st.sampled_from([("a",), ("b",), ("c",)]),
+    lambda part: st.one_of(st.tuples(st.just("not"), part), st.tuples(st.sampled_from(["and", "or"]), part, part)),
+    max_leaves=8,
+)
 
 
 def said(tree):
@@ -214,18 +218,28 @@ def test_what_is_not_known_is_as_in_sql(tree, rows):
     assert where(frame, said(tree)).tolist() == wanted
 
 
-RUNS = pa.Table.from_pylist([
-    {"run_id": "c0-r0", "layout": "fsdp2.tp2", "tp": 2, "loss": 3.0, "git_dirty": True, "step_rows": 2**53 + 1},
-    {"run_id": "c1-r0", "layout": "single", "tp": 1, "loss": None, "git_dirty": None, "step_rows": 2**53},
-    {"run_id": "c2-r0", "layout": None, "tp": None, "loss": 2.0, "git_dirty": False, "step_rows": 0},
-], arrow_schema("runs"))  # fmt: skip
+RUNS = pa.Table.from_pylist(
+    [
+        {"run_id": "c0-r0", "layout": "fsdp2.tp2", "tp": 2, "loss": 3.0, "git_dirty": True, "step_rows": 2**53 + 1},
+        {"run_id": "c1-r0", "layout": "single", "tp": 1, "loss": None, "git_dirty": None, "step_rows": 2**53},
+        {"run_id": "c2-r0", "layout": None, "tp": None, "loss": 2.0, "git_dirty": False, "step_rows": 0},
+    ],
+    arrow_schema("runs"),
+)
 
 
-@pytest.mark.parametrize(("text", "rows"), [
-    ("layout == fsdp2.tp2 or loss < 2.5", [0, 2]), ("layout in [single, 'fsdp2.tp2'] and tp >= 2", [0]),
-    ("not git_dirty", [2]), ("tp == null or loss == null", [1, 2]), ("tp * 2 == 2", [1]),
-    ("step_rows == 9007199254740993", [0]), ("run_id == 'c0-r0' or (tp < 2 and layout != x)", [0, 1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("layout == fsdp2.tp2 or loss < 2.5", [0, 2]),
+        ("layout in [single, 'fsdp2.tp2'] and tp >= 2", [0]),
+        ("not git_dirty", [2]),
+        ("tp == null or loss == null", [1, 2]),
+        ("tp * 2 == 2", [1]),
+        ("step_rows == 9007199254740993", [0]),
+        ("run_id == 'c0-r0' or (tp < 2 and layout != x)", [0, 1]),
+    ],
+)
 def test_the_same_grammar_over_our_tables(text, rows):
     assert [i for i, kept in enumerate(mask(RUNS, "runs", text).to_pylist()) if kept] == rows
     assert [i for i, kept in enumerate(where(RUNS.to_pandas(), text)) if kept] == rows
@@ -236,14 +250,20 @@ def test_the_columns_of_our_tables_are_those_of_the_schema():
         mask(RUNS, "runs", "loss == 1 and lay_out == x")
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("replicas == two", "filter 'replicas == two': replicas is compared with a number, found two; no column 'two'"),
-    ("outlier == 0", "filter 'outlier == 0': outlier is compared with true or false, found a number"),
-    ("loss", "filter 'loss': loss is a number, not a condition: compare it, as in loss < 3"),
-    ("loss < 3 and", "filter 'loss < 3 and': ends where a value belongs: write `column == value`, joined by and, or"),
-    ("loss = 3", "filter 'loss = 3': cannot read '= 3': write"),
-    ("flag < true", "filter 'flag < true': true or false goes with == and != only"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("replicas == two", "filter 'replicas == two': replicas is compared with a number, found two; no column 'two'"),
+        ("outlier == 0", "filter 'outlier == 0': outlier is compared with true or false, found a number"),
+        ("loss", "filter 'loss': loss is a number, not a condition: compare it, as in loss < 3"),
+        (
+            "loss < 3 and",
+            "filter 'loss < 3 and': ends where a value belongs: write `column == value`, joined by and, or",
+        ),
+        ("loss = 3", "filter 'loss = 3': cannot read '= 3': write"),
+        ("flag < true", "filter 'flag < true': true or false goes with == and != only"),
+    ],
+)
 def test_messages(text, said):
     with pytest.raises(ValueError) as error:
         where(FRAME, text)

@@ -67,8 +67,9 @@ def ladder(folder, hashes):
 
 
 def fitted(frame, loss="val_loss"):
-    return fit_file(frame, params="params_total", tokens="tokens_seen", loss=loss, bootstrap=0, profile=False,
-                    sensitivity=False)  # fmt: skip
+    return fit_file(
+        frame, params="params_total", tokens="tokens_seen", loss=loss, bootstrap=0, profile=False, sensitivity=False
+    )
 
 
 def test_fit(tmp_path):
@@ -77,8 +78,16 @@ def test_fit(tmp_path):
         fitted(mixed)
     assert not any("val_hash" in note for note in fitted(mixed, "loss").notes)  # the training loss is another matter
     assert fitted(mixed.drop(columns="val_hash")).rows == 12  # another's table: nothing is asked
-    kept = fit_file(mixed, params="params_total", tokens="tokens_seen", loss="val_loss", bootstrap=0, profile=False,
-                    sensitivity=False, where=f"val_hash == '{ONE}'")  # fmt: skip
+    kept = fit_file(
+        mixed,
+        params="params_total",
+        tokens="tokens_seen",
+        loss="val_loss",
+        bootstrap=0,
+        profile=False,
+        sensitivity=False,
+        where=f"val_hash == '{ONE}'",
+    )
     assert kept.rows == 6  # what the message says
     half = fitted(scalade.read_runs(ladder(tmp_path / "h", [ONE] * 6 + [None] * 6)))
     assert any("val_hash is null in 6 of 12 rows" in note for note in half.notes)

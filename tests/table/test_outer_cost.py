@@ -30,10 +30,12 @@ def row_of(steps, outer, exposed, warmup=3, layers=4, first=0, resumed=()):
     waits = [exposed(t) for t in range(1, steps + 1)]
     starts = (first, *resumed)
     rows = {
-        "step": list(range(steps)), "step_time_s": [1.0 + (wait or 0.0) for wait in waits],
-        "outer_exposed_s": [wait or 0.0 for wait in waits], "outer_time_s": waits,
+        "step": list(range(steps)),
+        "step_time_s": [1.0 + (wait or 0.0) for wait in waits],
+        "outer_exposed_s": [wait or 0.0 for wait in waits],
+        "outer_time_s": waits,
         "warmup": [any(start <= step < start + warmup for start in starts) for step in range(steps)],
-    }  # fmt: skip
+    }
     row = speed_columns(case, rows, ranks=2, peak=1e9)
     assert set(row) <= NAMES
     return row
@@ -158,11 +160,14 @@ def test_one_that_does_not_is_the_mean_of_whole_rounds(tmp_path, count, known):
     assert row["inner_step_time_s"] is None
 
 
-@pytest.mark.parametrize(("steps", "known", "why"), [
-    (of(9, outer_exposed_s=True), {}, "no outer step is among the 7 timed steps"),
-    (of(9), {}, "7 timed steps are no whole round of 10"),
-    (of(30), {"outer_sync_every": None}, "record(outer_sync_every=...)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("steps", "known", "why"),
+    [
+        (of(9, outer_exposed_s=True), {}, "no outer step is among the 7 timed steps"),
+        (of(9), {}, "7 timed steps are no whole round of 10"),
+        (of(30), {"outer_sync_every": None}, "record(outer_sync_every=...)"),
+    ],
+)
 def test_or_says_why_it_has_no_step_time(tmp_path, steps, known, why):
     row = recorded(tmp_path, steps, **known)
     assert row["step_time_s"] is None and row["tokens_per_s"] is None

@@ -1,6 +1,5 @@
 """The shipped rows: typed as the table's, sourced, and consistent with what they print; and how ours are set beside."""
 
-
 import pytest
 from efficiency_table import run
 
@@ -9,8 +8,15 @@ from scalade.bench.shape import ModelShape
 from scalade.results.published import CONVENTIONS, accelerator, against, published_rows
 from scalade.results.schema.schema import checked_row, columns
 
-OURS = {"device_name": "NVIDIA A100-SXM4-80GB", "precision": "fp16", "peak_flops": 312e12,
-        "peak_flops_source": "datasheet", "mfu_palm": 0.28, "mfu_causal": 0.27, "mfu_6n": 0.29}  # fmt: skip
+OURS = {
+    "device_name": "NVIDIA A100-SXM4-80GB",
+    "precision": "fp16",
+    "peak_flops": 312e12,
+    "peak_flops_source": "datasheet",
+    "mfu_palm": 0.28,
+    "mfu_causal": 0.27,
+    "mfu_6n": 0.29,
+}
 ROWS = published_rows()
 PRINTED = {"palm": 1.0, "6 N + 12 L w s": 1.0, "hardware": 4 / 3}
 
@@ -18,8 +24,16 @@ PRINTED = {"palm": 1.0, "6 N + 12 L w s": 1.0, "hardware": 4 / 3}
 def test_every_row_is_the_tables_and_has_a_source():
     for row in ROWS:
         ours = {name: value for name, value in row.items() if not name.startswith("published_")}
-        identity = {"run_id": "p", "case_id": "p", "repeat": 0, "attempt": 1, "status": "ok", "step_rows": 0,
-                    "eval_rows": 0, "schema_version": 1}  # fmt: skip
+        identity = {
+            "run_id": "p",
+            "case_id": "p",
+            "repeat": 0,
+            "attempt": 1,
+            "status": "ok",
+            "step_rows": 0,
+            "eval_rows": 0,
+            "schema_version": 1,
+        }
         assert checked_row("runs", identity | ours) and set(ours) <= set(columns("runs"))
         assert row["published_source"] and row["model"]
         assert row["published_date"] or "undated" in row["published_note"]
@@ -59,10 +73,16 @@ def test_flops_are_those_of_our_own_models(model):
     row = next(row for row in ROWS if row["model"] == model and row["flops_per_token_palm"])
     gelu, tied = (False, False) if "Llama" in model else (True, True)
     shape = ModelShape(
-        layers=row["model_layers"], heads=row["model_heads"], kv_heads=row["model_kv_heads"],
-        width=row["model_width"], ffn=row["model_ffn"], vocab=row["model_vocab"], seq_len=row["model_seq_len"],
-        mlp="gelu" if gelu else "swiglu", tied=tied,
-    )  # fmt: skip
+        layers=row["model_layers"],
+        heads=row["model_heads"],
+        kv_heads=row["model_kv_heads"],
+        width=row["model_width"],
+        ffn=row["model_ffn"],
+        vocab=row["model_vocab"],
+        seq_len=row["model_seq_len"],
+        mlp="gelu" if gelu else "swiglu",
+        tied=tied,
+    )
     for name, flops in flops_per_token(shape).items():
         assert row[f"flops_per_token_{name}"] == pytest.approx(flops, rel=3e-3)  # biases, learned positions
 
@@ -75,12 +95,15 @@ def test_the_same_convention_gives_a_percentage():
     assert korthikanti.to_dict()["published_source"].startswith("arXiv:2205.05198")
 
 
-@pytest.mark.parametrize("change, named", [
-    ({"precision": "bf16"}, ["precision"]),
-    ({"device_name": "NVIDIA H100 80GB HBM3"}, ["device_name"]),
-    ({"peak_flops_source": "measured matmul", "peak_flops": 2e14}, ["peak_flops ", "peak_flops_source"]),
-    ({"precision": "fp32", "device_name": None, "peak_flops": 1e12}, ["precision", "device_name", "peak_flops "]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"precision": "bf16"}, ["precision"]),
+        ({"device_name": "NVIDIA H100 80GB HBM3"}, ["device_name"]),
+        ({"peak_flops_source": "measured matmul", "peak_flops": 2e14}, ["peak_flops ", "peak_flops_source"]),
+        ({"precision": "fp32", "device_name": None, "peak_flops": 1e12}, ["precision", "device_name", "peak_flops "]),
+    ],
+)
 def test_other_conditions_are_refused_by_name(change, named):
     megatron = [row for row in ROWS if "2104.04473 Table 1" in row["published_source"]]
     for each in against(OURS | change, "mfu_palm", megatron):

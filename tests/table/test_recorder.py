@@ -68,18 +68,21 @@ def test_every_column_is_told_noted_or_found_out():
     assert sorted([*SETTINGS, *FOUND, *MEASURED]) == sorted(columns("runs"))
 
 
-@pytest.mark.parametrize(("call", "said"), [
-    (lambda run: run.step(los=1.0), "steps has no column 'los': did you mean 'loss'"),
-    (lambda run: run.step(loss="x"), "column loss is float64, found 'x'"),
-    (lambda run: run.step(tokens=0.5), "column tokens is int64, found 0.5"),
-    (lambda run: run.step(tokens=-100), "tokens = -100: must be at least 0"),
-    (lambda run: run.step(step_time_s=-1.0), "step_time_s = -1: must be at least 0"),
-    (lambda run: run.step(warmup=True), "warmup is found out by the recorder"),
-    (lambda run: run.evaluate(valloss=1.0), "did you mean 'val_loss'"),
-    (lambda run: run.note(status="ok"), "note: status is found out by the recorder"),
-    (lambda run: run.note(lr=1.0), "note: lr decides what is computed: give it to record()"),
-    (lambda run: run.note(peak_memory=1), "did you mean 'peak_memory_bytes'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda run: run.step(los=1.0), "steps has no column 'los': did you mean 'loss'"),
+        (lambda run: run.step(loss="x"), "column loss is float64, found 'x'"),
+        (lambda run: run.step(tokens=0.5), "column tokens is int64, found 0.5"),
+        (lambda run: run.step(tokens=-100), "tokens = -100: must be at least 0"),
+        (lambda run: run.step(step_time_s=-1.0), "step_time_s = -1: must be at least 0"),
+        (lambda run: run.step(warmup=True), "warmup is found out by the recorder"),
+        (lambda run: run.evaluate(valloss=1.0), "did you mean 'val_loss'"),
+        (lambda run: run.note(status="ok"), "note: status is found out by the recorder"),
+        (lambda run: run.note(lr=1.0), "note: lr decides what is computed: give it to record()"),
+        (lambda run: run.note(peak_memory=1), "did you mean 'peak_memory_bytes'"),
+    ],
+)
 def test_mistakes_while_it_runs(tmp_path, call, said):
     with scalade.record(tmp_path, name="x") as run:
         run.step(loss=1.0)
@@ -89,16 +92,22 @@ def test_mistakes_while_it_runs(tmp_path, call, said):
     assert only(tmp_path)["status"] == "ok"  # one wrong call costs the run nothing
 
 
-@pytest.mark.parametrize(("known", "said"), [
-    ({"n_layers": 2}, "runs has no column 'n_layers': did you mean 'model_layers'"),
-    ({"loss": 2.0}, "loss is found out by the recorder"),
-    ({"energy_j": 2.0}, "energy_j is measured over the run: give it to note()"),
-    ({"lr": "high"}, "column lr is float64, found 'high'"),
-    ({"world_size": 0}, "world_size = 0: must be at least 1"),
-    ({"measure_warmup_steps": -1}, "measure_warmup_steps = -1: must be at least 0"),
-    ({"outer_algorithm": "diloco", "outer_sync_every": 0}, "outer_sync_every = 0: must be at least 1"),
-    ({"tp": 2, "dp_replicate": 2, "world_size": 2}, "dp_replicate 2, tp 2: these multiply to 4 ranks, world_size is 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"n_layers": 2}, "runs has no column 'n_layers': did you mean 'model_layers'"),
+        ({"loss": 2.0}, "loss is found out by the recorder"),
+        ({"energy_j": 2.0}, "energy_j is measured over the run: give it to note()"),
+        ({"lr": "high"}, "column lr is float64, found 'high'"),
+        ({"world_size": 0}, "world_size = 0: must be at least 1"),
+        ({"measure_warmup_steps": -1}, "measure_warmup_steps = -1: must be at least 0"),
+        ({"outer_algorithm": "diloco", "outer_sync_every": 0}, "outer_sync_every = 0: must be at least 1"),
+        (
+            {"tp": 2, "dp_replicate": 2, "world_size": 2},
+            "dp_replicate 2, tp 2: these multiply to 4 ranks, world_size is 2",
+        ),
+    ],
+)
 def test_mistakes_when_it_opens(tmp_path, known, said):
     with pytest.raises(ValueError) as error:
         scalade.record(tmp_path, name="x", **known)

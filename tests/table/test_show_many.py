@@ -20,11 +20,20 @@ from scalade.results.table.read import runs_table
 def results(tmp_path):
     store = RunStore(tmp_path)
     store.write_rows(
-        {"run_id": f"c{n:03d}-r0", "case_id": f"c{n:03d}", "repeat": 0, "status": "skipped", "reason": "100 % \"no\"\n",
-         "started_at": f"2026-01-01T00:{n // 60:02d}:{n % 60:02d}Z", "tp": n, "lr": n / 3 or None, "compile": n % 2 > 0,
-         "step_time_s": n / 1e7}
+        {
+            "run_id": f"c{n:03d}-r0",
+            "case_id": f"c{n:03d}",
+            "repeat": 0,
+            "status": "skipped",
+            "reason": '100 % "no"\n',
+            "started_at": f"2026-01-01T00:{n // 60:02d}:{n % 60:02d}Z",
+            "tp": n,
+            "lr": n / 3 or None,
+            "compile": n % 2 > 0,
+            "step_time_s": n / 1e7,
+        }
         for n in range(250)
-    )  # fmt: skip
+    )
     return tmp_path
 
 
@@ -80,7 +89,11 @@ def test_the_command_packs_and_unpacks(results):
     RunStore(results).write_run({"run_id": "x-r0", "case_id": "x", "repeat": 0, "status": "ok"})
     done = CliRunner().invoke(app, ["compact", str(results), "--json"])
     assert done.exit_code == 0 and json.loads(done.output) == {
-        "packed": 1, "left": 0, "parts": 2, "results": str(results)}  # fmt: skip
+        "packed": 1,
+        "left": 0,
+        "parts": 2,
+        "results": str(results),
+    }
     assert list((results / "runs").iterdir()) == []
     done = CliRunner().invoke(app, ["compact", str(results), "--undo"])
     assert "put back into folders of their own: 251 attempts" in done.output

@@ -56,7 +56,10 @@ def test_columns_and_types_are_the_schemas(results, tmp_path, table):
 
 def test_one_row_per_run_or_per_attempt(results):
     assert scalade.read_runs(results)[["run_id", "attempt", "status"]].values.tolist() == [
-        ["case0-r0", 1, "ok"], ["case1-r0", 2, "ok"], ["case2-r0", 1, "ok"]]  # fmt: skip
+        ["case0-r0", 1, "ok"],
+        ["case1-r0", 2, "ok"],
+        ["case2-r0", 1, "ok"],
+    ]
     every = scalade.read_runs(results, all_attempts=True)
     assert every[every["run_id"] == "case1-r0"]["status"].tolist() == ["timeout", "ok"]
     assert scalade.read_steps(results, ["case1-r0"])["loss"].tolist() == [3.0, 2.0]
@@ -75,12 +78,23 @@ def test_steps_of_filtered_runs(results):
 @pytest.mark.parametrize(
     ("where", "kept"),
     [
-        ("tp == 1", [1]), ("tp != 1", [0, 2]), ("tp>0 and tp<2", [1]), ("loss >= 2.5", [1, 2]), ("tp <= 1e0", [0, 1]),
-        ('model == "tiny 100k"', [0, 1, 2]), ("case_id == case2", [2]), ("git_dirty == true", [0]),
-        ("git_dirty != true", [1, 2]), ("val_loss == null", [0, 1, 2]), ("val_loss != null", []), ("val_loss < 9", []),
-        ("val_loss != 9", []), ("run_id == 'a and b'", []), ("case_id > case0 and git_dirty == false", [1, 2]),
+        ("tp == 1", [1]),
+        ("tp != 1", [0, 2]),
+        ("tp>0 and tp<2", [1]),
+        ("loss >= 2.5", [1, 2]),
+        ("tp <= 1e0", [0, 1]),
+        ('model == "tiny 100k"', [0, 1, 2]),
+        ("case_id == case2", [2]),
+        ("git_dirty == true", [0]),
+        ("git_dirty != true", [1, 2]),
+        ("val_loss == null", [0, 1, 2]),
+        ("val_loss != null", []),
+        ("val_loss < 9", []),
+        ("val_loss != 9", []),
+        ("run_id == 'a and b'", []),
+        ("case_id > case0 and git_dirty == false", [1, 2]),
     ],
-)  # fmt: skip
+)
 def test_filters(results, where, kept):
     assert scalade.read_runs(results, where=where)["case_id"].tolist() == [f"case{n}" for n in kept]
 
@@ -88,12 +102,20 @@ def test_filters(results, where, kept):
 @pytest.mark.parametrize(
     ("where", "told"),
     [
-        ("", None), ("tp", "not a condition"), ("tp = 1", "cannot read"), ("tp == 1 or", "ends where"),
-        ("tp == 1 and", "ends where"), ("__import__('os')", "no column"), ("tp == two", "a number"),
-        ("git_dirty == 1", "true or false"), ("git_dirty < true", "== and !="), ("los == 1", "'loss'"),
-        ("loss == @x", "cannot read"), ('tp == "1', "cannot read"),
+        ("", None),
+        ("tp", "not a condition"),
+        ("tp = 1", "cannot read"),
+        ("tp == 1 or", "ends where"),
+        ("tp == 1 and", "ends where"),
+        ("__import__('os')", "no column"),
+        ("tp == two", "a number"),
+        ("git_dirty == 1", "true or false"),
+        ("git_dirty < true", "== and !="),
+        ("los == 1", "'loss'"),
+        ("loss == @x", "cannot read"),
+        ('tp == "1', "cannot read"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_filter_costs_one_line(results, where, told):
     if told is None:
         assert len(scalade.read_runs(results, where=where)) == 3
@@ -207,10 +229,16 @@ def test_strange_things_in_the_folder(results):
     (runs_folder / "claimed-r0" / "scratch").mkdir(parents=True)
     os.mkfifo(runs_folder / "claimed-r0" / "a1")
     strange = {
-        "quo'te\"-r0": b"\x00\xff\xfe junk", "new\nline-r0": b"[" * 100_000, "$(touch x)-r0": b"[]",
-        "two-r0": b'{"schema_version": "1"}', "wide-r0": b'{"schema_version": 1e400}', "huge-r0": b"1" * 5000,
-        "other-r0": (runs_folder / "case0-r0/a1/run.json").read_bytes(), "pipe-r0": None, "folder-r0": None,
-    }  # fmt: skip
+        "quo'te\"-r0": b"\x00\xff\xfe junk",
+        "new\nline-r0": b"[" * 100_000,
+        "$(touch x)-r0": b"[]",
+        "two-r0": b'{"schema_version": "1"}',
+        "wide-r0": b'{"schema_version": 1e400}',
+        "huge-r0": b"1" * 5000,
+        "other-r0": (runs_folder / "case0-r0/a1/run.json").read_bytes(),
+        "pipe-r0": None,
+        "folder-r0": None,
+    }
     for name, content in strange.items():
         (runs_folder / name / "a1").mkdir(parents=True)
         if content is not None:
@@ -259,10 +287,12 @@ def test_csv_tells_nan_from_missing_and_quotes_text(tmp_path):
 
 def test_export_tells_the_users_mistakes(results, tmp_path):
     for arguments, told in (
-        ({"out": tmp_path / "x.xlsx"}, "csv, parquet"), ({"out": tmp_path / "x.csv", "table": "rows"}, "runs, steps"),
-        ({"out": tmp_path / "no" / "x.csv"}, "cannot write"), ({"out": tmp_path}, "csv, parquet"),
+        ({"out": tmp_path / "x.xlsx"}, "csv, parquet"),
+        ({"out": tmp_path / "x.csv", "table": "rows"}, "runs, steps"),
+        ({"out": tmp_path / "no" / "x.csv"}, "cannot write"),
+        ({"out": tmp_path}, "csv, parquet"),
         ({"out": tmp_path / "x.csv", "table": "steps", "where": "tp == 1"}, "steps has no column 'tp'"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=told) as error:
             show.export(results, **arguments)
         assert "\n" not in str(error.value)
@@ -275,8 +305,11 @@ def test_no_file_is_ever_unpickled(results, tmp_path):
     evil = f"cos\nsystem\n(S'touch {marked}'\ntR.".encode()
     file = results / "runs/case1-r0/a2/steps.arrow"
     table = pa.ipc.open_file(file).read_all()
-    field = pa.field("loss", pa.binary(), metadata={b"ARROW:extension:name": b"arrow.py_extension_type",
-                                                    b"ARROW:extension:metadata": evil})  # fmt: skip
+    field = pa.field(
+        "loss",
+        pa.binary(),
+        metadata={b"ARROW:extension:name": b"arrow.py_extension_type", b"ARROW:extension:metadata": evil},
+    )
     table = table.drop(["loss"]).append_column(field, pa.array([evil, evil], pa.binary()))
     with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

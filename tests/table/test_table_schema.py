@@ -24,8 +24,16 @@ from scalade.results.schema import schema
 from scalade.results.schema.columns import COLLECTIVES, MESH_DIMS, TABLES, Column
 from scalade.results.schema.schema import SchemaError
 
-ROW = {"run_id": "c0ffee-r0", "case_id": "c0ffee", "repeat": 0, "attempt": 1, "status": "ok",
-       "step_rows": 0, "eval_rows": 0, "schema_version": schema.SCHEMA_VERSION}  # fmt: skip
+ROW = {
+    "run_id": "c0ffee-r0",
+    "case_id": "c0ffee",
+    "repeat": 0,
+    "attempt": 1,
+    "status": "ok",
+    "step_rows": 0,
+    "eval_rows": 0,
+    "schema_version": schema.SCHEMA_VERSION,
+}
 
 
 def a_case() -> Case:
@@ -84,13 +92,19 @@ def test_json_schema_is_one_and_takes_rows():
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"losss": 1.0}, "losss"), ({"loss": "3"}, "loss"), ({"repeat": 1.5}, "repeat"), ({"repeat": True}, "repeat"),
-        ({"compile": 1}, "compile"), ({"compile": 0.5}, "compile"),
-        ({"status": "fine"}, "status"), ({"run_id": None}, "run_id"),
-        ({"tokens_seen": 2**63}, "tokens_seen"), ({"git_commit": b"ab"}, "git_commit"),
+        ({"losss": 1.0}, "losss"),
+        ({"loss": "3"}, "loss"),
+        ({"repeat": 1.5}, "repeat"),
+        ({"repeat": True}, "repeat"),
+        ({"compile": 1}, "compile"),
+        ({"compile": 0.5}, "compile"),
+        ({"status": "fine"}, "status"),
+        ({"run_id": None}, "run_id"),
+        ({"tokens_seen": 2**63}, "tokens_seen"),
+        ({"git_commit": b"ab"}, "git_commit"),
         ({"ranks_json": []}, "ranks_json"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_row_is_refused_by_name(wrong, named):
     with pytest.raises(SchemaError, match=named):
         schema.checked_row("runs", ROW | wrong)

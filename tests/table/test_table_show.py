@@ -15,8 +15,14 @@ from scalade.results.table.show import DEFAULT, show
 def results(tmp_path):
     store = RunStore(tmp_path / "results")
     base = {"repeat": 0, "model": "tiny-800k", "study": "quickstart"}
-    measured = {"tokens_per_s": 51234.56, "step_time_s": 0.0799, "loss": 3.14159, "val_loss": 3.2, "world_size": 2,
-                "peak_host_memory_bytes": 700 * 2**20}  # fmt: skip
+    measured = {
+        "tokens_per_s": 51234.56,
+        "step_time_s": 0.0799,
+        "loss": 3.14159,
+        "val_loss": 3.2,
+        "world_size": 2,
+        "peak_host_memory_bytes": 700 * 2**20,
+    }
     rows = [
         {"status": "ok", "layout": "fsdp2"} | measured,
         {"status": "ok", "layout": "fsdp2.tp2.pp2v2-Interleaved1F1B.m4"} | measured | {"world_size": 8, "loss": 3.5},
@@ -66,18 +72,38 @@ def test_the_default_columns_fit_100(results):
 def test_a_full_row_fits_100(tmp_path):
     """Every default column measured, and the longest status."""
     row = {one.column: 1 for one in DEFAULT} | {
-        "run_id": "a-r0", "case_id": "a", "model": "diloco-1.3b", "layout": "fsdp8.tp8",
-        "world_size": 1024, "repeat": 10,
-        "status": max(STATUSES, key=len), "reason": "so", "tokens_per_s": 12345678.9, "step_time_s": 12.3456,
-        "loss": 10.12345, "val_loss": 10.12345, "peak_memory_bytes": 80 * 2**30, "peak_host_memory_bytes": 900 * 2**30,
-    }  # fmt: skip
+        "run_id": "a-r0",
+        "case_id": "a",
+        "model": "diloco-1.3b",
+        "layout": "fsdp8.tp8",
+        "world_size": 1024,
+        "repeat": 10,
+        "status": max(STATUSES, key=len),
+        "reason": "so",
+        "tokens_per_s": 12345678.9,
+        "step_time_s": 12.3456,
+        "loss": 10.12345,
+        "val_loss": 10.12345,
+        "peak_memory_bytes": 80 * 2**30,
+        "peak_host_memory_bytes": 900 * 2**30,
+    }
     RunStore(tmp_path).write_run(row)
     _, text = shown(tmp_path, width=100)
     header, _, line = text.splitlines()[:3]
     assert len(line) <= 100
     assert [one.header for one in DEFAULT if one.header not in header] == ["host_mib"]  # the device's is there
-    assert line.split() == ["diloco-1.3b", "fsdp8.tp8", "1024", "10", "cancelled", "12,345,679", "12,345.6", "10.1235",
-                            "10.1235", "81,920"]  # fmt: skip
+    assert line.split() == [
+        "diloco-1.3b",
+        "fsdp8.tp8",
+        "1024",
+        "10",
+        "cancelled",
+        "12,345,679",
+        "12,345.6",
+        "10.1235",
+        "10.1235",
+        "81,920",
+    ]
 
 
 def test_columns_filter_and_sort(results):
@@ -120,10 +146,12 @@ def test_damage_is_told_beside_the_table(results):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        ({"columns": "tokens_per_sec"}, "did you mean 'tokens_per_s'"), ({"sort": "-los"}, "did you mean 'loss'"),
-        ({"where": "statu == ok"}, "did you mean 'status'"), ({"columns": "run_id,,loss"}, "no column ''"),
+        ({"columns": "tokens_per_sec"}, "did you mean 'tokens_per_s'"),
+        ({"sort": "-los"}, "did you mean 'loss'"),
+        ({"where": "statu == ok"}, "did you mean 'status'"),
+        ({"columns": "run_id,,loss"}, "no column ''"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_column_names_the_nearest(results, more, told):
     with pytest.raises(ValueError, match=told):
         shown(results, **more)
@@ -138,14 +166,27 @@ def test_a_pipe_cuts_nothing(results, capsys):
 def made(folder, *rows):
     store = RunStore(folder)
     for n, row in enumerate(rows):
-        known = {"run_id": f"{n:04d}-r0", "case_id": f"{n:04d}", "repeat": 0, "status": "ok", "model": "m", "loss": 2.5,
-                 "layout": "dp2", "world_size": 2, "step_time_s": 0.05 * (n + 1), "tokens_per_s": 1000.0}  # fmt: skip
+        known = {
+            "run_id": f"{n:04d}-r0",
+            "case_id": f"{n:04d}",
+            "repeat": 0,
+            "status": "ok",
+            "model": "m",
+            "loss": 2.5,
+            "layout": "dp2",
+            "world_size": 2,
+            "step_time_s": 0.05 * (n + 1),
+            "tokens_per_s": 1000.0,
+        }
         store.write_run(known | row)
     return folder
 
 
-SETTINGS = ({"lr": 1e-3, "seed": 1, "model_seq_len": 128}, {"lr": 3e-3, "seed": 1, "model_seq_len": 128},
-            {"lr": 3e-3, "seed": 2, "model_seq_len": 256})  # fmt: skip
+SETTINGS = (
+    {"lr": 1e-3, "seed": 1, "model_seq_len": 128},
+    {"lr": 3e-3, "seed": 1, "model_seq_len": 128},
+    {"lr": 3e-3, "seed": 2, "model_seq_len": 256},
+)
 
 
 def header(text):
@@ -154,8 +195,18 @@ def header(text):
 
 def test_what_varies_between_the_rows_is_shown_and_nothing_that_a_label_says(tmp_path):
     _, text = shown(made(tmp_path / "a", *SETTINGS))
-    assert header(text) == ["model", "layout", "ranks", "lr", "seed", "model_seq_len", "status", "tokens_per_s",
-                            "step_ms", "loss"]  # fmt: skip
+    assert header(text) == [
+        "model",
+        "layout",
+        "ranks",
+        "lr",
+        "seed",
+        "model_seq_len",
+        "status",
+        "tokens_per_s",
+        "step_ms",
+        "loss",
+    ]
     assert "0.003" in text
     _, text = shown(tmp_path / "a", where="seed == 1")
     assert "lr" in header(text) and not {"seed", "model_seq_len"} & set(header(text))
@@ -185,8 +236,10 @@ def test_columns_that_were_asked_for_are_all_there_in_blocks(tmp_path):
     path = made(tmp_path, *SETTINGS)
     text = shown(path, width=40, columns="run_id,lr,seed,model_seq_len,tokens_per_s,step_ms")[1]
     blocks = [block.splitlines() for block in text.split("\n\n")]
-    assert [block[0].split() for block in blocks] == [["run_id", "lr", "seed", "model_seq_len"],
-                                                      ["run_id", "tokens_per_s", "step_ms"]]  # fmt: skip
+    assert [block[0].split() for block in blocks] == [
+        ["run_id", "lr", "seed", "model_seq_len"],
+        ["run_id", "tokens_per_s", "step_ms"],
+    ]
     assert all(len(line) <= 40 for block in blocks for line in block)
 
 
@@ -210,9 +263,10 @@ def test_a_cause_is_said_once_with_its_runs(tmp_path):
     lost = [{"status": status, "reason": "out of memory"} for status in ("oom", "oom", "failed")]
     causes = shown(made(tmp_path, *silent, *lost), width=200)[1].split("\n\n")[1].splitlines()
     assert causes == [
-        "2 x oom: out of memory (0005-r0, 0006-r0)", "0007-r0 failed: out of memory",
+        "2 x oom: out of memory (0005-r0, 0006-r0)",
+        "0007-r0 failed: out of memory",
         "5 x no tokens_per_s: all steps are warm-up (0000-r0, 0001-r0, 0002-r0 and 2 more)",
-    ]  # fmt: skip
+    ]
 
 
 def test_what_tells_rows_apart_is_there_on_the_narrowest_screen(tmp_path):

@@ -24,8 +24,9 @@ KNOWN = {"name": "w", "model": "m", "model_seq_len": 128, "params_total": 10_000
 
 def recorded(root, steps, world=1, warm=0, **known):
     """The row of a recorded run of these (tokens, seconds)."""
-    with scalade.record(root, world_size=world, dp_replicate=world, measure_warmup_steps=warm, rank=0,
-                        **KNOWN | known) as run:  # fmt: skip
+    with scalade.record(
+        root, world_size=world, dp_replicate=world, measure_warmup_steps=warm, rank=0, **KNOWN | known
+    ) as run:
         for tokens, seconds in steps:
             told = {"tokens": tokens, "step_time_s": seconds}
             run.step(loss=2.0, **{name: value for name, value in told.items() if value is not None})
@@ -33,13 +34,16 @@ def recorded(root, steps, world=1, warm=0, **known):
     return rows[rows.run_id == run.run_id].iloc[0].replace({np.nan: None}).to_dict()
 
 
-@pytest.mark.parametrize("steps, rate", [
-    ([(100, 1.0), (300, 3.0)] * 10, 100.0),
-    ([(100, 1.0), (300, 1.0)] * 10, 200.0),
-    (([(100, 1.0)] * 9 + [(1000, 2.0)]) * 2, 1900 / 11),
-    ([(1024, 1.0)] * 19 + [(384, 0.4)], (1024 * 19 + 384) / 19.4),
-    ([(100, 1.0), (None, 1.0), (300, None), (500, 2.0)], 200.0),  # of the steps that say both
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "steps, rate",
+    [
+        ([(100, 1.0), (300, 3.0)] * 10, 100.0),
+        ([(100, 1.0), (300, 1.0)] * 10, 200.0),
+        (([(100, 1.0)] * 9 + [(1000, 2.0)]) * 2, 1900 / 11),
+        ([(1024, 1.0)] * 19 + [(384, 0.4)], (1024 * 19 + 384) / 19.4),
+        ([(100, 1.0), (None, 1.0), (300, None), (500, 2.0)], 200.0),  # of the steps that say both
+    ],
+)
 def test_the_rate_of_steps_that_differ_is_all_tokens_over_all_time(tmp_path, steps, rate):
     row = recorded(tmp_path / "r", steps, params_total=10)
     assert row["tokens_per_s"] == pytest.approx(rate) and row["tokens_per_s_reason"] is None
@@ -58,16 +62,19 @@ def test_equal_steps_keep_tokens_over_the_median_and_what_steps_say_goes_before_
     assert (row["tokens_per_step"], row["tokens_per_s"], row["timed_tokens"]) == (100, 50.0, None)
 
 
-@pytest.mark.parametrize("steps, warm, reason", [
-    ([], 0, "no step was recorded"),
-    ([(100, None)] * 3, 0, "no step says its time"),
-    ([(None, 1.0)] * 3, 0, "tokens per step unknown"),
-    ([(100, 1.0)] * 3, 3, "all 3 steps are warm-up"),
-    ([(100, 1.0), (100, None)], 1, "no step after the warm-up says its time"),
-    ([(100, 0.0)] * 3, 0, "100 tokens in 0 s is no rate"),
-    ([(100, 1.0), (None, 1.0), (None, 2.0)], 1, None),
-    ([(100, 1.0), (200, 1.0), (None, 2.0)], 2, "tokens per step unknown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "steps, warm, reason",
+    [
+        ([], 0, "no step was recorded"),
+        ([(100, None)] * 3, 0, "no step says its time"),
+        ([(None, 1.0)] * 3, 0, "tokens per step unknown"),
+        ([(100, 1.0)] * 3, 3, "all 3 steps are warm-up"),
+        ([(100, 1.0), (100, None)], 1, "no step after the warm-up says its time"),
+        ([(100, 0.0)] * 3, 0, "100 tokens in 0 s is no rate"),
+        ([(100, 1.0), (None, 1.0), (None, 2.0)], 1, None),
+        ([(100, 1.0), (200, 1.0), (None, 2.0)], 2, "tokens per step unknown"),
+    ],
+)
 def test_a_run_without_a_rate_says_why(tmp_path, steps, warm, reason):
     row = recorded(tmp_path, steps, warm=warm)
     if reason is None:
@@ -81,11 +88,14 @@ def test_a_run_without_a_rate_says_why(tmp_path, steps, warm, reason):
 OUTER = {"outer_algorithm": "diloco", "outer_sync_every": 5, "outer_replicas": 2}
 
 
-@pytest.mark.parametrize(("of_outer", "reason"), [
-    ((100, 31.0), None),
-    ((100, None), "step 4 of an outer loop does not say its time: run.step(step_time_s=...) in every step"),
-    ((None, 31.0), "steps of an outer loop differ in tokens, and some do not say them"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("of_outer", "reason"),
+    [
+        ((100, 31.0), None),
+        ((100, None), "step 4 of an outer loop does not say its time: run.step(step_time_s=...) in every step"),
+        ((None, 31.0), "steps of an outer loop differ in tokens, and some do not say them"),
+    ],
+)
 def test_a_round_of_an_outer_loop_without_its_outer_step_is_no_rate(tmp_path, of_outer, reason):
     """Four steps of 1 s and the outer one's 31 s are 7 s a step; whoever leaves the outer step out gets 1 s."""
     of_inner = [(100, 1.0)] * 3 + [(200, 1.0)]
@@ -181,8 +191,10 @@ def test_the_gate_and_the_history_form_no_ratio_of_other_work(tmp_path):
     assert finding.reason == "other work: tokens per step 1,000 in BASE, 7,000 in HEAD"
     assert [(len(one.values), one.changes) for one in history([tmp_path / "base", tmp_path / "head"])] == [(8, ())] * 2
     recorded(tmp_path / "silent", [(None, 0.1)] * 3)
-    assert any("tokens per step unknown in 0 runs of BASE, 1 of HEAD" in note
-               for note in compare(tmp_path / "base", tmp_path / "silent").notes)  # fmt: skip
+    assert any(
+        "tokens per step unknown in 0 runs of BASE, 1 of HEAD" in note
+        for note in compare(tmp_path / "base", tmp_path / "silent").notes
+    )
 
 
 def test_operations_of_other_work_are_set_side_by_side_with_a_word():
@@ -207,9 +219,20 @@ def test_the_report_names_a_fastest_layout_for_each_amount_of_work(tmp_path):
 @pytest.mark.parametrize("name", ["step_time_s", "tokens_per_step", "tokens_per_s", "world_size"])
 def test_a_number_that_no_measurement_gives_is_left_out_by_name_and_costs_no_other_run(tmp_path, name):
     for number in range(3):
-        row = {"run_id": f"c{number}-r0", "case_id": f"c{number}", "repeat": 0, "status": "ok", "model": "m",
-               "world_size": 2**number, "layout": f"dp{2**number}", "engine": "e", "tokens_per_step": 1024,
-               "step_time_s": 0.5, "tokens_per_s": 2048.0, "global_batch": 8}  # fmt: skip
+        row = {
+            "run_id": f"c{number}-r0",
+            "case_id": f"c{number}",
+            "repeat": 0,
+            "status": "ok",
+            "model": "m",
+            "world_size": 2**number,
+            "layout": f"dp{2**number}",
+            "engine": "e",
+            "tokens_per_step": 1024,
+            "step_time_s": 0.5,
+            "tokens_per_s": 2048.0,
+            "global_batch": 8,
+        }
         more = ({"peak_host_memory_bytes": 100}, {"peak_host_memory_bytes": -5}, {name: -1})
         RunStore(tmp_path / "r").write_run(row | more[number])
     done = efficiency(tmp_path / "r", mode="strong").to_text()

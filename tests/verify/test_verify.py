@@ -24,7 +24,7 @@ from scalade.launch.verify.command import (
     difference,
     prepare,
     verify_study,
-)  # fmt: skip
+)
 from scalade.launch.verify.report import as_json, labels, notes, print_verification
 from scalade.parallelism.layout import Layout
 
@@ -76,9 +76,12 @@ SERIES = {"loss": [5 - 0.1 * i for i in range(STEPS)], "grad_norm": [1 / (1 + i)
 
 
 @given(
-    column=st.sampled_from(["loss", "grad_norm"]), step=st.integers(0, STEPS - 1), over=st.booleans(),
-    sign=st.sampled_from([1, -1]), tolerance=st.sampled_from([1e-6, 1e-4, 1e-2]),
-)  # fmt: skip
+    column=st.sampled_from(["loss", "grad_norm"]),
+    step=st.integers(0, STEPS - 1),
+    over=st.booleans(),
+    sign=st.sampled_from([1, -1]),
+    tolerance=st.sampled_from([1e-6, 1e-4, 1e-2]),
+)
 def test_one_step_over_the_tolerance_fails_and_is_named(column, step, over, sign, tolerance):
     share = sign * tolerance * (1.01 if over else 0.99)
     mine = {name: list(values) for name, values in SERIES.items()}
@@ -101,8 +104,9 @@ def test_a_step_that_is_not_there_fails(missing):
 
 
 def test_each_model_data_recipe_and_layout_once(tmp_path):
-    path = write(tmp_path, recipe='precision = ["bf16", "fp32"]\nlr = [1e-3, 2e-3]\nwarmup_steps = 100',
-                 run="seeds = [3, 4]")  # fmt: skip
+    path = write(
+        tmp_path, recipe='precision = ["bf16", "fp32"]\nlr = [1e-3, 2e-3]\nwarmup_steps = 100', run="seeds = [3, 4]"
+    )
     study = load_study(path)
     checks = checks_of(study)
     assert len(study.all_cases) == 32 and len(checks) == 8
@@ -174,8 +178,11 @@ def test_a_layout_that_trains_otherwise_fails(tmp_path, monkeypatch):
     found = verdicts(done)
     assert code == 1 and not done.passed
     assert {name: verdict.verdict for name, verdict in found.items()} == {
-        "single": "reference", "dp2": "pass", "dp16": "skipped", "tp2": "fail",
-    }  # fmt: skip
+        "single": "reference",
+        "dp2": "pass",
+        "dp16": "skipped",
+        "tp2": "fail",
+    }
     assert found["tp2"].loss == pytest.approx(3e-4) and found["dp2"].grad_norm == pytest.approx(5e-5)
     assert "at step 4" in found["tp2"].reason and "multiple" in found["dp16"].reason
 
@@ -203,9 +210,12 @@ def test_a_tolerance_is_a_number_above_0(tmp_path, wrong):
 
 @pytest.mark.parametrize(
     "broken, layout, said",
-    [("dp2:kill", "dp2", "failed: rank 0 was killed"), ("dp2:diverge", "dp2", "diverged: loss nan at step 9"),
-     ("single:kill", "dp2", "its reference, one process: failed")],
-)  # fmt: skip
+    [
+        ("dp2:kill", "dp2", "failed: rank 0 was killed"),
+        ("dp2:diverge", "dp2", "diverged: loss nan at step 9"),
+        ("single:kill", "dp2", "its reference, one process: failed"),
+    ],
+)
 def test_a_run_that_fails_is_a_fail_with_its_reason(tmp_path, monkeypatch, broken, layout, said):
     monkeypatch.setenv("FAKE_TRAINING", broken)
     path = write(tmp_path, "[layout]\ndp_replicate = [1, 2]\n")
@@ -238,8 +248,11 @@ def test_interrupted_it_says_what_it_knows(tmp_path, monkeypatch):
     done, code = verify(write(tmp_path))
     assert code == 130 and done.interrupted == "SIGINT" and not done.passed
     assert {name: verdict.verdict for name, verdict in verdicts(done).items()} == {
-        "single": "reference", "dp2": "not run", "dp16": "skipped", "tp2": "not run",
-    }  # fmt: skip
+        "single": "reference",
+        "dp2": "not run",
+        "dp16": "skipped",
+        "tp2": "not run",
+    }
 
 
 def test_a_short_case_is_still_one_that_runs(tmp_path):
@@ -296,9 +309,13 @@ def test_where_only_the_engine_knows_its_cuts_messages_are_verified_in_bf16(tmp_
     study = load_study(write(tmp_path, layouts + '[[layout]]\nengine = "megatron"\ntp = 2\n' + COMPRESSED))
     checks = checks_of(study)
     assert [(check.case.layout.name(), check.case.outer.compression) for check in checks] == [
-        ("deepspeed.zero3-2", "bf16"), ("deepspeed.zero3-2", "bf16"), ("deepspeed.dp2", "int4"),
-        ("deepspeed.dp2", "topk"), ("megatron.tp2", "bf16"), ("megatron.tp2", "bf16"),
-    ]  # fmt: skip
+        ("deepspeed.zero3-2", "bf16"),
+        ("deepspeed.zero3-2", "bf16"),
+        ("deepspeed.dp2", "int4"),
+        ("deepspeed.dp2", "topk"),
+        ("megatron.tp2", "bf16"),
+        ("megatron.tp2", "bf16"),
+    ]
     assert all(check.reference.borders is None for check in checks)
     assert [note for note in notes(study) if "bf16 here" in note]
 

@@ -35,11 +35,7 @@ class Chinchilla(SumOfPowers):
         Parameter("beta", "exponent of D", low=0.0, high=4.0, grid=EXPONENTS),
         Parameter("E", "irreducible loss", low=1e-9, log=True),
     )
-    terms = (
-        {"A": 1.0, "alpha": log_of("params", -1)},
-        {"B": 1.0, "beta": log_of("tokens", -1)},
-        {"E": 1.0},
-    )
+    terms = ({"A": 1.0, "alpha": log_of("params", -1)}, {"B": 1.0, "beta": log_of("tokens", -1)}, {"E": 1.0})
 
     def optimum(self, natural, flops, flops_per_nd):
         A, alpha, B, beta = natural[:, :4].T
