@@ -18,7 +18,7 @@ from typing import Protocol
 
 from .sockets import loopback
 
-TORCHRUN = f"{__package__}.torchrun"  # of several hosts
+TORCHRUN = f"{__package__.rpartition('.')[0]}.torchrun"  # of several hosts
 
 
 class Raw(str):

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize as scipy_minimize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "programs"))
-from test_laws_solver import TRUTH, simulate  # noqa: E402
+from simulated_laws import TRUTH, simulate
 
 from scalade.results.laws import Objective, fit, get_law, law_names  # noqa: E402
 from scalade.results.laws.solver import minimise  # noqa: E402

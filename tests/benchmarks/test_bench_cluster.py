@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from test_study_expand import BASE
+from study_text import BASE
 
 STUDY = BASE.replace(
     "global_batch = 8", f"global_batch = 8\nlr = {[n / 1e6 for n in range(1, 10_001)]}\nseed = {list(range(10))}"

@@ -10,8 +10,7 @@ import sys
 import time
 
 import pytest
-from test_study_expand import BASE
-from test_study_scale import MANY
+from study_text import BASE, MANY
 
 TARGET_S, TARGET_BYTES = 10.0, 10**9
 VERIFY = """

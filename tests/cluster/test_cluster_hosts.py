@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cluster_desk import LONG, REPLICAS, Desk, ended
 from slurm_cluster import Cluster, missing
-from test_cluster_slurm import LONG, REPLICAS, Desk, ended
 
 from scalade.results.table.read import read_steps
 

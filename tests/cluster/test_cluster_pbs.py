@@ -8,8 +8,8 @@ import json
 import shutil
 
 import pytest
+from cluster_desk import LONG, SIX, Desk, ended
 from slurm_cluster import Cluster, missing
-from test_cluster_slurm import LONG, SIX, Desk, ended
 
 from scalade.launch.schedulers.base import Limits
 from scalade.launch.schedulers.slurm import Slurm

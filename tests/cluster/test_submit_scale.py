@@ -4,10 +4,14 @@ import json
 import time
 
 import pytest
-from test_submit import SLURM, Fake, cancel, states, submissions, submit_study
+from fake_cluster import SLURM, Fake
 
 from scalade.cli import app as cli
+from scalade.launch.cluster import status as states
+from scalade.launch.cluster.cancel import cancel
 from scalade.launch.cluster.status import counted_states, shortened
+from scalade.launch.cluster.submissions import submissions
+from scalade.launch.cluster.submit import submit_study
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.base import Limits, Task
 from scalade.launch.schedulers.state import State

@@ -10,9 +10,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+from published_laws import AUTHORS, DATA, FITTED, PUBLISHED_R2, curve_rows, curves, mean_r2
 from scipy.optimize import minimize
 from scipy.stats import linregress
-from test_laws_reference import AUTHORS, DATA, FITTED, PUBLISHED_R2, curve_rows, curves, mean_r2
 
 from scalade.results.laws import fit, get_law
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from closeness import worst
 from parity_ranks import BATCH, SHAPE
-from test_parity import worst
 from worlds import run_world
 
 import scalade

@@ -2,6 +2,7 @@
 cases."""
 
 import pytest
+from closeness import worst
 from worlds import run_world
 
 from scalade.parallelism.layout import Layout
@@ -92,10 +93,6 @@ def worlds(tmp_path_factory):
         return done[size]
 
     return of
-
-
-def worst(found: list[float], reference: list[float]) -> float:
-    return max(abs(a - b) / abs(b) for a, b in zip(found, reference, strict=True))
 
 
 def marked(name: str, case: dict):

@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
-from test_worker import FAKE, finish, nothing_left, rows, write_study
+from worker_worlds import FAKE, finish, nothing_left, rows, write_study
 
 from scalade.launch.host.placement import Placement, WorldError
 from scalade.launch.host.sockets import listen

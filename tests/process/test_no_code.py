@@ -100,8 +100,8 @@ def test_nothing_in_the_package_loads_code():
 
 def test_no_payload_in_a_results_folder_runs(tmp_path, monkeypatch, recwarn):
     """A pickle in the place of every file of a folder, one after the other and all together: read, and run again."""
+    from preempted_study import FAKE, write_study
     from resume_ranks import payloads
-    from test_preemption import FAKE, write_study
 
     from scalade import read_runs, read_steps
     from scalade.launch.run import run_study

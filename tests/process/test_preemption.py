@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from places import PROGRAMS
+from preempted_study import FAKE, write_study
 
 from scalade import read_runs, read_steps
 from scalade.launch.host.signals import signal_names
@@ -18,25 +18,6 @@ from scalade.launch.run import run_study
 from scalade.launch.study.study import load_study
 from scalade.results.store.store import RunStore
 
-FAKE = [sys.executable, str(PROGRAMS.joinpath("fake_rank.py"))]
-STUDY = """
-name = "s"
-[model]
-size = "tiny-100k"
-seq_len = 32
-[recipe]
-global_batch = 4
-[budget]
-steps = {steps}
-[measure]
-eval_sequences = 4
-log_every = 7
-[layout]
-dp_shard = {ranks}
-[run]
-max_ranks = 4
-{run}
-"""
 SWEEP = """
 import sys
 from pathlib import Path
@@ -46,12 +27,6 @@ summary, folder = run_study(Path(sys.argv[1]), Path(sys.argv[2]), quiet=True, **
 print("\\n".join(as_text(summary, folder)))
 sys.exit(summary.exit_code)
 """
-
-
-def write_study(folder, ranks=2, steps=100, **run):
-    path = folder / "study.toml"
-    path.write_text(STUDY.format(ranks=ranks, steps=steps, run="\n".join(f"{k} = {v!r}" for k, v in run.items())))
-    return path
 
 
 def start_sweep(path, results, *command, **env):

@@ -16,7 +16,7 @@ from fault_lab import FAKE, SWEEP
 from hypothesis import given
 from hypothesis import strategies as st
 from places import PROGRAMS
-from test_worker import by_hand, finish, free_port, rows, write_study
+from worker_worlds import by_hand, finish, free_port, rows, write_study
 
 from scalade.launch.host.placement import WorldError
 from scalade.launch.host.sockets import listen

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 from kubernetes_stub import Cluster
 from places import GOLDEN
-from test_schedulers_render import CLOUD, make_job
+from scheduler_jobs import CLOUD, make_job
 
 from scalade.launch.schedulers.ask import SchedulerError
 from scalade.launch.schedulers.base import Task

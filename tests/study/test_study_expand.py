@@ -6,32 +6,17 @@ import subprocess
 import sys
 import tomllib
 from itertools import product
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from study_text import BASE, load
 
 from scalade.bench.flops import flops_per_token
 from scalade.launch.study.case import LATER, PARTS, Case, content_id
 from scalade.launch.study.expand import too_many
 from scalade.launch.study.study import load_study
-
-BASE = """
-name = "t"
-[model]
-size = "tiny-100k"
-[recipe]
-global_batch = 8
-[budget]
-steps = 3
-"""
-
-
-def load(tmp_path: Path, text: str, name: str = "t.toml"):
-    (tmp_path / name).write_text(text)
-    return load_study(tmp_path / name)
 
 
 def toml(table: dict) -> str:

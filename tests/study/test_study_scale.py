@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_study_expand import BASE, load
+from study_text import BASE, MANY, load
 
 from scalade.bench.shape import SIZES
 from scalade.launch.dry_run import as_json, dry_run, print_dry_run
@@ -237,27 +237,6 @@ def test_of_many_runs_some_are_asked_for(tmp_path):
         make_plan(study, store, only=["0123"])
 
 
-MANY = (
-    BASE.replace('"tiny-100k"', '["tiny-100k", "tiny-300k", "tiny-800k", "tiny-2m", "tiny-5m"]').replace(
-        "global_batch = 8", f"global_batch = 64\nlr = {[n / 1e4 for n in range(1, 41)]}"
-    )
-    + f"""
-[[layout]]
-dp_replicate = [1, 2]
-[[layout]]
-dp_shard = [2, 4]
-reshard_after_forward = [true, false]
-[[layout]]
-tp = 2
-dp_shard = [1, 2]
-[[layout]]
-pp = 2
-microbatches = [2, 4]
-[run]
-seeds = {list(range(50))}
-max_ranks = 2
-"""
-)
 PLAN = """
 import sys, time
 from pathlib import Path

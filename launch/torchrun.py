@@ -3,6 +3,8 @@
 When its workers have ended well, torchrun's agent waits five minutes for those of the other hosts, and no option of
 torchrun's says otherwise. Supervisors end together, so some seconds are enough; an agent that does not come by then
 has crashed, and a run with a quorum is done without it.
+
+Batch scripts that wait in a queue name this module: it stays at this place.
 """
 
 from __future__ import annotations
