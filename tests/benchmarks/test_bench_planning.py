@@ -15,7 +15,7 @@ from study_text import BASE, MANY
 TARGET_S, TARGET_BYTES = 10.0, 10**9
 VERIFY = """
 import sys
-from scalade.launch import verify
+from scalade.launch.verify import command as verify
 from scalade.launch.study.study import load_study
 study = load_study(sys.argv[1])
 verify.prepare(study, verify.checks_of(study))

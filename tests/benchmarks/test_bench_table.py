@@ -21,7 +21,7 @@ READ = """
 import json, resource, sys, time
 start = time.perf_counter()
 import scalade, pandas
-from scalade.results import read
+from scalade.results.table import read
 imported, cpu = time.perf_counter(), time.process_time()
 runs, steps = scalade.read_runs(sys.argv[1]), scalade.read_steps(sys.argv[1])
 loaded = time.perf_counter()

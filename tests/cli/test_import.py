@@ -32,7 +32,7 @@ dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 from scalade.bench.model import Decoder
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
-from scalade.launch import execute
+from scalade.launch.rank import training
 from scalade.parallelism.ddp import replicated
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.engines import build_engine

@@ -81,7 +81,7 @@ def test_an_error_of_rank_0_s_supervisor_ends_all_of_them(tmp_path, launcher, wh
 BROKEN = """
 import os
 from scalade.cli.app import main
-from scalade.launch import worker
+from scalade.launch.sweep import worker
 
 def broken(*arguments, **more):
     raise KeyError("no such thing")
