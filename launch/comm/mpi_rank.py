@@ -32,8 +32,9 @@ from ..process.progress import Reporter
 from ..process.rank_environment import WAIT_POLICY
 from ..process.rendezvous import Seat, wrong_world
 from ..process.run_spec import RunSpec, utc
+from ..process.scratch import SPEC, WORLD, log_file
 from ..process.supervisor import Child, Signals, watch
-from ..rank.main import WORLD, write_row
+from ..rank.main import write_row
 from ..rank.world import World
 from ..study.comm_case import CommCase
 from .torch_rank import dimensions, measure, result
@@ -118,10 +119,10 @@ class MpirunExecutor:
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
         scratch, begun = Path(spec.scratch), time.monotonic()
         spec = replace(spec, nonce=os.urandom(8).hex())
-        files.write(scratch / "spec.json", spec.to_json(), sync=False)
-        command = self.start(spec.size, ["-m", f"{__package__}.mpi_rank", str(scratch / "spec.json")])
+        files.write(scratch / SPEC, spec.to_json(), sync=False)
+        command = self.start(spec.size, ["-m", f"{__package__}.mpi_rank", str(scratch / SPEC)])
         env = {WAIT_POLICY: "PASSIVE"} | os.environ | {MARK: self.mark, "OMP_NUM_THREADS": str(spec.threads or 1)}
-        with files.stream(scratch / "rank-0.log") as log:
+        with files.stream(log_file(scratch, 0)) as log:
             process = subprocess.Popen(
                 command, env=env, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )

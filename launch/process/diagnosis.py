@@ -18,6 +18,7 @@ from .cause import Cause, Kind, Why
 from .outcome import Ending, Outcome, all_exits
 from .progress import read_progress
 from .quorum import Quorum
+from .scratch import log_file
 from .supervisor import LINGER_S
 
 TAIL_LINES = 12
@@ -121,7 +122,7 @@ def _signal_name(number: int) -> str:
 def tail(scratch: Path, rank: int, lines: int = TAIL_LINES) -> list[str]:
     """The last lines that a rank printed."""
     try:
-        return files.read_end(scratch / f"rank-{rank}.log").decode(errors="replace").splitlines()[-lines:]
+        return files.read_end(log_file(scratch, rank)).decode(errors="replace").splitlines()[-lines:]
     except OSError:
         return []
 

@@ -12,6 +12,7 @@ from ...results.out_of_memory import is_out_of_memory
 from ..host.placement import WorldError
 from .cause import Kind
 from .run_spec import read_json
+from .scratch import report_file
 
 # Of gloo and NCCL, whose RuntimeErrors say no more than their text; none can be part of a host's name.
 PEER_TEXTS = (
@@ -39,10 +40,6 @@ class ErrorReport:
     line: str  # one line for the table
     trace: str
     at: float  # Unix time, s
-
-
-def report_file(scratch: Path, rank: int) -> Path:
-    return scratch / f"rank-{rank}.error.json"
 
 
 def read_report(scratch: Path, rank: int) -> ErrorReport | None:

@@ -36,6 +36,7 @@ from ..host.clock import Moment
 from .cause import Cause
 from .guard import end_marked
 from .progress import read_progress
+from .scratch import CHECKPOINT, CHECKPOINT_STEP
 
 LOG = "starts.jsonl"
 SKEW_S = 5.0  # by which hosts' clocks may differ
@@ -43,7 +44,6 @@ LONGEST_WAIT_S = 90 * 86_400.0  # from one start to the next
 GONE = "gone"  # cause of a start whose supervisor left no word
 BEGINS = b'{"event": "'
 CHANCES = 3  # starts in a row that a lost host may end, without a later checkpoint
-CHECKPOINTS = "checkpoint/step-*"  # in the scratch folder
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class StartLog:
         if progress is not None:
             known = {name: getattr(progress, name) for name in ("trained_from", "trained_at")}
             known["steps_done"] = progress.step
-        names = [folder.name.rpartition("-")[2] for folder in self.scratch.glob(CHECKPOINTS)]
+        names = [folder.name.rpartition("-")[2] for folder in (self.scratch / CHECKPOINT).glob(f"{CHECKPOINT_STEP}*")]
         kept = max([known["trained_from"] or 0, *(int(name) for name in names if name.isdecimal())])
         with suppress(OSError):
             self._append(event="end", at=at, cause=cause, **known, kept=kept)

@@ -15,11 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...results import files
+from .scratch import STOP_REQUEST
 
 REQUEUE_STATUS = 75  # EX_TEMPFAIL of sysexits.h
 STOP_FILE = "SCALADE_STOP_FILE"
 UNDONE_FILE = "SCALADE_UNDONE_FILE"
-ASK = "stop"
 
 
 class Preempted(Exception):
@@ -27,8 +27,8 @@ class Preempted(Exception):
 
 
 def ask_to_stop(scratch: Path) -> None:
-    files.write(scratch / ASK, "", sync=False)
+    files.write(scratch / STOP_REQUEST, "", sync=False)
 
 
 def asked_to_stop(scratch: Path) -> bool:
-    return files.is_file(scratch / ASK)
+    return files.is_file(scratch / STOP_REQUEST)

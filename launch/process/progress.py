@@ -17,10 +17,8 @@ from pathlib import Path
 from ...results import files
 from ..host.clock import Moment
 from .run_spec import read_json
+from .scratch import LOST_REPLICA, PROGRESS, STEP, lost_replica_file
 
-PROGRESS = "progress.json"
-STEP = "step"
-LOST = "lost-replica-"
 INTERVAL_S = 0.2
 
 
@@ -128,8 +126,8 @@ def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
 
 def mark_lost(folder: Path, replica: int) -> None:
     """The supervisor's word to rank 0, with a quorum: this replica has ended."""
-    files.write(folder / f"{LOST}{replica}", "", sync=False)
+    files.write(lost_replica_file(folder, replica), "", sync=False)
 
 
 def lost_replicas(folder: Path) -> set[int]:
-    return {int(name.removeprefix(LOST)) for name in os.listdir(folder) if name.startswith(LOST)}
+    return {int(name.removeprefix(LOST_REPLICA)) for name in os.listdir(folder) if name.startswith(LOST_REPLICA)}

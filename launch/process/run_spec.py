@@ -77,9 +77,6 @@ class RunSpec:
         )
 
 
-WEIGHTS = "weights.npz"  # in the run's folder, where measure.keep_weights asks for it
-
-
 @dataclass(frozen=True)
 class RunResult:
     """What rank 0's program hands back. Other ranks' results are ignored (None will do)."""

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ...results import files
 from ...results.schema.schema import SchemaError, checked_row
+from .scratch import STEP_JOURNAL
 
 if TYPE_CHECKING:
     from ...bench.loop import Training
 
-TAKEN = "taken.jsonl"
 LIMIT = 2**28  # of the file, bytes: some million steps
 OF_STORE = {"run_id": "r", "attempt": 1}  # what the store adds to every row
 
@@ -28,7 +28,7 @@ class Keeper:
     """Keeps them; on ranks other than 0 it does nothing."""
 
     def __init__(self, folder: Path, active: bool) -> None:
-        self._file = files.stream(folder / TAKEN) if active else None  # open as long as the run
+        self._file = files.stream(folder / STEP_JOURNAL) if active else None  # open as long as the run
         self._kept = {"steps": 0, "evals": 0}
 
     def keep(self, training: Training) -> None:
@@ -59,7 +59,7 @@ def taken(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """{"steps": columns, "evals": columns} as RunStore.write_run takes them, as far as the file is whole and ours."""
     found: dict[str, list[dict]] = {"steps": [], "evals": []}
     try:
-        lines = files.read(folder / TAKEN, limit=LIMIT).split(b"\n")[:-1]
+        lines = files.read(folder / STEP_JOURNAL, limit=LIMIT).split(b"\n")[:-1]
     except OSError:
         lines = []
     for line in lines:

@@ -19,7 +19,7 @@ from ...results import files
 from ..host.machine import oom_kills
 from ..host.placement import SECRET, Placement
 from .cause import Cause, Kind, Stop, Why
-from .error_report import ErrorReport, read_report, report_file
+from .error_report import ErrorReport, read_report
 from .guard import MARK, end_marked
 from .outcome import Ending
 from .preemption import REQUEUE_STATUS, STOP_FILE, ask_to_stop
@@ -27,6 +27,7 @@ from .progress import mark_lost
 from .quorum import Quorum
 from .rank_environment import child_environment
 from .run_spec import RunSpec
+from .scratch import SPEC, log_file, report_file
 from .watchdog import Watchdog, stopped
 
 RANK_COMMAND = (sys.executable, "-m", f"{__package__.rpartition('.')[0]}.rank")
@@ -102,15 +103,15 @@ def start(
     prefix: of the command, by place; it must become the command by exec, whose process id is watched.
     """
     scratch = Path(spec.scratch)
-    files.write(scratch / "spec.json", spec.to_json(), sync=False)
+    files.write(scratch / SPEC, spec.to_json(), sync=False)
     children = []
     for place in places:
         files.remove(report_file(scratch, place.rank))
         env = child_environment(os.environ, place, spec.address, spec.port, spec.threads)
         env |= {MARK: mark, SECRET: secret}
-        with files.stream(scratch / f"rank-{place.rank}.log") as log:
+        with files.stream(log_file(scratch, place.rank)) as log:
             process = subprocess.Popen(
-                [*prefix(place), *command, str(scratch / "spec.json")],
+                [*prefix(place), *command, str(scratch / SPEC)],
                 env=env,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from ...results import files
 from ..host.placement import SECRET, Placement
-from .error_report import report_file
 from .guard import MARK
 from .rank_environment import child_environment
 from .run_spec import RunSpec
+from .scratch import SPEC, log_file, report_file
 from .supervisor import RANK_COMMAND, Child
 
 ARGUMENT = "pool:"  # in the place of a spec's path: the number of the socket
@@ -79,14 +79,14 @@ class Pool:
     ) -> list[Child]:
         """As supervise.start, but ranks that are there and idle are given the order."""
         scratch = Path(spec.scratch)
-        files.write(scratch / "spec.json", spec.to_json(), sync=False)
+        files.write(scratch / SPEC, spec.to_json(), sync=False)
         if list(self._warm) != list(places) or not all(warm.ready for warm in self._warm.values()):
             self.close()
             for place in places:
                 self._warm[place] = _begin(spec, place, mark, command, prefix)
         for place, warm in self._warm.items():
             files.remove(report_file(scratch, place.rank))
-            order = {"spec": str(scratch / "spec.json"), "address": spec.address, "port": spec.port}
+            order = {"spec": str(scratch / SPEC), "address": spec.address, "port": spec.port}
             order["secret"] = secret
             with suppress(ConnectionError):  # it has died since: poll will say so
                 warm.control.send(json.dumps(order).encode())
@@ -111,7 +111,7 @@ def _begin(
 ) -> Warm:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = child_environment(os.environ, place, spec.address, spec.port, spec.threads) | {MARK: mark}
-    with theirs, files.stream(Path(spec.scratch) / f"rank-{place.rank}.log") as log:
+    with theirs, files.stream(log_file(Path(spec.scratch), place.rank)) as log:
         process = subprocess.Popen(
             [*prefix(place), *command, f"{ARGUMENT}{theirs.fileno()}"],
             env=env,
@@ -136,7 +136,7 @@ def serve(descriptor: int, run: Callable[[Path], bool]) -> None:
             os.environ |= {"MASTER_ADDR": order["address"], "MASTER_PORT": str(order["port"])}
             os.environ[SECRET] = order["secret"]
             file = Path(order["spec"])
-            with files.stream(file.with_name(f"rank-{os.environ['RANK']}.log")) as log:
+            with files.stream(log_file(file.parent, int(os.environ["RANK"]))) as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
             again = run(file)

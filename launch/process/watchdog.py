@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ...results import files
-from .progress import PROGRESS, STEP
+from .scratch import PROGRESS, STEP, stack_files
 
 TIMES = 10  # the longest wait so far
 START_S = 120.0  # for imports, the ranks' coming together, building, compiling, the first step
@@ -70,7 +70,7 @@ def keep_stacks(scratch: Path, run_folder: Path, attempt: int) -> Path | None:
     """Bring the stacks that ranks wrote where a later attempt does not remove them; None: there are none."""
     folder = run_folder / STACKS
     with suppress(OSError):  # a full disk
-        stacks = [file for file in sorted(scratch.glob("rank-*.stack")) if file.lstat().st_size]
+        stacks = [file for file in stack_files(scratch) if file.lstat().st_size]
         for file in stacks:
             files.make_folder(folder)
             files.write(folder / f"a{attempt}-{file.stem}.txt", files.read(file), run_folder)

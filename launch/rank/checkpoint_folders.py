@@ -23,8 +23,8 @@ from typing import Any
 from ...bench.checkpoint_files import Outgoing, Saved
 from ...bench.tensor_file import Digest
 from ...results import files
+from ..process.scratch import CHECKPOINT, CHECKPOINT_STEP, checkpoint_folder
 
-CHECKPOINT = "checkpoint"
 INDEX, HISTORY = "index.json", "history.json"
 FORMAT = 2  # 1: torch.distributed.checkpoint's files, which are pickles in part
 INDEX_LIMIT_BYTES = 64 * files.MIB
@@ -49,7 +49,7 @@ class Shelf:
         self.scratch, self.run_id, self.folder = scratch, run_id, scratch / CHECKPOINT
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step}"
+        return checkpoint_folder(self.scratch, step)
 
     def clear(self) -> list[int]:
         """Remove what is no checkpoint: what a killed attempt was writing, links. Gives the steps of the damaged."""
@@ -141,7 +141,7 @@ class Shelf:
         files.remove(self.path(step), self.scratch)
         os.replace(out.top, self.path(step))
         files.sync_folder(self.folder, self.scratch)
-        kept = [f"step-{each}" for each in self.steps() if each <= step][:KEPT]
+        kept = [f"{CHECKPOINT_STEP}{each}" for each in self.steps() if each <= step][:KEPT]
         for name in files.names(self.folder, self.scratch):
             if name not in kept:
                 files.remove(self.folder / name, self.scratch)

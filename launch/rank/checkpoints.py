@@ -19,7 +19,6 @@ from ...bench.messages import at_first, everywhere, from_first
 from ...bench.step_record import StepRecord
 from ...bench.tensor_file import Digest
 from ..process.error_report import one_line
-from .checkpoint_folders import CHECKPOINT as CHECKPOINT
 from .checkpoint_folders import Shelf
 
 

@@ -28,12 +28,12 @@ from ..process.guard import die_with_supervisor
 from ..process.preemption import REQUEUE_STATUS, Preempted
 from ..process.progress import Reporter
 from ..process.rank_environment import wait_policy
-from ..process.run_spec import WEIGHTS, RunResult, RunSpec, utc
+from ..process.run_spec import RunResult, RunSpec, utc
+from ..process.scratch import WEIGHTS, WORLD, stack_file
 from ..process.warm_pool import ARGUMENT, serve
 from .reset import Before
 from .world import World, join, leave
 
-WORLD = "world.json"
 Program = Callable[..., "RunResult | None"]
 
 
@@ -59,7 +59,7 @@ def _one(file: Path, program: Program | None, warm: bool = False) -> bool:
     scratch = Path(spec.scratch)
     place = find_placement()
     assert place is not None, "the supervisor sets RANK"
-    stacks = files.stream(scratch / f"rank-{place.rank}.stack")  # open as long as the run
+    stacks = files.stream(stack_file(scratch, place.rank))  # open as long as the run
     for name in signal_names(spec.requeue_signals):
         signal.signal(signal.Signals[name], signal.SIG_IGN)  # the supervisor hears it, and asks
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)

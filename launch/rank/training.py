@@ -21,7 +21,8 @@ from ...bench.step_record import StepRecord
 from ...parallelism.engines import build_engine
 from ..process.preemption import Preempted, asked_to_stop
 from ..process.progress import Reporter
-from ..process.run_spec import WEIGHTS, RunResult
+from ..process.run_spec import RunResult
+from ..process.scratch import WEIGHTS
 from ..process.step_journal import Keeper
 from ..study.case import Case
 from .checkpoints import Checkpoints

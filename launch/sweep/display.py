@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..process.diagnosis import tail
 from ..process.outcome import Outcome
 from ..process.progress import read_progress
+from ..process.scratch import log_file
 from ..study.case import Case
 from ..study.labels import labels
 
@@ -155,4 +156,4 @@ def failed_tail(outcome: Outcome, scratch: Path) -> list[str]:
     """Where to read on, and the last lines of the log of the rank to blame."""
     rank = outcome.rank or 0
     lines = tail(scratch, rank)
-    return [*lines, f"(rank {rank}'s log: {scratch / f'rank-{rank}.log'})"] if lines else []
+    return [*lines, f"(rank {rank}'s log: {log_file(scratch, rank)})"] if lines else []

@@ -23,10 +23,10 @@ from ..process.cause import Cause, Why
 from ..process.goodput import StartLog, goodput_columns, in_vain, read_log, read_starts
 from ..process.outcome import Outcome
 from ..process.run_spec import RunSpec, utc
+from ..process.scratch import CHECKPOINT, WORLD
 from ..process.step_journal import taken
 from ..process.supervisor import Signals
 from ..process.watchdog import keep_stacks
-from ..rank.main import WORLD
 from ..schedulers import job_columns
 from .display import Display
 from .local import Executor
@@ -36,7 +36,6 @@ from .summary import Summary, undone
 if TYPE_CHECKING:
     from ..study.study import Study
 
-CHECKPOINT = "checkpoint"  # in the scratch folder: what a later attempt resumes from
 PACKED_FROM = 1000  # run folders from which a sweep that is done moves finished runs into parts
 ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
 

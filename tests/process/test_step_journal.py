@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import PROGRAMS
 
-from scalade.launch.process.step_journal import TAKEN, Keeper, taken
+from scalade.launch.process.scratch import STEP_JOURNAL
+from scalade.launch.process.step_journal import Keeper, taken
 from scalade.launch.run import run_study
 from scalade.results.store.store import RunStore
 from scalade.results.table.read import read_runs, read_steps
@@ -63,7 +64,7 @@ def test_what_is_kept_is_what_was_taken(tmp_path):
     now.evals.append(evaluation(3))
     keeper.keep(now)
     found = taken(tmp_path)
-    assert len((tmp_path / TAKEN).read_text().splitlines()) == 2
+    assert len((tmp_path / STEP_JOURNAL).read_text().splitlines()) == 2
     assert found["steps"]["step"] == [0, 1, 2] and found["steps"]["outer_step"] == [None, None, True]
     assert math.isnan(found["steps"]["loss"][1]) and found["evals"]["val_loss"] == [3.0]
     store = RunStore(tmp_path / "r")
@@ -82,8 +83,8 @@ def test_a_file_cut_off_or_overwritten_gives_its_whole_lines(kept, cut, rest):
         for i in range(kept):
             now.steps.rows.append(step(i))
             keeper.keep(now)
-        content = (folder / TAKEN).read_bytes()
-        (folder / TAKEN).write_bytes(content[:cut] + rest)
+        content = (folder / STEP_JOURNAL).read_bytes()
+        (folder / STEP_JOURNAL).write_bytes(content[:cut] + rest)
         whole = content[:cut].count(b"\n")
         steps = taken(folder)["steps"].get("step", [])
         assert steps[:whole] == list(range(whole)) and len(steps) <= whole + 1
@@ -104,7 +105,7 @@ def test_a_file_cut_off_or_overwritten_gives_its_whole_lines(kept, cut, rest):
 )
 def test_what_is_no_row_ends_the_reading(tmp_path, line):
     good = json.dumps({"steps": [step(0)], "evals": []})
-    (tmp_path / TAKEN).write_text(f"{good}\n{line}\n{good}\n")
+    (tmp_path / STEP_JOURNAL).write_text(f"{good}\n{line}\n{good}\n")
     assert taken(tmp_path)["steps"]["step"] == [0]
 
 

@@ -26,10 +26,10 @@ from fake_clock import set_clock
 from scalade.launch.process.preemption import Preempted, asked_to_stop
 from scalade.launch.process.rendezvous import Seat
 from scalade.launch.process.run_spec import RunResult
+from scalade.launch.process.scratch import CHECKPOINT
 from scalade.launch.process.step_journal import Keeper
 from scalade.launch.rank import main as rank
 from scalade.launch.rank.world import World
-from scalade.launch.sweep.sweep import CHECKPOINT
 from scalade.results import files
 
 REAL = os.environ.get("FAKE_TORCH") == "1"

@@ -24,8 +24,8 @@ import torch.distributed as dist
 import torch.distributed.fsdp  # noqa: F401  # imported before the forks, which then share it
 
 from scalade.bench import tensor_file
-from scalade.launch.process.progress import STEP, Reporter
-from scalade.launch.rank.checkpoints import CHECKPOINT
+from scalade.launch.process.progress import Reporter
+from scalade.launch.process.scratch import CHECKPOINT, STEP
 from scalade.launch.rank.training import execute
 from scalade.launch.rank.world import World
 from scalade.launch.study.case import Case
