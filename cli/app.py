@@ -56,6 +56,30 @@ def scalade(version: Version = False) -> None:
     """Measures how distributed training scales."""
 
 
+@app.command(epilog="Example: scalade init my-studies")
+def init(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder to write to; default: the current one.", metavar="FOLDER")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files whose content differs.")] = False,
+    list_studies: Annotated[bool, typer.Option("--list", help="List the studies that ship; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a first study with comments, and the studies that ship with Scalade.
+
+    A file that is there with other content stays, and then nothing is written, unless --force is given.
+    """
+    from ..launch.study import starter
+
+    if not list_studies:
+        written = starter.write_starter_folder(folder or Path("."), force=force)
+        say(starter.as_json(written) if as_json else starter.as_text(written))
+    elif folder or force:
+        raise ValueError("--list writes nothing: give it without a folder and without --force")
+    else:
+        say(starter.list_as_json() if as_json else starter.list_as_text())
+
+
 @app.command(epilog="Example: scalade run studies/quickstart.toml")
 def run(
     study: StudyPath,

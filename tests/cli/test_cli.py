@@ -15,7 +15,7 @@ from scalade.cli import app as cli
 from scalade.results.store.store import RunStore
 
 COMMANDS = (
-    "run worker verify doctor comm lab show export efficiency ops check fit compare report history "
+    "init run worker verify doctor comm lab show export efficiency ops check fit compare report history "
     "compact submit status cancel logs"
 ).split()
 HOSTILE = "dp2[red]\x1b[31m"  # markup and an escape sequence
