@@ -12,9 +12,10 @@ from math import prod
 
 import torch.distributed as dist
 
+from ..results.schema.columns import MESH_DIMS
 from .layout import Layout
 
-DIMENSIONS = ("replicas", "pp", "dp_replicate", "dp_shard", "cp", "tp")
+DIMENSIONS = MESH_DIMS  # one list with the columns: comm_bytes_dim_<name>
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from .pbs import Pbs
 from .slurm import Slurm
 
 SCHEDULERS: dict[str, Scheduler] = {each.name: each for each in (Slurm(), Pbs(), Flux(), Lsf(), KubernetesJobs())}
-INNER_FIRST = ("kubernetes", "flux", "slurm", "pbs", "lsf")
 BEGIN, END = "<!-- schedulers: generated, see launch/schedulers/__init__.py -->\n", "<!-- end of schedulers -->\n"
 
 
 def job_columns(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Whose job this process is part of: of schedulers inside one another, the inner one's. Empty outside of a job."""
     ids = {name: each.own_id(env) for name, each in SCHEDULERS.items()}
-    return next(({"scheduler": name, "job_id": ids[name]} for name in INNER_FIRST if ids[name]), {})
+    inner_first = sorted(SCHEDULERS, key=lambda name: -SCHEDULERS[name].nesting)
+    return next(({"scheduler": name, "job_id": ids[name]} for name in inner_first if ids[name]), {})
 
 
 def capability_table() -> str:

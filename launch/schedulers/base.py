@@ -67,6 +67,7 @@ class Scheduler:
     name: ClassVar[str]
     can: ClassVar[Capabilities]
     suffix: ClassVar[str] = ".sh"
+    nesting: ClassVar[int] = 0  # above 0: it may run inside another scheduler's job, and its own job is the inner one
     most_tasks: ClassVar[int] = 1000  # of one array, where the cluster cannot be asked
     directive: ClassVar[str]
     task_id: ClassVar[str]  # shell: the number of an array's task, from 0

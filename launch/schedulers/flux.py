@@ -31,6 +31,7 @@ AT_ONCE = 1000  # ids in one command
 
 class Flux(Scheduler):
     name = "flux"
+    nesting = 1
     directive = "#flux:"
     by_hand = "flux batch --env=SCALADE_TASK=0"
     task_id = "SCALADE_TASK"

@@ -29,6 +29,7 @@ NO_JOBSETS = re.compile(r"doesn't have a resource type|could not find the reques
 
 class KubernetesJobs(Scheduler):
     name = "kubernetes"
+    nesting = 2
     suffix = ".manifest.json"
     by_hand = "kubectl create -f"
     can = Capabilities(

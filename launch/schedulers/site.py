@@ -46,7 +46,7 @@ class Kubernetes:
 class Site:
     """A cluster as its users see it. Empty: not said in the script."""
 
-    scheduler: str = ""  # slurm, pbs, flux, lsf or kubernetes; --scheduler says otherwise
+    scheduler: str = ""  # name of the scheduler; --scheduler overrides it
     launcher: str = ""  # srun, torchrun or mpirun; empty: the study's, else the scheduler's usual one
     account: str = ""  # whom the time is charged to
     partition: str = ""  # partition or queue

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from ..mesh import Mesh, group_of, ranks_along
+from ..mesh import DIMENSIONS, Mesh, group_of, ranks_along
 
-INSIDE = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+INSIDE = DIMENSIONS[1:]  # of a replica
 # Globals of parallel_state, by the group of the collection that they hold.
 GLOBALS = {
     "_TENSOR_MODEL_PARALLEL_GROUP": "tp",

@@ -16,7 +16,7 @@ from statistics import median as middle
 
 import numpy as np
 
-from ..schema.columns import RUNS
+from ..schema.columns import DEGREE_LABELS, RUNS
 from ..schema.schema import columns
 from ..table.column_codes import NULL, Coded, coded
 from ..table.distinguishing import differing_in_parts
@@ -45,8 +45,6 @@ MUST_MATCH = MODEL + DATA + RECIPE + OUTER + CONDITIONS
 ON_CPU = ("cpu_model", "omp_wait_policy")  # must match where the CPU computes
 _MATCHED = (*MUST_MATCH, *ON_CPU)  # of Group.match_key
 NEAR = 32  # groups that one without a comparable base is set beside, to say what is in the way
-
-DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "ep": "ep", "pp": "pp"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Group:
     def family(self) -> str:
         """What grows: the dimensions in use, with the settings that make them another algorithm."""
         parts = [] if (self["outer_algorithm"] or "none") == "none" else [self["outer_algorithm"]]
-        for column, name in DEGREES.items():
+        for column, name in DEGREE_LABELS.items():
             if (self[column] or 1) > 1:
                 extra = {
                     "dp_shard": ("" if self["reshard_after_forward"] is not False else "-z2") + self._zero,

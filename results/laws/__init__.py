@@ -3,28 +3,9 @@
 Stands alone: numpy, scipy and pandas, nothing else of Scalade. `fit_file` is what the command line calls.
 """
 
+from . import families  # noqa: F401  registers every law
 from .base import Law, Parameter, get_law, law_names
 from .command import fit_file
-from .families import (  # noqa: F401  each enters itself in the list of laws
-    annealing,
-    batch,
-    chinchilla,
-    data_constrained,
-    device_hours,
-    diloco,
-    downstream,
-    farseer,
-    kaplan,
-    loss_to_loss,
-    multipower,
-    overtraining,
-    power,
-    precision,
-    routed,
-    skaling,
-    sparsity,
-    vocabulary,
-)
 from .families.batch import NoiseScale, noise_scale
 from .fit import Fit, fit, with_profiles, with_sensitivity
 from .forecast import Forecast, forecast

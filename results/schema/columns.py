@@ -11,6 +11,7 @@ from .row_columns import COLLECTIVES, COMM, EVALS, OPS, STEPS
 
 STATUSES = ("ok", "failed", "oom", "timeout", "diverged", "skipped", "cancelled")
 MESH_DIMS = ("replicas", "pp", "dp_replicate", "dp_shard", "cp", "tp")  # outermost (slowest link) first
+DEGREE_LABELS = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "ep": "ep", "pp": "pp"}  # in names
 
 RUNS: dict[str, tuple[Column, ...]] = {
     "Identity": (
@@ -305,7 +306,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
     ),
     "Environment": (
         string("launcher", "what started the ranks: `local`, `torchrun`, `mpirun`, `srun`"),
-        string("scheduler", "of the job it was part of: `slurm`, `pbs`, `flux`, `lsf`, `kubernetes`; null: of none"),
+        string("scheduler", "of the job it was part of, as `scalade submit --scheduler` names it; null: of none"),
         string("job_id", "that scheduler's, with the task's number where it is one of an array"),
         string("isolation", "`fresh` processes for each run, or a `pool` of ranks that ran other cases before"),
         count("world_size", "ranks, all replicas counted"),

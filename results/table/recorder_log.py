@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import files
-from ..schema.columns import RUNS
+from ..schema.columns import DEGREE_LABELS, MESH_DIMS, RUNS
 from ..schema.schema import SchemaError, checked, columns, known_column
 from ..wording import count_of
 
@@ -64,7 +64,7 @@ FOUND = tuple(
 MEASURED = tuple(name for name in columns("runs") if name not in SETTINGS and name not in FOUND)
 BY_US = "found out by the recorder"
 SEEDS = ("seed", "data_chain_seed")
-DEGREES = {"dp_replicate": "dp", "dp_shard": "fsdp", "cp": "cp", "tp": "tp", "pp": "pp"}
+DEGREES = {name: label for name, label in DEGREE_LABELS.items() if name in MESH_DIMS}
 
 
 @dataclass

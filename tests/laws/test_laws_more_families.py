@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from places import ROOT
 from scipy.optimize import curve_fit, minimize_scalar
 from typer.testing import CliRunner
 
@@ -213,3 +214,9 @@ def test_laws_are_listed_with_what_they_read_and_their_source():
 def test_fit_without_a_table_says_what_is_missing():
     result = CliRunner().invoke(app, ["fit"])
     assert result.exit_code == 2 and "--laws" in result.output
+
+
+def test_the_page_of_the_laws_has_a_row_for_each():
+    page = (ROOT / "docs" / "laws.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert [name for name in law_names() if not any(f"`{name}`" in row for row in rows)] == []

@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import GOLDEN, ROOT
 from scheduler_jobs import CLOUD, PARTS, SITE, make_job, table
 
+from scalade.cli.app import app
 from scalade.launch.schedulers import SCHEDULERS, capability_table, job_columns, renewed
 from scalade.launch.schedulers.base import TAKEN
 from scalade.launch.schedulers.job import Part
@@ -99,6 +101,12 @@ def test_manifests_are_what_kubernetes_has_published():
     for manifest in found:
         judges[manifest["kind"]].validate(manifest)
         assert not judges[manifest["kind"]].is_valid(manifest | {"specs": {}})
+
+
+def test_the_help_names_every_scheduler():
+    submit = typer.main.get_command(app).commands["submit"]
+    (option,) = [each for each in submit.params if each.name == "scheduler"]
+    assert [name for name in SCHEDULERS if name not in option.help] == []
 
 
 def test_the_docs_show_the_table_of_today():
