@@ -92,7 +92,7 @@ def submit_study(
         whose jobs may be running
     OSError: the results folder takes no more
     """
-    study, site = load_study(path), load_site(wish.profile)
+    study, site = load_study(path), load_site(wish.profile, SCHEDULERS)
     scheduler, site, launcher = _choose(study, site, wish)
     folder = Path(os.path.abspath(results or study.results))
     ground = Ground(study, folder, folder / FOLDER / os.urandom(3).hex(), site, launcher, Limits(scheduler.most_tasks))
@@ -117,8 +117,8 @@ def _choose(study: Study, site: Site, wish: Wish) -> tuple[Scheduler, Site, str]
     if wish.alone and wish.mode != "packed":
         raise ValueError("--one-at-a-time: wants --mode packed; an array has --throttle 1")
     scheduler = SCHEDULERS[name]
-    of_study = study.run.launcher if study.run.launcher in scheduler.can.launchers else ""
-    launcher = wish.launcher or site.launcher or of_study or scheduler.can.launchers[0]
+    of_study = study.run.launcher if study.run.launcher in scheduler.capabilities.launchers else ""
+    launcher = wish.launcher or site.launcher or of_study or scheduler.capabilities.launchers[0]
     if launcher not in LAUNCHERS:
         raise ValueError(f"--launcher {launcher}: {unknown(launcher, LAUNCHERS, 'launcher')}")
     for option, value in (("--nodes", wish.nodes), ("--throttle", wish.throttle), ("--jobs", wish.jobs - 1)):

@@ -1,5 +1,6 @@
 """Schedulers by name, one file each; and the table of what each can do, for the docs.
 
+Importing this package imports every file in it, and so registers every scheduler: a new one needs no entry anywhere.
 `python -m scalade.launch.schedulers docs/clusters.md` writes the table anew.
 """
 
@@ -7,23 +8,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 
-from .base import Scheduler
-from .flux import Flux
-from .kubernetes import KubernetesJobs
-from .lsf import Lsf
-from .pbs import Pbs
-from .slurm import Slurm
+from .base import REGISTERED, Scheduler
 
-SCHEDULERS: dict[str, Scheduler] = {each.name: each for each in (Slurm(), Pbs(), Flux(), Lsf(), KubernetesJobs())}
+for _module in iter_modules(__path__):
+    if not _module.name.startswith("_"):
+        import_module(f"{__name__}.{_module.name}")
+
+SCHEDULERS: dict[str, Scheduler] = dict(sorted(REGISTERED.items(), key=lambda entry: (entry[1].place, entry[0])))
 BEGIN, END = "<!-- schedulers: generated, see launch/schedulers/__init__.py -->\n", "<!-- end of schedulers -->\n"
 
 
 def job_columns(env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Whose job this process is part of: of schedulers inside one another, the inner one's. Empty outside of a job."""
-    ids = {name: each.own_id(env) for name, each in SCHEDULERS.items()}
-    inner_first = sorted(SCHEDULERS, key=lambda name: -SCHEDULERS[name].nesting)
-    return next(({"scheduler": name, "job_id": ids[name]} for name in inner_first if ids[name]), {})
+    """The job that this process is part of; of schedulers inside one another, the inner one's. Empty outside a job."""
+    for name, scheduler in sorted(SCHEDULERS.items(), key=lambda entry: -entry[1].nesting):
+        job_id = scheduler.own_id(env)
+        if job_id:
+            return {"scheduler": name, "job_id": job_id}
+    return {}
 
 
 def capability_table() -> str:
@@ -33,11 +37,11 @@ def capability_table() -> str:
         "the queue | state and reason from | tried on |",
         "|---" * 8 + "|",
     ]
-    for name, each in SCHEDULERS.items():
-        can = each.can
+    for name, scheduler in SCHEDULERS.items():
+        its = scheduler.capabilities
         rows.append(
-            f"| `{name}` | {', '.join(can.launchers)} | {can.array} | {can.packed or 'no'} | {can.signal or 'no'} "
-            f"| {can.requeue or 'no'} | {can.states} | {can.tried} |"
+            f"| `{name}` | {', '.join(its.launchers)} | {its.array} | {its.packed or 'no'} | {its.signal or 'no'} "
+            f"| {its.requeue or 'no'} | {its.states} | {its.tried} |"
         )
     return "\n".join(rows) + "\n"
 

@@ -58,6 +58,15 @@ class Limits:
     why: str = ""  # where the second comes from, in the scheduler's words
 
 
+REGISTERED: dict[str, Scheduler] = {}  # in order of import; `launch.schedulers` imports all and orders them
+
+
+def register(scheduler: type[Scheduler]) -> type[Scheduler]:
+    """Class decorator: makes the scheduler known under its name."""
+    REGISTERED[scheduler.name] = scheduler()
+    return scheduler
+
+
 TAKEN = 'while (: <> "/dev/tcp/$head/$port") 2> /dev/null; do port=$((10000 + RANDOM % 20000)); done  # it is taken'
 
 
@@ -65,9 +74,10 @@ class Scheduler:
     """The part that is the same for all that take a shell script."""
 
     name: ClassVar[str]
-    can: ClassVar[Capabilities]
-    suffix: ClassVar[str] = ".sh"
+    place: ClassVar[int] = 100  # in lists for people, smallest first: the most common schedulers
     nesting: ClassVar[int] = 0  # above 0: it may run inside another scheduler's job, and its own job is the inner one
+    capabilities: ClassVar[Capabilities]
+    suffix: ClassVar[str] = ".sh"
     most_tasks: ClassVar[int] = 1000  # of one array, where the cluster cannot be asked
     directive: ClassVar[str]
     task_id: ClassVar[str]  # shell: the number of an array's task, from 0
@@ -161,11 +171,13 @@ class Scheduler:
 
     def refuse(self, job: Job) -> None:
         """Raises ValueError: this scheduler cannot do that job."""
-        if job.launcher not in self.can.launchers:
-            raise ValueError(f"{self.name} starts ranks by {' or '.join(self.can.launchers)}, not by {job.launcher}")
+        if job.launcher not in self.capabilities.launchers:
+            raise ValueError(
+                f"{self.name} starts ranks by {' or '.join(self.capabilities.launchers)}, not by {job.launcher}"
+            )
         if job.site.qos and self.name != "slurm":
             raise ValueError(f"qos = {job.site.qos}: {self.name} has none; use `options`")
-        if not job.array and not self.can.packed:
+        if not job.array and not self.capabilities.packed:
             raise ValueError(f"{self.name} has no packed jobs here: --mode array")
 
     def render(self, job: Job) -> str:
@@ -280,7 +292,10 @@ class Scheduler:
     def warns(self, job: Job) -> bool:
         """Whether the job is told before its time is up: where it can go on from a checkpoint, or with another run."""
         return bool(
-            self.can.signal and job.site.signal_s and job.site.max_restarts and (job.checkpoints or not job.array)
+            self.capabilities.signal
+            and job.site.signal_s
+            and job.site.max_restarts
+            and (job.checkpoints or not job.array)
         )
 
     job_id: ClassVar[str] = ""  # shell: the id of the running job

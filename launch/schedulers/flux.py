@@ -16,7 +16,7 @@ from typing import Any
 from ..host.hostlist import expand_hosts
 from ..host.launchers import Step
 from .ask import SchedulerError
-from .base import Capabilities, Limits, Scheduler, Task
+from .base import Capabilities, Limits, Scheduler, Task, register
 from .flux_id import number_of
 from .job import Job
 from .state import State
@@ -29,14 +29,16 @@ ENDS = {"COMPLETED": State.DONE, "CANCELED": State.CANCELLED, "FAILED": State.FA
 AT_ONCE = 1000  # ids in one command
 
 
+@register
 class Flux(Scheduler):
     name = "flux"
+    place = 3
     nesting = 1
     directive = "#flux:"
     by_hand = "flux batch --env=SCALADE_TASK=0"
     task_id = "SCALADE_TASK"
     head = ("head=$(flux hostlist --limit=1 local)", 'number=$(flux job id --to=dec "$(flux getattr jobid)")')
-    can = Capabilities(
+    capabilities = Capabilities(
         launchers=("torchrun",),
         array="one `flux batch` for each",
         packed="sub-sets of nodes by `flux run --requires=hosts:`",

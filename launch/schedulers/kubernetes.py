@@ -16,7 +16,7 @@ from typing import Any
 
 from ..host.launchers import LAUNCHERS, Step
 from .ask import SchedulerError
-from .base import Capabilities, Limits, Scheduler, Task
+from .base import Capabilities, Limits, Scheduler, Task, register
 from .job import Job, Part
 from .state import State
 
@@ -27,12 +27,14 @@ JOBSETS = "jobsets.jobset.x-k8s.io"
 NO_JOBSETS = re.compile(r"doesn't have a resource type|could not find the requested resource|no matches for kind", re.I)
 
 
+@register
 class KubernetesJobs(Scheduler):
     name = "kubernetes"
+    place = 5
     nesting = 2
     suffix = ".manifest.json"
     by_hand = "kubectl create -f"
-    can = Capabilities(
+    capabilities = Capabilities(
         launchers=("torchrun",),
         array="an Indexed Job each, or one JobSet",
         packed="",

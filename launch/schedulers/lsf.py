@@ -15,7 +15,7 @@ from pathlib import Path
 from ..host.launchers import Step, mpirun_starter
 from ..process.preemption import REQUEUE_STATUS
 from .ask import SchedulerError
-from .base import Capabilities, Limits, Scheduler, Task
+from .base import Capabilities, Limits, Scheduler, Task, register
 from .job import Job, walltime
 from .state import State
 
@@ -27,13 +27,15 @@ STATES = {
 }
 
 
+@register
 class Lsf(Scheduler):
     name = "lsf"
+    place = 4
     directive = "#BSUB"
     by_hand = "bsub <"
     task_id = "LSB_JOBINDEX - 1"  # LSF counts from 1
     head = ('read -r head _ <<< "$LSB_MCPU_HOSTS"', "number=$((LSB_JOBID * 97 + ${LSB_JOBINDEX:-0}))")
-    can = Capabilities(
+    capabilities = Capabilities(
         launchers=("mpirun", "torchrun"),
         array="job array (`-J name[1-n]`)",
         packed="sub-sets of nodes by mpirun's host list",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..host.launchers import Step, mpirun_starter
 from .ask import Answer, SchedulerError
-from .base import ALL, Capabilities, Limits, Scheduler, Task
+from .base import ALL, Capabilities, Limits, Scheduler, Task, register
 from .job import Job, walltime
 from .state import State
 
@@ -31,8 +31,10 @@ JOB = re.compile(r"^Job Id:\s*", re.M)
 UNKNOWN_WORDS = re.compile(r"unknown job id|job has finished", re.I)
 
 
+@register
 class Pbs(Scheduler):
     name = "pbs"
+    place = 2
     directive = "#PBS"
     by_hand = "qsub"
     task_id = "PBS_ARRAY_INDEX"
@@ -42,7 +44,7 @@ class Pbs(Scheduler):
         "number=${PBS_JOBID%%.*}",
         "number=$((10#${number//[!0-9]/}))  # of 12[3].server: 123",
     )
-    can = Capabilities(
+    capabilities = Capabilities(
         launchers=("mpirun", "torchrun"),
         array="job array (`-J`)",
         packed="sub-sets of nodes by mpirun's host list",

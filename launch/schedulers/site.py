@@ -17,10 +17,12 @@ import re
 import sys
 import tomllib
 import types
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from ..host.launchers import LAUNCHERS
 from ..study.errors import StudyError, shown, unknown
 from ..study.parse import text_of
 
@@ -66,8 +68,8 @@ class Site:
     python: str = sys.executable  # that runs the ranks
     mpirun: str = ""  # path or name; empty: the one beside python
     mpi: str = ""  # mpich (Intel's and Cray's too) or openmpi; empty: as the mpirun here says
-    environment: types.MappingProxyType[str, str] = field(default_factory=lambda: types.MappingProxyType({}))
-    fabric: types.MappingProxyType[str, str] = field(default_factory=lambda: types.MappingProxyType({}))
+    environment: Mapping[str, str] = field(default_factory=lambda: types.MappingProxyType({}))
+    fabric: Mapping[str, str] = field(default_factory=lambda: types.MappingProxyType({}))
     kubernetes: Kubernetes = Kubernetes()
 
     @property
@@ -80,8 +82,8 @@ class Site:
         return parse_time(self.time_limit) if self.time_limit else None
 
 
-def load_site(path: Path | None) -> Site:
-    """The profile in a file; without one the profile of a cluster that needs none.
+def load_site(path: Path | None, schedulers: Collection[str]) -> Site:
+    """The profile in a file; without one the profile of a cluster that needs none. schedulers: names that are allowed.
 
     Raises
     ------
@@ -90,90 +92,124 @@ def load_site(path: Path | None) -> Site:
     if path is None:
         return Site()
     try:
-        raw = tomllib.loads(text_of(path))
+        content = tomllib.loads(text_of(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise StudyError(path, [f"not valid TOML: {error}"]) from None
     problems: list[str] = []
-    given = _table(Site, raw, "", problems)
-    if not problems:
-        problems = _problems(replace(Site(), **given))
+    site = Site(**_fields(Site, content, "", problems))
+    problems = problems or _problems(site, schedulers)
     if problems:
         raise StudyError(path, problems)
-    return replace(Site(), **given)
+    return site
 
 
-def _table(owner: type, raw: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
-    hints, given = get_type_hints(owner), {}
-    known = [f.name for f in fields(owner)]
-    for key, value in raw.items():
-        if key not in known:
-            problems.append(f"{where}{shown(key)[1:-1]}: {unknown(key, known)}")
+def _fields(owner: type[Site | Kubernetes], table: dict[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """Arguments of `owner` from a table of the file; what is of another type is left out and among the problems."""
+    types_of = get_type_hints(owner)
+    arguments: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in types_of:
+            problems.append(f"{where}{shown(key)[1:-1]}: {unknown(key, types_of)}")
             continue
-        wanted = _wanted(hints[key], value, f"{where}{key}", problems)
-        if wanted is not None:
-            given[key] = wanted
-    return given
+        field_value = _field_value(types_of[key], value, f"{where}{key}", problems)
+        if field_value is not None:
+            arguments[key] = field_value
+    return arguments
 
 
-def _wanted(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """The value as the field holds it; None where it is of another kind, which is then among the problems."""
-    if hint is Kubernetes:
-        if isinstance(value, dict):
-            return Kubernetes(**_table(Kubernetes, value, f"{where}.", problems))
-        kind = "a table"
-    elif get_origin(hint) is types.MappingProxyType:
-        if isinstance(value, dict):
-            wrong = [key for key, each in value.items() if not isinstance(each, str | int) or isinstance(each, bool)]
-            problems += [f"{where}.{shown(key)[1:-1]} = {shown(value[key])}: must be a string" for key in wrong]
-            return types.MappingProxyType({key: str(each) for key, each in value.items()})
-        kind = "a table of strings"
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list) and all(isinstance(each, str) for each in value):
-            return tuple(value)
-        kind = "a list of strings"
-    elif type(value) is hint:
+def _field_value(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """The value as the field holds it; None where it is of another type, which is then among the problems."""
+    if hint is Kubernetes and isinstance(value, dict):
+        return Kubernetes(**_fields(Kubernetes, value, f"{where}.", problems))
+    if get_origin(hint) is Mapping and isinstance(value, dict):
+        return _strings(value, where, problems)
+    if get_origin(hint) is tuple and isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return tuple(value)
+    if type(value) is hint:
         return value
-    else:
-        kind = {int: "an integer", str: "a string", bool: "true or false"}[hint]
-    problems.append(f"{where} = {shown(value)}: must be {kind}")
+    expected = TYPE_NAMES[get_origin(hint) or hint]
+    problems.append(f"{where} = {shown(value)}: must be {expected}")
     return None
 
 
-def _problems(site: Site) -> list[str]:
-    from ..host.launchers import LAUNCHERS
-    from . import SCHEDULERS
+TYPE_NAMES: dict[Any, str] = {
+    Kubernetes: "a table",
+    Mapping: "a table of strings",
+    tuple: "a list of strings",
+    int: "an integer",
+    str: "a string",
+    bool: "true or false",
+}
 
-    found = []
-    choices = {"scheduler": tuple(SCHEDULERS), "launcher": tuple(LAUNCHERS), "mpi": MPIS}
-    for name, allowed in choices.items():
-        if getattr(site, name) and getattr(site, name) not in allowed:
-            found.append(f"{name} = {shown(getattr(site, name))}: allowed are {', '.join(allowed)}")
+
+def _strings(table: dict[str, Any], where: str, problems: list[str]) -> Mapping[str, str]:
+    """A table of variables; an integer is taken as its digits."""
+    for key, value in table.items():
+        if not isinstance(value, str | int) or isinstance(value, bool):
+            problems.append(f"{where}.{shown(key)[1:-1]} = {shown(value)}: must be a string")
+    return types.MappingProxyType({key: str(value) for key, value in table.items()})
+
+
+def _problems(site: Site, schedulers: Collection[str]) -> list[str]:
+    """What is wrong with values of the right type."""
+    return [
+        *_wrong_names(site, schedulers),
+        *_wrong_numbers(site),
+        *_wrong_variables(site),
+        *_wrong_options(site),
+        *_zero_bytes(site),
+    ]
+
+
+def _wrong_names(site: Site, schedulers: Collection[str]) -> Iterator[str]:
+    for name, allowed in (("scheduler", schedulers), ("launcher", LAUNCHERS), ("mpi", MPIS)):
+        value = getattr(site, name)
+        if value and value not in allowed:
+            yield f"{name} = {shown(value)}: allowed are {', '.join(allowed)}"
     for name in ("account", "partition", "qos"):
-        if getattr(site, name) and not WORD.fullmatch(getattr(site, name)):
-            found.append(f"{name} = {shown(getattr(site, name))}: must be letters, digits and . _ : @ + / -")
+        value = getattr(site, name)
+        if value and not WORD.fullmatch(value):
+            yield f"{name} = {shown(value)}: must be letters, digits and . _ : @ + / -"
+
+
+def _wrong_numbers(site: Site) -> Iterator[str]:
     for name in ("gpus_per_node", "ranks_per_node", "cpus_per_rank", "signal_s", "max_restarts"):
         if getattr(site, name) < 0:
-            found.append(f"{name} = {getattr(site, name)}: must be at least 0")
+            yield f"{name} = {getattr(site, name)}: must be at least 0"
     if site.gpus_per_node and site.ranks_per_node > site.gpus_per_node:
-        found.append(f"ranks_per_node = {site.ranks_per_node}: there are {site.gpus_per_node} GPUs on a node")
+        yield f"ranks_per_node = {site.ranks_per_node}: there are {site.gpus_per_node} GPUs on a node"
     if site.time_limit and parse_time(site.time_limit) is None:
-        found.append(f"time_limit = {shown(site.time_limit)}: must be [days-]HH:MM:SS")
+        yield f"time_limit = {shown(site.time_limit)}: must be [days-]HH:MM:SS"
     if bool(site.mpirun) != bool(site.mpi):
-        found.append("mpirun and mpi: give both or none")
-    for name in ("environment", "fabric"):
-        for key, value in getattr(site, name).items():
+        yield "mpirun and mpi: give both or none"
+
+
+def _wrong_variables(site: Site) -> Iterator[str]:
+    for table, variables in (("environment", site.environment), ("fabric", site.fabric)):
+        for key, value in variables.items():
             if not VARIABLE.fullmatch(key):
-                found.append(f"{name}.{shown(key)}: no name of an environment variable")
+                yield f"{table}.{shown(key)}: no name of an environment variable"
             if "\0" in value:
-                found.append(f"{name}.{key}: no environment variable holds a zero byte")
+                yield f"{table}.{key}: no environment variable holds a zero byte"
+
+
+def _wrong_options(site: Site) -> Iterator[str]:
     for option in site.options:
         if not option.startswith("-") or not option.isprintable():
-            found.append(f'options: {shown(option)}: must be one printable option, as "--constraint=a100"')
-    for name in ("modules", "container", "launcher_options", "python", "mpirun"):
-        value = getattr(site, name)
-        if any("\0" in word for word in ([value] if isinstance(value, str) else value)):
-            found.append(f"{name}: no command holds a zero byte")
-    return found
+            yield f'options: {shown(option)}: must be one printable option, as "--constraint=a100"'
+
+
+def _zero_bytes(site: Site) -> Iterator[str]:
+    commands = {
+        "modules": site.modules,
+        "container": site.container,
+        "launcher_options": site.launcher_options,
+        "python": (site.python,),
+        "mpirun": (site.mpirun,),
+    }
+    for name, words in commands.items():
+        if any("\0" in word for word in words):
+            yield f"{name}: no command holds a zero byte"
 
 
 def parse_time(text: str) -> int | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..host.hostlist import expand_hosts
 from ..host.launchers import Step
 from .ask import SUBMIT_PATIENCE_S, SchedulerError
-from .base import Capabilities, Limits, Scheduler, Task
+from .base import Capabilities, Limits, Scheduler, Task, register
 from .job import Job, walltime
 from .state import ACTIVE, State
 
@@ -31,8 +31,10 @@ AT_ONCE = 500  # names in one command
 FIELDS = "%i|%T|%M|%j|%N|%r"  # id, state, time used, name, nodes, reason: none but the last holds a `|`
 
 
+@register
 class Slurm(Scheduler):
     name = "slurm"
+    place = 1
     directive = "#SBATCH"
     by_hand = "sbatch"
     task_id = "SLURM_ARRAY_TASK_ID"
@@ -41,7 +43,7 @@ class Slurm(Scheduler):
     # A step of which a node has crashed may keep its cores on the others until the job ends. Steps share no node here.
     packed_env = {"SLURM_OVERLAP": "1"}
     head = ('read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")', "number=$SLURM_JOB_ID")
-    can = Capabilities(
+    capabilities = Capabilities(
         launchers=("srun", "torchrun", "mpirun"),
         array="job array",
         packed="sub-sets of nodes by `srun --nodelist`",

@@ -73,11 +73,13 @@ class Case:
             return "outer.quorum: replicas at different steps write no checkpoint; set measure.checkpoint_every = 0"
         if self.outer.quorum and self.measure.profile_steps:
             return "outer.quorum: replicas that may be gone are not profiled together; set measure.profile_steps = 0"
-        return outer_steps.refusal(self) or refuse(self.layout, self.shape, self.recipe, self.outer.replicas)
+        return outer_steps.refusal(self.outer, self.steps) or refuse(
+            self.layout, self.shape, self.recipe, self.outer.replicas
+        )
 
     def warnings(self) -> list[str]:
         """What a run of this case will lack, one line each."""
-        return outer_steps.warnings(self)
+        return outer_steps.warnings(self.outer, self.steps, self.measure, self.shape.layers)
 
     def to_json(self) -> str:
         return json.dumps({k: asdict(part) for k, part in self._content().items()} | {"model_name": self.model_name})

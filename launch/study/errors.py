@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from ...results import wording
 
 SHOWN = 30  # problems of one file told at once
 LINE = 500  # characters of a problem
@@ -60,7 +61,7 @@ def dotted(parts: Iterable[str | int]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like a misspelt one; None where nothing is near."""
-    return next(iter(difflib.get_close_matches(word[:LONGEST], list(known), n=1, cutoff=0.6)), None)
+    return next(iter(wording.nearest(word[:LONGEST], known)), None)
 
 
 def unknown(word: str, known: Iterable[str], what: str = "key") -> str:

@@ -7,7 +7,6 @@ the same, and so are the tokens of a step (work.py): all of them in strong scali
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +20,7 @@ from ..schema.schema import columns
 from ..table.column_codes import NULL, Coded, coded
 from ..table.distinguishing import differing_in_parts
 from ..table.work import Work, rate_of
-from ..wording import count_of
+from ..wording import count_of, nearest
 
 
 def columns_of(group: str, but: Iterable[str] = ()) -> tuple[str, ...]:
@@ -191,7 +190,7 @@ def allowed(names: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for name in (TOKENS if name == BATCH else name for name in names):
         if name != "outer" and name not in known:
-            near = difflib.get_close_matches(name, ("outer", *known), n=1, cutoff=0)[0]
+            near = nearest(name, ("outer", *known), cutoff=0)[0]
             what = "is no column of the runs" if name not in columns("runs") else "need not match"
             raise ValueError(f"allow {name!r}: {what}; did you mean {near!r}?")
         found += OUTER if name == "outer" else [name]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
+
+from ..wording import nearest
 
 FASTER, SLOWER, SMALLER, LARGER = "faster", "slower", "smaller", "larger"
 SAME, NOISY, MISSING, NEW, SKIPPED = "same", "too noisy", "missing", "new", "skipped"
@@ -77,6 +78,6 @@ class Rule:
             raise ValueError(f"no metric to compare: allowed are {', '.join(METRICS)}")
         for name in self.metrics:
             if name not in METRICS:
-                near = get_close_matches(name, METRICS, 1)
+                near = nearest(name, METRICS)
                 hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(METRICS)}"
                 raise ValueError(f"metric {name!r} is not one with a better and a worse; {hint}")

@@ -12,13 +12,13 @@ cannot move it.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..wording import did_you_mean
 from .dual import Dual
 
 Columns = Mapping[str, np.ndarray]
@@ -209,8 +209,4 @@ def get_law(name: str | Law) -> Law:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The one-line error for a name that is not known, with what was probably meant."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    return f"unknown {what} {name!r}: " + (
-        f"did you mean {' or '.join(map(repr, near))}?" if near else "there is " + ", ".join(map(str, known))
-    )
+    return f"unknown {what} {name!r}: {did_you_mean(str(name), known)}"

@@ -9,13 +9,13 @@ under the same version.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+from ..wording import nearest
 from .columns import TABLES, Column
 
 SCHEMA_VERSION = 2
@@ -47,7 +47,7 @@ def known_column(table: str, name: str) -> Column:
     """
     known = columns(table)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        near = nearest(name, known, cutoff=0)[0]
         raise ValueError(f"{table} has no column {name!r}: did you mean {near!r}? docs/table.md lists them all")
     return known[name]
 

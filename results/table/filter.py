@@ -8,12 +8,11 @@
 Beside a column of text a word needs no quotes and is never a column: `layout == fsdp2.tp2`, `engine in [torch, x]`.
 Read here, character by character, and never evaluated: there are no calls, dots, powers or names but the columns'.
 Unknown is as in SQL: a null matches nothing, neither `x != 1` nor `not x == 1`, but `== null`; `!= null` matches what
-is there. Imports nothing of ours, so that the laws may use it on any table.
+is there. Of ours it imports only wording.py, so that the laws may use it on any table.
 """
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ..wording import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,9 +109,7 @@ def where(frame: pd.DataFrame, text: str) -> pd.Series:
     def column(name: str) -> Cells:
         names = [str(known) for known in frame.columns]
         if name not in frame.columns:
-            near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there is {', '.join(names)}"
-            raise ValueError(f"no column {name!r}: {hint}")
+            raise ValueError(f"no column {name!r}: {did_you_mean(name, names)}")
         cells = frame[name]
         known = cells.notna().to_numpy()
         there = cells[known]

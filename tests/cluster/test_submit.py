@@ -499,7 +499,7 @@ def test_a_mistake_in_the_profile_is_one_line(tmp_path, text, says):
     path = tmp_path / "site.toml"
     path.write_text(text)
     with pytest.raises(StudyError) as caught:
-        load_site(path)
+        load_site(path, SCHEDULERS)
     assert says in str(caught.value) and str(caught.value).startswith(f"{path}: ")
     assert len(str(caught.value).splitlines()) == 1
 

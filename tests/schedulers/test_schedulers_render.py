@@ -31,9 +31,9 @@ DOCS = ROOT / "docs"
 CASES = [
     (name, launcher, mode)
     for name, scheduler in SCHEDULERS.items()
-    for mode in ("array", *(["packed"] if scheduler.can.packed else []))
-    for launcher in scheduler.can.launchers
-    if mode == "array" or launcher == scheduler.can.launchers[0]
+    for mode in ("array", *(["packed"] if scheduler.capabilities.packed else []))
+    for launcher in scheduler.capabilities.launchers
+    if mode == "array" or launcher == scheduler.capabilities.launchers[0]
 ] + [("kubernetes", "torchrun", "jobset"), ("slurm", "openmpi", "array")]
 
 
@@ -273,7 +273,7 @@ def test_a_manifest_keeps_every_word(value, name):
     ],
 )
 def test_what_a_scheduler_cannot_do_is_refused(name, more, says):
-    job = make_job(name, SCHEDULERS[name].can.launchers[0], "array")
+    job = make_job(name, SCHEDULERS[name].capabilities.launchers[0], "array")
     with pytest.raises(ValueError, match=says):
         SCHEDULERS[name].render(replace(job, **more))
 
