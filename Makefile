@@ -1,6 +1,7 @@
 # make run    the first study, in an environment of its own
 # make test   the whole test suite        make fast   the part of it that takes some three minutes
 # make bench  the speed figures           make lint
+# make docs   the documentation as a site, in build/site
 # make faults a night of random faults
 # make test-engines, test-outside, test-cluster, test-openmpi   what needs more than `make test` installs
 # Each set-up step leaves a stamp: the second time nothing is installed again.
@@ -14,7 +15,7 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
-.PHONY: run test test-engines test-outside test-cluster test-openmpi faults fast bench lint clean
+.PHONY: run test test-engines test-outside test-cluster test-openmpi faults fast bench lint docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -70,6 +71,11 @@ lint: $(VENV)/.installed-test
 	@mkdir -p build/types && ln -sfn "$(CURDIR)" build/types/scalade
 	$(BIN)/python -m mypy -p scalade
 
+# From files of this repository only: no font, script or page is fetched. Search needs a server of any kind.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server --directory build/site"
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "scalade needs Python 3.11 or newer, found " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -85,6 +91,10 @@ $(VENV)/.installed: $(METADATA) $(VENV)/.torch
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-engines: $(VENV)/.installed-test

@@ -17,7 +17,7 @@ def all_commands() -> str:
     """A section for each command that the help lists, in its order."""
     import typer
 
-    from scalade.cli import app
+    from scalade.cli.app import app
 
     return "\n".join(_sections(typer.main.get_command(app), "scalade", 2))
 
