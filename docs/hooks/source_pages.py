@@ -1,6 +1,6 @@
 """Links that leave docs/ work on the site as they do in the repository: each file they name becomes a page of its own.
 
-A page may link `../parallelism/tensor.py` or `../tests/faults`. The site has no such files, so every one that some
+A page may link `../parallelism/tensor.py` or `../tests/programs`. The site has no such files, so every one that some
 page links is added under source/: code as a highlighted block, Markdown as Markdown, a folder as the list of its files.
 """
 
@@ -11,8 +11,6 @@ import re
 from functools import lru_cache
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
-
-from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
@@ -73,8 +71,10 @@ def source_page(target: str) -> str:
     return f"{HEAD}# {target}\n\n`````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n`````\n"
 
 
-def on_files(files: Files, config) -> Files:
+def on_files(files, config):
     """Adds a page for every file that is linked from a page, and from the Markdown files among those."""
+    from mkdocs.structure.files import File
+
     waiting = []
     for file in list(files.documentation_pages()):
         page = f"docs/{file.src_uri}"

@@ -17,6 +17,7 @@ QUOTE = re.compile(r"( *(?:> ?)+)(.*)")
 FENCE = re.compile(r" *(```+|~~~+)")
 AS_IS = re.compile(r" *(\||#{1,6} |<|:::|---$|!\[)|!!! |    ")  # tables, headings, HTML, directives, rules, code
 GENERATED, END = re.compile(r"<!-- .*\bgenerated\b"), re.compile(r"<!-- end of ")
+WORD = re.compile(r"(?:(?P<ticks>`+).+?(?P=ticks)(?!`)|\S)+", re.S)  # code between backticks is not parted
 BLOCK_START = re.compile(r"[-*+#>|]|\d+[.)]$|#{1,6}$|:::")  # a word that must not come to stand first in a line
 
 
@@ -47,7 +48,8 @@ def wrapped(text: str) -> str:
 
     def flush() -> None:
         if paragraph:
-            out.extend(filled(paragraph, first, rest))
+            words = [" ".join(word[0].split()) for word in WORD.finditer("\n".join(paragraph))]
+            out.extend(filled(words, first, rest))
             paragraph.clear()
 
     fence, generated, front = "", False, bool(lines) and lines[0] == "---"
@@ -70,7 +72,7 @@ def wrapped(text: str) -> str:
         elif (item := ITEM.match(line)) is not None:
             flush()
             first, rest = item[0], " " * len(item[0])
-            paragraph.extend(line[len(item[0]) :].split())
+            paragraph.append(line[len(item[0]) :])
             continue
         elif not paragraph and AS_IS.match(line) or paragraph and re.match(r" *(\||#{1,6} |<!--|:::)", line):
             flush()
@@ -78,7 +80,7 @@ def wrapped(text: str) -> str:
             quote = QUOTE.match(line)
             if not paragraph:
                 first = rest = quote[1] if quote else " " * (len(line) - len(line.lstrip()))
-            paragraph.extend((quote[2] if quote else line).split())
+            paragraph.append(quote[2] if quote else line)
             continue
         out.append(line)
     flush()

@@ -1,6 +1,6 @@
-"""The reference of study keys in docs/studies.md, from the dataclasses and the comments beside their fields.
+"""The reference of study keys in docs/reference/study-keys.md, from the dataclasses and the comments beside their fields.
 
-`python -m scalade.launch.study.key_reference docs/studies.md` writes it anew.
+`python -m scalade.launch.study.key_reference docs/reference/study-keys.md` writes it anew.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def reference() -> str:
     """All sections as Markdown tables."""
     text = []
     for section in SECTIONS:
-        text += [f"### [{section}]\n", ABOUT[section] + "\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+        text += [f"## [{section}]\n", ABOUT[section] + "\n", "| key | type | default | meaning |", "|---|---|---|---|"]
         text += [_row(key) for key in KEYS.values() if key.section == section]
         text.append("")
-    text += ["### Named sizes\n", ABOUT_SIZES, "| size | layers | heads | kv heads | width | ffn | MLP | vocab | N | |"]
+    text += ["## Named sizes\n", ABOUT_SIZES, "| size | layers | heads | kv heads | width | ffn | MLP | vocab | N | |"]
     text += ["|---" * 10 + "|", *map(_size_row, SIZES)]
     return "\n".join(text) + "\n"
 

@@ -1,4 +1,4 @@
-"""`python -m scalade.results.schema`: schema.json and the columns of docs/table.md, written anew."""
+"""`python -m scalade.results.schema`: schema.json and the columns of docs/reference/columns.md, written anew."""
 
 from .schema import main
 

@@ -18,7 +18,7 @@ from scalade.results.laws.base import get_law
 from scalade.results.schema.schema import arrow_schema, known_column
 from scalade.results.table.filter import mask
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LAUNCHERS = ("torchrun", "mpirun", "mpiexec", "srun", "nice", "sudo", "time", "do")
 PLAIN = ("", "sh", "bash", "console", "text")  # languages of blocks that may hold commands
 

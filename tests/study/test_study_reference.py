@@ -1,4 +1,4 @@
-"""docs/studies.md says what the program does: its key tables are fresh and its examples load."""
+"""The docs of studies say what the program does: the key tables are fresh and the examples load."""
 
 import re
 
@@ -9,12 +9,13 @@ from scalade.launch.study.key_reference import ALLOWED, KEYS, meaning_of, renewe
 from scalade.launch.study.study import load_study
 
 PAGE = ROOT / "docs" / "studies.md"
+KEY_PAGE = ROOT / "docs" / "reference" / "study-keys.md"
 EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.S)
 
 
 def test_the_page_is_fresh():
-    text = PAGE.read_text()
-    assert renewed(text) == text, "run: python -m scalade.launch.study.key_reference docs/studies.md"
+    text = KEY_PAGE.read_text()
+    assert renewed(text) == text, "run: python -m scalade.launch.study.key_reference docs/reference/study-keys.md"
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=lambda key: key.dotted)
