@@ -1,7 +1,7 @@
 """One way to wrap the documentation: prose at 120 columns, filled; tables, code and generated parts as they are.
 
-    python docs/hooks/wrap_lines.py            rewrites the pages
-    python docs/hooks/wrap_lines.py --check    names the pages that are not so, and exits with 1
+python docs/hooks/wrap_lines.py            rewrites the pages
+python docs/hooks/wrap_lines.py --check    names the pages that are not so, and exits with 1
 """
 
 from __future__ import annotations

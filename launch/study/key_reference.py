@@ -1,4 +1,4 @@
-"""The reference of study keys in docs/reference/study-keys.md, from the dataclasses and the comments beside their fields.
+"""The study keys in docs/reference/study-keys.md, from the dataclasses and the comments beside their fields.
 
 `python -m scalade.launch.study.key_reference docs/reference/study-keys.md` writes it anew.
 """

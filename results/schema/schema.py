@@ -3,7 +3,7 @@
 The version is raised when a reader of the old rows would be misled: a column is renamed, removed, or changes its
 type, its unit or its meaning. A new column does not raise it: older rows read as null there. Whoever raises it keeps
 the older rows reading (read.py), and says in errata.py which of their columns are wrong. `python -m
-scalade.results.schema` writes schema.json and the columns of docs/reference/columns.md, and refuses a change of name, type or unit
+scalade.results.schema` writes schema.json and docs/reference/columns.md, and refuses a change of name, type or unit
 under the same version.
 """
 

@@ -81,7 +81,10 @@ def test_pages_are_wrapped_one_way(page):
         ("| a |\n|---|\nafter\n\n```\none\ntwo\n```\n", "| a |\n|---|\nafter\n\n```\none\ntwo\n```\n"),
         ("a " * 59 + "b - c\n", "a " * 58 + "a\nb - c\n"),
         ("a " * 58 + "`b c`\n", "a " * 57 + "a\n`b c`\n"),
-        ("<!-- x: generated -->\none\ntwo\n<!-- end of x -->\n", "<!-- x: generated -->\none\ntwo\n<!-- end of x -->\n"),
+        (
+            "<!-- x: generated -->\none\ntwo\n<!-- end of x -->\n",
+            "<!-- x: generated -->\none\ntwo\n<!-- end of x -->\n",
+        ),
     ],
 )
 def test_wrapping(text, wrapped):
