@@ -23,8 +23,13 @@ run: $(VENV)/.installed
 	$(BIN)/scalade show scalade-results/quickstart
 	$(BIN)/scalade report scalade-results/quickstart
 
+# Tests that compute alone run two files at a time; the others start ranks, or measure time, and have the machine alone.
+ALONE := $(addprefix tests/,check data efficiency gate laws report schedulers stats study table)
+HERE := not cluster and not engines and not outside
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q --durations=15 -m "not cluster and not engines and not outside"
+	$(BIN)/python -m pytest -q --durations=8 -m "$(HERE)" -n 2 --dist loadfile $(ALONE)
+	$(BIN)/python -m pytest -q --durations=15 -m "$(HERE)" $(addprefix --ignore=,$(ALONE))
 
 test-engines: $(VENV)/.installed-engines
 	$(BIN)/python -m pytest -q --durations=15 -m engines
@@ -59,7 +64,8 @@ faults: $(VENV)/.installed-test
 	    tests/store/test_hostile_folder.py tests/store/test_hostile_parts.py tests/store/test_packing.py)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "not slow and not cluster and not engines and not outside"
+	$(BIN)/python -m pytest -q -m "$(HERE) and not slow" -n 2 --dist loadfile $(ALONE)
+	$(BIN)/python -m pytest -q -m "$(HERE) and not slow" $(addprefix --ignore=,$(ALONE))
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only
