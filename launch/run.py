@@ -28,7 +28,8 @@ from .study.unmet import refuse_here
 from .sweep.display import make_display
 from .sweep.local import LocalExecutor
 from .sweep.plan import Plan, make_plan
-from .sweep.sweep import Summary, Sweep
+from .sweep.summary import Summary
+from .sweep.sweep import Sweep
 
 if TYPE_CHECKING:
     from .lab.lab import Lab

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...results import files
-from ...results.store.store import RUN_ID
+from ...results.store.attempts import RUN_ID
 from ..schedulers import SCHEDULERS
 from ..schedulers.state import State
 

@@ -14,7 +14,7 @@ from ..host.placement import find_placement
 from ..run import as_json, as_text, run_here, work_here
 from ..study.comm_case import BACKENDS, CommCase, parse_bytes, parse_layout
 from ..study.schema import Run
-from ..sweep.sweep import Summary
+from ..sweep.summary import Summary
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,26 +9,63 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ...results.store.damage import damage
-from ...results.store.store import RunStore, known_status
+from ...results.store.attempts import known_status
+from ...results.store.store import RunStore
 from ..process.outcome import Outcome
 from ..study.case import Case
+from ..study.comm_case import CommCase
 from .one_link import ASKED, SameLink
 
 if TYPE_CHECKING:
-    from ..study.study import PlannedCase, Study
+    from ..study.schema import Run
 
 LOOKED_AT = ("status", "reason", "lab", *ASKED)  # columns of a run that a plan asks for
 UNFINISHED = (None, "cancelled")
 MOST = 5  # damaged runs that are named
 RETRIED = ("failed", "oom", "timeout", "diverged")
 
+AnyCase = Case | CommCase
+CaseT_co = TypeVar("CaseT_co", bound=AnyCase, covariant=True)
+CaseT = TypeVar("CaseT", bound=AnyCase)
+
+
+class CaseToRun(Protocol[CaseT_co]):
+    """A case of a study, and whether it can run here."""
+
+    @property
+    def case(self) -> CaseT_co: ...
+    @property
+    def skip_reason(self) -> str | None:
+        """None: it can run."""
+
+    @property
+    def predicted_memory_bytes(self) -> int | None: ...
+
+
+class RunnableStudy(Protocol[CaseT_co]):
+    """What a sweep needs of a study: a study file has it, and so has a sweep over collectives."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def run(self) -> Run: ...
+    @property
+    def results(self) -> Path: ...
+    @property
+    def device(self) -> str: ...
+    def threads_per_rank(self, one_host: bool = True) -> int: ...
+    def cases(self, world_size: int | None = None) -> Sequence[CaseToRun[CaseT_co]]: ...
+    def warnings(self) -> list[str]: ...
+
 
 @dataclass(frozen=True, slots=True)
-class PlannedRun:
-    case: Case
+class PlannedRun(Generic[CaseT_co]):
+    case: CaseT_co
     repeat: int
     predicted_memory_bytes: int | None = None
 
@@ -42,27 +79,27 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Plan:
-    pending: tuple[PlannedRun, ...]  # in the order of their execution
+class Plan(Generic[CaseT_co]):
+    pending: tuple[PlannedRun[CaseT_co], ...]  # in the order of their execution
     kept: dict[str, str]  # run_id -> status: have their row
-    to_skip: tuple[PlannedCase, ...]  # cannot run and have no row that says so
+    to_skip: tuple[CaseToRun[CaseT_co], ...]  # cannot run and have no row that says so
     skipped: int  # cases that cannot run, with a row or without
     skip_reasons: dict[str, int] = field(default_factory=dict)  # why -> cases
     failed: dict[str, Outcome] = field(default_factory=dict)  # run_id -> what stands in the table, of these cases
-    unfinished: tuple[Case, ...] = ()  # that lack a run, whether they can run or not
+    unfinished: tuple[CaseT_co, ...] = ()  # that lack a run, whether they can run or not
     other_sizes: dict[int, int] = field(default_factory=dict)  # ranks -> cases that need that many
     damaged: dict[str, str] = field(default_factory=dict)  # run_id -> what of its last attempt; it is pending, then
 
 
 def make_plan(
-    study: Study,
+    study: RunnableStudy[CaseT],
     store: RunStore,
     *,
     retry_failed: bool = False,
     size: int | None = None,
     only: Collection[str] = (),
-    cases: list[PlannedCase] | None = None,
-) -> Plan:
+    cases: Sequence[CaseToRun[CaseT]] | None = None,
+) -> Plan[CaseT]:
     """size: the world that is there; cases of another number of ranks are left alone and counted. None: all run.
     only: case_ids and run_ids, and nothing else is planned; empty: all. cases: those of the study, as planned for
     another machine than this.
@@ -72,61 +109,96 @@ def make_plan(
     ValueError: `only` names what the study does not have; or runs were made over another link
     """
     cases = study.cases(size) if cases is None else cases
-    asked = _asked(study, cases, only)
-    cases = [planned for planned in cases if asked is None or planned.case.case_id in asked]
+    selected = _selected(study, cases, only)
+    if selected is not None:
+        cases = [planned for planned in cases if planned.case.case_id in selected]
     others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
     cases = [planned for planned in cases if planned.case.ranks not in others]
-    impossible = [planned for planned in cases if planned.skip_reason is not None]
-    rows, unsaid = Rows(store), []
-    missing, kept, failed, unfinished, damaged = [], {}, {}, {}, {}
+    found = _Sorted[CaseT](Rows(store), retry_failed)
     for repeat in range(study.run.repeats):
         for planned in cases:
-            case, possible = planned.case, planned.skip_reason is None
-            run_id = f"{case.case_id}-r{repeat}"
-            if not possible and not repeat and rows.status(run_id) is None:
-                unsaid.append(planned)
-            if asked and asked[case.case_id] and run_id not in asked[case.case_id]:
-                continue
-            status = rows.status(run_id)
-            if possible and status in ("ok", None) and (why := rows.damage(run_id)):
-                status, damaged[run_id] = None, why
-            if status == "ok" or (possible and not wanted(status, retry_failed)):  # ok: what cannot run here could once
-                kept[run_id] = status
-                rows.refuse_another_link(run_id)
-            else:
-                unfinished[case.case_id] = case
-            if possible and run_id not in kept:
-                missing.append(PlannedRun(case, repeat, planned.predicted_memory_bytes))
-            elif status in RETRIED:
-                failed[run_id] = Outcome(status, rows.row(run_id).get("reason"))
+            if not repeat:
+                found.note_skipped(planned)
+            run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
+            runs = selected[planned.case.case_id] if selected else None
+            if not runs or run.run_id in runs:
+                found.add(run, possible=planned.skip_reason is None)
     if study.run.isolation == "pool":  # a world of each size starts once
-        missing.sort(key=lambda run: run.case.ranks)
+        found.pending.sort(key=lambda run: run.case.ranks)
+    reasons = [planned.skip_reason for planned in cases if planned.skip_reason is not None]
     return Plan(
-        pending=tuple(missing),
-        kept=kept,
-        to_skip=tuple(unsaid),
-        skipped=len(impossible),
-        skip_reasons=dict(Counter(planned.skip_reason for planned in impossible)),
-        failed=failed,
-        unfinished=tuple(unfinished.values()),
+        pending=tuple(found.pending),
+        kept=found.kept,
+        to_skip=tuple(found.to_skip),
+        skipped=len(reasons),
+        skip_reasons=dict(Counter(reasons)),
+        failed=found.failed,
+        unfinished=tuple(found.unfinished.values()),
         other_sizes=dict(sorted(others.items())),
-        damaged=damaged,
+        damaged=found.damaged,
     )
 
 
-def _asked(study: Study, cases: Sequence[PlannedCase], only: Collection[str]) -> dict[str, set[str]] | None:
-    """case_id -> the runs of it that are asked for, empty: all of it. None: all is asked for."""
+def _selected(
+    study: RunnableStudy[CaseT], cases: Sequence[CaseToRun[CaseT]], only: Collection[str]
+) -> dict[str, set[str]] | None:
+    """case_id -> the runs of it that are selected, empty: all of it. None: all cases are."""
     if not only:
         return None
-    known, asked = {planned.case.case_id for planned in cases}, dict[str, set[str]]()
+    known, selected = {planned.case.case_id for planned in cases}, dict[str, set[str]]()
     for name in only:
         case_id = name.split("-r")[0]
         if case_id not in known:
             raise ValueError(f"{study.path}: has no case {name}: was it changed since?")
-        asked.setdefault(case_id, set())
+        selected.setdefault(case_id, set())
         if name != case_id:
-            asked[case_id].add(name)
-    return {case_id: set() if case_id in only else runs for case_id, runs in asked.items()}
+            selected[case_id].add(name)
+    return {case_id: set() if case_id in only else runs for case_id, runs in selected.items()}
+
+
+class _Sorted(Generic[CaseT]):
+    """The runs of a study by what is to be done about them, as far as they have been added."""
+
+    def __init__(self, rows: Rows, retry_failed: bool) -> None:
+        self.rows, self.retry_failed = rows, retry_failed
+        self.pending: list[PlannedRun[CaseT]] = []
+        self.kept: dict[str, str] = {}
+        self.to_skip: list[CaseToRun[CaseT]] = []
+        self.failed: dict[str, Outcome] = {}
+        self.unfinished: dict[str, CaseT] = {}
+        self.damaged: dict[str, str] = {}
+
+    def note_skipped(self, planned: CaseToRun[CaseT]) -> None:
+        """A case that cannot run gets one row that says so."""
+        if planned.skip_reason is not None and self.rows.status(f"{planned.case.case_id}-r0") is None:
+            self.to_skip.append(planned)
+
+    def add(self, run: PlannedRun[CaseT], possible: bool) -> None:
+        """possible: it can run here"""
+        run_id = run.run_id
+        status = self._status(run_id, possible)
+        if status is not None and self._is_kept(status, possible):
+            self.kept[run_id] = status
+            self.rows.refuse_another_link(run_id)
+        else:
+            self.unfinished[run.case.case_id] = run.case
+            if possible:
+                self.pending.append(run)
+                return
+        if status in RETRIED:
+            self.failed[run_id] = outcome_of(self.rows.row(run_id))
+
+    def _status(self, run_id: str, possible: bool) -> str | None:
+        """None: it has no row, or one that does not count."""
+        status = self.rows.status(run_id)
+        if possible and status in ("ok", None) and (damage := self.rows.damage(run_id)):
+            self.damaged[run_id] = damage
+            return None
+        return status
+
+    def _is_kept(self, status: str, possible: bool) -> bool:
+        """A case that cannot run here may have run once, elsewhere."""
+        return status == "ok" or (possible and not wanted(status, self.retry_failed))
 
 
 class Rows:
@@ -136,14 +208,14 @@ class Rows:
     def __init__(self, store: RunStore) -> None:
         self.store, self.link = store, SameLink(store.folder)
         self.begun = store.begun()
-        self.last: tuple[str, Mapping] = "", {}
+        self.last: tuple[str, Mapping[str, Any]] = "", {}
 
-    def row(self, run_id: str) -> Mapping:
+    def row(self, run_id: str) -> Mapping[str, Any]:
         """Empty where there is none, or where it is damaged."""
         if run_id not in self.begun:
             return {}
         if self.last[0] != run_id:
-            self.last = run_id, self.store.brief(run_id, LOOKED_AT) or {}
+            self.last = run_id, self.store.run(run_id).brief(LOOKED_AT) or {}
         return self.last[1]
 
     def status(self, run_id: str) -> str | None:
@@ -152,11 +224,8 @@ class Rows:
 
     def damage(self, run_id: str) -> str | None:
         """What of the run's last attempt is not as it was written; None: nothing, or there is none."""
-        if lost := self.store.lost(run_id):
-            return lost
-        if run_id not in self.begun or self.store.in_part(run_id):
-            return None
-        return damage(self.store.run_folder(run_id), self.store.folder)
+        run = self.store.run(run_id)
+        return run.lost() or (run.damage() if run_id in self.begun else None)
 
     def refuse_another_link(self, run_id: str) -> None:
         self.link.refuse(run_id, self.row(run_id))
@@ -166,14 +235,14 @@ def damaged_lines(damaged: Mapping[str, str], parts: Mapping[str, str]) -> list[
     """For people, the first few. parts: names of damaged ones, and why."""
     lost = [f"part {part} is damaged, and runs that are nowhere else run again: {why}" for part, why in parts.items()]
     lines = [f"run {run_id} runs again, what is there is kept: {why}" for run_id, why in list(damaged.items())[:MOST]]
-    return lost + lines + [f"{len(damaged) - MOST} more runs that are damaged run again"] * (len(damaged) > MOST)
+    if len(damaged) > MOST:
+        lines.append(f"{len(damaged) - MOST} more runs that are damaged run again")
+    return lost + lines
 
 
-def failed_row(store: RunStore, run_id: str, status: str | None) -> dict[str, Outcome]:
-    """What stands in the table of a run that failed, by its run_id; empty: it did not."""
-    if status not in RETRIED:
-        return {}
-    return {run_id: Outcome(status, (store.row(run_id) or {}).get("reason"))}
+def outcome_of(row: Mapping[str, Any]) -> Outcome:
+    """What the table has of a run."""
+    return Outcome(row["status"], row.get("reason"))
 
 
 def wanted(status: str | None, retry_failed: bool) -> bool:

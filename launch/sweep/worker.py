@@ -36,7 +36,8 @@ from .display import Display
 from .local import Callback
 from .peers import BEAT_S, Peers
 from .plan import make_plan
-from .sweep import Summary, Sweep
+from .summary import Summary
+from .sweep import Sweep
 
 if TYPE_CHECKING:
     from ..study.study import Study

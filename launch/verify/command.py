@@ -33,7 +33,8 @@ from ..study.unmet import refuse_here
 from ..sweep.display import make_display
 from ..sweep.local import LocalExecutor
 from ..sweep.plan import PlannedRun, make_plan
-from ..sweep.sweep import Summary, Sweep
+from ..sweep.summary import Summary
+from ..sweep.sweep import Sweep
 
 STEPS = 10
 TOLERANCE = 1e-4  # relative; measured of sums in another order: at most 1e-5, AdamW with lr from 1e-4 to 5e-2

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ..schema.schema import SchemaError
 from ..wording import count_of
 from . import digests
-from .store import rows_column
+from .attempts import rows_column
 
 BEGIN = 8  # bytes before the first message: ARROW1 and two zeros
 SMALL = 2**17

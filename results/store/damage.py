@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import files
-from ..schema.columns import TABLES
 from . import digests
-from .store import attempts_in, known_status, rows_column
+from .attempts import OTHERS, ROW_FILE, attempts_in, known_status, rows_column
 
 if TYPE_CHECKING:
     from .loose import Loose
     from .part import Part
     from .snapshot import Source
 
-MARK, ROW_FILE = b"ARROW1", "run.json"
-OTHERS = tuple(name for name in TABLES if name != "runs")
+MARK = b"ARROW1"
 
 
 def damage(run_folder: Path, below: Path) -> str | None:

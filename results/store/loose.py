@@ -21,11 +21,10 @@ from .. import files
 from ..schema.schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, columns
 from . import digests
 from .arrow_file import rows_in
-from .part import DAMAGE, INDEX, KEPT, OTHERS, rows_schema
-from .store import attempts_in, rows_column
+from .attempts import OTHERS, STARTS, attempts_in, rows_column
+from .part import DAMAGE, INDEX, KEPT, rows_schema
 
 CHUNK = 2_000  # attempts read before they become columns
-STARTS = "starts.jsonl"  # of launch/process/goodput.py
 NONE = type(None)
 KINDS = {"string": {str, NONE}, "int64": {int, NONE}, "float64": {float, NONE}, "bool": {bool, NONE}}
 

@@ -32,11 +32,12 @@ import pyarrow as pa
 from .. import files
 from ..schema.schema import arrow_schema, columns
 from . import digests
-from .loose import STARTS, Loose, NewerRow, Notes, read_loose, run_folders, starts_in
-from .part import DAMAGE, DIGESTS, FOLDER, INDEX, KEPT, KEYS, LOCK, OTHERS, Part, PartWriter, part_names, rows_schema
+from .attempt_files import arrow_bytes
+from .attempts import OTHERS, RUN_ID, STARTS, attempts_in
+from .loose import Loose, NewerRow, Notes, read_loose, run_folders, starts_in
+from .part import DAMAGE, DIGESTS, FOLDER, INDEX, KEPT, KEYS, LOCK, Part, PartWriter, part_names, rows_schema
 from .row_digests import row_digests
 from .snapshot import Held, Packed, Snapshot, ordered, stretches
-from .store import RUN_ID, arrow_bytes, attempts_in
 
 AT_ONCE = 10_000  # runs that are read before a part is written
 LARGEST = 250_000  # attempts in a part

@@ -32,13 +32,12 @@ from ..schema.columns import TABLES
 from ..schema.schema import SchemaError, arrow_schema, columns
 from ..wording import count_of
 from .arrow_file import PLAIN, batch
-from .store import RUN_ID
+from .attempts import OTHERS, RUN_ID
 
 VERSION = 1
 FOLDER = "table"  # in the results folder
 NAME = re.compile(r"p([1-9][0-9]{0,8})")
 MANIFEST, LOCK = "part.json", "lock"
-OTHERS = tuple(name for name in TABLES if name != "runs")
 KEYS = ("run_id", "attempt", "status")  # columns of `runs` that the index has
 INDEX = pa.schema(
     [*zip(KEYS, (pa.string(), pa.int64(), pa.string()), strict=True), *((name, pa.int64()) for name in OTHERS)]

@@ -15,7 +15,8 @@ import pyarrow as pa
 from ..schema.schema import arrow_schema
 from ..wording import count_of
 from .arrow_file import under
-from .part import DAMAGE, OTHERS, Part, rows_schema
+from .attempts import OTHERS
+from .part import DAMAGE, Part, rows_schema
 from .row_digests import row_digests
 
 

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from ..schema.schema import arrow_schema
 from ..wording import count_of
 from . import salvage
+from .attempts import OTHERS
 from .loose import Loose, Notes, read_loose
-from .part import DAMAGE, INDEX, OTHERS, NewerPart, Part, part_names
+from .part import DAMAGE, INDEX, NewerPart, Part, part_names
 
 TRIES = 20  # readings that meet a packing; one more takes things as they are
 

@@ -34,10 +34,10 @@ from .. import files
 from ..schema.rows import codes_of
 from ..schema.schema import SCHEMA_VERSION, arrow_schema
 from ..store.arrow_file import under
+from ..store.attempts import IN_FOLDER
 from ..store.loose import NewerRow, Notes
 from ..store.part import DAMAGE, KEYS, NewerPart
 from ..store.snapshot import Snapshot, Source, take_snapshot
-from ..store.store import IN_FOLDER
 from . import errata
 from .filter import mask, named
 

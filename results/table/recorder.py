@@ -25,7 +25,9 @@ from .. import files
 from ..out_of_memory import is_out_of_memory
 from ..schema.columns import Column
 from ..schema.schema import SchemaError, checked, known_column
-from ..store.store import RUN_ID, Claim, RunStore
+from ..store.attempts import RUN_ID
+from ..store.run_folder import Claim
+from ..store.store import RunStore
 from .recorder_log import BY_US, FOUND, LOG, MEASURED, case_of, checked_settings, refuse_negative, row_of, written_of
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")

@@ -23,7 +23,8 @@ from efficiency_table import run as simulated  # noqa: E402
 from scalade.results.schema.columns import TABLES  # noqa: E402
 from scalade.results.schema.schema import arrow_schema, checked_row, columns  # noqa: E402
 from scalade.results.store import packing  # noqa: E402
-from scalade.results.store.part import INDEX, KEPT, KEYS, OTHERS, rows_schema  # noqa: E402
+from scalade.results.store.attempts import OTHERS  # noqa: E402
+from scalade.results.store.part import INDEX, KEPT, KEYS, rows_schema  # noqa: E402
 from scalade.results.store.snapshot import Held  # noqa: E402
 from scalade.results.store.store import RunStore  # noqa: E402
 

@@ -99,8 +99,8 @@ def test_the_store_knows_what_lies_in_parts(results):
     assert store.attempts("case3-r0") == [1, 2] and store.attempts("case1-r0") == [1] and store.attempts("new-r0") == []
     assert store.finished("case3-r0") == "ok" and store.finished("new-r0") is None
     assert store.row("case3-r0")["tokens_seen"] == 3 and store.row("case3-r0")["attempt"] == 2
-    assert store.brief("case3-r0", ("status", "loss")) == store.brief("case3-r0", ("status", "loss"))
-    assert dict(store.brief("case3-r0", ("status", "loss"))) == {"status": "ok", "loss": 2.5}
+    assert store.run("case3-r0").brief(("status", "loss")) == store.run("case3-r0").brief(("status", "loss"))
+    assert dict(store.run("case3-r0").brief(("status", "loss"))) == {"status": "ok", "loss": 2.5}
     assert store.begun() == {f"case{n}-r0" for n in range(20)}
     with store.claim("case3-r0") as claim:
         assert claim.attempt == 3
@@ -268,7 +268,7 @@ def test_damage_of_one_run_in_a_part_costs_that_run(results):
     assert read.runs_table(results).to_pylist() == before  # its row is whole
     store = RunStore(results)
     undone = [one["run_id"] for one in before if store.finished(one["run_id"]) is None]
-    assert undone == ["mine-r0"] and "table/p1/steps.arrow: " in store.lost("mine-r0")
+    assert undone == ["mine-r0"] and "table/p1/steps.arrow: " in store.run("mine-r0").lost()
     line = damaged_tables([Packed(Part(part, results), ["run_id"], Notes())])
     assert len(line) == 1 and "the steps of 1 of 30 runs lost (mine-r0): " in line[0]
     changed(part / "steps.arrow", (815).to_bytes(8, "little"), (816).to_bytes(8, "little"))
@@ -280,7 +280,7 @@ def test_damage_of_one_run_in_a_part_costs_that_run(results):
         pass
     RunStore(results).write_run(row("mine-r0", tokens_seen=77), {"step": [4711, 4712]}, {"step": [1], "val_loss": [2]})
     store = RunStore(results)
-    assert store.finished("mine-r0") == "ok" and store.lost("mine-r0") is None
+    assert store.finished("mine-r0") == "ok" and store.run("mine-r0").lost() is None
     with pytest.warns(DamagedFile):
         assert [one["run_id"] for one in read.runs_table(results).to_pylist()] == [one["run_id"] for one in before]
         assert scalade.read_steps(results, "mine-r0")["step"].tolist() == [4711, 4712]
@@ -291,7 +291,7 @@ def test_a_lost_attempt_does_not_hand_the_run_to_the_one_before_it(results):
     assert RunStore(results).attempts("case18-r0") == [1, 2]
     changed(results / "table/p1/runs.arrow", (18).to_bytes(8, "little"), (19).to_bytes(8, "little"))
     store = RunStore(results)
-    assert store.finished("case18-r0") is None and store.lost("case18-r0") and store.attempts("case18-r0") == [1]
+    assert store.finished("case18-r0") is None and store.run("case18-r0").lost() and store.attempts("case18-r0") == [1]
     assert store.finished("case17-r0") == "ok"
 
 
