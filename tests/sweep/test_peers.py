@@ -21,7 +21,7 @@ from scalade.launch.schedulers.state import State
 from scalade.launch.sweep import peers as module
 from scalade.launch.sweep.display import failed_tail
 from scalade.launch.sweep.peers import LEFT, Peers
-from scalade.launch.sweep.sweep import Summary
+from scalade.launch.sweep.summary import Summary
 
 NAMES = ["datastore-2", "timeout-1", "hang", "peer", "store", "stopped:1", "socket closed"]
 named = pytest.mark.parametrize("name", NAMES)

@@ -273,12 +273,12 @@ def test_a_full_disk_is_one_line(tmp_path):
     program = """
 import errno, sys
 from scalade.launch import run
-from scalade.results.store.store import RunStore
+from scalade.results.store.run_folder import RunFolder
 
 def full(self, row, **tables):
-    raise OSError(errno.ENOSPC, "cannot write the row: No space left on device", str(self.folder))
+    raise OSError(errno.ENOSPC, "cannot write the row: No space left on device", str(self.path))
 
-RunStore.write_run = full
+RunFolder.write = full
 run.run_study.__kwdefaults__["command"] = sys.argv[3:]
 sys.argv = ["scalade", "run", sys.argv[1], "--results", sys.argv[2]]
 from scalade.cli.app import main
