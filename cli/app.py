@@ -12,14 +12,14 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from ..results.terminal import printable
-from . import cluster, read, table
+from . import cluster, fit, gate, read, report, table
 from . import lab as lab_commands
-from .read import Json, say
+from .options import Json, say
 
 app = typer.Typer(
     name="scalade",
@@ -30,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h
-UserError = typer.BadParameter.__mro__[2]  # click's ClickException: typer has brought along a click of its own
+UserError: Any = typer.BadParameter.__mro__[2]  # ClickException, of click or of the copy that newer typers carry
 
 
 def _print_version(wanted: bool) -> None:
@@ -158,7 +158,7 @@ def verify(
     Each layout takes 10 steps in fp32 on this machine; losses and gradient norms are compared with those of one
     process. Exit status 0: all agree; 1: one does not, or none could be tried.
     """
-    from ..launch.verify import report as report
+    from ..launch.verify import report
     from ..launch.verify.command import verify_study
     from ..results.terminal import make_console
 
@@ -198,6 +198,9 @@ def doctor(
 
 app.add_typer(lab_commands.app)
 app.add_typer(read.app)
+app.add_typer(fit.app)
+app.add_typer(gate.app)
+app.add_typer(report.app)
 app.add_typer(table.app)
 app.add_typer(cluster.app)
 
@@ -207,11 +210,20 @@ def _mistake(line: str) -> SystemExit:
     return SystemExit(2)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], file: str, line: int, *rest: object) -> None:
-    """One line; a warning of another library also says where it comes from."""
-    ours = category.__module__.startswith(f"{__package__.partition('.')[0]}.")
-    said = f"warning: {message}" if ours else warnings.formatwarning(message, category, file, line).rstrip()
-    print(said, file=sys.stderr)
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line; a warning of another library also says where it comes from."""
+    if category.__module__.startswith(f"{__package__.partition('.')[0]}."):
+        text = f"warning: {message}"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno).rstrip()
+    print(text, file=sys.stderr)
 
 
 def main() -> None:
@@ -234,17 +246,18 @@ def main() -> None:
 
 
 def _ended(error: Exception) -> SystemExit:
-    """The end of a command that raised this, with its one line."""
+    """The exit status for an exception that a command raised, after printing its one line."""
     from ..launch.host.placement import WorldError
 
+    if isinstance(error, OSError) and error.filename:
+        return _mistake(f"{error.strerror}: {error.filename}")
     if isinstance(error, (ValueError, OSError, WorldError)):
-        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return _mistake(f"{error.strerror if where else error}{where}")
+        return _mistake(str(error))
     if isinstance(error, ArithmeticError):  # a table with numbers that no measurement gives
         return _mistake(f"numbers that cannot be computed with ({error}): see `scalade check`")
+    text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
-        return _mistake(f"out of memory{f': {error}' if str(error) else ''}")
-    kind, said = type(error).__name__, " ".join(str(error).split())
-    line = f"internal error: {kind}{f': {said}' if said else ''}"
+        return _mistake(f"out of memory: {error}" if str(error) else "out of memory")
+    line = f"internal error: {type(error).__name__}{f': {text}' if text else ''}"
     print(f"scalade: {printable(line)}; this is a bug: SCALADE_TRACE=1 shows the trace to report", file=sys.stderr)
     return SystemExit(INTERNAL)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..results.terminal import printable
 from ..results.wording import count_of
-from .read import FoundResults, Json, say
+from .options import FoundResults, Json, option_objects, say
 
 if TYPE_CHECKING:
     from ..launch.cluster.submit import Submitted
@@ -29,32 +29,53 @@ JobOption = Annotated[
 ]
 
 
-@app.command(epilog="Example: scalade submit studies/weak-scaling.toml --scheduler slurm --profile site.toml --dry-run")
-def submit(
-    study: Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY")],
+@dataclass(frozen=True, eq=False, repr=False)
+class SiteOptions:
+    """Which scheduler the jobs go to, and how ranks are launched there."""
+
     scheduler: Annotated[
         str, typer.Option(help="slurm, pbs, flux, lsf or kubernetes; default: the profile's.", show_default=False)
-    ] = "",
-    profile: Annotated[Path | None, typer.Option(help="The site profile (TOML).", metavar="FILE")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; submit and write nothing.")] = False,
+    ] = ""
+    profile: Annotated[Path | None, typer.Option(help="The site profile (TOML).", metavar="FILE")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the scripts; submit and write nothing.")] = False
     launcher: Annotated[
         str, typer.Option(help="srun, torchrun or mpirun; default: the profile's, the study's.", show_default=False)
-    ] = "",
-    mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array",
-    nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Packed: so many jobs, which share the cases.")] = 1,
-    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Packed: no run beside another.")] = False,
-    throttle: Annotated[int, typer.Option(help="Array: so many tasks at once; 0: no limit.")] = 0,
+    ] = ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class JobOptions:
+    """How cases are divided into jobs."""
+
+    mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array"
+    nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0
+    jobs: Annotated[int, typer.Option(help="Packed: so many jobs, which share the cases.")] = 1
+    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Packed: no run beside another.")] = False
+    throttle: Annotated[int, typer.Option(help="Array: so many tasks at once; 0: no limit.")] = 0
     time_limit: Annotated[
         str, typer.Option(help="Of a job, as HH:MM:SS; default: the profile's.", show_default=False)
-    ] = "",
-    results: Annotated[
-        Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")
-    ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False,
-    resubmit: Annotated[
-        bool, typer.Option("--resubmit", help="Also the cases of jobs that are lost or unknown.")
-    ] = False,
+    ] = ""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CaseOptions:
+    """The results folder, and which of its unfinished cases are submitted again."""
+
+    results: Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")] = None
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False
+    resubmit: Annotated[bool, typer.Option("--resubmit", help="Also the cases of jobs that are lost or unknown.")] = (
+        False
+    )
+
+
+@app.command(epilog="Example: scalade submit studies/weak-scaling.toml --scheduler slurm --profile site.toml --dry-run")
+@option_objects
+def submit(
+    study: Annotated[Path, typer.Argument(help="The study file (TOML).", metavar="STUDY")],
+    *,
+    site: SiteOptions,
+    job: JobOptions,
+    cases: CaseOptions,
     as_json: Json = False,
 ) -> None:
     """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice.
@@ -64,47 +85,72 @@ def submit(
     """
     from ..launch.cluster.jobs import Wish
     from ..launch.cluster.submit import submit_study
-    from ..launch.run import counted
 
     wish = Wish(
-        scheduler, profile, launcher, mode, nodes, jobs, one_at_a_time, throttle, time_limit, retry_failed, resubmit
+        site.scheduler,
+        site.profile,
+        site.launcher,
+        job.mode,
+        job.nodes,
+        job.jobs,
+        job.one_at_a_time,
+        job.throttle,
+        job.time_limit,
+        cases.retry_failed,
+        cases.resubmit,
     )
-    done = submit_study(study, results, wish, dry_run=dry_run, tell=_every_few_seconds())
-    ids = [job.job_id for job in done.submission.jobs] if done.submission else []
+    submitted = submit_study(study, cases.results, wish, dry_run=site.dry_run, tell=_every_few_seconds())
     if as_json:
-        say(
-            {
-                "results": str(done.results),
-                "runs": done.runs,
-                "kept": done.kept,
-                "active_cases": done.active,
-                "unheard_cases": done.unheard_cases,
-                "unheard": done.unheard,
-                "left_cases": done.left,
-                "skipped": done.skipped,
-                "jobs": ids,
-                "submission": done.submission.id if done.submission else None,
-                "scripts": done.scripts if dry_run else list(done.scripts),
-                "skip_reasons": done.skip_reasons,
-                "failed": {run_id: asdict(outcome) for run_id, outcome in done.failed.items()},
-                "exit_code": done.exit_code,
-            }
-        )
-        raise typer.Exit(done.exit_code)
-    if dry_run:
-        for name, text in done.scripts.items():
+        say(_as_dict(submitted, site.dry_run))
+    elif site.dry_run:
+        for name, text in submitted.scripts.items():
             say([f"# ---- {name}", text])
-    facts = [count_of(done.runs, "run")]
-    facts += [f"{done.kept} had been done before"] * bool(done.kept)
-    facts += [f"{count_of(done.active, 'case')} under way"] * bool(done.active)
-    facts += [f"{len(done.failed)} failed before: --retry-failed submits what can run"] * bool(done.failed)
-    facts += [f"{count_of(done.skipped, 'case')} skipped"] * bool(done.skipped)
-    more = _left_alone(done)
+        print(printable("\n".join(_summary(submitted, dry_run=True))), file=sys.stderr)
+    else:
+        say([*_summary(submitted, dry_run=False), f"table: {submitted.results}"])
+    raise typer.Exit(submitted.exit_code)
+
+
+def _job_ids(submitted: Submitted) -> list[str]:
+    return [job.job_id for job in submitted.submission.jobs] if submitted.submission else []
+
+
+def _as_dict(submitted: Submitted, dry_run: bool) -> dict[str, Any]:
+    return {
+        "results": str(submitted.results),
+        "runs": submitted.runs,
+        "kept": submitted.kept,
+        "active_cases": submitted.active,
+        "unheard_cases": submitted.unheard_cases,
+        "unheard": submitted.unheard,
+        "left_cases": submitted.left,
+        "skipped": submitted.skipped,
+        "jobs": _job_ids(submitted),
+        "submission": submitted.submission.id if submitted.submission else None,
+        "scripts": submitted.scripts if dry_run else list(submitted.scripts),
+        "skip_reasons": submitted.skip_reasons,
+        "failed": {run_id: asdict(outcome) for run_id, outcome in submitted.failed.items()},
+        "exit_code": submitted.exit_code,
+    }
+
+
+def _summary(submitted: Submitted, dry_run: bool) -> list[str]:
+    """The lines for people: what was submitted, what was not and why, and the ids of the jobs."""
+    from ..launch.run import counted
+
+    ids = _job_ids(submitted)
+    facts = [count_of(submitted.runs, "run")]
+    if submitted.kept:
+        facts.append(f"{submitted.kept} had been done before")
+    if submitted.active:
+        facts.append(f"{count_of(submitted.active, 'case')} under way")
+    if submitted.failed:
+        facts.append(f"{len(submitted.failed)} failed before: --retry-failed submits what can run")
+    if submitted.skipped:
+        facts.append(f"{count_of(submitted.skipped, 'case')} skipped")
     verb = "would submit" if dry_run else "submitted" if ids else "nothing to submit"
-    lines = [f"{verb}: {', '.join(facts)}", *counted(done.skip_reasons), *more]
-    lines += [f"jobs: {_some_of(ids)}"] * bool(ids)
-    say([*lines, f"table: {done.results}"]) if not dry_run else print(printable("\n".join(lines)), file=sys.stderr)
-    raise typer.Exit(done.exit_code)
+    lines = [f"{verb}: {', '.join(facts)}", *counted(submitted.skip_reasons), *_left_alone(submitted)]
+    return [*lines, f"jobs: {_some_of(ids)}"] if ids else lines
 
 
 def _left_alone(done: Submitted) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .read import Json, say
+from .options import Json, Quiet, option_objects, say
 
 app = typer.Typer()
 lab_app = typer.Typer(
@@ -20,27 +21,57 @@ app.add_typer(lab_app, name="lab")
 Names = Annotated[list[str] | None, typer.Option("--collective", help="Again for more; default: all.", metavar="NAME")]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class RankOptions:
+    """Which ranks take part, and in which collectives."""
+
+    ranks: Annotated[int | None, typer.Option(help="Ranks to start; default: the layout's, or 2.")] = None
+    layout: Annotated[str | None, typer.Option(help="Measure along each dimension of a mesh, as dp_shard=2,tp=2.")] = (
+        None
+    )
+    backend: Annotated[str | None, typer.Option(help="gloo, nccl or mpi; default: nccl with GPUs, else gloo.")] = None
+    collective: Names = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MessageOptions:
+    """The messages that are sent."""
+
+    min_bytes: Annotated[str, typer.Option(help="Smallest message.", metavar="BYTES")] = "1k"
+    max_bytes: Annotated[str, typer.Option(help="Largest message.", metavar="BYTES")] = "4M"
+    factor: Annotated[int, typer.Option(help="Between two sizes.")] = 4
+    dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TimingOptions:
+    """How often each size is timed."""
+
+    iterations: Annotated[int, typer.Option(help="Timed calls of each size.")] = 20
+    warmup: Annotated[int, typer.Option(help="Calls before them.")] = 5
+    seconds_per_size: Annotated[float, typer.Option(help="Fewer calls where they would take longer.")] = 5.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RunOptions:
+    """How often, where and for how long the sweep runs."""
+
+    repeats: Annotated[int, typer.Option(help="Runs in fresh processes; an interval wants 6.")] = 1
+    time_limit: Annotated[float, typer.Option(help="Of one run.", metavar="SECONDS")] = 1800.0
+    results: Annotated[Path | None, typer.Option(help="Default: scalade-results/comm.", metavar="FOLDER")] = None
+    lab: Annotated[str | None, typer.Option(help="Measure this lab's links.", metavar="NAME")] = None
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")] = False
+
+
 @app.command(epilog="Example: scalade comm --ranks 2 --repeats 6")
+@option_objects
 def comm(
-    ranks: Annotated[int | None, typer.Option(help="Ranks to start; default: the layout's, or 2.")] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="Measure along each dimension of a mesh, as dp_shard=2,tp=2.")
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="gloo, nccl or mpi; default: nccl with GPUs, else gloo.")] = None,
-    collective: Names = None,
-    min_bytes: Annotated[str, typer.Option(help="Smallest message.", metavar="BYTES")] = "1k",
-    max_bytes: Annotated[str, typer.Option(help="Largest message.", metavar="BYTES")] = "4M",
-    factor: Annotated[int, typer.Option(help="Between two sizes.")] = 4,
-    dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32",
-    iterations: Annotated[int, typer.Option(help="Timed calls of each size.")] = 20,
-    warmup: Annotated[int, typer.Option(help="Calls before them.")] = 5,
-    seconds_per_size: Annotated[float, typer.Option(help="Fewer calls where they would take longer.")] = 5.0,
-    repeats: Annotated[int, typer.Option(help="Runs in fresh processes; an interval wants 6.")] = 1,
-    time_limit: Annotated[float, typer.Option(help="Of one run.", metavar="SECONDS")] = 1800.0,
-    results: Annotated[Path | None, typer.Option(help="Default: scalade-results/comm.", metavar="FOLDER")] = None,
-    lab: Annotated[str | None, typer.Option(help="Measure this lab's links.", metavar="NAME")] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    *,
+    ranks: RankOptions,
+    messages: MessageOptions,
+    timing: TimingOptions,
+    runs: RunOptions,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure collectives over message sizes: time, algorithm and bus bandwidth as nccl-tests defines them.
@@ -50,25 +81,26 @@ def comm(
     from ..launch.comm import command as measure
     from ..results.terminal import make_console
 
+    quiet = quiet or as_json
     case = measure.plan_case(
-        ranks=ranks,
-        layout=layout,
-        backend=backend,
-        collectives=collective or (),
-        sizes=measure.sizes_between(min_bytes, max_bytes, factor),
-        dtype=dtype,
-        iterations=iterations,
-        warmup=warmup,
-        seconds_per_size=seconds_per_size,
+        ranks=ranks.ranks,
+        layout=ranks.layout,
+        backend=ranks.backend,
+        collectives=ranks.collective or (),
+        sizes=measure.sizes_between(messages.min_bytes, messages.max_bytes, messages.factor),
+        dtype=messages.dtype,
+        iterations=timing.iterations,
+        warmup=timing.warmup,
+        seconds_per_size=timing.seconds_per_size,
     )
     summary, folder, code, why = measure.run_comm(
         case,
-        results,
-        repeats=repeats,
-        time_limit_s=time_limit,
-        retry_failed=retry_failed,
-        quiet=quiet or as_json,
-        lab=measured(lab, quiet or as_json) if lab else None,
+        runs.results,
+        repeats=runs.repeats,
+        time_limit_s=runs.time_limit,
+        retry_failed=runs.retry_failed,
+        quiet=quiet,
+        lab=measured(runs.lab, quiet) if runs.lab else None,
     )
     if summary is not None and folder is not None:
         if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..results.wording import count_of
-from .read import FoundResults, Json, _located, say
+from .options import FoundResults, Json, located, say
 
 app = typer.Typer()
 
@@ -23,7 +23,7 @@ def compact(
     from ..results.store.packing import compact as pack
     from ..results.store.packing import unpack
 
-    path: Path = _located(results)
+    path: Path = located(results)
     if not (path / "runs").is_dir():
         raise ValueError(f"{str(path)!r} is not a results folder: only such is packed")
     if undo:

@@ -1,200 +1,153 @@
-"""`scalade fit`: one function from a file and column names to a report. The command line only parses and prints."""
+"""`scalade fit`: one function from a file and column names to a report. The command line only parses and prints.
+
+`fit_file` runs the stages in order: read the table, fit, intervals, report, optima, approaches 1 and 2, forecast,
+held-out rows, the run to add next. Each stage that looks ahead takes the report and returns it with its part filled.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 
 from ..table.held_out import one_set
-from .asked import check, kept_and_held, names_of
-from .base import Law, get_law
-from .curves import effective_rows, find_curves
-from .fit import Fit, fit, with_bootstrap, with_profiles, with_sensitivity
-from .forecast import Forecast, forecast
-from .isoflop import envelope, isoflop
+from .ahead import NOTHING, frontiers, look_ahead, with_optima
+from .curves import effective_rows
+from .fit import Fit, Settings, fit, with_bootstrap, with_profiles, with_sensitivity
 from .look import after, before, doubts, nothing_said, refused, unusual
-from .next_run import candidate_grid, next_runs
-from .optimum import identified_optimum, optimum
-from .predictions import OTHER_UNITS, points, predictions
-from .predictions import holdout as held_out
+from .options import FitKeywords, FitOptions
+from .predictions import points
 from .prior import fit_with_prior
 from .report import FitReport, estimates
 from .resample import Progress
-from .solver import Objective
-from .table import Rows, column, read_table, rows
-
-STACKS = (  # laws of the same columns that a forecast is stacked from; any other law stands alone
-    ("chinchilla", "skaling", "kaplan", "overtraining"),
-    ("diloco_joint", "diloco_joint_constant", "diloco_exponent", "diloco_additive"),
-    ("routed", "routed_saturating"),
-    ("power", "power_constant"),
-)
-NOTHING = "the law says no more than a constant"
+from .source import Fitted, Source, as_runs, read_source, rows_if_usable
+from .table import Rows
 
 
 def fit_file(
-    path: str | Path | pd.DataFrame,
-    *,
-    law: str = "chinchilla",
-    params: str | None = None,
-    tokens: str | None = None,
-    loss: str | None = None,
-    columns: Mapping[str, str] | None = None,
-    where: str | None = None,
-    holdout: str | None = None,
-    run: str | None = None,
-    objective: str = "huber",
-    delta: float = 1e-3,
-    fix: Mapping[str, float | str] | None = None,
-    prior: float | str | None = None,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    flops: str | None = None,
-    flops_per_nd: float = 6.0,
-    target_flops: Sequence[float] = (),
-    at: Sequence[Mapping[str, float]] = (),
-    alternatives: Mapping[str, str] | None = None,
-    compare: Sequence[str] | None = None,
-    approach: Sequence[str] = (),
-    nearest: int | None = None,
-    budget_device_hours: float | None = None,
-    device_hours: str | None = None,
-    flops_per_device_hour: float | None = None,
-    profile: bool = True,
-    sensitivity: bool = True,
-    anyway: bool = False,
-    progress: Progress | None = None,
+    path: str | Path | pd.DataFrame, *, progress: Progress | None = None, **keywords: Unpack[FitKeywords]
 ) -> FitReport:
-    """Fit `law` to the table at `path` (CSV or Parquet), or to the frame itself.
+    """Fit a law to the table at `path` (CSV or Parquet), or to the frame itself.
 
-    params, tokens, loss: column names of the usual roles; columns: role -> column for any other law (and
-    "loss", or the law's own response, for its response). where, holdout: row expressions; held-out rows
-    are taken away before anything is centred, fitted, weighted or scaled. run: the column telling runs
-    apart (default: each row a run). prior: strength of the law's own weak prior, or "auto" (`prior.py`); by
-    default none. flops: a FLOPs column, for cuts, for approaches 1 and 2 and as a second convention.
-    target_flops: budgets for the compute optimum. at: runs to forecast, role or column -> value.
-    alternatives: role -> other column, for the sensitivity table. compare: laws to stack and calibrate with (default:
+    Keywords, with their defaults (`options.py` types them):
+
+    law ("chinchilla"): its name. params, tokens, loss (None): column names of the usual roles; columns (None): role ->
+    column for any other law (and "loss", or the law's own response, for its response). where, holdout (None): row
+    expressions; held-out rows are taken away before anything is centred, fitted, weighted or scaled. run (None): the
+    column telling runs apart; by default each row is a run.
+    objective ("huber"), delta (1e-3): as `Objective`. fix (None): name -> value for a parameter held, or name -> name
+    for one tied to another. prior (None): strength of the law's own weak prior, or "auto" (`prior.py`); by default
+    none. anyway (False): fit a table that looks wrong (`look.py`: units, ladders, diverged rows, noise) and say so in
+    notes.
+    bootstrap (1000): resamples of runs. level (0.95): of the intervals. seed (0): of the resamples. profile,
+    sensitivity (True): make them. alternatives (None): role -> other column, for the sensitivity table.
+    flops (None): a FLOPs column, for cuts, for approaches 1 and 2 and as a second convention. flops_per_nd (6.0): k of
+    C = k N D. target_flops (()): budgets for the compute optimum. approach (()): "isoflop" (nearest: how many sizes
+    around the lowest loss a parabola is fitted to; default all), "envelope".
+    at (()): runs to forecast, role or column -> value. compare (None): laws to stack and calibrate with; by default
     those of the same columns, `STACKS`, when there is a run to forecast, a holdout or a device-hour budget; () for
-    none). approach: "isoflop" (`nearest`: how many sizes around the lowest loss a parabola is fitted to; default all),
-    "envelope".
-    budget_device_hours: rank runs to add; cost from `device_hours` (column) or `flops_per_device_hour`.
-    anyway: fit a table that looks wrong (`look.py`: units, ladders, diverged rows, noise) and say so in notes.
-    progress(stage, fraction) is called while work is long. Raises ValueError with one line for a user's mistake.
+    none. budget_device_hours (None): rank runs to add; cost from device_hours (column) or flops_per_device_hour.
+    progress(stage, fraction) is called while work is long.
+
+    Raises ValueError with one line for a user's mistake.
     """
-    the_law, given_frame = get_law(law), isinstance(path, pd.DataFrame)
-    frame = path if given_frame else read_table(path)
-    check(level, bootstrap, seed, fix or {}, flops_per_nd, target_flops, at, compare)
-    names, response = names_of(the_law, columns, params, tokens, loss)
-    keep, held = kept_and_held(frame, where, holdout)
-    train_frame = frame[keep & ~held]
-    given = rows(the_law, train_frame, names, response, run)
-    sets = one_set(frame[keep], {response, *names.values()})
-    settings = Objective(objective, delta)
-    wrong = _refused(before(the_law, given, names, response, bool(fix)), anyway)
-    wrong += [f"WARNING: {line}" for line in unusual(the_law, given, response)]
-    given, copied = _as_runs(the_law, train_frame, given, run)
+    options = FitOptions.of(keywords)
+    source = read_source(path, options)
+    given = source.rows_of(source.train)
+    one_kind = one_set(source.frame[source.keep], {source.response, *source.names.values()})
+    settings = _settings(options)
+    warnings = _refused(before(source.law, given, source.names, source.response, bool(options.method.fix)), options)
+    warnings += [f"WARNING: {line}" for line in unusual(source.law, given, source.response)]
+    given, copies = as_runs(source, given)
 
-    asked = dict(objective=settings, fix=dict(fix or {}), level=level, seed=seed)
-    if prior is None:
-        f = fit(the_law, given, progress=progress, **asked)
-    else:
-        f = fit_with_prior(the_law, given, prior, **asked)
+    f = _point_fit(source, given, settings, progress)
     first = f.plain or f.sample or f
-    wrong += _refused(after(first, response), anyway)
+    warnings += _refused(after(first, source.response), options)
     noise = nothing_said(first)
-    used = {response, run, *names.values(), *the_law.roles}
-    some = [f"{the_law.response}: {noise}"] if noise else doubts(first, train_frame, used, response)
-    wrong += [f"WARNING: {line}" for line in some]
     if noise:
+        warnings.append(f"WARNING: {source.law.response}: {noise}")
         f = refused(f, NOTHING)
-        profile = sensitivity = bootstrap = False
-    if profile:
-        f = with_profiles(f)
-    if bootstrap:
-        f = with_bootstrap(f, bootstrap, progress)
-    notes = [*wrong, *filter(None, (f.no_draws, sets)), *copied, *f.notes]
-    if run is None and f.draws is not None and not copied:
+    else:
+        warnings += [f"WARNING: {line}" for line in doubts(first, source.train, source.used, source.response)]
+        f = _with_intervals(f, options, progress)
+    notes = [*warnings, *filter(None, (f.no_draws, one_kind)), *copies, *f.notes]
+    if options.rows.run is None and f.draws is not None and not copies:
         notes.append("no run column: every row was resampled as a run of its own")
-    notes += _doubts(f, given, profile, prior is not None)
-    if sensitivity:
-        everything = None if where is None else _rows_if_usable(the_law, frame[~held], names, response, run)
-        others = {
-            f"{role} = {other}": rows(the_law, train_frame, names | {role: other}, response, run)
-            for role, other in (alternatives or {}).items()
-        }
-        f = with_sensitivity(f, everything, others, progress)
+    notes += _doubts(f, given, profile=options.intervals.profile and not noise, prior=options.method.prior is not None)
+    if options.intervals.sensitivity and not noise:
+        f = _with_sensitivity(f, source, progress)
 
-    report = FitReport(
-        law=the_law.name,
-        equation=the_law.equation,
-        source=the_law.source,
-        table=path.attrs.get("table", "frame") if given_frame else Path(path).name,
+    fitted = Fitted(source, given, f, settings, bool(noise))
+    report = with_optima(_report(fitted, tuple(notes)), fitted)
+    report = replace(report, frontiers=frontiers(fitted))
+    runs = points(source.law, options.forecast.at, source.names, given)
+    return look_ahead(report, fitted, runs, progress)
+
+
+def _settings(options: FitOptions) -> Settings:
+    method, intervals = options.method, options.intervals
+    return Settings(objective=method.settings(), fix=method.held, level=intervals.level, seed=intervals.seed)
+
+
+def _point_fit(source: Source, given: Rows, settings: Settings, progress: Progress | None) -> Fit:
+    prior = source.options.method.prior
+    if prior is None:
+        return fit(source.law, given, progress=progress, **settings)
+    return fit_with_prior(source.law, given, prior, **settings)
+
+
+def _with_intervals(f: Fit, options: FitOptions, progress: Progress | None) -> Fit:
+    if options.intervals.profile:
+        f = with_profiles(f)
+    if options.intervals.bootstrap:
+        f = with_bootstrap(f, options.intervals.bootstrap, progress)
+    return f
+
+
+def _with_sensitivity(f: Fit, source: Source, progress: Progress | None) -> Fit:
+    everything = None if source.options.rows.where is None else rows_if_usable(source, source.frame[~source.held])
+    alternatives = source.options.intervals.alternatives or {}
+    others = {
+        f"{role} = {other}": replace(source, names=source.names | {role: other}).rows_of(source.train)
+        for role, other in alternatives.items()
+    }
+    return with_sensitivity(f, everything, others, progress)
+
+
+def _report(fitted: Fitted, notes: tuple[str, ...]) -> FitReport:
+    source, given, f = fitted.source, fitted.rows, fitted.fit
+    law, keep, held = source.law, source.keep, source.held
+    return FitReport(
+        law=law.name,
+        equation=law.equation,
+        source=law.source,
+        table=source.table,
         rows=len(given.y),
         runs=given.clusters,
         left_out={"where": int((~keep).sum()), "held out": int((keep & held).sum()), "null": given.missing},
-        objective=settings.kind,
-        delta=settings.delta if settings.kind == "huber" else None,
+        objective=f.objective.kind,
+        delta=f.objective.delta if f.objective.kind == "huber" else None,
         objective_value=f.value,
         parameters=estimates(f),
         convergence=f.convergence,
         bootstrap_draws=0 if f.draws is None else len(f.draws),
         bootstrap_converged=f.draws_converged,
-        level=level,
-        seed=seed,
+        level=f.level,
+        seed=f.seed,
         residual_rmse_log=float(np.sqrt(np.mean(f.residuals**2))),
         sensitivity=f.sensitivity,
         prior=f.prior,
-        notes=tuple(notes),
+        notes=notes,
         fit=f,
     )
-    report = _optima(report, f, train_frame, given, flops, flops_per_nd, target_flops)
-    report = _frontiers(report, the_law, approach, train_frame, given, run, flops, flops_per_nd, target_flops, nearest)
-    asked = points(the_law, at, names, given)
-    cast, wanted = None, asked or target_flops or holdout is not None or budget_device_hours is not None
-    if noise:
-        if wanted or compare:
-            report = replace(report, notes=report.notes + (f"no forecast: {NOTHING}",))
-        asked, wanted, compare, budget_device_hours = [], False, (), None
-    if compare or budget_device_hours is not None or (compare is None and wanted and not the_law.needs_run):
-        some = given if f.sample is None else f.sample.rows
-        cast = forecast(
-            _stack_of(the_law, compare),
-            some,
-            _compute(the_law, some, train_frame, flops, flops_per_nd),
-            objective=settings,
-            level=level,
-            seed=seed,
-            draws=0 if budget_device_hours is None else bootstrap,
-            fix=dict(fix or {}),
-            progress=progress,
-        )
-        report = _forecasts(report, cast, given, asked)
-    if holdout is not None:
-        report = replace(report, holdout=held_out(f, cast, rows(the_law, frame[keep & held], names, response, run)))
-    if budget_device_hours is not None:
-        report = _next(
-            report,
-            f,
-            cast,
-            train_frame,
-            given,
-            flops_per_nd,
-            target_flops,
-            budget_device_hours,
-            device_hours,
-            flops_per_device_hour,
-        )
-    return report
 
 
-def _doubts(f: Fit, given: Rows, profile: bool, prior: bool) -> list[str]:
-    """What a reader must know of the intervals before believing them."""
-    notes = []
+def _doubts(f: Fit, given: Rows, *, profile: bool, prior: bool) -> list[str]:
+    """The limits of the intervals that a reader must know."""
+    notes: list[str] = []
     if f.draws_converged is not None and f.draws_converged < 0.95:
         notes.append(
             f"{1 - f.draws_converged:.0%} of the resamples did not converge: the table hardly identifies this law, "
@@ -217,164 +170,13 @@ def _doubts(f: Fit, given: Rows, profile: bool, prior: bool) -> list[str]:
     return notes
 
 
-def _refused(lines: list[str], anyway: bool) -> list[str]:
-    """Raises ValueError with what is wrong, or hands it on as notes."""
-    if lines and not anyway:
+def _refused(lines: list[str], options: FitOptions) -> list[str]:
+    """Raises ValueError with what is wrong, or returns it as notes where the user wants the fit anyway."""
+    if lines and not options.method.anyway:
         raise ValueError("; ".join(lines) + " (--anyway fits it as it is)")
     return [f"WARNING: {line}" for line in lines]
-
-
-def _as_runs(law, frame, given: Rows, run) -> tuple[Rows, list[str]]:
-    """The rows with copies and points of one curve as one run each, and what to say of it."""
-    notes = []
-    if given.copies:
-        notes.append(
-            f"{given.copies} rows are exact copies of others" + ("" if run else "; copies were resampled as one run")
-        )
-    if given.twins:
-        count, more = len(given.twins), len(given.twins) - 4
-        some = ", ".join(f"{a} and {b}" for a, b in given.twins[:4]) + (f" and {more} more pairs" if more > 0 else "")
-        notes.append(
-            f"{count} pair{'s' if count > 1 else ''} of rows hold one run twice, rounded or under another name (rows "
-            f"{some}): resampled as one run each, and counted twice in the fit; drop one of each"
-        )
-    curves = find_curves(law, frame, given) if run is None else None
-    if curves is not None:
-        given = replace(given, cluster=curves)
-        notes.append(
-            f"the {len(given.y)} rows look like points of {given.clusters} training curves: a curve was taken as one "
-            "run; name the column that tells runs apart (--run)"
-        )
-    return given, notes
 
 
 def _by_run(f: Fit) -> str:
     withheld = next((p.withheld for p in f.profiles if p.withheld), "")
     return f"profiles are withheld, {withheld}" if withheld else "profiles are widened for it"
-
-
-def _rows_if_usable(law, frame, names, response, run) -> Rows | None:
-    """The rows `where` left out as well, if they can be fitted at all: they are only a comparison."""
-    try:
-        return rows(law, frame, names, response, run)
-    except ValueError:
-        return None
-
-
-def _stack_of(law: Law, compare: Sequence[str] | None) -> list[str]:
-    """The laws of a forecast, the user's first. Raises ValueError where they read other columns than it does."""
-    if law.needs_run:
-        raise ValueError(f"forecast: law {law.name!r} reads whole curves; there is a plain holdout only (compare=())")
-    if compare is None:
-        compare = next((stack for stack in STACKS if law.name in stack), ())
-        compare = compare or (STACKS[0] if law.roles == ("params", "tokens") and law.response == "loss" else ())
-    for other in map(get_law, compare):
-        if set(other.roles) != set(law.roles) or other.response != law.response:
-            raise ValueError(
-                f"compare: laws are stacked over the same columns; {law.name!r} predicts {law.response} from "
-                f"{', '.join(law.roles)}, {other.name!r} {other.response} from {', '.join(other.roles)}"
-            )
-    return list(dict.fromkeys([law.name, *compare]))
-
-
-def _forecasts(report, cast: Forecast, given: Rows, asked) -> FitReport:
-    """The runs asked for, and the loss at every optimum: one predictor for both."""
-    known = [o for o in report.optima if o.params is not None]
-    at_best = predictions(
-        cast, given, [{"params": o.params, "tokens": o.tokens} for o in known], [o.flops for o in known]
-    )
-    loss = {p.target_flops: (p.point, None if p.low is None else (p.low, p.high)) for p in at_best}
-    return replace(
-        report,
-        laws=cast.scores,
-        calibration=cast.calibration,
-        forecasts=at_best + predictions(cast, given, asked),
-        optima=tuple(
-            replace(o, loss=loss[o.flops][0], loss_interval=loss[o.flops][1]) if o.flops in loss else o
-            for o in report.optima
-        ),
-        notes=report.notes + ((cast.why_not,) if cast.why_not else ()),
-    )
-
-
-def _compute(law: Law, given: Rows, frame, flops, flops_per_nd) -> np.ndarray:
-    if flops is not None:
-        values = column(frame, flops, "flops").loc[given.index].to_numpy(float)
-        if np.isfinite(values).all() and (values > 0).all():
-            return values
-        raise ValueError(f"flops: column {flops!r} holds null, zero or negative values")
-    if {"params", "tokens"} <= set(given.columns):
-        return flops_per_nd * given.columns["params"] * given.columns["tokens"]
-    return law.extent(given.columns)
-
-
-def _optima(report, f: Fit, frame, given, flops, k, targets) -> FitReport:
-    if not targets:
-        return report
-    if {"params", "tokens"} <= set(given.columns):
-        least = float((k * given.columns["params"] * given.columns["tokens"]).min())
-        low = next((c for c in targets if c * OTHER_UNITS**2 < least), None)
-        if low is not None:
-            raise ValueError(
-                f"target_flops: {low:g} is {least / low:.3g} times below the smallest run of the table, {least:.3g} "
-                "FLOPs: give FLOPs"
-            )
-    found = [identified_optimum(f, float(c), k) for c in targets]
-    notes = report.notes
-    if flops is not None:
-        compute = _compute(f.law, given, frame, flops, k)
-        measured = float(np.median(compute / (given.columns["params"] * given.columns["tokens"])))
-        if abs(measured / k - 1) > 1e-3 and found[-1].params is not None:
-            other = optimum(f, float(targets[-1]), measured)
-            notes += (
-                f"under the FLOPs of column {flops!r} (C = {measured:.3g} N D) N* at {targets[-1]:.3g} "
-                f"is {other.params:.4g}, not {found[-1].params:.4g}",
-            )
-    return replace(report, optima=tuple(found), convention=f"C = {k:g} N D", notes=notes)
-
-
-def _frontiers(report, law: Law, approach, frame, given, run, flops, k, targets, nearest) -> FitReport:
-    out, asked = [], dict(level=report.level, seed=report.seed, targets=targets, flops_per_nd=k)
-    for method in approach:
-        if method not in ("isoflop", "envelope"):
-            raise ValueError(f"approach: unknown {method!r}; there is isoflop, envelope")
-        if "params" not in given.columns or ("tokens" not in given.columns and flops is None):
-            raise ValueError(f"approach {method}: needs a params column and tokens or flops")
-        params, compute = given.columns["params"], _compute(law, given, frame, flops, k)
-        if method == "isoflop":
-            out.append(isoflop(params, compute, given.y, nearest=nearest, **asked))
-        elif run is None:
-            raise ValueError("approach envelope: name the column that tells runs apart (run)")
-        else:
-            out.append(envelope(given.columns["run"], params, compute, given.y, **asked))
-    return replace(report, frontiers=tuple(out))
-
-
-def _next(report, f, cast, frame, given, k, targets, budget, device_hours, rate) -> FitReport:
-    if cast is None or f.law.roles != ("params", "tokens"):
-        raise ValueError(f"budget_device_hours: law {f.law.name!r} does not read params and tokens")
-    if rate is None:
-        if device_hours is None:
-            raise ValueError(
-                "budget_device_hours needs a cost: name a device_hours column or give flops_per_device_hour"
-            )
-        spent = column(frame, device_hours, "device_hours").loc[given.index].to_numpy(float)
-        fine = np.isfinite(spent) & (spent > 0)
-        if not fine.any():
-            raise ValueError(f"device_hours: column {device_hours!r} has no positive value")
-        rate = float(np.median((k * given.columns["params"] * given.columns["tokens"])[fine] / spent[fine]))
-    if not rate > 0:
-        raise ValueError(f"flops_per_device_hour must be positive, got {rate:g}")
-    known = [o for o in report.optima if o.params is not None]
-    if known:
-        target = {"params": np.array([o.params for o in known]), "tokens": np.array([o.tokens for o in known])}
-    else:
-        far = optimum(f, 10 * float((k * given.columns["params"] * given.columns["tokens"]).max()), k)
-        target = {"params": np.array([far.params]), "tokens": np.array([far.tokens])}
-        report = replace(
-            report,
-            notes=report.notes + ("target of the next run: the optimum at ten times the largest compute of the table",),
-        )
-    some = candidate_grid(given.columns["params"], given.columns["tokens"])
-    found = next_runs(cast, target, some, k * some["params"] * some["tokens"] / rate, budget)
-    return replace(report, next_runs=found)

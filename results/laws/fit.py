@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TypedDict, Unpack
 
 import numpy as np
 
@@ -18,9 +19,6 @@ from .search import FLAT, SAME, Convergence, Problem, at_best, joined, search, w
 from .solver import LOGS, Constraint, Objective, Solution, constrain, penalise
 from .table import Rows, enough
 
-if TYPE_CHECKING:
-    from .prior import PriorChoice
-
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -30,6 +28,24 @@ class Sensitivity:
     setting: str
     parameters: dict[str, float]
     n: int
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """The prior of a fit and the fit without it.
+
+    terms: per parameter (centre, scale), scale of the log for a positive one. tried: per strength the score of
+    `choose_strength`; empty where the user gave the strength. without: natural parameters of the plain
+    minimum and value its objective.
+    """
+
+    reason: str
+    terms: dict[str, tuple[float, float]]
+    strength: float
+    how: str
+    tried: tuple[tuple[float, float], ...]
+    without: dict[str, float]
+    without_value: float
 
 
 @dataclass(frozen=True)
@@ -94,87 +110,120 @@ class Fit:
         return out[0] if theta is None else out
 
 
+class Settings(TypedDict, total=False):
+    """What a fit and a forecast are made with; `Choices` holds the defaults."""
+
+    objective: Objective
+    fix: Mapping[str, float | str] | None
+    level: float
+    seed: int
+
+
+class FitSettings(Settings, total=False):
+    prior: float
+    bootstrap_draws: int
+
+
+@dataclass(frozen=True)
+class Choices:
+    """`FitSettings` with their defaults."""
+
+    objective: Objective = LOGS
+    fix: Mapping[str, float | str] | None = None
+    level: float = 0.95
+    seed: int = 0
+    prior: float = 0.0
+    bootstrap_draws: int = 0
+
+    @property
+    def held(self) -> dict[str, float | str]:
+        return dict(self.fix or {})
+
+    def keywords(self) -> FitSettings:
+        return FitSettings(**vars(self))
+
+
 def fit(
     law: str | Law,
     rows: Rows,
     *,
-    objective: Objective = LOGS,
-    fix: dict[str, float | str] | None = None,
-    prior: float = 0.0,
-    bootstrap_draws: int = 0,
-    level: float = 0.95,
-    seed: int = 0,
     start: np.ndarray | None = None,
     progress: Progress | None = None,
+    **settings: Unpack[FitSettings],
 ) -> Fit:
     """Point fit from all the law's starts, and the cluster bootstrap if draws are asked for.
 
-    fix: parameters held at natural values, or tied to another by its name. start: (S, p) in theta, in
-    place of the law's own. prior: weight of the law's own prior, see `prior.py`; `value` leaves it out.
+    start: (S, p) in theta, in place of the law's own. objective: on log residuals, Huber unless given. fix: parameters
+    held at natural values, or tied to another by its name. level (0.95): of intervals. seed (0): of resamples. prior
+    (0.0): weight of the law's own prior, see `prior.py`; `value` leaves it out. bootstrap_draws (0): resamples.
     Raises ValueError where the table is too small or the law cannot start on it.
     """
-    law = get_law(law)
-    fix = dict(fix or {})
-    enough(law, rows, len(law.parameters) - len(fix) if fix else None)
-    if start is None and not prior and not law.needs_run and is_large(rows):
-        asked = dict(objective=objective, fix=fix, level=level, seed=seed)
-        return _fit_large(law, rows, asked, bootstrap_draws, progress)
+    law, chosen = get_law(law), Choices(**settings)
+    enough(law, rows, len(law.parameters) - len(chosen.held) if chosen.fix else None)
+    if start is None and not chosen.prior and not law.needs_run and is_large(rows):
+        return _fit_large(law, rows, chosen, progress)
     inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
-    constraint = constrain(law, inputs.centre, fix) if fix else None
-    penalty = penalise(law, inputs.centre, law.prior(inputs, log_y), prior) if prior else None
-    problem = Problem(law, inputs, log_y, objective, constraint, penalty)
+    constraint = constrain(law, inputs.centre, chosen.held) if chosen.fix else None
+    penalty = penalise(law, inputs.centre, law.prior(inputs, log_y), chosen.prior) if chosen.prior else None
+    problem = Problem(law, inputs, log_y, chosen.objective, constraint, penalty)
     starts = law.starts(inputs, log_y) if start is None else np.atleast_2d(start)
-    s = search(problem, starts, seed) if start is None else problem.solve(starts)
+    s = search(problem, starts, chosen.seed) if start is None else problem.solve(starts)
     if not np.isfinite(s.objective).any():
         raise ValueError(f"law {law.name!r} is undefined on this table from each of its {len(starts)} starts")
     out = Fit(
         law,
         rows,
         inputs,
-        objective,
+        chosen.objective,
         s.theta[s.best],
         _value(problem, s),
         _evidence(problem, s),
-        fix,
+        chosen.held,
         constraint,
-        level,
-        seed,
-        prior_weight=prior,
+        chosen.level,
+        chosen.seed,
+        prior_weight=chosen.prior,
     )
-    return with_bootstrap(out, bootstrap_draws, progress) if bootstrap_draws else out
+    return with_bootstrap(out, chosen.bootstrap_draws, progress) if chosen.bootstrap_draws else out
 
 
-def _fit_large(law: Law, rows: Rows, asked: dict, draws: int, progress: Progress | None) -> Fit:
-    """The fit of a table of more rows than are solved from many starts: found on a sample, polished on all."""
-    tell = progress or (lambda stage, share: None)
-    tell("search on a sample", 0.0)
-    found = fit(law, rows.take(sample_of(len(rows.y), rows.cluster, asked["seed"])), **asked)
-    tell("all rows", 0.0)
+def _fit_large(law: Law, rows: Rows, chosen: Choices, progress: Progress | None) -> Fit:
+    """The fit of a table of more rows than are solved from many starts: searched on a sample, polished on all."""
+    report = progress or (lambda stage, share: None)
+    report("search on a sample", 0.0)
+    sample = fit(
+        law,
+        rows.take(sample_of(len(rows.y), rows.cluster, chosen.seed)),
+        objective=chosen.objective,
+        fix=chosen.fix,
+        level=chosen.level,
+        seed=chosen.seed,
+    )
+    report("all rows", 0.0)
     inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
-    constraint = constrain(law, inputs.centre, asked["fix"]) if asked["fix"] else None
-    problem = Problem(law, inputs, log_y, asked["objective"], constraint)
-    near = law.theta(found.natural, inputs.centre)
-    theta, value, gradient = polish(problem, near, lambda step: tell("all rows", step / 60))
-    reason = found.convergence.why_not
+    constraint = constrain(law, inputs.centre, chosen.held) if chosen.fix else None
+    problem = Problem(law, inputs, log_y, chosen.objective, constraint)
+    near = law.theta(sample.natural, inputs.centre)
+    theta, value, gradient = polish(problem, near, lambda step: report("all rows", step / 60))
+    reason = sample.convergence.why_not
     if not gradient < FLAT:
         reason = f"the gradient left over all {len(log_y)} rows is {gradient:.1e} (below {FLAT:g} is flat)"
-    c = replace(found.convergence, gradient=gradient, why_not=reason, converged=not reason)
     note = (
-        f"{len(log_y)} rows: starts, profiles, sensitivity and forecasts are of a random {len(found.rows.y)} of them, "
+        f"{len(log_y)} rows: starts, profiles, sensitivity and forecasts are of a random {len(sample.rows.y)} of them, "
         "the estimate and its resamples (one Newton step each) of all"
     )
     f = replace(
-        found,
+        sample,
         rows=rows,
         inputs=inputs,
         theta=theta,
         value=value,
         constraint=constraint,
-        convergence=c,
+        convergence=replace(sample.convergence, gradient=gradient, why_not=reason, converged=not reason),
         notes=(note,),
-        sample=found,
+        sample=sample,
     )
-    return with_bootstrap(f, draws, progress) if draws else f
+    return with_bootstrap(f, chosen.bootstrap_draws, progress) if chosen.bootstrap_draws else f
 
 
 def _problem(f: Fit) -> Problem:

@@ -11,16 +11,17 @@ The coverage that is printed is rolling too: at each cut the scale is what the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Unpack
 
 import numpy as np
 from scipy import optimize, stats
 
 from .base import Law, get_law
 from .discrepancy import Corrected, corrected, spectra, thinned
-from .fit import Fit, fit
+from .fit import Choices, Fit, Settings, fit
 from .resample import Progress
-from .solver import LOGS, Objective
 from .table import Rows
 
 CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the rows, ordered by compute
@@ -153,47 +154,34 @@ def _scale(scores: list[np.ndarray], sizes: list[int], whole: int, level: float)
 
 
 def forecast(
-    laws: list[str | Law],
+    laws: Sequence[str | Law],
     rows: Rows,
     compute: np.ndarray,
     *,
-    objective: Objective = LOGS,
-    level: float = 0.95,
-    seed: int = 0,
     draws: int = 0,
-    fix: dict | None = None,
     progress: Progress | None = None,
+    **settings: Unpack[Settings],
 ) -> Forecast:
     """Fit every law to `rows`, stack and calibrate them. compute (n,) orders the rows for the cuts.
 
     The first law is the user's, with its parameters held as in `fix`: the plain coverage is its own. A law that cannot
-    be fitted is left out with its error. draws: resamples of every law, for `Forecast.draws`. Of more than `MOST` rows
-    the half with the largest compute and an even draw from the rest are used. Raises ValueError where no law can be
-    fitted.
+    be fitted is left out with its error. draws: resamples of every law, for `Forecast.draws`. objective, level, seed:
+    as for `fit`. Of more than `MOST` rows the half with the largest compute and an even draw from the rest are used.
+    Raises ValueError where no law can be fitted.
     """
-    laws = [get_law(name) for name in laws]
+    stack, chosen = [get_law(name) for name in laws], Choices(**settings)
     if len(rows.y) > MOST:
-        at = thinned(np.log(compute), MOST, seed)
+        at = thinned(np.log(compute), MOST, chosen.seed)
         rows, compute = rows.take(at), compute[at]
-    settings = dict(objective=objective, level=level, seed=seed)
-    fits, full, errors, shared = [], [], {}, spectra(laws[0], rows, seed)
-    for law in laws:
-        try:
-            f = _quick(law, rows, bootstrap_draws=draws, fix=fix if law is laws[0] else None, **settings)
-            full.append(corrected(f, shared))
-            fits.append(f)
-        except ValueError as error:
-            errors[law.name] = str(error)
-    if not fits:
-        raise ValueError("; ".join(errors.values()))
-    failed = tuple(LawScore(name, None, 0.0, why) for name, why in errors.items())
+    fits, full, failed = _fit_all(stack, rows, chosen, draws)
     cuts, edges = [], np.unique(np.quantile(compute, CUTS, method="lower"))
     for i, edge in enumerate(edges):
         if progress:
             progress("rolling hold-outs", i / len(edges))
-        cut = _cut(fits, rows, compute, edge, settings)
+        cut = _cut(fits, rows, compute, edge)
         if cut is not None:
             cuts.append(cut)
+    level = chosen.level
     if len(cuts) < 2:
         alone = tuple(LawScore(f.law.name, None, float(k == 0)) for k, f in enumerate(fits))
         why = f"too few rows for rolling hold-outs ({len(cuts)} usable cuts, 2 needed)"
@@ -205,16 +193,34 @@ def forecast(
     return Forecast(tuple(fits), tuple(full), weights, named + failed, calibration, level)
 
 
-def _cut(fits: list[Fit], rows, compute, edge, settings) -> _Cut | None:
-    """Every law of `fits` fitted at or below `edge` and asked above it; None where either side is too small."""
+def _fit_all(
+    stack: list[Law], rows: Rows, chosen: Choices, draws: int
+) -> tuple[list[Fit], list[Corrected], tuple[LawScore, ...]]:
+    """The fits and their discrepancies, and the laws that cannot be fitted. Raises ValueError where none can be."""
+    fits, full, errors, shared = [], [], {}, spectra(stack[0], rows, chosen.seed)
+    for law in stack:
+        settings = replace(chosen, fix=chosen.fix if law is stack[0] else None, bootstrap_draws=draws)
+        try:
+            f = _quick(law, rows, settings)
+            full.append(corrected(f, shared))
+            fits.append(f)
+        except ValueError as error:
+            errors[law.name] = str(error)
+    if not fits:
+        raise ValueError("; ".join(errors.values()))
+    return fits, full, tuple(LawScore(name, None, 0.0, why) for name, why in errors.items())
+
+
+def _cut(fits: list[Fit], rows: Rows, compute: np.ndarray, edge: float) -> _Cut | None:
+    """Every law of `fits` fitted at or below `edge` and tested above it; None where either side is too small."""
     below, above = rows.take(compute <= edge), rows.take(compute > edge)
     if len(above.y) < 3 or below.clusters < max(8, max(len(f.law.parameters) for f in fits) + 3):
         return None
-    parts, plain, shared = [], None, spectra(fits[0].law, below, settings["seed"])
+    parts, plain, shared = [], None, spectra(fits[0].law, below, fits[0].seed)
     try:
         for k, whole in enumerate(fits):
-            draws = DRAWS if k == 0 else 0
-            f = _quick(whole.law, below, whole, bootstrap_draws=draws, fix=whole.fix, **settings)
+            settings = Choices(whole.objective, whole.fix, whole.level, whole.seed, 0.0, DRAWS if k == 0 else 0)
+            f = _quick(whole.law, below, settings, whole)
             parts.append(corrected(f, shared).predict(above.columns))
             if f.draws is not None:
                 tail = 50 * (1 - f.level)
@@ -248,7 +254,7 @@ def _calibrate(cuts: list[_Cut], weights: np.ndarray, whole: int, level: float) 
     )
 
 
-def _quick(law, rows, like: Fit | None = None, **settings) -> Fit:
+def _quick(law: Law, rows: Rows, settings: Choices, like: Fit | None = None) -> Fit:
     """A fit from few starts; like: a fit to more rows, whose optimum is one of them."""
     inputs = law.prepare(rows.columns)
     starts = law.starts(inputs, np.log(rows.y))
@@ -256,4 +262,4 @@ def _quick(law, rows, like: Fit | None = None, **settings) -> Fit:
     if like is not None:
         (T, shift), (T0, shift0) = law.coordinates(inputs.centre), law.coordinates(like.inputs.centre)
         starts = np.concatenate([np.linalg.solve(T, T0 @ like.theta + shift0 - shift)[None], starts])
-    return fit(law, rows, start=starts, **settings)
+    return fit(law, rows, start=starts, **settings.keywords())

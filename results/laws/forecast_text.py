@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
+from .forecast import Calibration, LawScore
 from .isoflop import Frontier
-from .predictions import Prediction
+from .next_run import NextRun
+from .optimum import Optimum
+from .predictions import Holdout, Prediction
 from .text import number, span, table
-
-if TYPE_CHECKING:
-    from .report import FitReport
 
 
 def below(what: str, reached: float | None, level: float) -> Iterator[str]:
@@ -19,22 +18,22 @@ def below(what: str, reached: float | None, level: float) -> Iterator[str]:
         yield f"  WARNING: {what} covered {reached:.0%}, not {level:.0%}: believe no interval here beyond that"
 
 
-def optima(r: FitReport) -> Iterator[str]:
-    if not r.optima:
+def optima(found: Sequence[Optimum], convention: str, level: float) -> Iterator[str]:
+    if not found:
         return
-    pct = f"{r.level:.0%} by run"
-    yield f"\ncompute optimum ({r.convention})"
+    pct = f"{level:.0%} by run"
+    yield f"\ncompute optimum ({convention})"
     yield from table(
         ["FLOPs", "N*", pct, "D*", pct],
         [
             [f"{o.flops:.3g}", number(o.params), span(o.params_interval), number(o.tokens), span(o.tokens_interval)]
-            for o in r.optima
+            for o in found
         ],
     )
-    o = r.optima[-1]
-    if o.exponent is not None:
-        yield f"  N* ~ C^{o.exponent:.3f} {span(o.exponent_interval)}"
-    yield from (f"  {note}" for note in dict.fromkeys(o.note for o in r.optima) if note)
+    last = found[-1]
+    if last.exponent is not None:
+        yield f"  N* ~ C^{last.exponent:.3f} {span(last.exponent_interval)}"
+    yield from (f"  {note}" for note in dict.fromkeys(o.note for o in found) if note)
 
 
 def frontier(f: Frontier, pct: str) -> Iterator[str]:
@@ -81,16 +80,16 @@ def frontier(f: Frontier, pct: str) -> Iterator[str]:
     yield from (f"  left out: {w}" for w in f.left_out)
 
 
-def laws(r: FitReport) -> Iterator[str]:
+def laws(scores: Sequence[LawScore], calibration: Calibration | None) -> Iterator[str]:
     """How each law did above the cuts, its weight, and the coverage that was reached there."""
-    if r.laws:
+    if scores:
         yield "\nlaws, out of sample above rolling compute cuts"
         yield from table(
-            ["law", "rms log error", "weight"], [[s.law, number(s.rmse), f"{s.weight:.2f}"] for s in r.laws]
+            ["law", "rms log error", "weight"], [[s.law, number(s.rmse), f"{s.weight:.2f}"] for s in scores]
         )
-        yield from (f"  {s.law}: {s.error}" for s in r.laws if s.error)
-    if r.calibration:
-        k = r.calibration
+        yield from (f"  {s.law}: {s.error}" for s in scores if s.error)
+    if calibration:
+        k = calibration
         plain = "" if k.plain is None else f"plain bootstrap {k.plain:.0%}, "
         yield (
             f"  coverage reached at nominal {k.level:.0%} over {k.rows} rows above {k.cuts} cuts: {plain}"
@@ -99,8 +98,8 @@ def laws(r: FitReport) -> Iterator[str]:
         yield from below("the calibrated intervals above the rolling cuts", k.calibrated, k.level)
 
 
-def next_runs(r: FitReport) -> Iterator[str]:
-    if not r.next_runs:
+def next_runs(candidates: Sequence[NextRun]) -> Iterator[str]:
+    if not candidates:
         return
     yield "\nrun to add next"
     yield from table(
@@ -113,32 +112,32 @@ def next_runs(r: FitReport) -> Iterator[str]:
                 f"{n.narrows:.1%}",
                 f"{1000 * n.narrows_per_device_hour:.3g}",
             ]
-            for n in r.next_runs[:4]
+            for n in candidates[:4]
         ],
     )
-    most = max(r.next_runs, key=lambda n: n.narrows)
+    most = max(candidates, key=lambda n: n.narrows)
     yield (
         f"  narrowing most within the budget: N = {number(most.params)}, D = {number(most.tokens)}, "
         f"{number(most.device_hours)} device-hours, by {most.narrows:.1%}"
     )
 
 
-def forecasts(r: FitReport) -> Iterator[str]:
+def forecasts(runs: Sequence[Prediction], scores: Sequence[LawScore], level: float) -> Iterator[str]:
     """Runs without a loss: the stack's point, its calibrated interval, and how far beyond the table they lie."""
-    if not r.forecasts:
+    if not runs:
         return
-    pct, first = f"calibrated {r.level:.0%}", r.forecasts[0]
-    names, roles = list(first.columns), list(first.beyond)
-    yield f"\nforecast by the stack of {', '.join(f'{s.law} {s.weight:.2f}' for s in r.laws if s.weight >= 0.005)}"
+    pct, first = f"calibrated {level:.0%}", runs[0]
+    names = list(first.columns)
+    yield f"\nforecast by the stack of {', '.join(f'{s.law} {s.weight:.2f}' for s in scores if s.weight >= 0.005)}"
     extent = "compute" if {"params", "tokens"} <= set(names) else "extent"
-    head = [f"{extent if role == 'extent' else role} / largest" for role in roles]
-    yield from table([*names, "forecast", pct, "width", *head, "nearest run"], [_cells(p) for p in r.forecasts])
-    best = [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in r.forecasts if p.target_flops is not None]
+    head = [f"{extent if role == 'extent' else role} / largest" for role in first.beyond]
+    yield from table([*names, "forecast", pct, "width", *head, "nearest run"], [_cells(p) for p in runs])
+    best = [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in runs if p.target_flops is not None]
     if best:
         yield f"  the optimum of a budget: {', '.join(best)} FLOPs"
     if first.why_not:
         yield f"  no interval: {first.why_not}"
-    yield from (f"  WARNING: {note}" for note in dict.fromkeys(p.note for p in r.forecasts) if note)
+    yield from (f"  WARNING: {note}" for note in dict.fromkeys(p.note for p in runs) if note)
 
 
 def _cells(p: Prediction) -> list[str]:
@@ -152,20 +151,20 @@ def _cells(p: Prediction) -> list[str]:
     ]
 
 
-def holdout(r: FitReport) -> Iterator[str]:
-    if r.holdout is None:
+def holdout(h: Holdout | None, law: str, level: float, stacked: bool) -> Iterator[str]:
+    """Held-out rows: how the stack forecast them, or the law alone where no stack was made."""
+    if h is None:
         return
-    h, pct, first = r.holdout, f"{r.level:.0%}", r.law
     errors = f"rms log error {number(h.rmse_log)}, mean relative error {h.relative_error:.2%}"
-    yield f"\nheld out: {h.rows} rows, forecast by {'the stack' if r.laws else first}: {errors}"
+    yield f"\nheld out: {h.rows} rows, forecast by {'the stack' if stacked else law}: {errors}"
     if h.calibrated_coverage is not None:
         yield (
-            f"  covered by the calibrated {pct} interval: {h.calibrated_coverage:.0%}, width {h.calibrated_width:.1%}, "
-            f"interval score {number(h.calibrated_score)}"
+            f"  covered by the calibrated {level:.0%} interval: {h.calibrated_coverage:.0%}, "
+            f"width {h.calibrated_width:.1%}, interval score {number(h.calibrated_score)}"
         )
-        yield from below("the calibrated intervals of the held-out rows", h.calibrated_coverage, r.level)
-    if r.laws:
-        yield f"  {first} alone: rms log error {number(h.law_rmse_log)}, mean relative error {h.law_relative_error:.2%}"
+        yield from below("the calibrated intervals of the held-out rows", h.calibrated_coverage, level)
+    if stacked:
+        yield f"  {law} alone: rms log error {number(h.law_rmse_log)}, mean relative error {h.law_relative_error:.2%}"
     if h.plain_coverage is not None:
         plain = f"{h.plain_coverage:.0%}, interval score {number(h.plain_score)}"
-        yield f"  covered by the plain bootstrap of {first}: {plain}"
+        yield f"  covered by the plain bootstrap of {law}: {plain}"

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-DRAWS = 1000
+DRAWS, ENVELOPE_DRAWS = 1000, 400
 WIDEST = 1.5  # largest over least FLOPs of what may be called one budget
-
-
 Interval = tuple[float, float] | None
 
 
@@ -112,28 +112,59 @@ def _line(log_c, log_n) -> tuple[float, float]:
     return float(slope), float(intercept)
 
 
+class FrontierSettings(TypedDict, total=False):
+    """What both approaches take; `Choices` holds the defaults."""
+
+    level: float
+    seed: int
+    draws: int
+    targets: Sequence[float]
+    flops_per_nd: float
+
+
+@dataclass(frozen=True)
+class Choices:
+    """`FrontierSettings` with their defaults."""
+
+    level: float = 0.95
+    seed: int = 0
+    draws: int = DRAWS
+    targets: Sequence[float] = ()
+    flops_per_nd: float = 6.0
+
+
+@dataclass
+class _Points:
+    """Points (log C, log N) of a frontier, the lines (slope, intercept) of the resamples, and what gave no point."""
+
+    log_c: np.ndarray
+    log_n: np.ndarray
+    lines: list[tuple[float, float]]
+    left_out: list[str]
+    vertices: tuple[Vertex, ...] = ()
+
+
 def isoflop(
-    params,
-    flops,
-    loss,
+    params: ArrayLike,
+    flops: ArrayLike,
+    loss: ArrayLike,
     *,
     nearest: int | None = None,
-    level: float = 0.95,
-    seed: int = 0,
-    draws: int = DRAWS,
-    targets: Sequence[float] = (),
-    flops_per_nd: float = 6.0,
+    **settings: Unpack[FrontierSettings],
 ) -> Frontier:
     """Approach 2 on final losses. params, flops, loss (n,); rows of a budget share FLOPs to within 15%.
 
-    nearest: fit the parabola on this many sizes around the lowest loss only (a parabola is local). targets: budgets
-    to give N* and D* at. Raises ValueError with fewer than two usable budgets.
+    nearest: fit the parabola on this many sizes around the lowest loss only (a parabola is local). targets (()):
+    budgets to give N* and D* at. level (0.95), draws (1000) and seed (0): of the resamples' intervals. flops_per_nd
+    (6.0): k of C = k N D. Raises ValueError with fewer than two usable budgets.
     """
+    chosen = Choices(**settings)
     params, flops, loss = (np.asarray(v, float) for v in (params, flops, loss))
     if nearest is not None and nearest < 4:
         raise ValueError(f"isoflop: a parabola needs 4 model sizes or more, nearest is {nearest}")
-    group, rng = budgets(flops), np.random.default_rng(seed)
-    log_c, found, vertices, left_out = [], [], [], []  # found: per budget ln N (1 + draws,), the table's own first
+    group, rng = budgets(flops), np.random.default_rng(chosen.seed)
+    by_budget: list[np.ndarray] = []  # per budget ln N (1 + draws,), the table's own first
+    log_c, vertices, left_out = [], [], []
     for g in range(group.max() + 1):
         at = np.flatnonzero(group == g)
         if np.ptp(flops[at]) > (WIDEST - 1) * flops[at].min():
@@ -144,29 +175,38 @@ def isoflop(
             u = np.log(params[at])
             at = at[np.argsort(np.abs(u - u[np.argmin(loss[at])]), kind="stable")[:nearest]]
         u, c, m = np.log(params[at]), np.log(flops[at]).mean(), len(at)
-        weights = np.vstack([np.ones((1, m)), rng.multinomial(m, np.full(m, 1 / m), size=draws)])
+        weights = np.vstack([np.ones((1, m)), rng.multinomial(m, np.full(m, 1 / m), size=chosen.draws)])
         v = _vertices(u, loss[at], weights)
         if np.isnan(v[0, 0]):
             left_out.append(f"C = {np.exp(c):.3g}: {_why_none(u, loss[at])}")
         else:
             log_c.append(c)
-            found.append(v[0])
-            vertices.append(_vertex(float(np.exp(c)), v, len(np.unique(u)), level, flops_per_nd))
+            by_budget.append(v[0])
+            vertices.append(_vertex(float(np.exp(c)), v, len(np.unique(u)), chosen))
     if len(log_c) < 2:
         raise ValueError(
             "isoflop: fewer than two budgets with a minimum inside the sizes trained"
             + "".join(f"; {w}" for w in left_out[:3])
         )
-    log_c, (log_n, *resampled) = np.array(log_c), np.array(found).T
+    log_n, *resampled = np.array(by_budget).T
+    points = _Points(np.array(log_c), log_n, [], left_out, tuple(vertices))
+    if len(log_c) > 2:
+        points.lines = _lines(points.log_c, resampled)
+    return _frontier("isoflop", points, chosen)
+
+
+def _lines(log_c: np.ndarray, resampled: list[np.ndarray]) -> list[tuple[float, float]]:
+    """The line of every resample (k,) that has two points or more."""
     lines = []
-    for v in resampled if len(log_c) > 2 else []:
-        fine = np.isfinite(v)
+    for log_n in resampled:
+        fine = np.isfinite(log_n)
         if fine.sum() >= 2:
-            lines.append(_line(log_c[fine], v[fine]))
-    return _frontier("isoflop", log_c, log_n, lines, left_out, level, targets, flops_per_nd, tuple(vertices))
+            lines.append(_line(log_c[fine], log_n[fine]))
+    return lines
 
 
-def _vertex(flops: float, v: np.ndarray, sizes: int, level: float, k: float) -> Vertex:
+def _vertex(flops: float, v: np.ndarray, sizes: int, chosen: Choices) -> Vertex:
+    level, k = chosen.level, chosen.flops_per_nd
     (log_n, loss, curvature), drawn = v[:, 0], v[:, 1:]
     drawn = drawn[:, np.isfinite(drawn[0])]
     n = _interval(np.exp(drawn[0]), level)
@@ -184,58 +224,49 @@ def _vertex(flops: float, v: np.ndarray, sizes: int, level: float, k: float) -> 
     )
 
 
-def _frontier(method, log_c, log_n, lines, left_out, level, targets, k, vertices=()) -> Frontier:
-    """The line through the points, and its intervals from the lines (slope, intercept) of the resamples."""
-    slope, intercept = _line(log_c, log_n)
-    drawn = np.array(lines).reshape(-1, 2)
+def _frontier(method: str, points: _Points, chosen: Choices) -> Frontier:
+    """The line through the points, and its intervals from the lines of the resamples."""
+    slope, intercept = _line(points.log_c, points.log_n)
+    drawn, level, k = np.array(points.lines).reshape(-1, 2), chosen.level, chosen.flops_per_nd
     best = []
-    for c in map(float, targets):
+    for c in map(float, chosen.targets):
         N = float(np.exp(intercept + slope * np.log(c)))
         n = _interval(np.exp(drawn[:, 1] + drawn[:, 0] * np.log(c)), level)
         d = None if n is None else (c / k / n[1], c / k / n[0])
-        best.append(FrontierOptimum(c, N, c / k / N, n, d, c / float(np.exp(log_c.max()))))
+        best.append(FrontierOptimum(c, N, c / k / N, n, d, c / float(np.exp(points.log_c.max()))))
     return Frontier(
         method,
-        tuple(map(float, np.exp(log_c))),
-        tuple(map(float, np.exp(log_n))),
+        tuple(map(float, np.exp(points.log_c))),
+        tuple(map(float, np.exp(points.log_n))),
         slope,
         float(np.exp(intercept)),
         _interval(drawn[:, 0], level),
         _interval(np.exp(drawn[:, 1]), level),
-        tuple(left_out),
+        tuple(points.left_out),
         k,
-        vertices,
+        points.vertices,
         tuple(best),
     )
 
 
 def envelope(
-    run,
-    params,
-    flops,
-    loss,
+    run: ArrayLike,
+    params: ArrayLike,
+    flops: ArrayLike,
+    loss: ArrayLike,
     *,
     points: int = 200,
-    level: float = 0.95,
-    seed: int = 0,
-    draws: int = 400,
-    targets: Sequence[float] = (),
-    flops_per_nd: float = 6.0,
+    **settings: Unpack[FrontierSettings],
 ) -> Frontier:
     """Approach 1 on training curves: rows of (run, params, FLOPs so far, loss), several per run.
 
     Each curve is interpolated in logs; at `points` budgets between the second-smallest curve's start and
-    the second-largest's end the lowest curve gives N*. Raises ValueError with fewer than three curves.
+    the second-largest's end the lowest curve gives N*. The settings are those of `isoflop`, draws 400 by default.
+    Raises ValueError with fewer than three curves.
     """
-    run = np.asarray(run)
-    params, flops, loss = (np.asarray(v, float) for v in (params, flops, loss))
-    names = list(dict.fromkeys(run.tolist()))
-    curves = []
-    for name in names:
-        at = np.flatnonzero(run == name)
-        at = at[np.argsort(flops[at])]
-        if len(at) >= 2:
-            curves.append((np.log(params[at[0]]), np.log(flops[at]), np.log(loss[at])))
+    settings.setdefault("draws", ENVELOPE_DRAWS)
+    chosen = Choices(**settings)
+    curves = _curves(np.asarray(run), *(np.asarray(v, float) for v in (params, flops, loss)))
     if len(curves) < 3:
         raise ValueError(f"envelope: {len(curves)} curves of two or more rows; it needs at least 3")
     starts, ends = sorted(c[1][0] for c in curves), sorted(c[1][-1] for c in curves)
@@ -247,15 +278,28 @@ def envelope(
     inner = np.isfinite(table.min(0)) & (sizes[best] > sizes.min()) & (sizes[best] < sizes.max())
     if inner.sum() < 2:
         raise ValueError("envelope: no budget where a size between the smallest and the largest is best")
-    rng, lines = np.random.default_rng(seed), []
-    for _ in range(draws):
+    rng, lines = np.random.default_rng(chosen.seed), []
+    for _ in range(chosen.draws):
         pick = np.unique(rng.integers(len(curves), size=len(curves)))
         b = pick[np.argmin(table[pick][:, inner], 0)]
         fine = np.isfinite(table[b, np.flatnonzero(inner)])
         if fine.sum() >= 2 and np.ptp(sizes[b[fine]]) > 0:
             lines.append(_line(log_c[inner][fine], sizes[b[fine]]))
     why = [f"{int((~inner).sum())} of {points} budgets at the edge of the sizes trained"]
-    return _frontier("envelope", log_c[inner], sizes[best][inner], lines, why, level, targets, flops_per_nd)
+    return _frontier("envelope", _Points(log_c[inner], sizes[best][inner], lines, why), chosen)
+
+
+def _curves(
+    run: np.ndarray, params: np.ndarray, flops: np.ndarray, loss: np.ndarray
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """(log N, log C (m,), log loss (m,)) of every run of two rows or more."""
+    curves = []
+    for name in dict.fromkeys(run.tolist()):
+        at = np.flatnonzero(run == name)
+        at = at[np.argsort(flops[at])]
+        if len(at) >= 2:
+            curves.append((np.log(params[at[0]]), np.log(flops[at]), np.log(loss[at])))
+    return curves
 
 
 def _interval(drawn, level) -> Interval:

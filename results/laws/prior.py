@@ -10,77 +10,71 @@ Held-out rows are never seen. Off unless asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 
-from .base import get_law
-from .fit import Fit, fit
+from .base import Law, get_law
+from .fit import Fit, FitSettings, PriorChoice, fit
 from .identify import spread
+from .resample import Progress
 from .solver import LOGS, Objective
 from .table import Rows
 
+Fixed = Mapping[str, float | str] | None
 STRENGTHS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 
 
-@dataclass(frozen=True)
-class PriorChoice:
-    """The prior of a fit and the fit without it.
-
-    terms: per parameter (centre, scale), scale of the log for a positive one. tried: per strength the score of
-    `choose_strength`; empty where the user gave the strength. without: natural parameters of the plain
-    minimum and value its objective.
-    """
-
-    reason: str
-    terms: dict[str, tuple[float, float]]
-    strength: float
-    how: str
-    tried: tuple[tuple[float, float], ...]
-    without: dict[str, float]
-    without_value: float
-
-
 def choose_strength(
-    law, tables: Sequence[Rows], *, objective: Objective = LOGS, fix: dict | None = None
+    law: str | Law, tables: Sequence[Rows], *, objective: Objective = LOGS, fix: Fixed = None
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """The strength that the fitted runs of these tables choose together, and the score of each strength.
 
     The score is the objective over the runs left out, in units of each table's tau. Raises ValueError under three runs.
     """
-    law, scores = get_law(law), []
+    law, by_table = get_law(law), []
     for rows in tables:
         if rows.clusters < 3:
             raise ValueError(
                 f"prior: {rows.clusters} runs cannot choose its strength by leaving one out; give a number"
             )
         unit = _unit(fit(law, rows, objective=objective, fix=fix))
-        scores.append(_left_out(law, rows, unit, objective, fix) / unit)
-    scores = np.concatenate(scores, 1)
+        by_table.append(_left_out(law, rows, unit, objective, fix) / unit)
+    scores = np.concatenate(by_table, 1)
     worse = scores - scores[scores.sum(1).argmin()]
     error = worse.std(1, ddof=1) * np.sqrt(scores.shape[1])  # of a sum over runs
     strength = max(s for s, w, e in zip(STRENGTHS, worse.sum(1), error, strict=True) if w <= e)
     return strength, tuple(zip(STRENGTHS, map(float, scores.sum(1)), strict=True))
 
 
-def fit_with_prior(law, rows: Rows, strength: float | str = "auto", *, objective: Objective = LOGS, **kw) -> Fit:
+def fit_with_prior(
+    law: str | Law,
+    rows: Rows,
+    strength: float | str = "auto",
+    *,
+    progress: Progress | None = None,
+    **settings: Unpack[FitSettings],
+) -> Fit:
     """`fit` under the law's prior at a strength, or at the one its own runs choose ("auto"); the rest as for `fit`.
 
     Raises ValueError for a law that declares no prior, or a strength that is neither "auto" nor a number >= 0.
     """
-    law, fix = get_law(law), kw.get("fix")
+    law, objective, fix = get_law(law), settings.get("objective", LOGS), settings.get("fix")
     plain = fit(law, rows, objective=objective, fix=fix)
     terms = law.prior(plain.inputs, plain.log_y)
     if not terms:
         raise ValueError(f"prior: law {law.name!r} declares none, it is fitted as it is")
-    tried, how = (), "given"
+    tried: tuple[tuple[float, float], ...] = ()
+    how = "given"
     if strength == "auto":
         strength, tried = choose_strength(law, [rows], objective=objective, fix=fix)
         how = f"the strongest within a standard error of the best over {rows.clusters} left-out runs"
     elif isinstance(strength, str) or not 0 <= strength < np.inf:
         raise ValueError(f"prior: 'auto' or a strength of 0 or more, got {strength!r}")
-    f = fit(law, rows, objective=objective, prior=strength * _unit(plain), **kw)
+    settings["prior"] = float(strength) * _unit(plain)
+    f = fit(law, rows, progress=progress, **settings)
     choice = PriorChoice(law.prior_reason, terms, float(strength), how, tried, plain.natural, plain.value)
     return replace(f, prior=choice, plain=plain)
 
@@ -92,7 +86,7 @@ def _unit(plain: Fit) -> float:
     return spread(r, plain.objective, len(plain.theta) - len(plain.fix))[0]
 
 
-def _left_out(law, rows: Rows, unit: float, objective: Objective, fix) -> np.ndarray:
+def _left_out(law: Law, rows: Rows, unit: float, objective: Objective, fix: Fixed) -> np.ndarray:
     """Objective (strength, run) of each run under the fit to the others, followed from the strongest prior down."""
     out = np.empty((len(STRENGTHS), rows.clusters))
     for run in range(rows.clusters):

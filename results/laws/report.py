@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import forecast_text
-from .fit import Fit, Sensitivity
+from .fit import Fit, PriorChoice, Sensitivity
 from .forecast import Calibration, LawScore
 from .isoflop import Frontier
 from .next_run import NextRun
 from .optimum import Optimum
 from .predictions import Holdout, Prediction
-from .prior import PriorChoice
 from .search import Convergence
 from .text import number, span, table
 
@@ -174,13 +173,13 @@ def _text(r: FitReport) -> Iterator[str]:
             ["", "rows", *names],
             [[f"{s.what}: {s.setting}", str(s.n), *(number(s.parameters[n]) for n in names)] for s in r.sensitivity],
         )
-    yield from forecast_text.optima(r)
+    yield from forecast_text.optima(r.optima, r.convention, r.level)
     for f in r.frontiers:
         yield from forecast_text.frontier(f, f"{r.level:.0%}")
-    yield from forecast_text.laws(r)
-    yield from forecast_text.forecasts(r)
-    yield from forecast_text.holdout(r)
-    yield from forecast_text.next_runs(r)
+    yield from forecast_text.laws(r.laws, r.calibration)
+    yield from forecast_text.forecasts(r.forecasts, r.laws, r.level)
+    yield from forecast_text.holdout(r.holdout, r.law, r.level, stacked=bool(r.laws))
+    yield from forecast_text.next_runs(r.next_runs)
     yield from (f"\nnote: {note}" for note in r.notes if not note.startswith("WARNING"))
     yield from _not_converged(r)
 

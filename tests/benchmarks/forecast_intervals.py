@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from scalade.results.laws import Rows, fit, forecast, get_law, rows
-from scalade.results.laws.command import STACKS
+from scalade.results.laws.ahead import STACKS
 from scalade.results.laws.predictions import score
 
 LEVEL = 0.95

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scalade.cli import read as cli_read
+from scalade.cli import fit as cli_fit
 from scalade.results.laws import Objective, fit, fit_file, large, with_profiles
 from scalade.results.laws.table import Rows
 
@@ -63,7 +63,7 @@ def test_the_report_says_what_is_of_the_sample_and_progress_is_told(small_limit)
 
 def test_progress_is_for_terminals(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    assert cli_read._progress() is None
+    assert cli_fit._progress() is None
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    cli_read._progress()("all rows", 0.5)
+    cli_fit._progress()("all rows", 0.5)
     assert "all rows: 50%" in capsys.readouterr().err

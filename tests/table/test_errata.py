@@ -180,7 +180,7 @@ def test_every_reader_says_what_it_leaves_out(results, tmp_path):
 
 @pytest.mark.parametrize("name", ["folder", "parquet", "csv", "semicolons.csv"])
 def test_a_fit_never_sees_them_nor_runs_that_are_not_ok(results, tmp_path, monkeypatch, name):
-    from scalade.cli.read import _to_fit
+    from scalade.cli.fit import read_for_fit
 
     add(results, "failed", status="failed", reason="killed")
     given = results
@@ -192,7 +192,7 @@ def test_a_fit_never_sees_them_nor_runs_that_are_not_ok(results, tmp_path, monke
             pd.read_csv(given).to_csv(given, index=False, sep=";", decimal=",")
         monkeypatch.setattr(errata, "ERRATA", (MADE_UP,))
     with pytest.warns(OldRows):
-        frame, ours = _to_fit(given)
+        frame, ours = read_for_fit(given)
     assert ours and by_run(frame)["val_loss"].isna().to_dict() == {
         "right-r0": False,
         "today-r0": False,

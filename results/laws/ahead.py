@@ -1,0 +1,197 @@
+"""The stages of `fit_file` that look ahead: optima, approaches 1 and 2, forecast, held-out rows, the run to add next.
+
+Each takes what was fitted and returns the report with its part filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .base import Law, get_law
+from .forecast import Forecast, forecast
+from .isoflop import Frontier, FrontierSettings, envelope, isoflop
+from .next_run import candidate_grid, next_runs
+from .optimum import identified_optimum, optimum
+from .predictions import OTHER_UNITS, predictions
+from .predictions import holdout as held_out
+from .report import FitReport
+from .resample import Progress
+from .source import Fitted, compute_of
+from .table import Rows, column
+
+STACKS = (  # laws of the same columns that a forecast is stacked from; any other law stands alone
+    ("chinchilla", "skaling", "kaplan", "overtraining"),
+    ("diloco_joint", "diloco_joint_constant", "diloco_exponent", "diloco_additive"),
+    ("routed", "routed_saturating"),
+    ("power", "power_constant"),
+)
+NOTHING = "the law says no more than a constant"
+
+
+def look_ahead(report: FitReport, fitted: Fitted, runs: list[dict[str, float]], progress: Progress | None) -> FitReport:
+    """The report with the forecast of `runs`, of the optima and of the held-out rows, and the run to add next."""
+    source, options = fitted.source, fitted.options
+    compare, budget = options.forecast.compare, options.forecast.budget_device_hours
+    wanted = runs or options.compute.target_flops or options.rows.holdout is not None or budget is not None
+    cast = None
+    if fitted.noise:
+        if wanted or compare:
+            report = _with_notes(report, f"no forecast: {NOTHING}")
+        budget = None
+    elif compare or budget is not None or (compare is None and wanted and not source.law.needs_run):
+        cast = _forecast(fitted, progress)
+        report = _forecasts(report, cast, fitted.rows, runs)
+    if options.rows.holdout is not None:
+        test = source.rows_of(source.frame[source.keep & source.held])
+        report = replace(report, holdout=held_out(fitted.fit, cast, test))
+    if budget is not None:
+        report = _next(report, fitted, cast, budget)
+    return report
+
+
+def _with_notes(report: FitReport, *notes: str) -> FitReport:
+    return replace(report, notes=report.notes + notes)
+
+
+def _forecast(fitted: Fitted, progress: Progress | None) -> Forecast:
+    """The stack of the laws, fitted to the rows (of a large table to its sample)."""
+    options, f = fitted.options, fitted.fit
+    some = fitted.rows if f.sample is None else f.sample.rows
+    draws = 0 if options.forecast.budget_device_hours is None else options.intervals.bootstrap
+    stack = _stack_of(fitted.source.law, options.forecast.compare)
+    return forecast(stack, some, compute_of(fitted, some), draws=draws, progress=progress, **fitted.settings)
+
+
+def _stack_of(law: Law, compare: Sequence[str] | None) -> list[str]:
+    """The laws of a forecast, the user's first. Raises ValueError where they read other columns than it does."""
+    if law.needs_run:
+        raise ValueError(f"forecast: law {law.name!r} reads whole curves; there is a plain holdout only (compare=())")
+    if compare is None:
+        compare = next((stack for stack in STACKS if law.name in stack), ())
+        compare = compare or (STACKS[0] if law.roles == ("params", "tokens") and law.response == "loss" else ())
+    for other in map(get_law, compare):
+        if set(other.roles) != set(law.roles) or other.response != law.response:
+            raise ValueError(
+                f"compare: laws are stacked over the same columns; {law.name!r} predicts {law.response} from "
+                f"{', '.join(law.roles)}, {other.name!r} {other.response} from {', '.join(other.roles)}"
+            )
+    return list(dict.fromkeys([law.name, *compare]))
+
+
+def _forecasts(report: FitReport, cast: Forecast, given: Rows, runs: list[dict[str, float]]) -> FitReport:
+    """The runs asked for, and the loss at every optimum: one predictor for both."""
+    best = _known(report)
+    at_best = predictions(cast, given, [run for _, run in best], [flops for flops, _ in best])
+    loss = {p.target_flops: (p.point, None if p.low is None or p.high is None else (p.low, p.high)) for p in at_best}
+    report = replace(
+        report,
+        laws=cast.scores,
+        calibration=cast.calibration,
+        forecasts=at_best + predictions(cast, given, runs),
+        optima=tuple(
+            replace(o, loss=loss[o.flops][0], loss_interval=loss[o.flops][1]) if o.flops in loss else o
+            for o in report.optima
+        ),
+    )
+    return _with_notes(report, cast.why_not) if cast.why_not else report
+
+
+def _known(report: FitReport) -> list[tuple[float, dict[str, float]]]:
+    """(FLOPs, role -> N* or D*) of every optimum that the table identifies."""
+    return [
+        (o.flops, {"params": o.params, "tokens": o.tokens})
+        for o in report.optima
+        if o.params is not None and o.tokens is not None
+    ]
+
+
+def with_optima(report: FitReport, fitted: Fitted) -> FitReport:
+    """The report with the compute optimum of every budget."""
+    f, given, options = fitted.fit, fitted.rows, fitted.options.compute
+    k, targets = options.flops_per_nd, options.target_flops
+    if not targets:
+        return report
+    if {"params", "tokens"} <= set(given.columns):
+        least = float(fitted.nd.min())
+        low = next((c for c in targets if c * OTHER_UNITS**2 < least), None)
+        if low is not None:
+            raise ValueError(
+                f"target_flops: {low:g} is {least / low:.3g} times below the smallest run of the table, {least:.3g} "
+                "FLOPs: give FLOPs"
+            )
+    optima = tuple(identified_optimum(f, float(c), k) for c in targets)
+    report = replace(report, optima=optima, convention=f"C = {k:g} N D")
+    if options.flops is None:
+        return report
+    measured = float(np.median(compute_of(fitted, given) / (given.columns["params"] * given.columns["tokens"])))
+    if abs(measured / k - 1) <= 1e-3 or optima[-1].params is None:
+        return report
+    other = optimum(f, float(targets[-1]), measured)
+    return _with_notes(
+        report,
+        f"under the FLOPs of column {options.flops!r} (C = {measured:.3g} N D) N* at {targets[-1]:.3g} "
+        f"is {other.params:.4g}, not {optima[-1].params:.4g}",
+    )
+
+
+def frontiers(fitted: Fitted) -> tuple[Frontier, ...]:
+    """The line N* = G C^a of each approach that was asked for."""
+    return tuple(_frontier(method, fitted) for method in fitted.options.compute.approach)
+
+
+def _frontier(method: str, fitted: Fitted) -> Frontier:
+    given, options, f = fitted.rows, fitted.options.compute, fitted.fit
+    if method not in ("isoflop", "envelope"):
+        raise ValueError(f"approach: unknown {method!r}; there is isoflop, envelope")
+    if "params" not in given.columns or ("tokens" not in given.columns and options.flops is None):
+        raise ValueError(f"approach {method}: needs a params column and tokens or flops")
+    params, compute = given.columns["params"], compute_of(fitted, given)
+    settings = FrontierSettings(
+        level=f.level, seed=f.seed, targets=options.target_flops, flops_per_nd=options.flops_per_nd
+    )
+    if method == "isoflop":
+        return isoflop(params, compute, given.y, nearest=options.nearest, **settings)
+    if fitted.options.rows.run is None:
+        raise ValueError("approach envelope: name the column that tells runs apart (run)")
+    return envelope(given.columns["run"], params, compute, given.y, **settings)
+
+
+def _next(report: FitReport, fitted: Fitted, cast: Forecast | None, budget: float) -> FitReport:
+    """The report with the runs that may be added within the budget of device-hours, best first."""
+    f, given, k = fitted.fit, fitted.rows, fitted.options.compute.flops_per_nd
+    if cast is None or f.law.roles != ("params", "tokens"):
+        raise ValueError(f"budget_device_hours: law {f.law.name!r} does not read params and tokens")
+    rate = _flops_per_device_hour(fitted)
+    best = [run for _, run in _known(report)]
+    if best:
+        target = {role: np.array([run[role] for run in best]) for role in ("params", "tokens")}
+    else:
+        far = optimum(f, 10 * float(fitted.nd.max()), k)
+        target = {"params": np.array([far.params]), "tokens": np.array([far.tokens])}
+        report = _with_notes(
+            report, "target of the next run: the optimum at ten times the largest compute of the table"
+        )
+    some = candidate_grid(given.columns["params"], given.columns["tokens"])
+    candidates = next_runs(cast, target, some, k * some["params"] * some["tokens"] / rate, budget)
+    return replace(report, next_runs=candidates)
+
+
+def _flops_per_device_hour(fitted: Fitted) -> float:
+    options = fitted.options.forecast
+    rate = options.flops_per_device_hour
+    if rate is None:
+        if options.device_hours is None:
+            raise ValueError(
+                "budget_device_hours needs a cost: name a device_hours column or give flops_per_device_hour"
+            )
+        spent = column(fitted.source.train, options.device_hours, "device_hours").loc[fitted.rows.index].to_numpy(float)
+        fine = np.isfinite(spent) & (spent > 0)
+        if not fine.any():
+            raise ValueError(f"device_hours: column {options.device_hours!r} has no positive value")
+        rate = float(np.median(fitted.nd[fine] / spent[fine]))
+    if not rate > 0:
+        raise ValueError(f"flops_per_device_hour must be positive, got {rate:g}")
+    return rate
