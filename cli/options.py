@@ -54,9 +54,9 @@ def option_objects(command: Callable[..., None]) -> Callable[..., None]:
             values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
         command(**values)
 
-    with_objects.__signature__ = inspect.Signature(shown)
+    with_objects.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # inspect.signature reads it
     with_objects.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    del with_objects.__wrapped__  # type: ignore[attr-defined]  # typer would read the hints of the command itself
+    del with_objects.__wrapped__  # typer would read the hints of the command itself
     return with_objects
 
 
