@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -29,8 +29,7 @@ JobOption = Annotated[
 ]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SiteOptions:
+class SiteOptions(NamedTuple):
     """Which scheduler the jobs go to, and how ranks are launched there."""
 
     scheduler: Annotated[
@@ -43,8 +42,7 @@ class SiteOptions:
     ] = ""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class JobOptions:
+class JobOptions(NamedTuple):
     """How cases are divided into jobs."""
 
     mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array"
@@ -57,8 +55,7 @@ class JobOptions:
     ] = ""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CaseOptions:
+class CaseOptions(NamedTuple):
     """The results folder, and which of its unfinished cases are submitted again."""
 
     results: Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")] = None

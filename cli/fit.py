@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LawOptions:
+class LawOptions(NamedTuple):
     """Which law is fitted."""
 
     law: Annotated[str, typer.Option(help="One of --laws.", metavar="NAME")] = "chinchilla"
@@ -31,8 +29,7 @@ class LawOptions:
         return {"law": self.law}
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class TableOptions:
+class TableOptions(NamedTuple):
     """Which rows and columns of the table are read."""
 
     params: Annotated[str | None, typer.Option(help="Column of N; a study: params_total.", metavar="COLUMN")] = None
@@ -57,8 +54,7 @@ class TableOptions:
         }
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class MethodOptions:
+class MethodOptions(NamedTuple):
     """How the law is fitted."""
 
     objective: Annotated[str, typer.Option(help="huber, l1, squares or raw_squares.")] = "huber"
@@ -79,8 +75,7 @@ class MethodOptions:
         }
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class IntervalOptions:
+class IntervalOptions(NamedTuple):
     """How the intervals are made."""
 
     bootstrap: Annotated[int, typer.Option(help="Resamples of runs; 0: none.")] = 1000
@@ -91,8 +86,7 @@ class IntervalOptions:
         return {"bootstrap": self.bootstrap, "level": self.level, "seed": self.seed}
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ForecastOptions:
+class ForecastOptions(NamedTuple):
     """What is computed from the fit: optima and runs to forecast."""
 
     flops: Annotated[str | None, typer.Option(help="Column of C; a study: train_flops_6n.", metavar="COLUMN")] = None
@@ -123,8 +117,7 @@ class ForecastOptions:
         return self.compare.split(",") if self.compare else None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class AssumptionOptions:
+class AssumptionOptions(NamedTuple):
     """What the fit assumes, and what a run to add may cost."""
 
     alternative: Annotated[

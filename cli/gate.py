@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Interleaving:
+class Interleaving(NamedTuple):
     """Run a study on two revisions in turns, in place of reading two results folders."""
 
     study: Annotated[Path | None, typer.Argument(help="With --interleave: what to run.", metavar="[STUDY]")] = None
@@ -31,8 +30,7 @@ class Interleaving:
     repeats: Annotated[int | None, typer.Option(help="With --interleave: runs of each case.")] = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class RuleOptions:
+class RuleOptions(NamedTuple):
     """When a difference counts."""
 
     metric: Metrics = None
@@ -42,8 +40,7 @@ class RuleOptions:
     loss_tolerance: Annotated[float, typer.Option(help="Of the loss, where the base has under 3 seeds.")] = 0.01
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class RunOptions:
+class RunOptions(NamedTuple):
     """Which runs are compared, and what else the exit status depends on."""
 
     where: Filter = None
@@ -56,8 +53,7 @@ class RunOptions:
     fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="Fail `too noisy`, too.")] = False
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Outputs:
+class Outputs(NamedTuple):
     """What is written beside the printed verdicts."""
 
     move_baseline: Annotated[bool, typer.Option("--move-baseline", help="Copy confirmed gains to BASE.")] = False
@@ -89,7 +85,7 @@ def compare(
         raise ValueError("STUDY and --interleave go together: scalade compare --interleave BASE_REF HEAD_REF STUDY")
     rule = _rule(rules, runs.fail_on_noise)
     if turns.study is not None:
-        comparison = _run_in_turns(base, head, turns.study, turns, rule, replace(runs, confirm=confirm))
+        comparison = _run_in_turns(base, head, turns.study, turns, rule, runs._replace(confirm=confirm))
     else:
         from ..results.gate.compare import compare as compare_results
 

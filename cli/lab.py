@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -21,8 +20,7 @@ app.add_typer(lab_app, name="lab")
 Names = Annotated[list[str] | None, typer.Option("--collective", help="Again for more; default: all.", metavar="NAME")]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class RankOptions:
+class RankOptions(NamedTuple):
     """Which ranks take part, and in which collectives."""
 
     ranks: Annotated[int | None, typer.Option(help="Ranks to start; default: the layout's, or 2.")] = None
@@ -33,8 +31,7 @@ class RankOptions:
     collective: Names = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class MessageOptions:
+class MessageOptions(NamedTuple):
     """The messages that are sent."""
 
     min_bytes: Annotated[str, typer.Option(help="Smallest message.", metavar="BYTES")] = "1k"
@@ -43,8 +40,7 @@ class MessageOptions:
     dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class TimingOptions:
+class TimingOptions(NamedTuple):
     """How often each size is timed."""
 
     iterations: Annotated[int, typer.Option(help="Timed calls of each size.")] = 20
@@ -52,8 +48,7 @@ class TimingOptions:
     seconds_per_size: Annotated[float, typer.Option(help="Fewer calls where they would take longer.")] = 5.0
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class RunOptions:
+class RunOptions(NamedTuple):
     """How often, where and for how long the sweep runs."""
 
     repeats: Annotated[int, typer.Option(help="Runs in fresh processes; an interval wants 6.")] = 1

@@ -1,8 +1,9 @@
 """What the commands share: common options, option objects, and how results are named and printed.
 
-A command with many options takes them as objects: a parameter annotated with a frozen dataclass whose fields are
+A command with many options takes them as objects: a parameter annotated with a `NamedTuple` whose fields are
 `Annotated[..., typer.Option(...)]` stands for one option for each field. `option_objects` shows typer the fields in
-place of the parameter and hands the command the object.
+place of the parameter and passes the command the object. (Named tuples, for a frozen dataclass takes three times as
+long to define, and every `scalade --help` defines all of them.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -39,10 +39,10 @@ def option_objects(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer is to see it: each field of an option object is an option, in the order of the fields."""
     hints = get_type_hints(command, include_extras=True)
     shown: list[inspect.Parameter] = []
-    objects: dict[str, type] = {}
+    objects: dict[str, Any] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         kind = hints[name]
-        if isinstance(kind, type) and is_dataclass(kind):
+        if hasattr(kind, "_field_defaults"):
             objects[name] = kind
             shown += _as_parameters(kind)
         else:
@@ -51,22 +51,22 @@ def option_objects(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_objects(**values: Any) -> None:
         for name, kind in objects.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+            values[name] = kind(**{field: values.pop(field) for field in kind._fields})
         command(**values)
 
     with_objects.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # inspect.signature reads it
-    with_objects.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    del with_objects.__wrapped__  # typer would read the hints of the command itself
+    with_objects.__annotations__ = {}  # typer asks for those too, and needs the signature's only
+    del with_objects.__wrapped__
     return with_objects
 
 
-def _as_parameters(kind: type) -> list[inspect.Parameter]:
-    hints = get_type_hints(kind, include_extras=True)
+def _as_parameters(kind: Any) -> list[inspect.Parameter]:
+    hints, defaults = get_type_hints(kind, include_extras=True), kind._field_defaults
     return [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, inspect.Parameter.empty), annotation=hint
         )
-        for field in fields(kind)
+        for name, hint in hints.items()
     ]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -59,8 +58,7 @@ def export(
     say({"rows": rows, "table": table, "file": str(out)} if as_json else [f"{count_of(rows, 'row')} of {table}: {out}"])
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class EfficiencyOptions:
+class EfficiencyOptions(NamedTuple):
     """What is compared with what, and the intervals."""
 
     mode: Annotated[str | None, typer.Option(help="strong or weak; default: as the batches say.")] = None

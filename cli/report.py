@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -16,8 +15,7 @@ from .options import Filter, FoundResults, Json, Quiet, located, option_objects,
 app = typer.Typer()
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class PageFiles:
+class PageFiles(NamedTuple):
     """Where the page and its figures are written."""
 
     out: Annotated[Path | None, typer.Option(help="Default: report.html in RESULTS.", metavar="FILE")] = None
@@ -27,8 +25,7 @@ class PageFiles:
     format: Annotated[list[str] | None, typer.Option(help="svg or png; again for both. Default: both.")] = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Compared:
+class Compared(NamedTuple):
     """The runs on the page, and what they are compared with."""
 
     where: Filter = None
@@ -40,8 +37,7 @@ class Compared:
     ] = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class PageOptions:
+class PageOptions(NamedTuple):
     """How figures are computed and the page is called."""
 
     convention: Annotated[str, typer.Option(help="mfu_6n, mfu_palm or mfu_causal.")] = "mfu_palm"
