@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from ...bench.data import DataSpec
 from ...bench.measure import Measure
@@ -16,7 +17,17 @@ from ...parallelism.engines import refuse
 from ...parallelism.layout import Layout
 from . import outer_steps
 
-PARTS = {"shape": ModelShape, "data": DataSpec, "recipe": Recipe, "layout": Layout, "outer": Outer, "measure": Measure}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PARTS: dict[str, Any] = {
+    "shape": ModelShape,
+    "data": DataSpec,
+    "recipe": Recipe,
+    "layout": Layout,
+    "outer": Outer,
+    "measure": Measure,
+}
 
 # Fields that came when ids were stored already: not in the id while they have their default, so that what a new
 # version runs still has the name that an old one gave it.
@@ -54,7 +65,7 @@ class Case:
         texts = (f'"{part}":{_text(value, LATER.get(part, ()))}' for part, value in sorted(self._content().items()))
         return _digits(f"{{{','.join(texts)}}}")
 
-    def _content(self) -> dict[str, object]:
+    def _content(self) -> dict[str, DataclassInstance]:
         return {part: getattr(self, part) for part in PARTS} | ({"borders": self.borders} if self.borders else {})
 
     @property
@@ -124,7 +135,7 @@ class Case:
         return row
 
 
-def _text(part: object, later: tuple[str, ...]) -> str:
+def _text(part: DataclassInstance, later: tuple[str, ...]) -> str:
     """A part's share of the id's text, kept on the part itself: not by its value, since 1 and True are equal."""
     kept = vars(part)
     if "_text" not in kept:
@@ -132,7 +143,7 @@ def _text(part: object, later: tuple[str, ...]) -> str:
     return kept["_text"]
 
 
-def _plain(part: object, later: tuple[str, ...]) -> dict[str, object]:
+def _plain(part: DataclassInstance, later: tuple[str, ...]) -> dict[str, object]:
     """Fields by name, those of `later` only where they say something; a number field is a float also where it was
     given as an integer, and -0.0 is 0.0."""
     numbers = {field.name for field in fields(part) if "float" in str(field.type)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
@@ -17,7 +18,9 @@ from .errors import SHOWN, dotted, nearest, shown
 from .expand import MOST_RUNS, Axis, Point, Tables, axes_of, expand, point_of, too_many, too_many_runs
 from .parse import Contents, wrong_value
 from .resolve import Resolver, value_of
-from .schema import ALTERNATIVES, KEYS, MODELS, Run, check_many
+from .schema import ALTERNATIVES, KEYS, MODELS, Key, Run, check_many
+
+Pairs = dict[str, list]  # dotted key -> its values
 
 
 def combine(contents: Contents, run: Run, problems: list[str], vocab_of: Callable[[DataSpec], int]) -> tuple[Case, ...]:
@@ -25,19 +28,10 @@ def combine(contents: Contents, run: Run, problems: list[str], vocab_of: Callabl
 
     vocab_of: tokens that a data source knows
     """
-    file, single, unsure = contents.file, contents.single, set(contents.unsure)
-    zips = [_pairs(table, _at("zip", i, single), problems, unsure) for i, table in enumerate(file.zip)]
-    rules = [
-        _pairs(table, _at("exclude", i, single), problems, unsure, lists=True) for i, table in enumerate(file.exclude)
-    ]
-    tables = {
-        section: [
-            {f"{section}.{key}": value for key, value in given(table).items()}
-            for table in (getattr(file, section) if section in ALTERNATIVES else [getattr(file, section)])
-        ]
-        for section in MODELS
-        if section != "run"
-    }
+    unsure = set(contents.unsure)
+    zips = _zips(contents, problems, unsure)
+    rules = _rules(contents, problems, unsure)
+    tables = _tables(contents)
     if run.seeds:
         if "recipe.seed" in tables["recipe"][0]:
             problems.append("run.seeds and recipe.seed: give one of them")
@@ -45,7 +39,7 @@ def combine(contents: Contents, run: Run, problems: list[str], vocab_of: Callabl
     problems += _twice(zips, tables)
     if "zip" in unsure:
         zips, unsure = [], unsure | set(MODELS)
-    zips, rules = [pairs for pairs in zips if pairs], [] if "exclude" in unsure else rules
+    zips = [pairs for pairs in zips if pairs]
     limit = run.max_runs if 0 < run.max_runs <= MOST_RUNS else MOST_RUNS  # else a problem already
     axes = _axes(zips, tables, limit, problems)
     cases = _build(axes, rules, unsure, problems, vocab_of) if axes else ()
@@ -54,7 +48,22 @@ def combine(contents: Contents, run: Run, problems: list[str], vocab_of: Callabl
     return cases
 
 
-def given(table: BaseModel) -> dict[str, object]:
+def _tables(contents: Contents) -> dict[str, list[dict]]:
+    """Section -> its tables, one but for those of ALTERNATIVES, with dotted keys."""
+    tables = {}
+    for section in MODELS:
+        if section != "run":
+            content = getattr(contents.file, section)
+            alternatives = content if section in ALTERNATIVES else [content]
+            tables[section] = [_dotted(section, given(table)) for table in alternatives]
+    return tables
+
+
+def _dotted(section: str, table: Mapping[str, object]) -> dict[str, object]:
+    return {f"{section}.{key}": value for key, value in table.items()}
+
+
+def given(table: BaseModel) -> dict[str, Any]:
     """What the file sets in a section, in the order of the section's keys, so that the cases' order is one."""
     return {key: getattr(table, key) for key in type(table).model_fields if key in table.model_fields_set}
 
@@ -63,36 +72,72 @@ def _at(section: str, index: int, single: set[str]) -> str:
     return section if section in single else f"{section}[{index}]"
 
 
-def _pairs(table: Mapping, where: str, problems: list[str], unsure: set[str], lists: bool = False) -> dict[str, list]:
-    """A `zip` or (lists) `exclude` table as dotted key -> values; with a problem in it that section is unsure."""
+def _zips(contents: Contents, problems: list[str], unsure: set[str]) -> list[Pairs]:
+    """The `zip` tables; with a problem in one of them the section is unsure."""
+    before, zips = len(problems), []
+    for index, table in enumerate(contents.file.zip):
+        where = _at("zip", index, contents.single)
+        pairs = _pairs(table, where, problems, _list_of)
+        lengths = {key: len(values) for key, values in pairs.items()}
+        if len(set(lengths.values())) > 1:
+            each = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+            problems.append(f"{where}: lists must be of equal length; {each}")
+        zips.append(pairs)
+    if len(problems) > before:
+        unsure.add("zip")
+    return zips
+
+
+def _rules(contents: Contents, problems: list[str], unsure: set[str]) -> list[Pairs]:
+    """The `exclude` tables, in which a single value is a list of one; none of them where one has a problem."""
     before = len(problems)
-    pairs: dict[str, list] = {}
-    for key, value in _flat(table).items():
-        at = f"{where}.{dotted([key]) if key not in KEYS else key}"
-        if key not in KEYS or KEYS[key].one_value:
-            known = [name for name, one in KEYS.items() if not one.one_value]
-            near = nearest(key, known) if len(problems) < SHOWN else None  # more are counted, not told
-            hint = f"unknown key; did you mean {near}?" if near else 'unknown key; keys are dotted, as in "layout.tp"'
-            problems.append(f"{at}: {'[run] is one for the whole study' if key in KEYS else hint}")
-            continue
-        if not lists and not isinstance(value, list):
-            problems.append(f"{at} = {shown(value)}: must be a list")
-            continue
-        try:
-            checked = check_many(KEYS[key], value)
-        except PydanticCustomError as error:
-            problems.append(wrong_value(at, value, error.message(), error.context))
-            continue
-        pairs[key] = checked if isinstance(checked, list) else [checked]
+    rules = [
+        _pairs(table, _at("exclude", index, contents.single), problems, _one_or_many)
+        for index, table in enumerate(contents.file.exclude)
+    ]
+    if len(problems) > before:
+        unsure.add("exclude")
+    return [] if "exclude" in unsure else rules
+
+
+def _pairs(table: Mapping, where: str, problems: list[str], values_of: Callable[[Key, object], list]) -> Pairs:
+    """A table as dotted key -> values."""
+    pairs: Pairs = {}
+    for name, value in _flat(table).items():
+        at = f"{where}.{dotted([name]) if name not in KEYS else name}"
+        key = KEYS.get(name)
+        if key is None:
+            near = nearest(name, _several()) if len(problems) < SHOWN else None  # the rest is counted, not printed
+            hint = f"did you mean {near}?" if near else 'keys are dotted, as in "layout.tp"'
+            problems.append(f"{at}: unknown key; {hint}")
+        elif key.one_value:
+            problems.append(f"{at}: [run] is one for the whole study")
+        else:
+            try:
+                pairs[name] = values_of(key, value)
+            except PydanticCustomError as error:
+                problems.append(wrong_value(at, value, error.message(), error.context))
     if not table:
         problems.append(f"{where}: must not be empty")
-    lengths = {key: len(values) for key, values in pairs.items()}
-    if not lists and len(set(lengths.values())) > 1:
-        told = ", ".join(f"{key} has {n}" for key, n in lengths.items())
-        problems.append(f"{where}: lists must be of equal length; {told}")
-    if len(problems) > before:
-        unsure.add("exclude" if lists else "zip")
     return pairs
+
+
+def _several() -> list[str]:
+    """Keys that may have several values."""
+    return [name for name, key in KEYS.items() if not key.one_value]
+
+
+def _list_of(key: Key, value: object) -> list:
+    """Raises PydanticCustomError: no list, or a wrong value in it."""
+    if not isinstance(value, list):
+        raise PydanticCustomError("value", "must be a list")
+    return check_many(key, value)
+
+
+def _one_or_many(key: Key, value: object) -> list:
+    """Raises PydanticCustomError: a wrong value."""
+    checked = check_many(key, value)
+    return checked if isinstance(checked, list) else [checked]
 
 
 def _flat(table: Mapping, prefix: str = "") -> dict[str, object]:
@@ -103,7 +148,7 @@ def _flat(table: Mapping, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _twice(zips: list[dict[str, list]], tables: dict[str, list[dict]]) -> list[str]:
+def _twice(zips: list[Pairs], tables: dict[str, list[dict]]) -> list[str]:
     seen, problems = {key for section in tables.values() for table in section for key in table}, []
     for pairs in zips:
         twice = [key for key in pairs if key in seen]
@@ -114,7 +159,7 @@ def _twice(zips: list[dict[str, list]], tables: dict[str, list[dict]]) -> list[s
     return problems
 
 
-def _axes(zips: list[dict[str, list]], tables: dict[str, list[dict]], limit: int, problems: list[str]) -> list[Axis]:
+def _axes(zips: list[Pairs], tables: dict[str, list[dict]], limit: int, problems: list[str]) -> list[Axis]:
     """What multiplies, slowest first; nothing is built where there would be too many."""
     alternatives = {section: Tables(section, tuple(tables[section] or [{}])) for section in ALTERNATIVES}
     single = {key: value for section, (table, *_) in _single(tables) for key, value in table.items()}
@@ -139,11 +184,7 @@ def _single(tables: dict[str, list[dict]]) -> list[tuple[str, list[dict]]]:
 
 
 def _build(
-    axes: list[Axis],
-    rules: list[dict[str, list]],
-    unsure: set[str],
-    problems: list[str],
-    vocab_of: Callable[[DataSpec], int],
+    axes: list[Axis], rules: list[Pairs], unsure: set[str], problems: list[str], vocab_of: Callable[[DataSpec], int]
 ) -> tuple[Case, ...]:
     """The cases of all combinations, each once. A value that makes no case at all is the file's mistake.
 

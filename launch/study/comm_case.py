@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
+from typing import TypedDict
 
 from ...parallelism.diloco.config import Outer
 from ...results.schema.columns import MESH_DIMS
@@ -15,11 +16,22 @@ BACKENDS = ("gloo", "nccl", "mpi")
 KEY = "collectives"  # of the JSON, by which it is told from a training case
 
 
+class SweepSettings(TypedDict):
+    """The fields of bench.comm_sweep.CommSweep, whose module imports torch, as JSON holds them."""
+
+    collectives: list[str]
+    sizes_bytes: list[int]
+    dtype: str
+    iterations: int
+    warmup: int
+    seconds_per_size: float
+
+
 @dataclass(frozen=True)
 class CommCase:
-    """`asked`: bench.comm_sweep.CommSweep as a table. `sizes`: ranks along each dimension; empty: all ranks as one."""
+    """`sizes`: ranks along each dimension; empty: all ranks as one."""
 
-    asked: Mapping[str, object]
+    asked: SweepSettings
     backend: str
     ranks: int
     sizes: Mapping[str, int] = field(default_factory=dict)

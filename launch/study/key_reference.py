@@ -110,8 +110,8 @@ def _size_row(name: str) -> str:
 def _row(key: Key) -> str:
     default = DEFAULTS.get(key.dotted)
     if default is None:
-        default = "" if key.default in (None, "") else f"`{shown(key.default) if key.type is bool else key.default}`"
-    kind = "int or list" if key.dotted == "run.seeds" else ", ".join(ALLOWED.get(key.dotted, [key.type.__name__]))
+        default = "" if key.default in (None, "") else f"`{shown(key.default) if key.kind is bool else key.default}`"
+    kind = "int or list" if key.dotted == "run.seeds" else ", ".join(ALLOWED.get(key.dotted, [key.kind.__name__]))
     return f"| `{key.name}` | {kind} | {default} | {meaning_of(key)} |"
 
 

@@ -6,15 +6,16 @@ import codecs
 import errno
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from ...results import files
 from .errors import SHOWN, StudyError, dotted, nearest, shown, unknown
-from .schema import ALTERNATIVES, KEYS, MODELS, StudyFile
+from .schema import ALTERNATIVES, FILE_MODEL, KEYS, MODELS, StudyFile, study_file
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 8  # tables and lists inside each other
@@ -42,33 +43,37 @@ def read(path: Path) -> Contents:
     single = {section for section in ARRAYS if isinstance(raw.get(section), dict)}
     raw |= {section: [raw[section]] for section in single}
     try:
-        return Contents(StudyFile.model_validate(raw), single)
+        return Contents(study_file(raw), single)
     except ValidationError as error:
         problems, unsure = _problems(error, single), _leave_out(raw, error)
-    return Contents(StudyFile.model_validate(raw), single, tuple(problems), frozenset(unsure))
+    return Contents(study_file(raw), single, tuple(problems), frozenset(unsure))
 
 
 def _leave_out(raw: dict, error: ValidationError) -> set[str]:
     """Take what is wrong out of the file's content; gives the sections that it was in, or may have been meant for."""
     unsure: set[str] = set()
-    for found in error.errors(include_url=False):
-        section, *rest = found["loc"]
-        if section in ("zip", "exclude"):
-            raw.pop(section, None)
+    for finding in error.errors(include_url=False):
+        section, *inside = str(finding["loc"][0]), *finding["loc"][1:]
+        if inside and section not in ("zip", "exclude"):
+            _remove(raw[section], inside)
             unsure.add(section)
-        elif not rest:
-            raw.pop(section, None)
-            unsure |= {section} if section in MODELS else set(MODELS) - set(raw) if section != "name" else set()
-        else:
+            continue
+        raw.pop(section, None)
+        if section in (*MODELS, "zip", "exclude"):
             unsure.add(section)
-            table = raw[section]
-            for part in rest[:-1]:
-                table = table[part]
-            if isinstance(table, list):
-                table[rest[-1]] = {}  # the numbers of the others stay
-            else:
-                table.pop(rest[-1], None)
+        elif section != "name":
+            unsure |= set(MODELS) - set(raw)  # a section whose name is misspelt
     return unsure
+
+
+def _remove(table: Any, place: Sequence[int | str]) -> None:
+    """Take a key out of nested tables; a list keeps an empty table in its place, so that the others keep their number."""
+    for part in place[:-1]:
+        table = table[part]
+    if isinstance(table, list):
+        table[place[-1]] = {}
+    else:
+        table.pop(place[-1], None)
 
 
 def text_of(path: Path) -> str:
@@ -121,7 +126,7 @@ def _parts(value: dict | list) -> list:
 
 def _problems(error: ValidationError, single: set[str]) -> list[str]:
     """pydantic's findings in the words of the study file."""
-    problems = []
+    problems: list[str] = []
     for found in error.errors(include_url=False):
         loc = list(found["loc"])
         section = loc[0]
@@ -148,7 +153,7 @@ def wrong_value(where: str, value: object, message: str, context: Mapping | None
 
 def _unknown_key(loc: list) -> str:
     if len(loc) == 1:
-        return unknown(loc[0], StudyFile.model_fields)
+        return unknown(loc[0], FILE_MODEL.model_fields)
     section, word = loc[0], loc[-1]
     known = MODELS[section].model_fields
     if (section, word) == ("recipe", "steps"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from ...bench.data.spec import DataSpec
 from ...bench.flops import flops_per_token
@@ -21,15 +22,16 @@ from .expand import Axis, Combination, Point, chooser
 from .schema import BATCH, BUDGET, INT_LIMIT, KEYS, RATE, SECTIONS
 from .unmet import missing_files
 
+Part = TypeVar("Part")
 SEQ_LEN = 256  # where neither the study nor the size says
 PLAIN = {"data": DataSpec, "measure": Measure, "outer": Outer, "layout": Layout}  # parts that hang on no other section
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Made(Generic[Part]):
     """A part of a case, None where it cannot be made, and what is wrong with it."""
 
-    part: Any
+    part: Part | None
     wrong: tuple[Mistake, ...]
     name: str = ""  # of a model
 
@@ -39,8 +41,8 @@ def value_of(point: Point, key: str) -> object:
     if key in point:
         return point[key]
     section, name = key.split(".")
-    size = SIZES.get(point.get("model.size"), {}) if section == "model" else {}
-    return size.get(name, SEQ_LEN if key == "model.seq_len" else KEYS[key].default)
+    default = SEQ_LEN if key == "model.seq_len" else KEYS[key].default
+    return SIZES.get(str(point.get("model.size")), {}).get(name, default) if section == "model" else default
 
 
 class Resolver:
@@ -49,14 +51,11 @@ class Resolver:
 
     def __init__(self, axes: Sequence[Axis], vocab_of: Callable[[DataSpec], int]) -> None:
         self.axes, self.vocab_of = axes, vocab_of
-        self.sections = {
-            section: chooser(axes, lambda key, start=f"{section}.": key.startswith(start)) for section in SECTIONS
-        }
-        given = {key for axis in axes for point in axis.points for key in point}
-        self.by_ranks = "recipe.batch_per_rank" in given
-        self.parts: dict[object, Found] = {}
-        self.shapes: dict[object, Found] = {}
-        self.recipes: dict[object, Found] = {}
+        self.sections = {section: chooser(axes, partial(_in_section, f"{section}.")) for section in SECTIONS}
+        self.by_ranks = any("recipe.batch_per_rank" in point for axis in axes for point in axis.points)
+        self.parts: dict[object, Made] = {}
+        self.shapes: dict[object, Made[ModelShape]] = {}
+        self.recipes: dict[object, Made[Recipe]] = {}
 
     def case_of(self, combination: Combination) -> Case:
         """The case that a combination means.
@@ -69,41 +68,42 @@ class Resolver:
         data, measure, outer, layout = (
             self._part(kind, section, at[section], combination) for section, kind in PLAIN.items()
         )
-        key = at["model"], at["data"]
-        shape = self.shapes.get(key)
+        of_shape = at["model"], at["data"]
+        shape = self.shapes.get(of_shape)
         if shape is None:
-            shape = self.shapes[key] = self._shape(combination, data.part)
+            shape = self.shapes[of_shape] = self._shape(combination, data.part)
         ranks = layout.part.ranks * outer.part.placed_replicas if self.by_ranks and layout.part and outer.part else None
-        key = at["recipe"], at["budget"], key, ranks
-        recipe = self.recipes.get(key)
+        of_recipe = at["recipe"], at["budget"], of_shape, ranks
+        recipe = self.recipes.get(of_recipe)
         if recipe is None:
-            recipe = self.recipes[key] = self._recipe(combination, shape.part, ranks)
-        found = data.wrong + measure.wrong + outer.wrong + layout.wrong + shape.wrong + recipe.wrong
-        if found:
-            raise Mistakes(found)
+            recipe = self.recipes[of_recipe] = self._recipe(combination, shape.part, ranks)
+        wrong = data.wrong + measure.wrong + outer.wrong + layout.wrong + shape.wrong + recipe.wrong
+        if wrong:
+            raise Mistakes(wrong)
+        assert shape.part is not None and recipe.part is not None  # else something is wrong with them
         return Case(shape.part, data.part, recipe.part, layout.part, outer.part, measure.part, model_name=shape.name)
 
-    def values(self, section: str, combination: Combination) -> dict[str, object]:
+    def values(self, section: str, combination: Combination) -> dict[str, Any]:
         """What the combination sets in a section, by the key's own name."""
-        found = {}
+        values = {}
         for position in self.sections[section][0]:
             for key, value in self.axes[position].points[combination[position]].items():
                 of, dot, name = key.partition(".")
                 if dot and of == section:
-                    found[name] = value
-        return found
+                    values[name] = value
+        return values
 
-    def _part(self, kind: type, section: str, at: object, combination: Combination) -> Found:
+    def _part(self, kind: type, section: str, at: object, combination: Combination) -> Made:
         made = self.parts.get((section, at))
         if made is None:
             wrong: list[Mistake] = []
             part = _built(wrong, kind, **self.values(section, combination))
             if kind is Layout and part is not None:
                 part = canonical(part)
-            made = self.parts[section, at] = Found(part, tuple(wrong))
+            made = self.parts[section, at] = Made(part, tuple(wrong))
         return made
 
-    def _shape(self, combination: Combination, data: DataSpec | None) -> Found:
+    def _shape(self, combination: Combination, data: DataSpec | None) -> Made[ModelShape]:
         wrong: list[Mistake] = []
         given = self.values("model", combination)
         values, shape, name = _shape(given, wrong), None, ""
@@ -112,15 +112,19 @@ class Resolver:
             shape = _built(wrong, ModelShape, **values)
         if shape is not None:
             name = name_of(shape, given.get("size", ""))
-        return Found(shape, tuple(wrong), name)
+        return Made(shape, tuple(wrong), name)
 
-    def _recipe(self, combination: Combination, shape: ModelShape | None, ranks: int | None) -> Found:
+    def _recipe(self, combination: Combination, shape: ModelShape | None, ranks: int | None) -> Made[Recipe]:
         wrong: list[Mistake] = []
         recipe, budget = self.values("recipe", combination), self.values("budget", combination)
-        return Found(_recipe(recipe, budget, shape, ranks, wrong), tuple(wrong))
+        return Made(_recipe(recipe, budget, shape, ranks, wrong), tuple(wrong))
 
 
-def _built(found: list[Mistake], kind: Callable, **values: object) -> Any:
+def _in_section(start: str, key: str) -> bool:
+    return key.startswith(start)
+
+
+def _built(found: list[Mistake], kind: Callable[..., Part], **values: object) -> Part | None:
     """The part, or None where there is something wrong with it."""
     try:
         return kind(**values)
@@ -168,9 +172,9 @@ def _recipe(
     """None where something is wrong with it, or with what it hangs on."""
     rest = {name: value for name, value in recipe.items() if name not in BATCH + RATE}
     _built(found, Recipe, **{"global_batch": 1, "steps": 1} | rest)
-    meant_for = recipe.get("lr_width", 0)
-    if meant_for < 0:
-        found.append(Mistake(("recipe.lr_width",), f"recipe.lr_width = {meant_for}: must be at least 0"))
+    lr_width = recipe.get("lr_width", 0)
+    if lr_width < 0:
+        found.append(Mistake(("recipe.lr_width",), f"recipe.lr_width = {lr_width}: must be at least 0"))
     batch = _one(recipe, BATCH, "recipe", found)
     kind = _one(budget, BUDGET, "budget", found)
     if batch and recipe[batch] < 1:
@@ -179,30 +183,36 @@ def _recipe(
     if kind and not budget[kind] > 0:
         found.append(Mistake((f"budget.{kind}",), f"budget.{kind} = {budget[kind]}: must be more than 0"))
         kind = None
-    if shape is None or batch is None:
+    sequences = _global_batch(batch, recipe[batch], shape, ranks, found) if shape and batch else None
+    if shape is None or sequences is None:
         return None
-    count = recipe[batch]
-    if batch == "batch_tokens":
+    steps = _steps(kind, budget, shape, sequences, found) if kind else None
+    if found or steps is None:
+        return None
+    if lr_width:
+        rest["lr"] = rest.get("lr", Recipe.lr) * lr_width / shape.width
+    return _built(found, Recipe, global_batch=sequences, steps=steps, **rest)
+
+
+def _global_batch(key: str, count: int, shape: ModelShape, ranks: int | None, found: list[Mistake]) -> int | None:
+    """Sequences of a step, from the one key of BATCH that is given."""
+    sequences = count
+    if key == "batch_tokens":
         if count % shape.seq_len:
             near = max(1, round(count / shape.seq_len)) * shape.seq_len
             line = f"recipe.batch_tokens = {count}: must be a multiple of model.seq_len = {shape.seq_len}"
             found.append(Mistake(("recipe.batch_tokens", "model.seq_len"), f"{line}, the nearest is {near}"))
             return None
-        count //= shape.seq_len
-    elif batch == "batch_per_rank":
+        sequences = count // shape.seq_len
+    elif key == "batch_per_rank":
         if ranks is None:
             return None
-        count *= ranks
-    if count * shape.seq_len >= INT_LIMIT:
-        line = f"recipe.{batch} = {recipe[batch]}: more tokens in a step than 2**63"
-        found.append(Mistake((f"recipe.{batch}", "model.seq_len"), line))
+        sequences = count * ranks
+    if sequences * shape.seq_len >= INT_LIMIT:
+        line = f"recipe.{key} = {count}: more tokens in a step than 2**63"
+        found.append(Mistake((f"recipe.{key}", "model.seq_len"), line))
         return None
-    steps = _steps(kind, budget, shape, count, found) if kind else None
-    if found or steps is None:
-        return None
-    if meant_for:
-        rest["lr"] = rest.get("lr", Recipe.lr) * meant_for / shape.width
-    return _built(found, Recipe, global_batch=count, steps=steps, **rest)
+    return sequences
 
 
 def _steps(kind: str, budget: dict, shape: ModelShape, global_batch: int, found: list[Mistake]) -> int | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, dataclass, fields
-from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from types import GenericAlias, NoneType
+from typing import Annotated, Any, Protocol, cast, get_args, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
 from pydantic_core import PydanticCustomError
@@ -130,7 +130,7 @@ class Key:
 
     section: str
     name: str
-    type: type  # int, float, str or bool
+    kind: type  # int, float, str or bool
     default: object  # None: has none
     owner: type  # dataclass
 
@@ -169,14 +169,14 @@ def check(key: Key, value: object) -> Any:
     ------
     PydanticCustomError: another type, an integer that no column holds, or a number that is not finite
     """
-    kind = key.type
+    kind = key.kind
     if kind is float and type(value) is int and abs(value) < INT_LIMIT:
         value = float(value)
     if type(value) is not kind:
         raise PydanticCustomError("value", "must be {want}", {"want": WORDS[kind]})
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("value", "must be finite")
-    if kind is int and not -INT_LIMIT <= value < INT_LIMIT:
+    if isinstance(value, int) and not -INT_LIMIT <= value < INT_LIMIT:
         raise PydanticCustomError("value", "must be less than 2**63")
     return value
 
@@ -204,7 +204,7 @@ def _annotation(key: Key) -> Any:
 
 
 def _model(section: str) -> type[BaseModel]:
-    keys = {key.name: (_annotation(key), None) for key in KEYS.values() if key.section == section}
+    keys: dict[str, Any] = {key.name: (_annotation(key), None) for key in KEYS.values() if key.section == section}
     return create_model(section, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **keys)
 
 
@@ -217,14 +217,32 @@ def _text(value: object) -> str:
     return value
 
 
-StudyFile = create_model(
+class StudyFile(Protocol):
+    """The whole file. Its other sections, named in MODELS, are read by getattr; `layout`, `outer`, `zip` and `exclude`
+    are lists of tables (a single table is a list of one)."""
+
+    name: str
+    run: BaseModel
+    zip: list[dict[str, Any]]
+    exclude: list[dict[str, Any]]
+
+
+def _section(section: str) -> Any:
+    """A field of the file's model: (type, default)."""
+    model = MODELS[section]
+    return (GenericAlias(list, (model,)), []) if section in ALTERNATIVES else (model, model())
+
+
+FILE_MODEL: type[BaseModel] = create_model(
     "StudyFile",
     __config__=ConfigDict(extra="forbid"),
     name=(Annotated[str, BeforeValidator(_text)], ""),
-    **{
-        section: (list[model], []) if section in ALTERNATIVES else (model, model()) for section, model in MODELS.items()
-    },
+    **{section: _section(section) for section in MODELS},
     zip=(list[dict[str, Any]], []),
     exclude=(list[dict[str, Any]], []),
 )
-"""The whole file; `layout`, `outer`, `zip` and `exclude` as lists of tables (a single table is a list of one)."""
+
+
+def study_file(content: dict[str, Any]) -> StudyFile:
+    """Raises pydantic.ValidationError: unknown keys, wrong types."""
+    return cast(StudyFile, FILE_MODEL.model_validate(content))  # pydantic makes the class: no checker sees its fields

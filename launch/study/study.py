@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from ...bench.data.spec import DataSpec
 from ...bench.recipe import Recipe
 from ...parallelism.engines import patches, unavailable
 from ...parallelism.layout import Layout
@@ -20,10 +22,11 @@ from .case import Case
 from .combine import combine, given
 from .errors import StudyError, shown
 from .parse import read
+from .runnable import PlannedCase
 from .schema import Run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it names a folder
-MOST_WARNINGS = 20  # that are told
+MOST_WARNINGS = 20  # that are printed
 PROCESS_BYTES = 300 * 2**20  # resident set of a rank before it holds a model (CPython, torch, gloo; measured)
 
 
@@ -32,11 +35,16 @@ UNSEEN = ("lr", "seed")
 SEEN = operator.attrgetter(*(field.name for field in fields(Recipe) if field.name not in UNSEEN))
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedCase:
-    case: Case
-    skip_reason: str | None  # None: it can run
-    predicted_memory_bytes: int | None  # of the rank that needs most, without PROCESS_BYTES; None: no such layout
+class RankLimit(NamedTuple):
+    ranks: int | None  # a case may have; None: as many as it likes
+    why: str
+
+
+class Feasibility(NamedTuple):
+    """Whether a case can run."""
+
+    skip_reason: str | None  # None: it can
+    predicted_memory_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Study:
     @cached_property
     def _most_ranks(self) -> int:
         """Of a case that this machine could run, whatever memory and packages there are today."""
-        limit, _ = self._rank_limit(None)
+        limit = self._rank_limit(None).ranks
         ranked = sorted((case for case, _ in self._alike), key=lambda case: -case.ranks)
         able = (case.ranks for case in ranked if (limit is None or case.ranks <= limit) and case.refusal() is None)
         return next(able, 1)
@@ -91,22 +99,21 @@ class Study:
 
         world_size: ranks that are there (under torchrun or mpirun); None: what run.max_ranks and the machine offer.
         """
-        limit, why = self._rank_limit(world_size)
-        memory_bytes = self._memory_bytes()
-        return self._planned(lambda case: self._judge(case, limit, why, memory_bytes(case.ranks)))
+        limit, memory_bytes = self._rank_limit(world_size), self._memory_bytes()
+        return self._planned(lambda case: self._feasibility(case, limit, memory_bytes(case.ranks)))
 
     def cases_elsewhere(self) -> list[PlannedCase]:
         """Every case, and for those that can run nowhere the reason: of this machine nothing is asked."""
-        limit = self.run.max_ranks or None
-        return self._planned(lambda case: self._judge(case, limit, f"run.max_ranks is {limit}", None, here=False))
+        limit = RankLimit(self.run.max_ranks or None, f"run.max_ranks is {self.run.max_ranks}")
+        return self._planned(lambda case: self._feasibility(case, limit, None, here=False))
 
-    def _planned(self, judge: Callable[[Case], tuple[str | None, int | None]]) -> list[PlannedCase]:
-        found: list[tuple[str | None, int | None]] = [(None, None)] * len(self.all_cases)
+    def _planned(self, feasibility_of: Callable[[Case], Feasibility]) -> list[PlannedCase]:
+        found = [Feasibility(None, None)] * len(self.all_cases)
         for case, places in self._alike:
-            judged = judge(case)
+            feasibility = feasibility_of(case)
             for place in places:
-                found[place] = judged
-        return [PlannedCase(case, *judged) for case, judged in zip(self.all_cases, found, strict=True)]
+                found[place] = feasibility
+        return [PlannedCase(case, *feasibility) for case, feasibility in zip(self.all_cases, found, strict=True)]
 
     def warnings(self) -> list[str]:
         """What runs of this study will lack, one line for each kind with the number of its cases."""
@@ -114,35 +121,35 @@ class Study:
         for case, places in self._alike:
             for line in case.warnings() if case.refusal() is None else ():
                 counts[line] += len(places)
-        told = [f"{line} ({count_of(n, 'case')})" for line, n in counts.items()]
-        more = len(told) - MOST_WARNINGS
-        return told[:MOST_WARNINGS] + ([f"and {more} more of this kind, of other numbers"] if more > 0 else [])
+        lines = [f"{line} ({count_of(n, 'case')})" for line, n in counts.items()]
+        more = len(lines) - MOST_WARNINGS
+        return lines[:MOST_WARNINGS] + ([f"and {more} more of this kind, of other numbers"] if more > 0 else [])
 
-    def _judge(
-        self, case: Case, limit: int | None, why: str, memory_bytes: int | None, here: bool = True
-    ) -> tuple[str | None, int | None]:
-        """(why it cannot run, bytes it needs)."""
-        reason = case.refusal()
-        if reason is not None:
-            return reason, None
+    def _feasibility(self, case: Case, limit: RankLimit, memory_bytes: int | None, *, here: bool = True) -> Feasibility:
+        """here: on this machine; else a case is refused only for what holds everywhere."""
+        refusal = case.refusal()
+        if refusal is not None:
+            return Feasibility(refusal, None)
         need = predict(case.shape, case.recipe, case.layout, case.outer, fused_norm=self.device == "cuda").total
-        vocab = _vocab_of(case.data)
-        if case.shape.vocab < vocab:
-            what = f"vocab {case.shape.vocab} is smaller than the {vocab} of data.source {case.data.source}"
-            reason = f"{what}; set model.vocab to {vocab} or more"
-        elif reason := self._unavailable(case.layout):
-            pass
-        elif case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():
-            reason = f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
-        elif limit is not None and case.ranks > limit:
-            reason = f"needs {count_of(case.ranks, 'rank')}, {why}"
-        elif self.run.isolation == "pool" and (what := disturbs(case)):
-            reason = f"run.isolation = 'pool': {what}; with 'fresh' it can run"
-        elif memory_bytes is not None:
-            reason = self._too_big(case.ranks, need, memory_bytes)
-        if reason is None and here:
-            reason = _unusable(case.data, case.shape.seq_len, case.measure.eval_sequences)
-        return reason, need
+        obstacles = self._obstacles(case, limit, need, memory_bytes, here)
+        return Feasibility(next(filter(None, obstacles), None), need)
+
+    def _obstacles(
+        self, case: Case, limit: RankLimit, need: int, memory_bytes: int | None, here: bool
+    ) -> Iterator[str | None]:
+        """Why a case cannot run, one cause after the other; None: not for that. Looked for only until one is found."""
+        yield _small_vocab(case)
+        yield self._unavailable(case.layout)
+        if case.recipe.start_weights and not Path(case.recipe.start_weights).is_file():
+            yield f"recipe.start_weights = {shown(case.recipe.start_weights)}: there is no such file"
+        if limit.ranks is not None and case.ranks > limit.ranks:
+            yield f"needs {count_of(case.ranks, 'rank')}, {limit.why}"
+        if self.run.isolation == "pool" and (change := disturbs(case)):
+            yield f"run.isolation = 'pool': {change}; with 'fresh' it can run"
+        if memory_bytes is not None:
+            yield self._too_big(case.ranks, need, memory_bytes)
+        if here:
+            yield _unusable(case.data, case.shape.seq_len, case.measure.eval_sequences)
 
     def _unavailable(self, layout: Layout) -> str | None:
         """Looked for once: it reads the packages' folders."""
@@ -167,18 +174,18 @@ class Study:
         own = f" and {_size(process)} for its process" if process else ""
         return f"predicted to need {_size(need)} a rank{own}; there are {_size(have)} {what}"
 
-    def _rank_limit(self, world_size: int | None) -> tuple[int | None, str]:
+    def _rank_limit(self, world_size: int | None) -> RankLimit:
         if world_size is not None and not 0 < self.run.max_ranks < world_size:
-            return world_size, f"the world has {world_size}"
+            return RankLimit(world_size, f"the world has {world_size}")
         if self.run.max_ranks:
-            return self.run.max_ranks, f"run.max_ranks is {self.run.max_ranks}"
+            return RankLimit(self.run.max_ranks, f"run.max_ranks is {self.run.max_ranks}")
         if self.run.launcher != "local":
-            return None, ""
+            return RankLimit(None, "")
         if self.device == "cuda":
-            found = max(1, machine.gpus())
-            return found, f"this machine has {found} GPUs"
-        found = machine.cores()
-        return found, f"this machine has {found} cores (with run.max_ranks it would run all the same)"
+            gpus = max(1, machine.gpus())
+            return RankLimit(gpus, f"this machine has {gpus} GPUs")
+        cores = machine.cores()
+        return RankLimit(cores, f"this machine has {cores} cores (with run.max_ranks it would run all the same)")
 
     def _memory_bytes(self) -> Callable[[int], int | None]:
         """By the ranks of a case: the host's memory, or that of the smallest GPU that these ranks would use."""
@@ -213,7 +220,8 @@ def load_study(path: str | Path) -> Study:
     if not NAME.fullmatch(name):
         where = "name" if file.name else "name (taken from the file's)"
         problems.append(f"{where} = {shown(name)}: must be letters, digits and . _ -, at most 64, the first no sign")
-    run = Run(**{key: tuple(value) if isinstance(value, list) else value for key, value in given(file.run).items()})
+    settings: dict[str, Any] = given(file.run)  # of the types that the sections' models have checked
+    run = Run(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
     problems += run.problems()
     cases = combine(contents, run, problems, _vocab_of)
     if problems:
@@ -221,15 +229,23 @@ def load_study(path: str | Path) -> Study:
     return Study(name=name, path=path, run=run, all_cases=cases)
 
 
+def _small_vocab(case: Case) -> str | None:
+    vocab = _vocab_of(case.data)
+    if case.shape.vocab >= vocab:
+        return None
+    what = f"vocab {case.shape.vocab} is smaller than the {vocab} of data.source {case.data.source}"
+    return f"{what}; set model.vocab to {vocab} or more"
+
+
 @lru_cache(maxsize=256)
-def _unusable(data: object, seq_len: int, eval_sequences: int) -> str | None:
+def _unusable(data: DataSpec, seq_len: int, eval_sequences: int) -> str | None:
     from ...bench.data import unusable
 
     return unusable(data, seq_len, eval_sequences)
 
 
 @lru_cache(maxsize=64)
-def _vocab_of(data: object) -> int:
+def _vocab_of(data: DataSpec) -> int:
     from ...bench.data import vocab_of  # reads the source's header; only where a study is loaded
 
     return vocab_of(data)

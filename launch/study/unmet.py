@@ -22,10 +22,11 @@ def refuse_here(path: Path, device: str, cases: Iterable[Case | CommCase]) -> No
     ------
     StudyError: there is no GPU, or a token file is missing; all of it at once
     """
-    problems, cases = [], [case for case in cases if isinstance(case, Case)]
-    if cases and device == "cuda" and (why := machine.no_cuda()):
+    problems = []
+    training = [case for case in cases if isinstance(case, Case)]
+    if training and device == "cuda" and (why := machine.no_cuda()):
         problems.append(f'run.device = "cuda": {why}; "auto" takes the CPU where there is no GPU')
-    for spec in dict.fromkeys(case.data for case in cases):
+    for spec in dict.fromkeys(case.data for case in training):
         problems += missing_files(spec)
     if problems:
         raise StudyError(path, problems)

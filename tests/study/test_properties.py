@@ -68,7 +68,7 @@ def likely(key):
         float: FLOATS,
         bool: st.booleans(),
         str: st.sampled_from(WORDS + ([key.default] if isinstance(key.default, str) else [])),
-    }[key.type]
+    }[key.kind]
     value = st.one_of(kind, kind, kind, ODD)
     return st.one_of(value, value, st.lists(value, min_size=0, max_size=3))
 
