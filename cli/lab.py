@@ -77,7 +77,7 @@ def comm(
     from ..results.terminal import make_console
 
     quiet = quiet or as_json
-    case = measure.plan_case(
+    options = measure.CommOptions(
         ranks=ranks.ranks,
         layout=ranks.layout,
         backend=ranks.backend,
@@ -88,6 +88,7 @@ def comm(
         warmup=timing.warmup,
         seconds_per_size=timing.seconds_per_size,
     )
+    case = measure.plan_case(options)
     summary, folder, code, why = measure.run_comm(
         case,
         runs.results,
@@ -99,9 +100,9 @@ def comm(
     )
     if summary is not None and folder is not None:
         if as_json:
-            say(measure.told(case, folder, summary))
+            say(measure.summary_json(case, folder, summary))
         else:
-            measure.print_told(case, folder, summary, make_console())
+            measure.print_summary(case, folder, summary, make_console())
     elif why:
         print(f"scalade: {why}", file=sys.stderr)
     raise typer.Exit(code)

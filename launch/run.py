@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..results import files
 from ..results.store.store import RunStore
 from ..results.wording import count_of
-from .host.launchers import LAUNCHERS, Launcher
+from .host.launchers import LAUNCHERS, WorldLauncher
 from .host.signals import signal_names
 from .process.error_report import one_line
 from .process.guard import MARK, Guard, end_marked, new_mark
@@ -26,14 +26,16 @@ from .process.supervisor import RANK_COMMAND, Signals
 from .study.study import load_study
 from .study.unmet import refuse_here
 from .sweep.display import make_display
-from .sweep.local import LocalExecutor
+from .sweep.local import Executor, LocalExecutor
 from .sweep.plan import Plan, make_plan
 from .sweep.summary import Summary
 from .sweep.sweep import Sweep
 
 if TYPE_CHECKING:
     from .lab.lab import Lab
-    from .study.study import Study
+    from .sweep.plan import AnyCase, RunnableStudy
+
+MakeExecutor = Callable[[Signals], Executor]
 
 FAREWELL_S = 10.0  # for workers that were asked to end to write their row
 LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
@@ -65,17 +67,17 @@ def run_study(
 
 
 def run_here(
-    study: Study,
+    study: RunnableStudy[AnyCase],
     results: Path | None = None,
     *,
     retry_failed: bool = False,
     quiet: bool = False,
     command: Sequence[str] = RANK_COMMAND,
-    make_executor: Callable[[Signals], LocalExecutor] | None = None,
+    make_executor: MakeExecutor | None = None,
     lab: Lab | None = None,
 ) -> tuple[Summary, Path]:
     """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
-    launchers: Mapping[str, Launcher] = LAUNCHERS
+    launchers: Mapping[str, WorldLauncher] = LAUNCHERS
     if lab:
         from .lab.executor import InLab, LabExecutor
 
@@ -101,7 +103,13 @@ def run_here(
 
 
 def _run_through(
-    launcher: Launcher, study: Study, store: RunStore, plan: Plan, signals: Signals, retry_failed: bool, quiet: bool
+    launcher: WorldLauncher,
+    study: RunnableStudy[AnyCase],
+    store: RunStore,
+    plan: Plan,
+    signals: Signals,
+    retry_failed: bool,
+    quiet: bool,
 ) -> Summary:
     """Start the launcher once for each world size; its workers write the rows and show the progress."""
     options = ["--results", str(store.folder.absolute()), "--exit-zero"]
@@ -199,7 +207,7 @@ def run_worker(
 
 
 def work_here(
-    study: Study,
+    study: RunnableStudy[AnyCase],
     results: Path | None = None,
     *,
     retry_failed: bool = False,
@@ -242,7 +250,7 @@ def work_here(
         return summary, folder, summary.exit_code, summary.interrupted
 
 
-def _warn(study: Study) -> None:
+def _warn(study: RunnableStudy[AnyCase]) -> None:
     """What runs will lack, before they cost anything; quiet or not."""
     for line in study.warnings():
         print(f"warning: {line}", file=sys.stderr)

@@ -86,7 +86,8 @@ def _keep(job: JobRecord, seen: dict[int, Task]) -> bool:
             job.seen[str(number)], changed = content, True
         elif not ended and task.state in ACTIVE:
             changed = job.seen.pop(str(number), None) is not None or changed
-    for number, kept in job.seen.items():
-        if int(number) not in seen or seen[int(number)].state in UNHEARD:
-            seen[int(number)] = Task(**kept | {"state": State(kept["state"])})
+    for name, kept in job.seen.items():
+        number = int(name)
+        if number not in seen or seen[number].state in UNHEARD:
+            seen[number] = Task(State(kept["state"]), *(kept.get(part, "") for part in ("reason", "where", "elapsed")))
     return changed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...results import files
+from ...results.opened import Refused
 from ..schedulers import SCHEDULERS
 from .status import status
 from .submissions import submissions
@@ -45,7 +46,7 @@ def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:
     for file in sorted(printed, key=lambda file: (file.lstat().st_mtime, file.name)):
         try:
             ends[str(file)] = files.read_end(file, results, MOST).decode(errors="replace").splitlines()[-lines:]
-        except files.Refused as refused:
+        except Refused as refused:
             ends[str(file)] = [f"not read: {refused.strerror}"]
     if not ends:
         raise ValueError(f"{results}: no job has printed anything yet; see `scalade status`")

@@ -18,8 +18,8 @@ from ...results.wording import count_of
 from ..process.progress import read_progress
 from ..schedulers import SCHEDULERS
 from ..schedulers.state import ACTIVE, UNHEARD, State
-from ..study.errors import unknown
-from ..study.study import StudyError, load_study
+from ..study.errors import StudyError, unknown
+from ..study.study import load_study
 from ..sweep.plan import RETRIED, UNFINISHED, Rows
 from .heard import Heard, hear
 from .submissions import JobRecord, Submission, locked, submissions

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...results.schema.columns import COLLECTIVES
+from ...results.schema.row_columns import COLLECTIVES
 from ...results.terminal import print_grid, say
 from ..host import machine
 from ..host.placement import find_placement
-from ..run import as_json, as_text, run_here, work_here
-from ..study.comm_case import BACKENDS, CommCase, parse_bytes, parse_layout
+from ..run import MakeExecutor, as_json, as_text, run_here, work_here
+from ..study.comm_case import BACKENDS, CommCase, SweepSettings, parse_bytes, parse_layout
 from ..study.schema import Run
 from ..sweep.summary import Summary
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSweep:
     case: CommCase
     skip_reason: str | None = None
     predicted_memory_bytes: int | None = None
@@ -49,8 +50,8 @@ class CommStudy:
     def threads_per_rank(self, one_host: bool = True) -> int:
         return self.run.threads_per_rank
 
-    def cases(self, world_size: int | None = None) -> list[Planned]:
-        return [Planned(self.case)]
+    def cases(self, world_size: int | None = None) -> list[PlannedSweep]:
+        return [PlannedSweep(self.case)]
 
     def warnings(self) -> list[str]:
         return []
@@ -74,56 +75,63 @@ def sizes_between(least: str, most: str, factor: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def plan_case(
-    *,
-    ranks: int | None,
-    layout: str | None,
-    backend: str | None,
-    collectives: Sequence[str],
-    sizes: Sequence[int],
-    dtype: str,
-    iterations: int,
-    warmup: int,
-    seconds_per_size: float,
-) -> CommCase:
+@dataclass(frozen=True)
+class CommOptions:
+    """The command line, but for how the runs are executed."""
+
+    ranks: int | None  # None: those of the layout, or of the launcher that has started this process
+    layout: str | None  # as study.comm_case.parse_layout reads it
+    backend: str | None  # None: nccl where there is a GPU
+    collectives: Sequence[str]  # empty: all
+    sizes: Sequence[int]  # bytes
+    dtype: str
+    iterations: int
+    warmup: int
+    seconds_per_size: float
+
+    def settings(self) -> SweepSettings:
+        return {
+            "collectives": list(dict.fromkeys(self.collectives)) or list(COLLECTIVES),
+            "sizes_bytes": list(self.sizes),
+            "dtype": self.dtype,
+            "iterations": self.iterations,
+            "warmup": self.warmup,
+            "seconds_per_size": float(self.seconds_per_size),
+        }
+
+
+def plan_case(options: CommOptions) -> CommCase:
     """The sweep that is asked for.
 
     Raises
     ------
     ValueError: it cannot be measured; says what would be right
     """
-    place = find_placement()
-    dims = parse_layout(layout) if layout else {}
-    product = 1
-    for n in dims.values():
-        product *= n
-    here = place.size if place else ranks or (product if dims else 2)
-    if place and ranks not in (None, place.size):
-        raise ValueError(f"--ranks {ranks}: the launcher started {place.size}")
-    backend = backend or ("nccl" if machine.gpus() else "gloo")
+    sizes = parse_layout(options.layout) if options.layout else {}
+    ranks = _ranks(options.ranks, prod(sizes.values()) if sizes else 2)
+    backend = options.backend or ("nccl" if machine.gpus() else "gloo")
     if backend not in BACKENDS:
         raise ValueError(f"--backend {backend!r}: allowed are {', '.join(BACKENDS)}")
-    # Not made here: its module imports torch, and whoever starts ranks can do without.
-    asked = {
-        "collectives": list(dict.fromkeys(collectives)) or list(COLLECTIVES),
-        "sizes_bytes": list(sizes),
-        "dtype": dtype,
-        "iterations": iterations,
-        "warmup": warmup,
-        "seconds_per_size": float(seconds_per_size),
-    }
-    case = CommCase(asked, backend, here, dims)
-    problems = [case.refusal(), *_problems(asked, backend)]
-    for problem in filter(None, problems):
+    case = CommCase(options.settings(), backend, ranks, sizes)
+    for problem in filter(None, [case.refusal(), *_problems(case.asked, backend)]):
         raise ValueError(problem)
     return case
+
+
+def _ranks(option: int | None, default: int) -> int:
+    place = find_placement()
+    if place is None:
+        return option or default
+    if option not in (None, place.size):
+        raise ValueError(f"--ranks {option}: the launcher started {place.size}")
+    return place.size
 
 
 DTYPES = {"gloo": ("float32", "float64", "float16", "bfloat16"), "mpi": ("float32", "float64")}
 DTYPES["nccl"] = DTYPES["gloo"]
 
 
-def _problems(asked: dict[str, Any], backend: str) -> list[str]:
+def _problems(asked: SweepSettings, backend: str) -> list[str]:
     found = [
         f"--collective {name!r}: allowed are {', '.join(COLLECTIVES)}"
         for name in asked["collectives"]
@@ -136,9 +144,9 @@ def _problems(asked: dict[str, Any], backend: str) -> list[str]:
             f"--dtype {asked['dtype']} with --backend mpi: MPI has no such type, MPICH refuses it and Open MPI adds "
             f"its bytes up as another's; allowed are {', '.join(DTYPES['mpi'])}"
         )
-    for name, least in (("iterations", 1), ("warmup", 0)):
-        if asked[name] < least:
-            found.append(f"--{name} {asked[name]}: must be at least {least}")
+    for name, count, least in (("iterations", asked["iterations"], 1), ("warmup", asked["warmup"], 0)):
+        if count < least:
+            found.append(f"--{name} {count}: must be at least {least}")
     if not asked["seconds_per_size"] > 0:
         found.append(f"--seconds-per-size {asked['seconds_per_size']:g}: must be more than 0")
     return found
@@ -166,30 +174,33 @@ def run_comm(
     for problem in run.problems():
         raise ValueError(problem.replace("run.", "--").replace("_limit_s", "-limit"))
     study = CommStudy(case, run, f"comm-{lab.name}" if lab else "comm")
-    options = {"retry_failed": retry_failed, "quiet": quiet}
     place = find_placement()
     if place and case.backend == "mpi":
         from .mpi_rank import MpiWorldExecutor, follow_over_mpi
 
         if place.rank:
-            return None, None, follow_over_mpi() or 0, None
-        summary, folder = run_here(study, results, **options, make_executor=MpiWorldExecutor)
-        return summary, folder, summary.exit_code, summary.interrupted
-    if place:
-        return work_here(study, results, **options, command=COMMAND)
-    make = None
-    if case.backend == "mpi":
-        from ..lab.executor import InLab
-        from .mpi_rank import MpirunExecutor
-
-        def make(signals):
-            return MpirunExecutor(signals, InLab(lab, "mpirun").command if lab else None)
-
-    summary, folder = run_here(study, results, **options, command=COMMAND, make_executor=make, lab=lab)
+            follow_over_mpi()
+            return None, None, 0, None
+        make_executor: MakeExecutor | None = MpiWorldExecutor
+    elif place:
+        return work_here(study, results, retry_failed=retry_failed, quiet=quiet, command=COMMAND)
+    else:
+        make_executor = _through_mpirun(lab) if case.backend == "mpi" else None
+    summary, folder = run_here(
+        study, results, retry_failed=retry_failed, quiet=quiet, command=COMMAND, make_executor=make_executor, lab=lab
+    )
     return summary, folder, summary.exit_code, summary.interrupted
 
 
-def told(case: CommCase, folder: Path, summary: Summary) -> dict[str, Any]:
+def _through_mpirun(lab: Lab | None) -> MakeExecutor:
+    from ..lab.executor import InLab
+    from .mpi_rank import MpirunExecutor
+
+    start = InLab(lab, "mpirun").command if lab else None
+    return lambda signals: MpirunExecutor(signals, start)
+
+
+def summary_json(case: CommCase, folder: Path, summary: Summary) -> dict[str, Any]:
     """For programs: the summary, one row for each size (medians over runs), and the links' lines."""
     from ...results.links import by_size, fit_links
 
@@ -197,7 +208,7 @@ def told(case: CommCase, folder: Path, summary: Summary) -> dict[str, Any]:
     return as_json(summary, folder) | {"comm": by_size(rows), "links": [fit.to_dict() for fit in fit_links(rows)]}
 
 
-def print_told(case: CommCase, folder: Path, summary: Summary, console: Console) -> None:
+def print_summary(case: CommCase, folder: Path, summary: Summary, console: Console) -> None:
     from ...results.links import by_size, fit_links
 
     rows = _rows(case, folder)

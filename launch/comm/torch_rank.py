@@ -80,18 +80,25 @@ def measure(
     reporter.phase("measuring")
     done = []
 
-    def told(row: dict[str, Any]) -> None:
+    def measured(row: dict[str, Any]) -> None:
         done.append(row)
         reporter.step(len(done))
 
-    return sweep(asked(case), dimensions, ranks, device, told)
+    return sweep(comm_sweep(case), dimensions, ranks, device, measured)
 
 
-def asked(case: CommCase) -> CommSweep:
+def comm_sweep(case: CommCase) -> CommSweep:
     from ...bench.comm_sweep import CommSweep
 
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in case.asked.items()}
-    return CommSweep(**settings)
+    asked = case.asked
+    return CommSweep(
+        collectives=tuple(asked["collectives"]),
+        sizes_bytes=tuple(asked["sizes_bytes"]),
+        dtype=asked["dtype"],
+        iterations=asked["iterations"],
+        warmup=asked["warmup"],
+        seconds_per_size=asked["seconds_per_size"],
+    )
 
 
 def result(case: CommCase, rows: list[dict[str, Any]], device: str) -> RunResult:

@@ -279,7 +279,7 @@ def as_json(findings: list[Finding]) -> dict[str, object]:
 
 def _version(text: str) -> tuple[int, ...]:
     """The release numbers: `2.13.0+cpu` as (2, 13, 0)."""
-    return tuple(int(part) for part in re.match(r"[\d.]*", text)[0].split(".") if part)
+    return tuple(int(part) for part in re.findall(r"^[\d.]*", text)[0].split(".") if part)
 
 
 def _gib(count: int | None) -> str:

@@ -73,7 +73,8 @@ def free_bytes(folder: str | Path) -> int | None:
 
 def clock() -> tuple[float, float, str | None]:
     """(resolution as the system says, smallest time between two different readings, clock source); in s."""
-    ticks, last = [], time.perf_counter()
+    ticks: list[float] = []
+    last = time.perf_counter()
     while len(ticks) < 200:
         now = time.perf_counter()
         if now != last:

@@ -52,7 +52,7 @@ Starter = Callable[[Step, int], list[str]]
 """A scheduler's: the words in front of a program that start so many processes of it on each of a step's nodes."""
 
 
-class Launcher(Protocol):
+class WorldLauncher(Protocol):
     name: str
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
@@ -63,6 +63,8 @@ class Launcher(Protocol):
         ValueError: the launcher is not installed, or cannot work here
         """
 
+
+class Launcher(WorldLauncher, Protocol):
     def step(self, step: Step, starter: Starter, program: Sequence[str]) -> list[str]:
         """The command that starts `python PROGRAM...` in all ranks of a step of a job."""
 

@@ -180,12 +180,12 @@ def status() -> list[dict[str, Any]]:
             why = "what an `up` that was killed has left, or another version made"
             found.append({"name": name, "up": False, "why": why, "processes": inside})
             continue
-        why = _broken(state) if state.up else "its `up` is at work, or was killed"
+        trouble = _broken(state) if state.up else "its `up` is at work, or was killed"
         found.append(
             {
                 "name": name,
-                "up": state.up and not why,
-                "why": why,
+                "up": state.up and not trouble,
+                "why": trouble,
                 "nodes": len(state.nodes),
                 "link": state.link.text(),
                 "rate_asked_bits_per_s": state.rate_bits_per_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..host.launchers import Step
 from ..process.preemption import STOP_FILE, UNDONE_FILE
@@ -51,7 +52,7 @@ class Job:
         retry = ["--retry-failed"] * self.retry_failed
         return ["-m", "scalade", "worker", *files, "--case", case, "--quiet", *retry]
 
-    def step(self, **more: object) -> Step:
+    def step(self, **more: Any) -> Step:
         site = self.site
         return Step(
             nodes=self.nodes,

@@ -14,7 +14,7 @@ from ...bench.data.spec import DataSpec
 from ...bench.mistakes import Mistake, Mistakes
 from ...results.wording import count_of
 from .case import Case
-from .errors import SHOWN, dotted, nearest, shown
+from .errors import SHOWN, dotted, nearest
 from .expand import MOST_RUNS, Axis, Point, Tables, axes_of, expand, point_of, too_many, too_many_runs
 from .parse import Contents, wrong_value
 from .resolve import Resolver, value_of

@@ -66,8 +66,8 @@ def _leave_out(raw: dict, error: ValidationError) -> set[str]:
     return unsure
 
 
-def _remove(table: Any, place: Sequence[int | str]) -> None:
-    """Take a key out of nested tables; a list keeps an empty table in its place, so that the others keep their number."""
+def _remove(table: Any, place: Sequence[Any]) -> None:
+    """Take a key out of nested tables; a list keeps an empty table in its place: the others keep their numbers."""
     for part in place[:-1]:
         table = table[part]
     if isinstance(table, list):

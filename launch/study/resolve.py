@@ -80,7 +80,8 @@ class Resolver:
         wrong = data.wrong + measure.wrong + outer.wrong + layout.wrong + shape.wrong + recipe.wrong
         if wrong:
             raise Mistakes(wrong)
-        assert shape.part is not None and recipe.part is not None  # else something is wrong with them
+        # None only where something is wrong with it
+        assert shape.part and data.part and recipe.part and layout.part and outer.part and measure.part
         return Case(shape.part, data.part, recipe.part, layout.part, outer.part, measure.part, model_name=shape.name)
 
     def values(self, section: str, combination: Combination) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from .case import Case
 from .combine import combine, given
 from .errors import StudyError, shown
 from .parse import read
-from .runnable import PlannedCase
 from .schema import Run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it names a folder
@@ -33,6 +32,13 @@ PROCESS_BYTES = 300 * 2**20  # resident set of a rank before it holds a model (C
 # Of a recipe, what decides neither whether a case can run nor what it needs.
 UNSEEN = ("lr", "seed")
 SEEN = operator.attrgetter(*(field.name for field in fields(Recipe) if field.name not in UNSEEN))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCase:
+    case: Case
+    skip_reason: str | None  # None: it can run
+    predicted_memory_bytes: int | None  # of the rank that needs most, without PROCESS_BYTES; None: no such layout
 
 
 class RankLimit(NamedTuple):
@@ -220,8 +226,10 @@ def load_study(path: str | Path) -> Study:
     if not NAME.fullmatch(name):
         where = "name" if file.name else "name (taken from the file's)"
         problems.append(f"{where} = {shown(name)}: must be letters, digits and . _ -, at most 64, the first no sign")
-    settings: dict[str, Any] = given(file.run)  # of the types that the sections' models have checked
-    run = Run(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    settings: dict[str, Any] = {  # of the types that the section's model has checked
+        key: tuple(value) if isinstance(value, list) else value for key, value in given(file.run).items()
+    }
+    run = Run(**settings)
     problems += run.problems()
     cases = combine(contents, run, problems, _vocab_of)
     if problems:

@@ -40,7 +40,7 @@ from .summary import Summary
 from .sweep import Sweep
 
 if TYPE_CHECKING:
-    from ..study.study import Study
+    from .plan import AnyCase, RunnableStudy
 
 
 class WorldExecutor:
@@ -170,7 +170,7 @@ def _await_order(peers: Peers, signals: Signals, number: int) -> dict[str, Any] 
 
 
 def work(
-    study: Study,
+    study: RunnableStudy[AnyCase],
     store_folder: Path,
     peers: Peers,
     signals: Signals,

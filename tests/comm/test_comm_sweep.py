@@ -246,13 +246,13 @@ PLAN = dict(
 )
 def test_a_mistake_is_one_line(wrong, line):
     with pytest.raises(ValueError) as error:
-        comm.plan_case(**PLAN | wrong)
+        comm.plan_case(comm.CommOptions(**PLAN | wrong))
     assert str(error.value) == line
 
 
 def test_the_parent_knows_what_the_ranks_know():
     assert comm.DTYPES["mpi"] == MPI_DTYPES and set(COLLECTIVES) == set(KINDS)
-    case = comm.plan_case(**PLAN | {"layout": "tp=2"})
+    case = comm.plan_case(comm.CommOptions(**PLAN | {"layout": "tp=2"}))
     assert CommCase.from_json(case.to_json()) == case and CommCase.is_json(case.to_json())
 
 
