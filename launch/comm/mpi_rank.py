@@ -33,7 +33,7 @@ from ..process.rank_environment import WAIT_POLICY
 from ..process.rendezvous import Seat, wrong_world
 from ..process.run_spec import RunSpec, utc
 from ..process.scratch import SPEC, WORLD, log_file
-from ..process.supervisor import Child, Signals, watch
+from ..process.supervisor import Child, Signals, WatchOptions, watch
 from ..rank.main import write_row
 from ..rank.world import World
 from ..study.comm_case import CommCase
@@ -132,9 +132,8 @@ class MpirunExecutor:
         except BaseException:
             end_marked(self.mark)
             raise
-        ending = watch(
-            [Child(0, process)], scratch, self.mark, deadline=begun + time_limit_s, signals=self.signals, tick=tick
-        )
+        options = WatchOptions(deadline=begun + time_limit_s, signals=self.signals, tick=tick)
+        ending = watch([Child(0, process)], scratch, self.mark, options)
         reports = tuple(filter(None, (read_report(scratch, rank) for rank in range(spec.size))))
         return judge([replace(ending, reports=reports)], scratch, time_limit_s)
 

@@ -1,6 +1,6 @@
-"""One run's processes: start the ranks, watch them, end all of them together, and say in one line what happened.
+"""One run's processes: start the ranks, watch them, end all of them together, and say how they ended.
 
-Ranks are ended with SIGKILL: what they write is atomic, and one that hangs in a collective hears nothing else.
+Ranks are ended with SIGKILL: what they write is atomic, and a rank that hangs in a collective reacts to nothing else.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from ...results import files
 from ..host.machine import oom_kills
@@ -32,18 +33,44 @@ from .watchdog import Watchdog, stopped
 
 RANK_COMMAND = (sys.executable, "-m", f"{__package__.rpartition('.')[0]}.rank")
 POLL_S = 0.02
-GRACE_S = 0.5  # for the rank to blame to show itself, when the first to fail names a peer
-LINGER_S = 30.0  # for the other ranks to end, once one has ended well
-PARTING_S = 5.0  # with a quorum: for the other replicas to end, once replica 0 has
+GRACE_S = 0.5  # when the first rank to fail blames a peer: for that peer's own failure to show
+LINGER_S = 30.0  # once a rank has exited with 0: for the other ranks to exit
+PARTING_S = 5.0  # with a quorum, once replica 0 is done: for the other replicas to end
 STACKS_S = 0.3  # for the ranks to write their stacks
 STOP_LOOK_S = 0.2
 
 
+class Process(Protocol):
+    """The part of subprocess.Popen used here; a warm rank has it, too (warm_pool.py)."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+
+
 @dataclass
 class Child:
+    """One rank's process."""
+
     rank: int
-    process: subprocess.Popen  # or what looks like one (warm_pool.py)
-    ended_by_us: bool = field(default=False)
+    process: Process
+    ended_by_us: bool = False
+
+    def kill(self) -> None:
+        """End it and its process group, unless it has ended."""
+        if self.process.poll() is None:
+            self.ended_by_us = True
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit status or -signal; None: it was ended by us."""
+        return None if self.ended_by_us else self.process.returncode
 
 
 class Signals:
@@ -122,102 +149,211 @@ def start(
     return children
 
 
-def watch(
-    children: Sequence[Child],
-    scratch: Path,
-    mark: str,
-    *,
-    deadline: float | None,
-    signals: Signals,
-    asked_to_stop: Callable[[], Stop | None] = lambda: None,
-    tick: Callable[[], None] = lambda: None,
-    quorum: Quorum | None = None,
-    lost_elsewhere: Callable[[], set[int]] = set,
-    watchdog: Watchdog | None = None,
-    grace_s: float = 0.0,
-    keep: bool = False,
-) -> Ending:
-    """Wait until the ranks have ended, or end them: when one fails, the time is up, none steps any more, a signal
-    came, or another asks.
-    With a quorum a failed rank ends its replica only, as long as enough are left; and the run is done when replica 0
-    is, some seconds later for the others to end (in a world of several supervisors, rank 0's tells the others).
-
-    On return, also by an exception, nothing that these ranks started is left; with `keep` ranks that ended their run
-    well wait for another (warm_pool.py).
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """For what, beside a failure or the end of all ranks, `watch` ends the ranks.
 
     deadline: on time.monotonic(); None: no limit
-    asked_to_stop: a demand when the ranks have to be ended for a reason that is not seen here
-    lost_elsewhere: with a quorum, replicas that other supervisors have lost
-    grace_s: on a warning, for the ranks to write a checkpoint and stop
+    signals: those that cancel the run, or warn that the job's time is up
+    grace_s: after a warning: for the ranks to write a checkpoint and stop
+    watchdog: None: a rank may take any time for a step
+    stop_demand: asked in each round whether the ranks have to end for what happened at another supervisor
+    quorum: a failed rank ends only its replica as long as enough replicas are left, and the run is done when
+        replica 0 is, some seconds later for the others to end (of several supervisors rank 0's tells the others)
+    lost_elsewhere: with a quorum: replicas that other supervisors have lost
+    tick: called in each round
+    keep: ranks that completed their run stay for the next one (warm_pool.py)
+    """
+
+    deadline: float | None
+    signals: Signals
+    grace_s: float = 0.0
+    watchdog: Watchdog | None = None
+    stop_demand: Callable[[], Stop | None] = lambda: None
+    quorum: Quorum | None = None
+    lost_elsewhere: Callable[[], set[int]] = set
+    tick: Callable[[], None] = lambda: None
+    keep: bool = False
+
+
+def watch(children: Sequence[Child], scratch: Path, mark: str, options: WatchOptions) -> Ending:
+    """Wait until the ranks have ended, or end them: when one fails, the time is up, no step is made any more, a signal
+    arrives, or another supervisor demands it.
+
+    On return, also by an exception, nothing that these ranks started is left, but for the ranks that are to be kept.
     """
     kills_before = oom_kills()
-    cause, detail, stop, halted, failed_at, done_at, warned_at = None, "", None, (), None, None, None
+    decision = None
+    halted: list[int] = []
+    state = _Watch(children, scratch, options)
     try:
-        while not cause:
-            now, codes = time.monotonic(), [child.process.poll() for child in children]
-            if warned_at is None and signals.warned:
-                warned_at = now
-                ask_to_stop(scratch)
-            lost: set[int] = set()
-            if quorum:
-                exits = {child.rank: code for child, code in zip(children, codes, strict=True)}
-                lost = quorum.lost(exits) | lost_elsewhere()
-                if lost and quorum.stands(lost):
-                    _end_replicas(children, quorum, lost, scratch)
-                    failed_at = None
-                    codes = [code for rank, code in exits.items() if quorum.replica(rank) not in lost]
-                if quorum.first_is_done(exits):
-                    done_at = done_at or now
-                    if now - done_at > PARTING_S:
-                        codes = [0]  # the others are ended
-            if all(code == 0 for code in codes):
-                cause = Cause.DONE if codes else Cause.LOST
-            elif signals.received:  # before any failure: the signal may have reached the ranks, too
-                cause, detail = Cause.CANCELLED, signals.received
-            elif all(code == REQUEUE_STATUS for code in codes):
-                cause = Cause.PREEMPTED
-                detail = f"stopped by {signals.warned}, with a checkpoint" if warned_at else ""
-            elif warned_at and (now - warned_at > grace_s or _failed(codes)):  # the others may be gone already
-                cause = Cause.PREEMPTED
-                detail = f"stopped by {signals.warned}: no new checkpoint within {grace_s:g} s"
-            elif _failed(codes):
-                failed_at = failed_at or now
-                reports = _reports(children, scratch)
-                if None not in codes or now - failed_at > GRACE_S or _blame_is_clear(codes, reports):
-                    cause, detail = Cause.FAILED, quorum.too_few(lost) if quorum else ""
-            elif quorum and not quorum.stands(lost):
-                cause, detail = Cause.FAILED, quorum.too_few(lost)
-            elif stop := asked_to_stop():
-                cause, detail = Cause.STOPPED, stop.line
-            elif deadline is not None and now > deadline:
-                cause = Cause.TIMEOUT
-            elif watchdog and (waited_s := watchdog.hung_s()):
-                cause, detail = Cause.HANG, f"no step for {waited_s:.0f} s"
-            elif (0 in codes or REQUEUE_STATUS in codes) and not quorum:
-                done_at = done_at or now
-                cause = Cause.LINGERED if now - done_at > LINGER_S else None
-            tick()
-            if not cause:
+        while decision is None:
+            decision = state.look()
+            options.tick()
+            if decision is None:
                 time.sleep(POLL_S)
-        if cause in (Cause.TIMEOUT, Cause.HANG, Cause.LINGERED) or (stop and stop.why in (Why.TIMEOUT, Why.HANG)):
-            halted = tuple(_dump_stacks(children))
+        if decision.wants_stacks:
+            halted = _dump_stacks(children)
     finally:
-        if not keep or cause is not Cause.DONE:
+        if not (options.keep and decision and decision.cause is Cause.DONE):
             _end(children, mark)
-    exits = {child.rank: None if child.ended_by_us else child.process.returncode for child in children}
-    reports = tuple(_reports(children, scratch))
-    return Ending(cause, exits, reports, oom_kills() - kills_before, detail, stop, halted)
+    return Ending(
+        decision.cause,
+        {child.rank: child.exit_code for child in children},
+        tuple(_reports(children, scratch)),
+        oom_kills() - kills_before,
+        decision.detail,
+        decision.stop,
+        tuple(halted),
+    )
+
+
+class _Decision(NamedTuple):
+    """That the ranks' time is over, and why: the fields of Ending."""
+
+    cause: Cause
+    detail: str = ""
+    stop: Stop | None = None
+
+    @property
+    def wants_stacks(self) -> bool:
+        """Whether it helps to know where each rank was."""
+        hung_elsewhere = self.stop is not None and self.stop.why in (Why.TIMEOUT, Why.HANG)
+        return hung_elsewhere or self.cause in (Cause.TIMEOUT, Cause.HANG, Cause.LINGERED)
+
+
+class _Watch:
+    """What was seen of the ranks round by round, and one method for each cause to end them.
+
+    Attributes
+    ----------
+    exits: of every rank here, as of `now`; None: it runs
+    codes: of those ranks that the run still depends on
+    lost: with a quorum: replicas that the run goes on without
+    """
+
+    def __init__(self, children: Sequence[Child], scratch: Path, options: WatchOptions) -> None:
+        self.children, self.scratch, self.options = children, scratch, options
+        self.now = 0.0
+        self.exits: dict[int, int | None] = {}
+        self.codes: list[int | None] = []
+        self.lost: set[int] = set()
+        self.warned_at: float | None = None
+        self.failed_at: float | None = None
+        self.first_done_at: float | None = None
+
+    def look(self) -> _Decision | None:
+        """One round. None: the ranks go on.
+
+        The order of the causes is part of their meaning: a signal may have reached the ranks, too, and made them fail;
+        and what else is seen while a failure is looked into may follow from it.
+        """
+        self.now = time.monotonic()
+        self.exits = {child.rank: child.process.poll() for child in self.children}
+        self.codes = list(self.exits.values())
+        self._pass_on_warning()
+        if self.options.quorum:
+            self._apply(self.options.quorum)
+        if decision := self._done() or self._cancelled() or self._preempted() or self._out_of_grace():
+            return decision
+        if _failed(self.codes):
+            return self._rank_failed()
+        return self._quorum_lost() or self._stopped() or self._timed_out() or self._hung() or self._lingered()
+
+    def _pass_on_warning(self) -> None:
+        if self.warned_at is None and self.options.signals.warned:
+            self.warned_at = self.now
+            ask_to_stop(self.scratch)
+
+    def _apply(self, quorum: Quorum) -> None:
+        """End what is left of lost replicas, and leave their ranks out of account; all ranks, once the run is done."""
+        self.lost = quorum.lost(self.exits) | self.options.lost_elsewhere()
+        if self.lost and quorum.stands(self.lost):
+            _end_replicas(self.children, quorum, self.lost, self.scratch)
+            self.failed_at = None
+            self.codes = [code for rank, code in self.exits.items() if quorum.replica(rank) not in self.lost]
+        if quorum.first_is_done(self.exits) and self._passed_since_first_done(PARTING_S):
+            self.codes = [0]  # the other replicas are ended
+
+    def _passed_since_first_done(self, seconds: float) -> bool:
+        if self.first_done_at is None:
+            self.first_done_at = self.now
+        return self.now - self.first_done_at > seconds
+
+    def _done(self) -> _Decision | None:
+        if any(code != 0 for code in self.codes):
+            return None
+        return _Decision(Cause.DONE if self.codes else Cause.LOST)
+
+    def _cancelled(self) -> _Decision | None:
+        received = self.options.signals.received
+        return _Decision(Cause.CANCELLED, received) if received else None
+
+    def _preempted(self) -> _Decision | None:
+        """All ranks have stopped as they were asked to."""
+        if any(code != REQUEUE_STATUS for code in self.codes):
+            return None
+        warned = self.warned_at is not None
+        return _Decision(
+            Cause.PREEMPTED, f"stopped by {self.options.signals.warned}, with a checkpoint" if warned else ""
+        )
+
+    def _out_of_grace(self) -> _Decision | None:
+        """A warning was not followed in time. A rank that fails meanwhile may have lost peers to the same warning."""
+        if self.warned_at is None:
+            return None
+        grace_s = self.options.grace_s
+        if self.now - self.warned_at <= grace_s and not _failed(self.codes):
+            return None
+        detail = f"stopped by {self.options.signals.warned}: no new checkpoint within {grace_s:g} s"
+        return _Decision(Cause.PREEMPTED, detail)
+
+    def _rank_failed(self) -> _Decision | None:
+        """Wait a moment where the rank to blame is not known yet."""
+        if self.failed_at is None:
+            self.failed_at = self.now
+        reports = _reports(self.children, self.scratch)
+        waited = None not in self.codes or self.now - self.failed_at > GRACE_S
+        if not waited and not _blame_is_clear(self.codes, reports):
+            return None
+        return _Decision(Cause.FAILED, self._missing_replicas())
+
+    def _missing_replicas(self) -> str:
+        quorum = self.options.quorum
+        return quorum.too_few(self.lost) if quorum else ""
+
+    def _quorum_lost(self) -> _Decision | None:
+        quorum = self.options.quorum
+        if quorum is None or quorum.stands(self.lost):
+            return None
+        return _Decision(Cause.FAILED, self._missing_replicas())
+
+    def _stopped(self) -> _Decision | None:
+        stop = self.options.stop_demand()
+        return _Decision(Cause.STOPPED, stop.line, stop) if stop else None
+
+    def _timed_out(self) -> _Decision | None:
+        deadline = self.options.deadline
+        return _Decision(Cause.TIMEOUT) if deadline is not None and self.now > deadline else None
+
+    def _hung(self) -> _Decision | None:
+        waited_s = self.options.watchdog.hung_s() if self.options.watchdog else None
+        return _Decision(Cause.HANG, f"no step for {waited_s:.0f} s") if waited_s else None
+
+    def _lingered(self) -> _Decision | None:
+        """Some ranks have ended, and others do not."""
+        if self.options.quorum or not {0, REQUEUE_STATUS}.intersection(self.codes):
+            return None
+        return _Decision(Cause.LINGERED) if self._passed_since_first_done(LINGER_S) else None
 
 
 def _end_replicas(children: Sequence[Child], quorum: Quorum, lost: set[int], scratch: Path) -> None:
-    """What is left of replicas that lost a rank; their peers may hang on it."""
+    """What is left of replicas that lost a rank; their other ranks may hang on it."""
     for replica in lost:
         mark_lost(scratch, replica)
     for child in children:
-        if quorum.replica(child.rank) in lost and child.process.poll() is None:
-            child.ended_by_us = True
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.process.pid, signal.SIGKILL)
+        if quorum.replica(child.rank) in lost:
+            child.kill()
 
 
 def _blame_is_clear(codes: Sequence[int | None], reports: Sequence[ErrorReport]) -> bool:
@@ -225,21 +361,23 @@ def _blame_is_clear(codes: Sequence[int | None], reports: Sequence[ErrorReport])
 
 
 def _reports(children: Sequence[Child], scratch: Path) -> list[ErrorReport]:
-    found = [read_report(scratch, child.rank) for child in children]
-    return [report for report in found if report is not None]
+    reports = [read_report(scratch, child.rank) for child in children]
+    return [report for report in reports if report is not None]
 
 
 def _dump_stacks(children: Sequence[Child]) -> list[int]:
-    """Ask each rank for the stack of each of its threads, into rank-N.stack (main.py registered faulthandler).
+    """Ask each rank for the stack of each of its threads, into rank-N.stack (rank/main.py registered faulthandler).
+    Gives the ranks that a signal had stopped.
 
-    A signal's handler is C and writes also where Python is stuck in a call. A rank that was stopped is let go on for
-    it, the others stopped meanwhile: the run is judged, and does not finish now. Gives which ranks were.
+    The handler is C code and also writes where Python is stuck in a call. A rank that was stopped is continued for
+    it while the others are stopped: the run is decided, and must not finish now.
     """
     live = [child for child in children if child.process.poll() is None]
     halted = stopped(child.process.pid for child in live)
     for child in live:
         child.process.send_signal(signal.SIGUSR1)
-    time.sleep(STACKS_S * bool(live))
+    if live:
+        time.sleep(STACKS_S)
     if halted:
         for child in live:
             child.process.send_signal(signal.SIGCONT if child.process.pid in halted else signal.SIGSTOP)
@@ -248,16 +386,13 @@ def _dump_stacks(children: Sequence[Child]) -> list[int]:
 
 
 def _failed(codes: Sequence[int | None]) -> bool:
-    """Whether a rank has ended otherwise than well or as asked."""
+    """Whether a rank has ended with another status than success or stopped as asked."""
     return any(code not in (None, 0, REQUEUE_STATUS) for code in codes)
 
 
 def _end(children: Sequence[Child], mark: str) -> None:
     for child in children:
-        if child.process.poll() is None:
-            child.ended_by_us = True
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.process.pid, signal.SIGKILL)
+        child.kill()
     left = end_marked(mark)
     for child in children:
         with suppress(subprocess.TimeoutExpired):

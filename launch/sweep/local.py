@@ -18,7 +18,7 @@ from ..process.guard import Guard, end_marked, new_mark
 from ..process.outcome import Outcome
 from ..process.quorum import Quorum
 from ..process.run_spec import RunSpec
-from ..process.supervisor import RANK_COMMAND, Signals, start, watch
+from ..process.supervisor import RANK_COMMAND, Signals, WatchOptions, start, watch
 from ..process.warm_pool import Pool
 from ..process.watchdog import Watchdog
 from ..store.secret import new_secret
@@ -72,10 +72,7 @@ class LocalExecutor:
             end_marked(self.mark)
             raise
         quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
-        ending = watch(
-            children,
-            scratch,
-            self.mark,
+        options = WatchOptions(
             deadline=begun + time_limit_s,
             signals=self.signals,
             tick=tick,
@@ -84,6 +81,7 @@ class LocalExecutor:
             grace_s=0.0 if quorum else spec.grace_s,
             keep=spec.isolation == "pool",
         )
+        ending = watch(children, scratch, self.mark, options)
         return judge([ending], scratch, time_limit_s, quorum)
 
     def listen(self) -> socket.socket:

@@ -100,8 +100,8 @@ class Peers:
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
-    def asked_to_stop(self, number: int, quorum: Quorum | None = None) -> Stop | None:
-        """For `watch`: a demand, when run `number` has to end for what happened elsewhere."""
+    def stop_demand(self, number: int, quorum: Quorum | None = None) -> Stop | None:
+        """For `watch`: why run `number` has to end, when that happened at another supervisor."""
         self.beat()
         if time.monotonic() - self._last_check < CHECK_S:
             return None

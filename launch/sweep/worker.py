@@ -24,7 +24,7 @@ from ..process.outcome import Outcome
 from ..process.preemption import REQUEUE_STATUS
 from ..process.quorum import Quorum
 from ..process.run_spec import RunSpec
-from ..process.supervisor import RANK_COMMAND, Signals, start, watch
+from ..process.supervisor import RANK_COMMAND, Signals, WatchOptions, start, watch
 from ..process.warm_pool import Pool
 from ..process.watchdog import Watchdog
 from ..schedulers import job_columns
@@ -74,20 +74,18 @@ class WorldExecutor:
             end_marked(self.mark)
             raise
         quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
-        ending = watch(
-            children,
-            scratch,
-            self.mark,
+        options = WatchOptions(
             deadline=begun + time_limit_s,
             signals=self.signals,
             tick=tick,
-            asked_to_stop=lambda: self.peers.asked_to_stop(self.number, quorum),
+            stop_demand=lambda: self.peers.stop_demand(self.number, quorum),
             watchdog=Watchdog(scratch, spec.hang_limit_s),
             quorum=quorum,
             lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
             grace_s=0.0 if quorum else spec.grace_s,
             keep=spec.isolation == "pool",
         )
+        ending = watch(children, scratch, self.mark, options)
         self.peers.publish(self.number, ending, quorum)
         outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
         self.broken = self.peers.broken
@@ -130,17 +128,15 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
                 end_marked(mark)
                 raise
             quorum = Quorum.of(spec.parsed_case())
-            ending = watch(
-                children,
-                scratch,
-                mark,
+            options = WatchOptions(
                 deadline=None,
                 signals=signals,
-                asked_to_stop=lambda number=number: peers.asked_to_stop(number),
+                stop_demand=lambda number=number: peers.stop_demand(number),
                 quorum=quorum,
                 lost_elsewhere=lambda number=number, quorum=quorum: peers.lost(number, quorum),
                 keep=spec.isolation == "pool",
             )
+            ending = watch(children, scratch, mark, options)
             peers.publish(number, ending, quorum)
     finally:
         peers.leave()

@@ -318,4 +318,4 @@ def test_a_replica_that_one_run_lost_is_back_in_the_next():
     assert first.lost(1, quorum) == set()
     last.publish(1, Ending("lost", {2: -9}), quorum)
     assert last.lost(1, quorum) == {2} and last.lost(2, quorum) == set()
-    assert first.asked_to_stop(1) is None, "the others go on"
+    assert first.stop_demand(1) is None, "the others go on"

@@ -23,7 +23,7 @@ from scalade.launch.store.handshake import MAGIC, NO, YES
 from scalade.launch.store.meeting import serve, slurm_point, torchrun_point
 from scalade.launch.store.secret import derive
 from scalade.launch.store.server import StoreServer
-from scalade.launch.sweep import worker
+from scalade.launch.sweep import join
 
 SECRET = derive(b"a user's", "step", "17-3.0")
 
@@ -206,10 +206,10 @@ def test_rank_0_leaves_no_socket_and_no_file_where_the_world_fails(monkeypatch, 
         assert len(list(tmp_path.iterdir())) == 1  # the secret's
         raise WorldError("no store")
 
-    monkeypatch.setattr(worker, "serve", lambda *where: (Server(), point.host))
-    monkeypatch.setattr(worker, "find", fail)
+    monkeypatch.setattr(join, "serve", lambda *where: (Server(), point.host))
+    monkeypatch.setattr(join, "find", fail)
     with pytest.raises(WorldError, match="no store"):
-        worker.join_supervisors(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"}, tmp_path)
+        join.join_supervisors(STEP | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_ID": "1"}, tmp_path)
     assert closed and not list(tmp_path.iterdir())
 
 
@@ -254,7 +254,7 @@ def inside(before, *command, **env):
     )
 
 
-SAYS = "from scalade.launch.host.placement import *; a = loopback(); print(a, listen(a).getsockname()[0])"
+SAYS = "from scalade.launch.host.sockets import listen, loopback; a = loopback(); print(a, listen(a).getsockname()[0])"
 
 
 @needs_a_namespace

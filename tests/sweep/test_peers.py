@@ -14,7 +14,7 @@ from scalade.launch.process.error_report import ErrorReport, error_kind
 from scalade.launch.process.outcome import Ending, Outcome
 from scalade.launch.process.quorum import Quorum
 from scalade.launch.process.rendezvous import Seat
-from scalade.launch.process.supervisor import Signals, watch
+from scalade.launch.process.supervisor import Signals, WatchOptions, watch
 from scalade.launch.schedulers import SCHEDULERS
 from scalade.launch.schedulers.ask import SchedulerError
 from scalade.launch.schedulers.state import State
@@ -67,12 +67,12 @@ def progress(folder):
 def test_rank_0_goes_on_speaking_when_another_supervisor_is_gone(pair, name, tmp_path, by_itself):
     store, first, second = pair(name)
     second.beat()
-    assert first.asked_to_stop(1) is None
+    assert first.stop_demand(1) is None
     if by_itself:
         second.leave()
     else:
         first.patience_s = 0.0
-    stop = first.asked_to_stop(1)
+    stop = first.stop_demand(1)
     why = Why.LEFT if by_itself else Why.NO_SUPERVISOR
     assert (stop.why, stop.rank) == (why, 1) and name in stop.line and first.broken == stop
     mine = Ending(Cause.STOPPED, {0: None}, detail=stop.line, stop=stop)
@@ -98,10 +98,10 @@ def test_with_a_quorum_hosts_may_go_as_long_as_enough_replicas_are_left(monkeypa
             peers._last_beat = 0.0
             if peers.place.rank not in silent | set(ranks):
                 peers.beat()
-        assert first.asked_to_stop(1, quorum) is None or silent
+        assert first.stop_demand(1, quorum) is None or silent
         silent.update(ranks)
         first._heard = {rank: (seen, 0.0 if rank in silent else since) for rank, (seen, since) in first._heard.items()}
-        return first.asked_to_stop(1, quorum)
+        return first.stop_demand(1, quorum)
 
     silent = set()
     assert fall_silent() is None and first.broken is None and first.lost(1, quorum) == set()
@@ -114,14 +114,14 @@ def test_with_a_quorum_hosts_may_go_as_long_as_enough_replicas_are_left(monkeypa
     assert len(endings) == 6 and judge(endings, tmp_path, 60.0, quorum) == Outcome("ok")
     stop = fall_silent(2, 3)
     assert stop.why is Why.NO_SUPERVISOR and "host n1" in stop.line
-    assert first.asked_to_stop(1, quorum) == stop
+    assert first.stop_demand(1, quorum) == stop
 
 
 @named
 def test_a_store_that_is_gone_is_asked_no_more(pair, name):
     store, _, second = pair(name)
     store.dead = True
-    assert second.asked_to_stop(1).why is Why.NO_STORE
+    assert second.stop_demand(1).why is Why.NO_STORE
     store.dead = False
     second.order(2, {})
     assert not store
@@ -134,7 +134,7 @@ def test_what_ended_one_ends_the_others_for_that(pair, name, cause, why, tmp_pat
     second.beat()
     told = Ending(cause, {0: 1}, (ErrorReport(0, Kind.EXCEPTION, f"E: {name}", "", 1.0),), 2, name, None, (0,))
     first.publish(1, told)
-    assert second.asked_to_stop(1) == Stop(why)
+    assert second.stop_demand(1) == Stop(why)
 
 
 @named
@@ -160,9 +160,9 @@ def test_a_host_s_name_asks_for_no_stacks(name, tmp_path):
             [Child(0, child)],
             tmp_path,
             "no-such-mark",
-            deadline=time.monotonic() + 60,
-            signals=signals,
-            asked_to_stop=lambda: Stop(Why.NO_SUPERVISOR, name, 1),
+            WatchOptions(
+                deadline=time.monotonic() + 60, signals=signals, stop_demand=lambda: Stop(Why.NO_SUPERVISOR, name, 1)
+            ),
         )
     assert (ending.cause, ending.detail, ending.halted, ending.exits) == (Cause.STOPPED, name, (), {0: None})
     assert ending.stop.why is Why.NO_SUPERVISOR
