@@ -1,20 +1,23 @@
-"""What became of a run, in a status and one line: judged from how every supervisor's ranks came to their end.
+"""What became of a run, as a status and one line: decided from how every supervisor's ranks ended.
 
-A rank that died where its supervisor lived is the run's fault: `failed`. A supervisor that disappeared without a word,
-as all of a host's processes do when it crashes, is not: the run is `preempted`, has no row and starts again. What the
+A rank that died while its supervisor lived is the run's fault: `failed`. A supervisor that vanished without a report,
+as all processes of a host do when it crashes, is not: the run is `preempted`, gets no row and starts again. What the
 other ranks raise when a host is gone is no evidence, whatever it looks like; memory that ran out and a loss that is not
 finite are.
+
+Each rule names one cause. RULES is their order: the first that applies decides.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...results import files
-from .cause import Cause, Kind, Why
+from .cause import Cause, Kind, Stop, Why
+from .error_report import ErrorReport
 from .outcome import Ending, Outcome, all_exits
 from .progress import read_progress
 from .quorum import Quorum
@@ -22,94 +25,185 @@ from .scratch import log_file
 from .supervisor import LINGER_S
 
 TAIL_LINES = 12
+GONE = (Why.NO_SUPERVISOR, Why.NO_STORE)
+CERTAIN = (Kind.OOM, Kind.NAN)  # errors that no host's end causes
+OWN = (*CERTAIN, Kind.WORLD, Kind.EXCEPTION)  # errors that no other rank's end causes
 
 
-def judge(
+def diagnose(
     endings: Sequence[Ending], scratch: Path, time_limit_s: float | None, quorum: Quorum | None = None
 ) -> Outcome:
     """What became of the run, given how each supervisor's ranks ended. Peers' connection errors take no blame."""
     if quorum and quorum.first_is_done(all_exits(endings)):
         return Outcome("ok")  # how the others ended is the row's `quorum_missed`
-    outcome = _judge(endings, scratch, time_limit_s)
-    more = [ending.detail for ending in endings if ending.cause == Cause.FAILED and ending.detail]
-    return replace(outcome, reason=f"{outcome.reason}; {more[0]}") if more and outcome.bad else outcome
+    evidence = Evidence.of(endings, scratch, time_limit_s)
+    outcome = next(outcome for rule in RULES if (outcome := rule(evidence)) is not None)
+    quorum_lost = [ending.detail for ending in endings if ending.cause == Cause.FAILED and ending.detail]
+    if quorum_lost and outcome.bad:
+        return replace(outcome, reason=f"{outcome.reason}; {quorum_lost[0]}")
+    return outcome
 
 
-def _judge(endings: Sequence[Ending], scratch: Path, time_limit_s: float | None) -> Outcome:
-    causes = {Cause(ending.cause): ending for ending in endings}
-    exits = all_exits(endings)
-    gone = [ending.stop for ending in endings if ending.stop and ending.stop.why in GONE]
-    reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
-    if not (gone and Cause.CANCELLED in causes) and (
-        ended := _ended_by_supervisor(causes, endings, scratch, time_limit_s)
-    ):  # a scheduler that sees the host go cancels what is left of the job
-        return ended
-    if all(code == 0 for code in exits.values()) and set(causes) <= {Cause.DONE}:
-        return Outcome("ok", cause=Cause.DONE)
-    killed = [rank for rank, code in sorted(exits.items()) if code == -signal.SIGKILL]
-    if killed and any(ending.oom_kills for ending in endings):
-        line = f"rank {killed[0]} was killed by the kernel's out-of-memory killer {_where(scratch)}"
-        return Outcome("oom", line, Cause.FAILED, killed[0])
-    first = next((report for report in reports if report.kind in (FINDINGS if gone else RAISED)), None)
-    if gone and not first:
-        return Outcome("preempted", f"{gone[0].line} {_where(scratch)}", Cause.HOST_GONE, gone[0].rank)
-    if killed:
-        line = f"rank {killed[0]} was killed by SIGKILL {_where(scratch)}"
-        return Outcome("failed", line, Cause.FAILED, killed[0])
-    if first:
-        status = {Kind.OOM: "oom", Kind.NAN: "diverged"}.get(first.kind, "failed")
-        line = first.line if first.kind == Kind.WORLD else f"rank {first.rank}: {first.line}"
-        return Outcome(status, line, Cause.FAILED, first.rank, first.kind)
-    for rank, code in sorted(exits.items()):
+@dataclass(frozen=True)
+class Evidence:
+    """How all supervisors' ranks ended."""
+
+    endings: Sequence[Ending]
+    causes: Mapping[Cause, Ending]  # one ending of each cause
+    exits: list[tuple[int, int | None]]  # (rank, exit status or -signal; None: ended by its supervisor), by rank
+    reports: list[ErrorReport]  # the earliest first
+    scratch: Path
+    time_limit_s: float | None
+
+    @classmethod
+    def of(cls, endings: Sequence[Ending], scratch: Path, time_limit_s: float | None) -> Evidence:
+        causes = {Cause(ending.cause): ending for ending in endings}
+        reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
+        return cls(endings, causes, sorted(all_exits(endings).items()), reports, scratch, time_limit_s)
+
+    def stop(self, *reasons: Why) -> Stop | None:
+        """The first demand to stop that was made for one of these."""
+        stops = (ending.stop for ending in self.endings if ending.stop and ending.stop.why in reasons)
+        return next(stops, None)
+
+    def first_report(self, *kinds: Kind) -> ErrorReport | None:
+        return next((report for report in self.reports if report.kind in kinds), None)
+
+    @property
+    def where(self) -> str:
+        """How far the run was."""
+        progress = read_progress(self.scratch)
+        if progress is None:
+            return "before the ranks had come together"
+        return f"at step {progress.step} of {progress.steps}" if progress.step else f"while {progress.phase}"
+
+
+def _cancelled(evidence: Evidence) -> Outcome | None:
+    ending = evidence.causes.get(Cause.CANCELLED)
+    return Outcome("cancelled", f"cancelled by {ending.detail or 'a signal'}", Cause.CANCELLED) if ending else None
+
+
+def _preempted(evidence: Evidence) -> Outcome | None:
+    endings = [ending for ending in evidence.endings if ending.cause == Cause.PREEMPTED]
+    if not endings:
+        return None
+    detail = next((ending.detail for ending in endings if ending.detail), "stopped")
+    return Outcome("preempted", f"{detail} {evidence.where}", Cause.PREEMPTED)
+
+
+def _hung(evidence: Evidence) -> Outcome | None:
+    if Cause.HANG not in evidence.causes:
+        return None
+    halted = sorted(rank for ending in evidence.endings for rank in ending.halted)
+    more = "".join(f"; rank {rank} was stopped by a signal" for rank in halted)
+    line = f"hang: {evidence.causes[Cause.HANG].detail} {evidence.where}{more}"
+    return Outcome("timeout", line, Cause.HANG, halted[0] if halted else None)
+
+
+def _timed_out(evidence: Evidence) -> Outcome | None:
+    if Cause.TIMEOUT not in evidence.causes:
+        return None
+    return Outcome("timeout", f"time limit {evidence.time_limit_s:g} s reached {evidence.where}", Cause.TIMEOUT)
+
+
+def _ended_by_supervisor(evidence: Evidence) -> Outcome | None:
+    """Ranks that might have gone on were ended. A scheduler that sees a host go cancels what is left of the job: then
+    the host is to blame."""
+    if evidence.stop(*GONE) and Cause.CANCELLED in evidence.causes:
+        return None
+    return _cancelled(evidence) or _preempted(evidence) or _hung(evidence) or _timed_out(evidence)
+
+
+def _completed(evidence: Evidence) -> Outcome | None:
+    done = set(evidence.causes) <= {Cause.DONE} and all(code == 0 for _, code in evidence.exits)
+    return Outcome("ok", cause=Cause.DONE) if done else None
+
+
+def _killed_for_memory(evidence: Evidence) -> Outcome | None:
+    rank = _killed_rank(evidence)
+    if rank is None or not any(ending.oom_kills for ending in evidence.endings):
+        return None
+    line = f"rank {rank} was killed by the kernel's out-of-memory killer {evidence.where}"
+    return Outcome("oom", line, Cause.FAILED, rank)
+
+
+def _host_gone(evidence: Evidence) -> Outcome | None:
+    stop = evidence.stop(*GONE)
+    if stop is None or evidence.first_report(*CERTAIN):
+        return None
+    return Outcome("preempted", f"{stop.line} {evidence.where}", Cause.HOST_GONE, stop.rank)
+
+
+def _killed(evidence: Evidence) -> Outcome | None:
+    rank = _killed_rank(evidence)
+    if rank is None:
+        return None
+    return Outcome("failed", f"rank {rank} was killed by SIGKILL {evidence.where}", Cause.FAILED, rank)
+
+
+def _raised(evidence: Evidence) -> Outcome | None:
+    report = evidence.first_report(*(CERTAIN if evidence.stop(*GONE) else OWN))
+    if report is None:
+        return None
+    status = {Kind.OOM: "oom", Kind.NAN: "diverged"}.get(report.kind, "failed")
+    line = report.line if report.kind == Kind.WORLD else f"rank {report.rank}: {report.line}"
+    return Outcome(status, line, Cause.FAILED, report.rank, report.kind)
+
+
+def _killed_by_signal(evidence: Evidence) -> Outcome | None:
+    for rank, code in evidence.exits:
         if code is not None and code < 0:
-            how = f"rank {rank} was killed by {_signal_name(-code)} {_where(scratch)}"
-            last = last_line(scratch, rank) if -code == signal.SIGABRT else ""  # C++ says why it aborts
-            return Outcome("failed", f"{how}: {last}" if last else how, Cause.FAILED, rank)
-    left = [ending.stop for ending in endings if ending.stop and ending.stop.why is Why.LEFT]
-    if left:
-        return Outcome("failed", left[0].line, Cause.STOPPED, left[0].rank)
-    if reports:
-        blamed = reports[0]
-        return Outcome("failed", f"rank {blamed.rank}: {blamed.line}", Cause.FAILED, blamed.rank, blamed.kind)
-    if Cause.LINGERED in causes:
-        stuck = [rank for rank, code in sorted(exits.items()) if code is None]
-        line = f"rank {', '.join(map(str, stuck))} did not end within {LINGER_S:g} s of the others"
-        return Outcome("failed", line, Cause.LINGERED, stuck[0] if stuck else None)
-    rank, code = next(((rank, code) for rank, code in sorted(exits.items()) if code), (0, None))
-    line = f"rank {rank} ended with status {code} and no report: {last_line(scratch, rank)}"
-    return Outcome("failed", line, Cause.FAILED, rank)
-
-
-def _ended_by_supervisor(
-    causes: Mapping[Cause, Ending], endings: Sequence[Ending], scratch: Path, time_limit_s: float | None
-) -> Outcome | None:
-    """Where ranks that may have gone on were ended."""
-    if Cause.CANCELLED in causes:
-        by = causes[Cause.CANCELLED].detail or "a signal"
-        return Outcome("cancelled", f"cancelled by {by}", Cause.CANCELLED)
-    if Cause.PREEMPTED in causes:
-        told = [ending.detail for ending in endings if ending.cause == Cause.PREEMPTED and ending.detail]
-        return Outcome("preempted", f"{told[0] if told else 'stopped'} {_where(scratch)}", Cause.PREEMPTED)
-    if Cause.HANG in causes:
-        halted = sorted(rank for ending in endings for rank in ending.halted)
-        more = "".join(f"; rank {rank} was stopped by a signal" for rank in halted)
-        line = f"hang: {causes[Cause.HANG].detail} {_where(scratch)}{more}"
-        return Outcome("timeout", line, Cause.HANG, halted[0] if halted else None)
-    if Cause.TIMEOUT in causes:
-        return Outcome("timeout", f"time limit {time_limit_s:g} s reached {_where(scratch)}", Cause.TIMEOUT)
+            line = f"rank {rank} was killed by {_signal_name(-code)} {evidence.where}"
+            last = last_line(evidence.scratch, rank) if -code == signal.SIGABRT else ""  # C++ says why it aborts
+            return Outcome("failed", f"{line}: {last}" if last else line, Cause.FAILED, rank)
     return None
 
 
-GONE = (Why.NO_SUPERVISOR, Why.NO_STORE)
-FINDINGS = (Kind.OOM, Kind.NAN)  # that no host's end makes
-RAISED = (*FINDINGS, Kind.WORLD, Kind.EXCEPTION)
+def _supervisor_left(evidence: Evidence) -> Outcome | None:
+    stop = evidence.stop(Why.LEFT)
+    return Outcome("failed", stop.line, Cause.STOPPED, stop.rank) if stop else None
 
 
-def _where(scratch: Path) -> str:
-    progress = read_progress(scratch)
-    if progress is None:
-        return "before the ranks had come together"
-    return f"at step {progress.step} of {progress.steps}" if progress.step else f"while {progress.phase}"
+def _lost_peer(evidence: Evidence) -> Outcome | None:
+    """Nothing better is known than what the first rank to lose its peer says."""
+    if not evidence.reports:
+        return None
+    report = evidence.reports[0]
+    return Outcome("failed", f"rank {report.rank}: {report.line}", Cause.FAILED, report.rank, report.kind)
+
+
+def _lingered(evidence: Evidence) -> Outcome | None:
+    if Cause.LINGERED not in evidence.causes:
+        return None
+    stuck = [rank for rank, code in evidence.exits if code is None]
+    line = f"rank {', '.join(map(str, stuck))} did not end within {LINGER_S:g} s of the others"
+    return Outcome("failed", line, Cause.LINGERED, stuck[0] if stuck else None)
+
+
+def _unexplained(evidence: Evidence) -> Outcome:
+    rank, code = next(((rank, code) for rank, code in evidence.exits if code), (0, None))
+    line = f"rank {rank} ended with status {code} and no report: {last_line(evidence.scratch, rank)}"
+    return Outcome("failed", line, Cause.FAILED, rank)
+
+
+RULES: tuple[Callable[[Evidence], Outcome | None], ...] = (
+    _ended_by_supervisor,
+    _completed,
+    _killed_for_memory,
+    _host_gone,
+    _killed,
+    _raised,
+    _killed_by_signal,
+    _supervisor_left,
+    _lost_peer,
+    _lingered,
+    _unexplained,
+)
+
+
+def _killed_rank(evidence: Evidence) -> int | None:
+    """The first rank that somebody other than its supervisor sent SIGKILL."""
+    return next((rank for rank, code in evidence.exits if code == -signal.SIGKILL), None)
 
 
 def _signal_name(number: int) -> str:
