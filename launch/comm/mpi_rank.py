@@ -23,8 +23,8 @@ from ...results.wording import count_of
 from ..host import mpi
 from ..host.launchers import LAUNCHERS
 from ..host.placement import WorldError
-from ..process.cause import Stop, Why
-from ..process.diagnosis import judge
+from ..process.cause import StopDemand, StopReason
+from ..process.diagnosis import diagnose
 from ..process.error_report import ErrorReport, error_kind, one_line, read_report, write_report
 from ..process.guard import MARK, Guard, end_marked, new_mark
 from ..process.outcome import Outcome
@@ -135,7 +135,7 @@ class MpirunExecutor:
         options = WatchOptions(deadline=begun + time_limit_s, signals=self.signals, tick=tick)
         ending = watch([Child(0, process)], scratch, self.mark, options)
         reports = tuple(filter(None, (read_report(scratch, rank) for rank in range(spec.size))))
-        return judge([replace(ending, reports=reports)], scratch, time_limit_s)
+        return diagnose([replace(ending, reports=reports)], scratch, time_limit_s)
 
     def close(self) -> None:
         if self.guard:
@@ -160,7 +160,7 @@ class MpiWorldExecutor:
         try:
             measure_over_mpi(spec)
         except Exception as error:
-            self.broken = Stop(Why.LEFT, one_line(error))
+            self.broken = StopDemand(StopReason.LEFT, one_line(error))
             return Outcome("failed", self.broken.line)
         return Outcome("ok")
 

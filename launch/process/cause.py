@@ -21,7 +21,7 @@ class Cause(StrEnum):
     HOST_GONE = "host gone"  # a host or its supervisor disappeared: no fault of the run
 
 
-class Why(StrEnum):
+class StopReason(StrEnum):
     """What happened elsewhere, for which ranks are ended here."""
 
     PEER = "peer"  # a rank of another supervisor failed
@@ -33,7 +33,7 @@ class Why(StrEnum):
     NO_STORE = "no store"  # what the supervisors share does not answer
 
 
-class Kind(StrEnum):
+class ErrorKind(StrEnum):
     """What kind of failure an exception is."""
 
     OOM = "oom"
@@ -44,9 +44,9 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A demand to end a run's ranks. line: in words, where there is more to say than why."""
+class StopDemand:
+    """A demand to end a run's ranks. line: in words, where there is more to say than the reason."""
 
-    why: Why
+    reason: StopReason
     line: str = ""
     rank: int | None = None  # to blame

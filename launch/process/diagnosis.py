@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...results import files
-from .cause import Cause, Kind, Stop, Why
+from .cause import Cause, ErrorKind, StopDemand, StopReason
 from .error_report import ErrorReport
 from .outcome import Ending, Outcome, all_exits
 from .progress import read_progress
@@ -25,9 +25,9 @@ from .scratch import log_file
 from .supervisor import LINGER_S
 
 TAIL_LINES = 12
-GONE = (Why.NO_SUPERVISOR, Why.NO_STORE)
-CERTAIN = (Kind.OOM, Kind.NAN)  # errors that no host's end causes
-OWN = (*CERTAIN, Kind.WORLD, Kind.EXCEPTION)  # errors that no other rank's end causes
+GONE = (StopReason.NO_SUPERVISOR, StopReason.NO_STORE)
+CERTAIN = (ErrorKind.OOM, ErrorKind.NAN)  # errors that no host's end causes
+OWN = (*CERTAIN, ErrorKind.WORLD, ErrorKind.EXCEPTION)  # errors that no other rank's end causes
 
 
 def diagnose(
@@ -61,12 +61,12 @@ class Evidence:
         reports = sorted((report for ending in endings for report in ending.reports), key=lambda report: report.at)
         return cls(endings, causes, sorted(all_exits(endings).items()), reports, scratch, time_limit_s)
 
-    def stop(self, *reasons: Why) -> Stop | None:
+    def stop(self, *reasons: StopReason) -> StopDemand | None:
         """The first demand to stop that was made for one of these."""
-        stops = (ending.stop for ending in self.endings if ending.stop and ending.stop.why in reasons)
+        stops = (ending.stop for ending in self.endings if ending.stop and ending.stop.reason in reasons)
         return next(stops, None)
 
-    def first_report(self, *kinds: Kind) -> ErrorReport | None:
+    def first_report(self, *kinds: ErrorKind) -> ErrorReport | None:
         return next((report for report in self.reports if report.kind in kinds), None)
 
     @property
@@ -145,8 +145,8 @@ def _raised(evidence: Evidence) -> Outcome | None:
     report = evidence.first_report(*(CERTAIN if evidence.stop(*GONE) else OWN))
     if report is None:
         return None
-    status = {Kind.OOM: "oom", Kind.NAN: "diverged"}.get(report.kind, "failed")
-    line = report.line if report.kind == Kind.WORLD else f"rank {report.rank}: {report.line}"
+    status = {ErrorKind.OOM: "oom", ErrorKind.NAN: "diverged"}.get(report.kind, "failed")
+    line = report.line if report.kind == ErrorKind.WORLD else f"rank {report.rank}: {report.line}"
     return Outcome(status, line, Cause.FAILED, report.rank, report.kind)
 
 
@@ -160,7 +160,7 @@ def _killed_by_signal(evidence: Evidence) -> Outcome | None:
 
 
 def _supervisor_left(evidence: Evidence) -> Outcome | None:
-    stop = evidence.stop(Why.LEFT)
+    stop = evidence.stop(StopReason.LEFT)
     return Outcome("failed", stop.line, Cause.STOPPED, stop.rank) if stop else None
 
 

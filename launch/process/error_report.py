@@ -10,7 +10,7 @@ from typing import Any
 from ...results import files
 from ...results.out_of_memory import is_out_of_memory
 from ..host.placement import WorldError
-from .cause import Kind
+from .cause import ErrorKind
 from .run_spec import read_json
 from .scratch import report_file
 
@@ -36,7 +36,7 @@ class ErrorReport:
     """What a failing rank leaves behind."""
 
     rank: int
-    kind: Kind
+    kind: ErrorKind
     line: str  # one line for the table
     trace: str
     at: float  # Unix time, s
@@ -52,23 +52,23 @@ def read_report(scratch: Path, rank: int) -> ErrorReport | None:
 
 def parsed_report(content: dict[str, Any]) -> ErrorReport:
     """Inverse of dataclasses.asdict."""
-    return ErrorReport(**content | {"kind": Kind(content["kind"])})
+    return ErrorReport(**content | {"kind": ErrorKind(content["kind"])})
 
 
-def error_kind(error: BaseException) -> Kind:
+def error_kind(error: BaseException) -> ErrorKind:
     """By the exception's type; of torch's collectives, whose types do not say it, by the library's text."""
     if isinstance(error, WorldError):
-        return Kind.WORLD
+        return ErrorKind.WORLD
     if isinstance(error, FloatingPointError):
-        return Kind.NAN
+        return ErrorKind.NAN
     if is_out_of_memory(error):
-        return Kind.OOM
+        return ErrorKind.OOM
     if isinstance(error, ConnectionError) or type(error).__name__ == "DistNetworkError":
-        return Kind.PEER
+        return ErrorKind.PEER
     text = str(error).lower()
     if type(error).__name__ in LIBRARIES and any(part in text for part in PEER_TEXTS):
-        return Kind.PEER
-    return Kind.EXCEPTION
+        return ErrorKind.PEER
+    return ErrorKind.EXCEPTION
 
 
 def one_line(error: BaseException) -> str:

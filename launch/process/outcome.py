@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .cause import Cause, Kind, Stop
+from .cause import Cause, ErrorKind, StopDemand
 from .error_report import ErrorReport
 
 
@@ -17,7 +17,7 @@ class Outcome:
     reason: str | None = None  # for people: programs take what follows
     cause: Cause | None = None  # how the ranks that decided it came to their end; None: they wrote the row themselves
     rank: int | None = None  # to blame; None: no single one
-    kind: Kind | None = None  # of its exception
+    kind: ErrorKind | None = None  # of its exception
 
     @property
     def bad(self) -> bool:
@@ -33,7 +33,7 @@ class Ending:
     reports: tuple[ErrorReport, ...] = ()
     oom_kills: int = 0
     detail: str = ""  # for people
-    stop: Stop | None = None  # what was asked from elsewhere
+    stop: StopDemand | None = None  # what was asked from elsewhere
     halted: tuple[int, ...] = ()  # ranks that a signal had stopped
 
 

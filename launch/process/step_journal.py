@@ -24,14 +24,14 @@ LIMIT = 2**28  # of the file, bytes: some million steps
 OF_STORE = {"run_id": "r", "attempt": 1}  # what the store adds to every row
 
 
-class Keeper:
+class StepJournal:
     """Keeps them; on ranks other than 0 it does nothing."""
 
     def __init__(self, folder: Path, active: bool) -> None:
         self._file = files.stream(folder / STEP_JOURNAL) if active else None  # open as long as the run
         self._kept = {"steps": 0, "evals": 0}
 
-    def keep(self, training: Training) -> None:
+    def append(self, training: Training) -> None:
         """Append what is new. After a resume that is all that the checkpoint carried, too."""
         if self._file is None:
             return
@@ -55,7 +55,7 @@ class Keeper:
             self._file = None
 
 
-def taken(folder: Path) -> dict[str, dict[str, list[Any]]]:
+def read_journal(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """{"steps": columns, "evals": columns} as RunStore.write_run takes them, as far as the file is whole and ours."""
     found: dict[str, list[dict]] = {"steps": [], "evals": []}
     try:

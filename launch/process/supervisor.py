@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from ...results import files
 from ..host.machine import oom_kills
 from ..host.placement import SECRET, Placement
-from .cause import Cause, Kind, Stop, Why
+from .cause import Cause, ErrorKind, StopDemand, StopReason
 from .error_report import ErrorReport, read_report
 from .guard import MARK, end_marked
 from .outcome import Ending
@@ -169,7 +169,7 @@ class WatchOptions:
     signals: Signals
     grace_s: float = 0.0
     watchdog: Watchdog | None = None
-    stop_demand: Callable[[], Stop | None] = lambda: None
+    stop_demand: Callable[[], StopDemand | None] = lambda: None
     quorum: Quorum | None = None
     lost_elsewhere: Callable[[], set[int]] = set
     tick: Callable[[], None] = lambda: None
@@ -213,12 +213,12 @@ class _Decision(NamedTuple):
 
     cause: Cause
     detail: str = ""
-    stop: Stop | None = None
+    stop: StopDemand | None = None
 
     @property
     def wants_stacks(self) -> bool:
         """Whether it helps to know where each rank was."""
-        hung_elsewhere = self.stop is not None and self.stop.why in (Why.TIMEOUT, Why.HANG)
+        hung_elsewhere = self.stop is not None and self.stop.reason in (StopReason.TIMEOUT, StopReason.HANG)
         return hung_elsewhere or self.cause in (Cause.TIMEOUT, Cause.HANG, Cause.LINGERED)
 
 
@@ -357,7 +357,7 @@ def _end_replicas(children: Sequence[Child], quorum: Quorum, lost: set[int], scr
 
 
 def _blame_is_clear(codes: Sequence[int | None], reports: Sequence[ErrorReport]) -> bool:
-    return any(code == -signal.SIGKILL for code in codes) or any(report.kind != Kind.PEER for report in reports)
+    return any(code == -signal.SIGKILL for code in codes) or any(report.kind != ErrorKind.PEER for report in reports)
 
 
 def _reports(children: Sequence[Child], scratch: Path) -> list[ErrorReport]:

@@ -31,7 +31,7 @@ FAREWELL_S = 5.0
 LIMIT = 2**16
 
 
-class Warm:
+class WarmRank:
     """A rank's process, which looks to `watch` as one that lives for one run only."""
 
     def __init__(self, process: subprocess.Popen, control: socket.socket) -> None:
@@ -62,11 +62,11 @@ class Warm:
         return self.process.poll() is None and not self.busy and not self.leaving
 
 
-class Pool:
+class WarmPool:
     """The ranks that this supervisor keeps, all of one world size."""
 
     def __init__(self) -> None:
-        self._warm: dict[Placement, Warm] = {}
+        self._warm: dict[Placement, WarmRank] = {}
 
     def start(
         self,
@@ -108,7 +108,7 @@ class Pool:
 
 def _begin(
     spec: RunSpec, place: Placement, mark: str, command: Sequence[str], prefix: Callable[[Placement], Sequence[str]]
-) -> Warm:
+) -> WarmRank:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = child_environment(os.environ, place, spec.address, spec.port, spec.threads) | {MARK: mark}
     with theirs, files.stream(log_file(Path(spec.scratch), place.rank)) as log:
@@ -122,7 +122,7 @@ def _begin(
             stderr=subprocess.STDOUT,
         )
     ours.setblocking(False)
-    return Warm(process, ours)
+    return WarmRank(process, ours)
 
 
 def serve(descriptor: int, run: Callable[[Path], bool]) -> None:

@@ -23,7 +23,7 @@ from ..process.preemption import Preempted, asked_to_stop
 from ..process.progress import Reporter
 from ..process.run_spec import RunResult
 from ..process.scratch import WEIGHTS
-from ..process.step_journal import Keeper
+from ..process.step_journal import StepJournal
 from ..study.case import Case
 from .checkpoints import Checkpoints
 from .measured_columns import (
@@ -69,12 +69,12 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
         world.meeting.begin()
     startup_s = reporter.launched.elapsed_s()
     reporter.begin(first_step)
-    keeper = Keeper(reporter.folder, active=world.rank == 0)
+    journal = StepJournal(reporter.folder, active=world.rank == 0)
     timed_from = first_step + case.measure.warmup_steps
 
     def on_step(done: int, training: Training) -> None:
         host.reached(done, timed_from, case.recipe.steps)
-        keeper.keep(training)
+        journal.append(training)
         last = training.steps.rows[-1] if training.steps.rows else {}
         speed = last["tokens_seen"] / (last["step"] + 1) / last["step_time_s"] if last else None
         reporter.step(done, last.get("loss"), speed)
@@ -96,7 +96,7 @@ def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     )
     device.finish()
     host.stop()  # of a run that ended before its last step
-    keeper.close()
+    journal.close()
     if training.stopped:
         engine.close()
         raise Preempted(f"stopped at step {len(training.steps.rows)} of {case.recipe.steps}, as asked")

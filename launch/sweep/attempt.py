@@ -19,7 +19,7 @@ from ..process.goodput import StartLog, goodput_columns, in_vain, read_log, read
 from ..process.outcome import Outcome
 from ..process.run_spec import RunSpec, utc
 from ..process.scratch import CHECKPOINT, WORLD
-from ..process.step_journal import taken
+from ..process.step_journal import read_journal
 from ..process.watchdog import keep_stacks
 from ..schedulers import job_columns
 from .display import Display
@@ -163,7 +163,7 @@ class RunAttempt:
         """The row of a run that produced no result; the log has how its last start ended."""
         log = read_log(self.run.path)
         row = self._failed_row(outcome) | goodput_columns(log.starts, None, log.damage)
-        self.run.write(row, **taken(self.scratch))
+        self.run.write(row, **read_journal(self.scratch))
         self.display.ended(self.planned, outcome, row, self.scratch)
         return outcome
 

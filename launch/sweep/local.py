@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..host.placement import Placement
 from ..host.sockets import listen, loopback
-from ..process.cause import Stop
-from ..process.diagnosis import judge
+from ..process.cause import StopDemand
+from ..process.diagnosis import diagnose
 from ..process.guard import Guard, end_marked, new_mark
 from ..process.outcome import Outcome
 from ..process.quorum import Quorum
 from ..process.run_spec import RunSpec
 from ..process.supervisor import RANK_COMMAND, Signals, WatchOptions, start, watch
-from ..process.warm_pool import Pool
+from ..process.warm_pool import WarmPool
 from ..process.watchdog import Watchdog
 from ..store.secret import new_secret
 from ..store.server import StoreServer
@@ -35,7 +35,7 @@ class Executor(Protocol):
 
     launcher: str  # as the table names it
     mark: str  # that every process it starts carries
-    broken: Stop | None  # why no further run can be started
+    broken: StopDemand | None  # why no further run can be started
     one_host: bool  # it starts all ranks of every run here
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
@@ -49,7 +49,7 @@ class LocalExecutor:
 
     def __init__(self, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> None:
         self.signals, self.command = signals, command
-        self.mark, self.guard, self.pool, self.address = new_mark(), None, Pool(), loopback()
+        self.mark, self.guard, self.pool, self.address = new_mark(), None, WarmPool(), loopback()
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         secret = new_secret().hex()
@@ -82,7 +82,7 @@ class LocalExecutor:
             keep=spec.isolation == "pool",
         )
         ending = watch(children, scratch, self.mark, options)
-        return judge([ending], scratch, time_limit_s, quorum)
+        return diagnose([ending], scratch, time_limit_s, quorum)
 
     def listen(self) -> socket.socket:
         """Where ranks meet, at `address`."""

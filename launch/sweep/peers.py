@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..host.placement import Placement
-from ..process.cause import Cause, Stop, Why
+from ..process.cause import Cause, StopDemand, StopReason
 from ..process.error_report import parsed_report
 from ..process.outcome import Ending, all_exits
 from ..process.preemption import REQUEUE_STATUS
@@ -28,7 +28,7 @@ BEAT_S = 0.5
 CHECK_S = 0.2
 PATIENCE_S = 15.0  # without a heartbeat, after which a supervisor counts as gone
 LEFT = "left"
-ASKED = {Cause.TIMEOUT: Why.TIMEOUT, Cause.HANG: Why.HANG}  # by how a run ended here; else a peer failed
+ASKED = {Cause.TIMEOUT: StopReason.TIMEOUT, Cause.HANG: StopReason.HANG}  # by how a run ended here; else a peer failed
 
 
 class Peers:
@@ -44,8 +44,8 @@ class Peers:
     ) -> None:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
         self.secret = secret  # of this world of supervisors
-        self.gone: Stop | None = None  # which of them, or what they share
-        self.missed: dict[int, Stop] = {}  # ranks whose supervisors are gone, and the run went on without
+        self.gone: StopDemand | None = None  # which of them, or what they share
+        self.missed: dict[int, StopDemand] = {}  # ranks whose supervisors are gone, and the run went on without
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
         self._lost, self._lost_at = set[int](), (0, 0.0)  # as of (run, time)
         self._asked_at: float | None = None  # what the store has not answered yet
@@ -73,14 +73,16 @@ class Peers:
                 break
             who = self.seats[rank].who()
             if heard == LEFT.encode():
-                self.gone = Stop(Why.LEFT, f"the supervisor of {who} has ended", rank)
+                self.gone = StopDemand(StopReason.LEFT, f"the supervisor of {who} has ended", rank)
             elif heard == last and now - since > self.patience_s:
-                self._miss(Stop(Why.NO_SUPERVISOR, f"the supervisor of {who} is gone", rank), number, quorum)
+                self._miss(
+                    StopDemand(StopReason.NO_SUPERVISOR, f"the supervisor of {who} is gone", rank), number, quorum
+                )
             elif heard != last:
                 self._heard[rank] = (heard, now)
         return self.gone is None
 
-    def _miss(self, stop: Stop, number: int, quorum: Quorum | None) -> None:
+    def _miss(self, stop: StopDemand, number: int, quorum: Quorum | None) -> None:
         """What disappeared ends the run here, or with a quorum its replica."""
         replicas = {quorum.replica(rank) for rank in (*self.missed, stop.rank)} if quorum else set()
         if quorum is None or not quorum.stands(replicas | self.lost(number, quorum)):
@@ -91,7 +93,7 @@ class Peers:
         self._ask(self.store.set, f"lost/{number}/{quorum.replica(stop.rank)}", "")
 
     @property
-    def broken(self) -> Stop | None:
+    def broken(self) -> StopDemand | None:
         """Why this world takes no further run."""
         return self.gone or next(iter(self.missed.values()), None)
 
@@ -100,7 +102,7 @@ class Peers:
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
-    def stop_demand(self, number: int, quorum: Quorum | None = None) -> Stop | None:
+    def stop_demand(self, number: int, quorum: Quorum | None = None) -> StopDemand | None:
         """For `watch`: why run `number` has to end, when that happened at another supervisor."""
         self.beat()
         if time.monotonic() - self._last_check < CHECK_S:
@@ -125,7 +127,7 @@ class Peers:
             self._ask(self.store.set, f"lost/{number}/{quorum.replica(self.place.rank)}", "")
         stopped = ending.cause == Cause.PREEMPTED and all(code == REQUEUE_STATUS for code in ending.exits.values())
         if ending.cause not in (Cause.DONE, Cause.LOST) and not stopped and not self._there(f"stop/{number}"):
-            self._demand(number, self.gone or Stop(ASKED.get(ending.cause, Why.PEER)))
+            self._demand(number, self.gone or StopDemand(ASKED.get(ending.cause, StopReason.PEER)))
         self._ask(self.store.set, f"ended/{number}/{self.place.rank}", json.dumps(asdict(ending)))
 
     def gather(self, number: int, mine: Ending, quorum: Quorum | None = None) -> list[Ending]:
@@ -136,7 +138,7 @@ class Peers:
             if quorum and quorum.first_is_done(all_exits(endings)):
                 done_at = done_at or time.monotonic()
                 if time.monotonic() - done_at > PARTING_S:
-                    self._demand(number, Stop(Why.PARTED))
+                    self._demand(number, StopDemand(StopReason.PARTED))
             alive = self.all_alive(number, quorum)  # before looking: who leaves has told how it ended
             for rank in [rank for rank in missing if self._there(f"ended/{number}/{rank}")]:
                 if (told := self._ask(self.store.get, f"ended/{number}/{rank}")) is not None:
@@ -165,21 +167,21 @@ class Peers:
             waiting = {rank for rank in waiting if heard.get(rank) != LEFT.encode()}
             time.sleep(0.02)
 
-    def _demand(self, number: int, stop: Stop) -> None:
+    def _demand(self, number: int, stop: StopDemand) -> None:
         self._ask(self.store.set, f"stop/{number}", json.dumps(asdict(stop)))
 
     def _there(self, key: str) -> bool:
         return bool(self._ask(self.store.check, [key]))
 
     def _ask(self, method: Any, *arguments: Any) -> Any:
-        if self.gone and self.gone.why is Why.NO_STORE:
+        if self.gone and self.gone.reason is StopReason.NO_STORE:
             return None
         self._asked_at = time.monotonic()
         try:
             return method(*arguments)
         except (ValueError, OSError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.gone = Stop(Why.NO_STORE, f"the store that the supervisors share is gone ({first})")
+            self.gone = StopDemand(StopReason.NO_STORE, f"the store that the supervisors share is gone ({first})")
             return None
         finally:
             self._asked_at = None
@@ -192,5 +194,5 @@ def _ending(told: dict[str, Any]) -> Ending:
     return Ending(Cause(told["cause"]), exits, reports, told["oom_kills"], told["detail"], stop, tuple(told["halted"]))
 
 
-def _stop(told: dict[str, Any]) -> Stop:
-    return Stop(Why(told["why"]), told["line"], told["rank"])
+def _stop(told: dict[str, Any]) -> StopDemand:
+    return StopDemand(StopReason(told["reason"]), told["line"], told["rank"])

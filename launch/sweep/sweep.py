@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from ...results.store.run_folder import FULL, Claim, RunFolder
 from ...results.store.store import RunStore
-from ..process.cause import Why
+from ..process.cause import StopReason
 from ..process.outcome import Outcome
 from ..process.supervisor import Signals
 from .attempt import RunAttempt, run_spec
@@ -80,7 +80,7 @@ class Sweep:
     def _goes_on(self, summary: Summary) -> bool:
         """Asked where there is more to do."""
         if summary.interrupted is None and (broken := self.executor.broken):
-            summary.interrupted, summary.requeue = broken.line, broken.why is not Why.LEFT
+            summary.interrupted, summary.requeue = broken.line, broken.reason is not StopReason.LEFT
         self._look(summary)
         if summary.interrupted is None and self.signals.warned:
             summary.interrupted, summary.requeue = f"stopped by {self.signals.warned}", True

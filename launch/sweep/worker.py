@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...results.store.store import RunStore
 from ..host.link import link_columns
 from ..host.sockets import listen, reachable_address
-from ..process.diagnosis import judge
+from ..process.diagnosis import diagnose
 from ..process.error_report import one_line
 from ..process.guard import Guard, end_marked, new_mark
 from ..process.outcome import Outcome
@@ -25,7 +25,7 @@ from ..process.preemption import REQUEUE_STATUS
 from ..process.quorum import Quorum
 from ..process.run_spec import RunSpec
 from ..process.supervisor import RANK_COMMAND, Signals, WatchOptions, start, watch
-from ..process.warm_pool import Pool
+from ..process.warm_pool import WarmPool
 from ..process.watchdog import Watchdog
 from ..schedulers import job_columns
 from ..store.meeting import other_host
@@ -49,7 +49,7 @@ class WorldExecutor:
     def __init__(self, peers: Peers, signals: Signals, launcher: str, command: Sequence[str] = RANK_COMMAND) -> None:
         self.peers, self.signals, self.launcher, self.command = peers, signals, launcher, command
         self.mark, self.guard, self.number, self.broken = new_mark(), None, 0, None
-        self.pool = Pool()
+        self.pool = WarmPool()
         hosts = [seat.host for seat in peers.seats]
         # A lab's nodes share one machine; another world of a scheduler's job may have more hosts than this one.
         self.one_host = bool(link_columns()) or (len(set(hosts)) == 1 and not job_columns())
@@ -87,7 +87,7 @@ class WorldExecutor:
         )
         ending = watch(children, scratch, self.mark, options)
         self.peers.publish(self.number, ending, quorum)
-        outcome = judge(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
+        outcome = diagnose(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
         self.broken = self.peers.broken
         return outcome
 
@@ -105,7 +105,7 @@ class WorldExecutor:
 
 def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> tuple[int, str | None]:
     """What every other supervisor does: run its rank of each order until the last one. Gives exit status and why."""
-    mark, guard, number, pool = new_mark(), None, 0, Pool()
+    mark, guard, number, pool = new_mark(), None, 0, WarmPool()
     threading.Thread(target=_end_when_cut_off, args=(peers, mark), daemon=True).start()
     try:
         while True:

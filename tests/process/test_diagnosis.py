@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from scalade.launch.host.placement import WorldError
-from scalade.launch.process.cause import Stop, Why
-from scalade.launch.process.diagnosis import judge
+from scalade.launch.process.cause import StopDemand, StopReason
+from scalade.launch.process.diagnosis import diagnose
 from scalade.launch.process.error_report import ErrorReport, error_kind, one_line
 from scalade.launch.process.outcome import Ending, Outcome
 from scalade.launch.process.progress import Reporter
@@ -51,25 +51,40 @@ def report(rank, kind, line="E: x", at=0.0):
         ([Ending("cancelled", {0: None}, detail="SIGTERM")], "cancelled", "cancelled by SIGTERM"),
         # several supervisors
         ([Ending("done", {0: 0}), Ending("done", {1: 0})], "ok", None),
-        ([Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("failed", {1: -9})], "failed", "rank 1 was killed"),
-        ([Ending("timeout", {0: None}), Ending("stopped", {1: None}, stop=Stop(Why.TIMEOUT))], "timeout", "time limit"),
         (
-            [Ending("stopped", {0: None}, stop=Stop(Why.PEER)), Ending("cancelled", {1: None}, detail="SIGINT")],
+            [Ending("stopped", {0: None}, stop=StopDemand(StopReason.PEER)), Ending("failed", {1: -9})],
+            "failed",
+            "rank 1 was killed",
+        ),
+        (
+            [Ending("timeout", {0: None}), Ending("stopped", {1: None}, stop=StopDemand(StopReason.TIMEOUT))],
+            "timeout",
+            "time limit",
+        ),
+        (
+            [
+                Ending("stopped", {0: None}, stop=StopDemand(StopReason.PEER)),
+                Ending("cancelled", {1: None}, detail="SIGINT"),
+            ],
             "cancelled",
             "cancelled by SIGINT",
         ),
         (
             [
                 Ending("failed", {0: 1}, (report(0, "peer", PEER),)),
-                Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "rank 1's host is gone", 1)),
+                Ending("stopped", {}, stop=StopDemand(StopReason.NO_SUPERVISOR, "rank 1's host is gone", 1)),
             ],
             "preempted",
             "rank 1's host is gone at step 3 of 10",
         ),
         # a host that is gone: whatever the others make of it, and where the scheduler cancels what is left
         *(
-            ([ending, Ending("stopped", {}, stop=Stop(why, "n2 is gone", 1))], "preempted", "n2 is gone at step 3")
-            for why in (Why.NO_SUPERVISOR, Why.NO_STORE)
+            (
+                [ending, Ending("stopped", {}, stop=StopDemand(why, "n2 is gone", 1))],
+                "preempted",
+                "n2 is gone at step 3",
+            )
+            for why in (StopReason.NO_SUPERVISOR, StopReason.NO_STORE)
             for ending in (
                 Ending("failed", {0: -6}),
                 Ending("failed", {0: -9}),
@@ -83,13 +98,16 @@ def report(rank, kind, line="E: x", at=0.0):
         (
             [
                 Ending("failed", {0: 1}, (report(0, "nan", "loss is nan"),)),
-                Ending("stopped", {}, stop=Stop(Why.NO_SUPERVISOR, "n2 is gone", 1)),
+                Ending("stopped", {}, stop=StopDemand(StopReason.NO_SUPERVISOR, "n2 is gone", 1)),
             ],
             "diverged",
             "rank 0: loss is nan",
         ),
         (
-            [Ending("stopped", {0: None}), Ending("stopped", {}, stop=Stop(Why.LEFT, "n2's has ended", 1))],
+            [
+                Ending("stopped", {0: None}),
+                Ending("stopped", {}, stop=StopDemand(StopReason.LEFT, "n2's has ended", 1)),
+            ],
             "failed",
             "n2's has ended",
         ),
@@ -99,7 +117,7 @@ def report(rank, kind, line="E: x", at=0.0):
 def test_who_is_blamed(tmp_path, endings, status, reason):
     reporter = Reporter(tmp_path, 10, active=True)
     reporter.step(3)
-    outcome = judge(endings, tmp_path, 60.0)
+    outcome = diagnose(endings, tmp_path, 60.0)
     assert outcome.status == status
     assert outcome.reason is None if reason is None else outcome.reason.startswith(reason)
     assert "\n" not in (outcome.reason or "")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from places import PROGRAMS
 
 from scalade.launch.process.scratch import STEP_JOURNAL
-from scalade.launch.process.step_journal import Keeper, taken
+from scalade.launch.process.step_journal import StepJournal, read_journal
 from scalade.launch.run import run_study
 from scalade.results.store.store import RunStore
 from scalade.results.table.read import read_runs, read_steps
@@ -57,13 +57,13 @@ def evaluation(i):
 
 
 def test_what_is_kept_is_what_was_taken(tmp_path):
-    keeper, now = Keeper(tmp_path, active=True), training([step(0), step(1, loss=math.nan)])
-    keeper.keep(now)
-    keeper.keep(now)  # nothing new
+    journal, now = StepJournal(tmp_path, active=True), training([step(0), step(1, loss=math.nan)])
+    journal.append(now)
+    journal.append(now)  # nothing new
     now.steps.rows.append(step(2, outer_step=1.0))
     now.evals.append(evaluation(3))
-    keeper.keep(now)
-    found = taken(tmp_path)
+    journal.append(now)
+    found = read_journal(tmp_path)
     assert len((tmp_path / STEP_JOURNAL).read_text().splitlines()) == 2
     assert found["steps"]["step"] == [0, 1, 2] and found["steps"]["outer_step"] == [None, None, True]
     assert math.isnan(found["steps"]["loss"][1]) and found["evals"]["val_loss"] == [3.0]
@@ -79,14 +79,14 @@ def test_what_is_kept_is_what_was_taken(tmp_path):
 def test_a_file_cut_off_or_overwritten_gives_its_whole_lines(kept, cut, rest):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        keeper, now = Keeper(folder, active=True), training([])
+        journal, now = StepJournal(folder, active=True), training([])
         for i in range(kept):
             now.steps.rows.append(step(i))
-            keeper.keep(now)
+            journal.append(now)
         content = (folder / STEP_JOURNAL).read_bytes()
         (folder / STEP_JOURNAL).write_bytes(content[:cut] + rest)
         whole = content[:cut].count(b"\n")
-        steps = taken(folder)["steps"].get("step", [])
+        steps = read_journal(folder)["steps"].get("step", [])
         assert steps[:whole] == list(range(whole)) and len(steps) <= whole + 1
 
 
@@ -106,22 +106,22 @@ def test_a_file_cut_off_or_overwritten_gives_its_whole_lines(kept, cut, rest):
 def test_what_is_no_row_ends_the_reading(tmp_path, line):
     good = json.dumps({"steps": [step(0)], "evals": []})
     (tmp_path / STEP_JOURNAL).write_text(f"{good}\n{line}\n{good}\n")
-    assert taken(tmp_path)["steps"]["step"] == [0]
+    assert read_journal(tmp_path)["steps"]["step"] == [0]
 
 
 def test_other_ranks_keep_nothing_and_no_file_is_no_steps(tmp_path):
-    Keeper(tmp_path, active=False).keep(training([step(0)]))
+    StepJournal(tmp_path, active=False).append(training([step(0)]))
     assert not os.listdir(tmp_path)
-    assert taken(tmp_path) == {"steps": {}, "evals": {}}
+    assert read_journal(tmp_path) == {"steps": {}, "evals": {}}
 
 
 def test_a_full_disk_does_not_end_the_run(tmp_path):
-    keeper = Keeper(tmp_path, active=True)
-    keeper._file.close()
-    keeper._file = open("/dev/full", "wb", buffering=0)
-    keeper.keep(training([step(0)]))
-    keeper.keep(training([step(0), step(1)]))
-    assert taken(tmp_path)["steps"] == {}
+    journal = StepJournal(tmp_path, active=True)
+    journal._file.close()
+    journal._file = open("/dev/full", "wb", buffering=0)
+    journal.append(training([step(0)]))
+    journal.append(training([step(0), step(1)]))
+    assert read_journal(tmp_path)["steps"] == {}
 
 
 def test_a_failed_run_shows_how_far_it_came(tmp_path, monkeypatch):
@@ -139,7 +139,10 @@ def test_a_killed_training_leaves_its_loss_curve_and_its_evaluations(tmp_path):
     (tmp_path / "study.toml").write_text(STUDY.format(steps=1_000_000))
 
     def kill_rank_1():
-        while not (ranks := list(tmp_path.glob("r/runs/*/scratch/taken.jsonl"))) or not taken(ranks[0].parent)["evals"]:
+        while (
+            not (ranks := list(tmp_path.glob("r/runs/*/scratch/taken.jsonl")))
+            or not read_journal(ranks[0].parent)["evals"]
+        ):
             time.sleep(0.02)
         world = json.loads((ranks[0].parent / "world.json").read_text())
         os.kill(world[1]["pid"], signal.SIGKILL)

@@ -27,7 +27,7 @@ from scalade.launch.process.preemption import Preempted, asked_to_stop
 from scalade.launch.process.rendezvous import Seat
 from scalade.launch.process.run_spec import RunResult
 from scalade.launch.process.scratch import CHECKPOINT
-from scalade.launch.process.step_journal import Keeper
+from scalade.launch.process.step_journal import StepJournal
 from scalade.launch.rank import main as rank
 from scalade.launch.rank.world import World
 from scalade.results import files
@@ -166,7 +166,7 @@ def program(case, world, reporter):
     chain, losses = os.environ.get("FAKE_CHAIN") == "1", checkpointed(reporter.folder, world.rank)
     begin = len(losses)
     reporter.begin(begin)
-    keeper = Keeper(reporter.folder, active=world.rank == 0)
+    journal = StepJournal(reporter.folder, active=world.rank == 0)
     training = SimpleNamespace(steps=SimpleNamespace(rows=[]), evals=[])
     for step in range(begin, case.recipe.steps):
         if step in todo:
@@ -185,7 +185,7 @@ def program(case, world, reporter):
         time.sleep(float(os.environ.get("FAKE_STEP_S", "0.001")))
         losses.append(chained(losses) if chain else 1.0 / (step + 1))
         training.steps.rows.append({"step": step, "warmup": step < 1, "loss": losses[-1]})
-        keeper.keep(training)
+        journal.append(training)
         reporter.step(step + 1, loss=losses[-1], tokens_per_s=100.0)
         stop = asked_to_stop(reporter.folder)
         if world.rank == 0 and (stop or (every and (step + 1) % every == 0)):

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from scalade.launch.host.placement import Placement
-from scalade.launch.process.cause import Cause, Kind, Stop, Why
-from scalade.launch.process.diagnosis import judge
+from scalade.launch.process.cause import Cause, ErrorKind, StopDemand, StopReason
+from scalade.launch.process.diagnosis import diagnose
 from scalade.launch.process.error_report import ErrorReport, error_kind
 from scalade.launch.process.outcome import Ending, Outcome
 from scalade.launch.process.quorum import Quorum
@@ -73,16 +73,16 @@ def test_rank_0_goes_on_speaking_when_another_supervisor_is_gone(pair, name, tmp
     else:
         first.patience_s = 0.0
     stop = first.stop_demand(1)
-    why = Why.LEFT if by_itself else Why.NO_SUPERVISOR
-    assert (stop.why, stop.rank) == (why, 1) and name in stop.line and first.broken == stop
+    why = StopReason.LEFT if by_itself else StopReason.NO_SUPERVISOR
+    assert (stop.reason, stop.rank) == (why, 1) and name in stop.line and first.broken == stop
     mine = Ending(Cause.STOPPED, {0: None}, detail=stop.line, stop=stop)
     first.publish(1, mine)
     progress(tmp_path)
-    outcome = judge(first.gather(1, mine), tmp_path, 60.0)
+    outcome = diagnose(first.gather(1, mine), tmp_path, 60.0)
     expected = ("failed", Cause.STOPPED) if by_itself else ("preempted", Cause.HOST_GONE)
     assert (outcome.status, outcome.cause, outcome.rank) == (*expected, 1) and name in outcome.reason
     first.order(2, {"end": None, "code": 1})
-    assert "order/2" in store and "ended/1/0" in store and why in json.loads(store["stop/1"])["why"]
+    assert "order/2" in store and "ended/1/0" in store and why in json.loads(store["stop/1"])["reason"]
 
 
 def test_with_a_quorum_hosts_may_go_as_long_as_enough_replicas_are_left(monkeypatch, tmp_path):
@@ -111,9 +111,9 @@ def test_with_a_quorum_hosts_may_go_as_long_as_enough_replicas_are_left(monkeypa
     for ending, peers in zip(rest, (all_[1], *all_[2:4], *all_[6:]), strict=True):
         peers.publish(1, ending, quorum)
     endings = first.gather(1, Ending(Cause.DONE, {0: 0}), quorum)
-    assert len(endings) == 6 and judge(endings, tmp_path, 60.0, quorum) == Outcome("ok")
+    assert len(endings) == 6 and diagnose(endings, tmp_path, 60.0, quorum) == Outcome("ok")
     stop = fall_silent(2, 3)
-    assert stop.why is Why.NO_SUPERVISOR and "host n1" in stop.line
+    assert stop.reason is StopReason.NO_SUPERVISOR and "host n1" in stop.line
     assert first.stop_demand(1, quorum) == stop
 
 
@@ -121,27 +121,29 @@ def test_with_a_quorum_hosts_may_go_as_long_as_enough_replicas_are_left(monkeypa
 def test_a_store_that_is_gone_is_asked_no_more(pair, name):
     store, _, second = pair(name)
     store.dead = True
-    assert second.stop_demand(1).why is Why.NO_STORE
+    assert second.stop_demand(1).reason is StopReason.NO_STORE
     store.dead = False
     second.order(2, {})
     assert not store
 
 
 @named
-@pytest.mark.parametrize("cause, why", [(Cause.TIMEOUT, Why.TIMEOUT), (Cause.HANG, Why.HANG), (Cause.FAILED, Why.PEER)])
+@pytest.mark.parametrize(
+    "cause, why", [(Cause.TIMEOUT, StopReason.TIMEOUT), (Cause.HANG, StopReason.HANG), (Cause.FAILED, StopReason.PEER)]
+)
 def test_what_ended_one_ends_the_others_for_that(pair, name, cause, why, tmp_path):
     _, first, second = pair(name)
     second.beat()
-    told = Ending(cause, {0: 1}, (ErrorReport(0, Kind.EXCEPTION, f"E: {name}", "", 1.0),), 2, name, None, (0,))
+    told = Ending(cause, {0: 1}, (ErrorReport(0, ErrorKind.EXCEPTION, f"E: {name}", "", 1.0),), 2, name, None, (0,))
     first.publish(1, told)
-    assert second.stop_demand(1) == Stop(why)
+    assert second.stop_demand(1) == StopDemand(why)
 
 
 @named
 def test_an_ending_comes_through_the_store_as_it_was(pair, name):
     _, first, second = pair(name)
-    reports = (ErrorReport(1, Kind.PEER, f"E: {name}", "trace", 1.5),)
-    told = Ending(Cause.STOPPED, {1: None, 2: -9}, reports, 2, name, Stop(Why.HANG, name, 0), (1,))
+    reports = (ErrorReport(1, ErrorKind.PEER, f"E: {name}", "trace", 1.5),)
+    told = Ending(Cause.STOPPED, {1: None, 2: -9}, reports, 2, name, StopDemand(StopReason.HANG, name, 0), (1,))
     second.publish(1, told)
     mine = Ending(Cause.HANG, {0: None}, detail="no step for 9 s")
     assert first.gather(1, mine) == [mine, told]
@@ -161,20 +163,22 @@ def test_a_host_s_name_asks_for_no_stacks(name, tmp_path):
             tmp_path,
             "no-such-mark",
             WatchOptions(
-                deadline=time.monotonic() + 60, signals=signals, stop_demand=lambda: Stop(Why.NO_SUPERVISOR, name, 1)
+                deadline=time.monotonic() + 60,
+                signals=signals,
+                stop_demand=lambda: StopDemand(StopReason.NO_SUPERVISOR, name, 1),
             ),
         )
     assert (ending.cause, ending.detail, ending.halted, ending.exits) == (Cause.STOPPED, name, (), {0: None})
-    assert ending.stop.why is Why.NO_SUPERVISOR
+    assert ending.stop.reason is StopReason.NO_SUPERVISOR
 
 
 def test_a_hang_names_the_ranks_that_were_stopped_wherever_they_are(tmp_path):
     progress(tmp_path)
     endings = [
         Ending(Cause.HANG, {0: None}, detail="no step for 9 s; rank 0"),
-        Ending(Cause.STOPPED, {3: None}, stop=Stop(Why.HANG), halted=(3,)),
+        Ending(Cause.STOPPED, {3: None}, stop=StopDemand(StopReason.HANG), halted=(3,)),
     ]
-    outcome = judge(endings, tmp_path, 60.0)
+    outcome = diagnose(endings, tmp_path, 60.0)
     assert (outcome.cause, outcome.rank) == (Cause.HANG, 3)
     assert outcome.reason == "hang: no step for 9 s; rank 0 at step 3 of 9; rank 3 was stopped by a signal"
 
@@ -198,13 +202,16 @@ class DistNetworkError(RuntimeError):
 @pytest.mark.parametrize(
     "error, kind",
     [
-        (FileNotFoundError(2, "No such file or directory", "/data/out of memory/connection refused"), Kind.EXCEPTION),
-        (KeyError("connection reset by peer"), Kind.EXCEPTION),
-        (NotImplementedError("out of memory"), Kind.EXCEPTION),
-        (RuntimeError("shard of host recvbytes.sendbytes is missing"), Kind.EXCEPTION),
-        (DistNetworkError("failed to connect to (datastore-2, 80)"), Kind.PEER),
-        (ConnectionRefusedError(111, "Verbindungsaufbau abgelehnt"), Kind.PEER),
-        (BrokenPipeError(32, "x"), Kind.PEER),
+        (
+            FileNotFoundError(2, "No such file or directory", "/data/out of memory/connection refused"),
+            ErrorKind.EXCEPTION,
+        ),
+        (KeyError("connection reset by peer"), ErrorKind.EXCEPTION),
+        (NotImplementedError("out of memory"), ErrorKind.EXCEPTION),
+        (RuntimeError("shard of host recvbytes.sendbytes is missing"), ErrorKind.EXCEPTION),
+        (DistNetworkError("failed to connect to (datastore-2, 80)"), ErrorKind.PEER),
+        (ConnectionRefusedError(111, "Verbindungsaufbau abgelehnt"), ErrorKind.PEER),
+        (BrokenPipeError(32, "x"), ErrorKind.PEER),
     ],
 )
 def test_what_kind_of_failure_it_is_does_not_hang_on_names(error, kind):
