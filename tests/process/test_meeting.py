@@ -270,7 +270,7 @@ def test_a_host_meets_itself_by_the_address_that_it_has(before, address):
 
 
 ROUTES = "ip addr add fd00:5ca1::7/64 dev lo nodad && "
-REACHES = "from scalade.launch.host.placement import reachable_address as r; print(r(['a', 'b'], 'fd00:5ca1::9'))"
+REACHES = "from scalade.launch.host.sockets import reachable_address as r; print(r(['a', 'b'], 'fd00:5ca1::9'))"
 
 
 @needs_a_namespace
