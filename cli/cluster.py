@@ -80,10 +80,10 @@ def submit(
     A job of which nobody has heard the end may be running: its cases are left alone, unless --resubmit is given.
     Exit status 1: there is nothing to hand over, and the table has a failed run or none at all, or such jobs are left.
     """
-    from ..launch.cluster.jobs import Wish
+    from ..launch.cluster.jobs import SubmitOptions
     from ..launch.cluster.submit import submit_study
 
-    wish = Wish(
+    options = SubmitOptions(
         site.scheduler,
         site.profile,
         site.launcher,
@@ -96,7 +96,7 @@ def submit(
         cases.retry_failed,
         cases.resubmit,
     )
-    submitted = submit_study(study, cases.results, wish, dry_run=site.dry_run, tell=_every_few_seconds())
+    submitted = submit_study(study, cases.results, options, dry_run=site.dry_run, tell=_every_few_seconds())
     if as_json:
         say(_as_dict(submitted, site.dry_run))
     elif site.dry_run:

@@ -15,6 +15,7 @@ from ...results.wording import count_of
 from ..schedulers.base import MOST_TASKS, Limits
 from ..schedulers.job import Job, Part, exports
 from ..schedulers.site import Site
+from ..study.case import Case
 from ..study.labels import labels
 from ..study.study import Study
 from ..sweep.plan import PlannedRun
@@ -23,8 +24,8 @@ SPARE_S = 300  # for a job to begin and end, beside its runs
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the command line says beside the study."""
+class SubmitOptions:
+    """The command line of `scalade submit`, but for the study."""
 
     scheduler: str = ""
     profile: Path | None = None
@@ -40,8 +41,8 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Ground:
-    """Where jobs are made for, and by what."""
+class JobContext:
+    """What jobs are made from, beside the cases and the options."""
 
     study: Study
     results: Path
@@ -57,55 +58,59 @@ def nodes_of(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // most, most
 
 
-def make_jobs(ground: Ground, wish: Wish, cases: Sequence[Sequence[PlannedRun]]) -> list[Job]:
+def make_jobs(context: JobContext, options: SubmitOptions, cases: Sequence[Sequence[PlannedRun[Case]]]) -> list[Job]:
     """One for each batch script. cases: the missing runs of each case.
 
     Raises
     ------
     ValueError: --nodes is less than the largest case takes
     """
-    study, folder = ground.study, ground.folder
-    told = labels([runs[0].case for runs in cases])
-    part = {id(runs): Part(runs[0].case.case_id, label) for runs, label in zip(cases, told, strict=True)}
-    sizes: dict[int, list[Sequence[PlannedRun]]] = {}
+    study, folder = context.study, context.folder
+    names = labels([runs[0].case for runs in cases])
+    part = {id(runs): Part(runs[0].case.case_id, name) for runs, name in zip(cases, names, strict=True)}
+    sizes: dict[int, list[Sequence[PlannedRun[Case]]]] = {}
     for runs in cases:
         sizes.setdefault(runs[0].case.ranks, []).append(runs)
     common = {
         "study": folder / study.path.name,
-        "results": ground.results,
+        "results": context.results,
         "workdir": Path.cwd(),
         "folder": folder,
-        "site": ground.site,
-        "launcher": ground.launcher,
-        "mode": wish.mode,
-        "throttle": wish.throttle,
-        "retry_failed": wish.retry_failed,
+        "site": context.site,
+        "launcher": context.launcher,
+        "mode": options.mode,
+        "throttle": options.throttle,
+        "retry_failed": options.retry_failed,
     }
-    make = _packed if wish.mode == "packed" else _arrays
-    return make(ground, wish, sizes, part, common)
+    make = _packed if options.mode == "packed" else _arrays
+    return make(context, options, sizes, part, common)
 
 
 def _packed(
-    ground: Ground, wish: Wish, sizes: dict[int, list[Sequence[PlannedRun]]], part: dict[int, Part], common: dict
+    context: JobContext,
+    options: SubmitOptions,
+    sizes: dict[int, list[Sequence[PlannedRun[Case]]]],
+    part: dict[int, Part],
+    common: dict,
 ) -> list[Job]:
-    study, per_node_most, limit_s = ground.study, ground.site.per_node, ground.study.run.time_limit_s
+    study, per_node_most, limit_s = context.study, context.site.per_node, context.study.run.time_limit_s
     nodes, per_node = max(nodes_of(ranks, per_node_most) for ranks in sizes)
-    if 0 < wish.nodes < nodes:
+    if 0 < options.nodes < nodes:
         raise ValueError(
-            f"--nodes {wish.nodes}: the largest case takes {count_of(nodes, 'node')} of "
+            f"--nodes {options.nodes}: the largest case takes {count_of(nodes, 'node')} of "
             f"{count_of(per_node_most, 'rank')}"
         )
-    nodes, per_node = max(nodes, wish.nodes), max(nodes_of(ranks, per_node_most)[1] for ranks in sizes)
+    nodes, per_node = max(nodes, options.nodes), max(nodes_of(ranks, per_node_most)[1] for ranks in sizes)
     parts = tuple(part[id(runs)] for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
     pending = [run for found in sizes.values() for runs in found for run in runs]
-    taking = (nodes if wish.alone else nodes_of(run.case.ranks, per_node_most)[0] for run in pending)
+    taking = (nodes if options.alone else nodes_of(run.case.ranks, per_node_most)[0] for run in pending)
     work_s = sum(taking) * limit_s
-    seconds = ground.site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / wish.jobs)) + SPARE_S
+    seconds = context.site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / options.jobs)) + SPARE_S
     title = f"study {study.name}, {count_of(len(parts), 'case')} on {count_of(nodes, 'node')}"
     checkpoints = any(run.case.measure.checkpoint_every for run in pending)
     return [
         Job(
-            name=f"{_prefix(ground)}-{number}",
+            name=f"{_prefix(context)}-{number}",
             title=title,
             nodes=nodes,
             per_node=per_node,
@@ -114,28 +119,32 @@ def _packed(
             checkpoints=checkpoints,
             **common,
         )
-        for number in range(wish.jobs)
+        for number in range(options.jobs)
     ]
 
 
 def _arrays(
-    ground: Ground, wish: Wish, sizes: dict[int, list[Sequence[PlannedRun]]], part: dict[int, Part], common: dict
+    context: JobContext,
+    options: SubmitOptions,
+    sizes: dict[int, list[Sequence[PlannedRun[Case]]]],
+    part: dict[int, Part],
+    common: dict,
 ) -> list[Job]:
-    study, most, limit_s = ground.study, min(ground.limits.array, MOST_TASKS), ground.study.run.time_limit_s
-    jobs = []
+    study, most, limit_s = context.study, min(context.limits.array, MOST_TASKS), context.study.run.time_limit_s
+    jobs: list[Job] = []
     for ranks in sorted(sizes, reverse=True):
-        nodes, per_node = nodes_of(ranks, ground.site.per_node)
+        nodes, per_node = nodes_of(ranks, context.site.per_node)
         for first in range(0, len(sizes[ranks]), most):
             cases = sizes[ranks][first : first + most]
             on = f"{count_of(nodes, 'node')} with {count_of(per_node, 'rank')} each"
             jobs.append(
                 Job(
-                    name=f"{_prefix(ground)}-{len(jobs)}",
+                    name=f"{_prefix(context)}-{len(jobs)}",
                     title=f"study {study.name}, {count_of(len(cases), 'case')} on {on}",
                     nodes=nodes,
                     per_node=per_node,
                     parts=tuple(part[id(runs)] for runs in cases),
-                    seconds=ground.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
+                    seconds=context.site.time_limit_s or int(max(len(runs) for runs in cases) * limit_s) + SPARE_S,
                     checkpoints=all(runs[0].case.measure.checkpoint_every for runs in cases),
                     quorum=any(runs[0].case.outer.quorum for runs in cases),
                     **common,
@@ -144,11 +153,11 @@ def _arrays(
     return jobs
 
 
-def _prefix(ground: Ground) -> str:
-    return f"scalade-{ground.study.name[:24]}-{ground.folder.name}"
+def _prefix(context: JobContext) -> str:
+    return f"scalade-{context.study.name[:24]}-{context.folder.name}"
 
 
-def job_json(job: Job, scheduler: str, wish: Wish) -> str:
+def job_json(job: Job, scheduler: str, options: SubmitOptions) -> str:
     """What `scalade pack` is told: everything but the script."""
     site = asdict(replace(job.site, environment={}, fabric={}))  # the script has exported them
     content = {
@@ -158,8 +167,8 @@ def job_json(job: Job, scheduler: str, wish: Wish) -> str:
         "results": str(job.results),
         "workdir": str(job.workdir),
         "seconds": job.seconds,
-        "retry_failed": wish.retry_failed,
-        "alone": wish.alone,
+        "retry_failed": options.retry_failed,
+        "alone": options.alone,
         "cases": [part.case_id for part in job.parts],
         "site": site,
         "exports": exports(job.site, warned=True),

@@ -28,13 +28,14 @@ from ..schedulers.base import Limits, Scheduler
 from ..schedulers.job import Job
 from ..schedulers.site import Site, load_site
 from ..schedulers.state import ACTIVE, UNHEARD, State
+from ..study.case import Case
 from ..study.errors import unknown
 from ..study.study import Study, load_study
 from ..sweep.local import LocalExecutor
 from ..sweep.plan import Plan, PlannedRun, make_plan
 from ..sweep.sweep import Sweep
 from .heard import hear
-from .jobs import Ground, Wish, job_json, make_jobs
+from .jobs import JobContext, SubmitOptions, job_json, make_jobs
 from .submissions import FOLDER, JobRecord, Submission, locked, submissions
 
 MODES = ("array", "packed")
@@ -79,8 +80,25 @@ class UnderWay:
     silent: str = ""  # why a scheduler gave no answer
 
 
+@dataclass(frozen=True)
+class Missing:
+    """What is missing of a study, and what of it is to be submitted now."""
+
+    plan: Plan[Case]
+    earlier: list[Submission]
+    under_way: UnderWay
+    limits: Limits
+    cases: list[list[PlannedRun[Case]]]  # to be submitted: the missing runs of each
+    summary: Submitted
+
+
 def submit_study(
-    path: Path, results: Path | None, wish: Wish, *, dry_run: bool = False, tell: Tell = lambda done, of: None
+    path: Path,
+    results: Path | None,
+    options: SubmitOptions,
+    *,
+    dry_run: bool = False,
+    tell: Tell = lambda done, of: None,
 ) -> Submitted:
     """Write the batch scripts for what is missing of a study and hand them over.
 
@@ -88,71 +106,111 @@ def submit_study(
 
     Raises
     ------
-    ValueError: the study, the profile or a wish is wrong, or the scheduler refuses, or a scheduler does not answer
+    ValueError: the study, the profile or an option is wrong, or the scheduler refuses, or a scheduler does not answer
         whose jobs may be running
     OSError: the results folder takes no more
     """
-    study, site = load_study(path), load_site(wish.profile, SCHEDULERS)
-    scheduler, site, launcher = _choose(study, site, wish)
+    study, site = load_study(path), load_site(options.profile, SCHEDULERS)
+    scheduler, site, launcher = _choose(study, site, options)
     folder = Path(os.path.abspath(results or study.results))
-    ground = Ground(study, folder, folder / FOLDER / os.urandom(3).hex(), site, launcher, Limits(scheduler.most_tasks))
-    if dry_run and not (folder / "runs").is_dir():
-        with tempfile.TemporaryDirectory() as nothing:
-            return _submit(ground, RunStore(nothing), scheduler, wish, None)
-    store = RunStore(folder)
-    if dry_run:
-        return _submit(ground, store, scheduler, wish, None)
-    with locked(folder):
-        return _submit(ground, store, scheduler, wish, tell)
+    limits = Limits(scheduler.most_tasks)
+    context = JobContext(study, folder, folder / FOLDER / os.urandom(3).hex(), site, launcher, limits)
+    if not dry_run:
+        store = RunStore(folder)
+        with locked(folder):
+            return _submit(context, store, scheduler, options, tell)
+    if (folder / "runs").is_dir():
+        return _dry_run(context, RunStore(folder), scheduler, options)
+    with tempfile.TemporaryDirectory() as nothing:
+        return _dry_run(context, RunStore(nothing), scheduler, options)
 
 
-def _choose(study: Study, site: Site, wish: Wish) -> tuple[Scheduler, Site, str]:
-    name = wish.scheduler or site.scheduler
+def _choose(study: Study, site: Site, options: SubmitOptions) -> tuple[Scheduler, Site, str]:
+    """(scheduler, the profile with what the options change in it, launcher)."""
+    scheduler = _scheduler(options.scheduler or site.scheduler)
+    if options.mode not in MODES:
+        raise ValueError(f"--mode {options.mode}: {unknown(options.mode, MODES, 'mode')}")
+    if options.alone and options.mode != "packed":
+        raise ValueError("--one-at-a-time: requires --mode packed; an array has --throttle 1")
+    possible = scheduler.capabilities.launchers
+    of_study = study.run.launcher if study.run.launcher in possible else ""
+    launcher = options.launcher or site.launcher or of_study or possible[0]
+    if launcher not in LAUNCHERS:
+        raise ValueError(f"--launcher {launcher}: {unknown(launcher, LAUNCHERS, 'launcher')}")
+    for option, value, least in (
+        ("--nodes", options.nodes, 0),
+        ("--throttle", options.throttle, 0),
+        ("--jobs", options.jobs, 1),
+    ):
+        if value < least:
+            raise ValueError(f"{option}: must be at least {least}")
+    if options.time_limit:
+        site = replace(site, time_limit=options.time_limit)
+        if site.time_limit_s is None:
+            raise ValueError(f"--time-limit {options.time_limit}: must be [days-]HH:MM:SS")
+    return scheduler, site, launcher
+
+
+def _scheduler(name: str) -> Scheduler:
     if not name:
         raise ValueError(f"which scheduler? --scheduler {'|'.join(SCHEDULERS)}, or `scheduler` in the --profile")
     if name not in SCHEDULERS:
         raise ValueError(f"--scheduler {name}: {unknown(name, SCHEDULERS, 'scheduler')}")
-    if wish.mode not in MODES:
-        raise ValueError(f"--mode {wish.mode}: {unknown(wish.mode, MODES, 'mode')}")
-    if wish.alone and wish.mode != "packed":
-        raise ValueError("--one-at-a-time: wants --mode packed; an array has --throttle 1")
-    scheduler = SCHEDULERS[name]
-    of_study = study.run.launcher if study.run.launcher in scheduler.capabilities.launchers else ""
-    launcher = wish.launcher or site.launcher or of_study or scheduler.capabilities.launchers[0]
-    if launcher not in LAUNCHERS:
-        raise ValueError(f"--launcher {launcher}: {unknown(launcher, LAUNCHERS, 'launcher')}")
-    for option, value in (("--nodes", wish.nodes), ("--throttle", wish.throttle), ("--jobs", wish.jobs - 1)):
-        if value < 0:
-            raise ValueError(f"{option}: must be at least {1 if option == '--jobs' else 0}")
-    if wish.time_limit:
-        site = replace(site, time_limit=wish.time_limit)
-        if site.time_limit_s is None:
-            raise ValueError(f"--time-limit {wish.time_limit}: must be [days-]HH:MM:SS")
-    return scheduler, site, launcher
+    return SCHEDULERS[name]
 
 
-def _submit(ground: Ground, store: RunStore, scheduler: Scheduler, wish: Wish, tell: Tell | None) -> Submitted:
-    """tell: None: nothing is written and nothing handed over."""
-    study, dry_run = ground.study, tell is None
-    plan = make_plan(study, store, retry_failed=wish.retry_failed, cases=study.cases_elsewhere())
-    earlier = submissions(ground.results)
-    under_way = _under_way(earlier, remember=not dry_run)
-    by_case: dict[str, list[PlannedRun]] = {}
+def _dry_run(context: JobContext, store: RunStore, scheduler: Scheduler, options: SubmitOptions) -> Submitted:
+    """Nothing is written and nothing handed over."""
+    missing = _missing(context, store, scheduler, options, remember=False)
+    _, scripts = _jobs(context, scheduler, options, missing)
+    return replace(missing.summary, scripts=scripts)
+
+
+def _submit(
+    context: JobContext, store: RunStore, scheduler: Scheduler, options: SubmitOptions, tell: Tell
+) -> Submitted:
+    missing = _missing(context, store, scheduler, options, remember=True)
+    _write_skipped(context.study, store, missing.plan)
+    if not missing.cases:
+        return missing.summary
+    jobs, scripts = _jobs(context, scheduler, options, missing)
+    submission = _write(context, scheduler, options, jobs, scripts)
+    if options.resubmit:
+        submitted = {case_id for job in submission.jobs for case_id in job.cases}
+        _give_up(missing.earlier, submitted & missing.under_way.unheard.keys())
+    _hand_over(scheduler, submission, tell)
+    return replace(missing.summary, scripts=scripts, submission=submission)
+
+
+def _missing(
+    context: JobContext, store: RunStore, scheduler: Scheduler, options: SubmitOptions, *, remember: bool
+) -> Missing:
+    """remember: what is heard of earlier jobs is written down.
+
+    Raises
+    ------
+    SchedulerError: a scheduler does not answer whose jobs may be running
+    """
+    study = context.study
+    plan = make_plan(study, store, retry_failed=options.retry_failed, cases=study.cases_elsewhere())
+    earlier = submissions(context.results)
+    under_way = _under_way(earlier, remember=remember)
+    by_case: dict[str, list[PlannedRun[Case]]] = {}
     for run in plan.pending:
         by_case.setdefault(run.case.case_id, []).append(run)
-    unheard = {} if wish.resubmit else {case: job for case, job in under_way.unheard.items() if case in by_case}
+    unheard = {} if options.resubmit else {case: job for case, job in under_way.unheard.items() if case in by_case}
     if under_way.silent and unheard:
         how = "nothing is submitted while its jobs may be running: try again, or start their cases with --resubmit"
         raise SchedulerError(f"{under_way.silent}; {how}")
     waiting = by_case.keys() & under_way.active
-    apart = waiting | unheard.keys()
-    cases = {case_id: runs for case_id, runs in by_case.items() if case_id not in apart}
-    if cases and wish.mode == "array":
-        ground = replace(ground, limits=scheduler.limits())
-    room = ground.limits.jobs if wish.mode == "array" else None
-    chosen = list(cases.values())[:room]
-    done = Submitted(
-        ground.results,
+    cases = [runs for case_id, runs in by_case.items() if case_id not in waiting | unheard.keys()]
+    limits, room = context.limits, None
+    if options.mode == "array":
+        limits = scheduler.limits() if cases else limits
+        room = limits.jobs
+    chosen = cases[:room]
+    summary = Submitted(
+        context.results,
         {},
         None,
         runs=sum(map(len, chosen)),
@@ -161,34 +219,35 @@ def _submit(ground: Ground, store: RunStore, scheduler: Scheduler, wish: Wish, t
         unheard={job: str(state) for job, state in unheard.values()},
         unheard_cases=len(unheard),
         left=len(cases) - len(chosen),
-        left_why=ground.limits.why,
+        left_why=limits.why,
         skipped=plan.skipped,
         skip_reasons=plan.skip_reasons,
         failed=plan.failed,
         measured="ok" in plan.kept.values(),
     )
-    if not dry_run:
-        _write_skipped(study, store, plan)
-    if not chosen:
-        return done
-    jobs = make_jobs(ground, wish, chosen)
-    scripts = {f"{job.name}{scheduler.suffix}": scheduler.render(job) for job in jobs}
-    if dry_run:
-        return replace(done, scripts=scripts)
-    submission = _write(ground, scheduler, wish, jobs, scripts)
-    if wish.resubmit:
-        _give_up(earlier, {case_id for job in submission.jobs for case_id in job.cases} & under_way.unheard.keys())
-    _hand_over(scheduler, submission, tell)
-    return replace(done, scripts=scripts, submission=submission)
+    return Missing(plan, earlier, under_way, limits, chosen, summary)
 
 
-def _write(ground: Ground, scheduler: Scheduler, wish: Wish, jobs: list[Job], scripts: dict[str, str]) -> Submission:
+def _jobs(
+    context: JobContext, scheduler: Scheduler, options: SubmitOptions, missing: Missing
+) -> tuple[list[Job], dict[str, str]]:
+    """(jobs, file name -> their scripts)."""
+    if not missing.cases:
+        return [], {}
+    jobs = make_jobs(replace(context, limits=missing.limits), options, missing.cases)
+    return jobs, {f"{job.name}{scheduler.suffix}": scheduler.render(job) for job in jobs}
+
+
+def _write(
+    context: JobContext, scheduler: Scheduler, options: SubmitOptions, jobs: list[Job], scripts: dict[str, str]
+) -> Submission:
     """The submission's folder, with all that its jobs need; the record last."""
-    folder, study = ground.folder, ground.study
+    folder, study = context.folder, context.study
     results = folder.parent.parent
     files.make_folder(folder, results)
-    texts = {study.path.name: files.read_named(study.path)}
-    texts |= {f"{job.name}.json": job_json(job, scheduler.name, wish) for job in jobs} | scripts
+    texts: dict[str, bytes | str] = {study.path.name: files.read_named(study.path)}
+    texts |= {f"{job.name}.json": job_json(job, scheduler.name, options) for job in jobs}
+    texts |= scripts
     for name, text in texts.items():
         files.write(folder / name, text, results)
     records = [
@@ -217,23 +276,29 @@ def _hand_over(scheduler: Scheduler, submission: Submission, tell: Tell) -> None
     jobs = submission.jobs
     begun, saving_s = time.monotonic(), 0.0
     for number, record in enumerate(jobs):
+        script = submission.folder / record.script
         try:
-            record.job_id = scheduler.submit(submission.folder / record.script, len(record.tasks()))
-        except BaseException as error:
-            refused = isinstance(error, SchedulerError)
-            for each in jobs[number + (not refused or error.unsure) :]:
-                each.closed, each.refusal = State.FAILED, f"refused: {error}" if refused else "not handed over"
+            record.job_id = scheduler.submit(script, len(record.tasks()))
+        except SchedulerError as error:
+            _close(jobs[number + error.unsure :], f"refused: {error}")
             submission.save()
-            if not refused:
-                raise
             before = f"; {count_of(number, 'job')} of it had been taken: scalade status" if number else ""
-            raise SchedulerError(f"{error} (script: {submission.folder / record.script}){before}") from None
+            raise SchedulerError(f"{error} (script: {script}){before}") from None
+        except BaseException:
+            _close(jobs[number + 1 :], "not handed over")  # this one may have been
+            submission.save()
+            raise
         tell(number + 1, len(jobs))
         if saving_s <= SAVING * (time.monotonic() - begun):
             before_s = time.monotonic()
             submission.save()
             saving_s += time.monotonic() - before_s
     submission.save()
+
+
+def _close(jobs: list[JobRecord], why: str) -> None:
+    for job in jobs:
+        job.closed, job.refusal = State.FAILED, why
 
 
 def _under_way(earlier: list[Submission], *, remember: bool) -> UnderWay:
@@ -263,7 +328,7 @@ def _give_up(earlier: list[Submission], cases: set[str]) -> None:
         submission.save()
 
 
-def _write_skipped(study: Study, store: RunStore, plan: Plan) -> None:
+def _write_skipped(study: Study, store: RunStore, plan: Plan[Case]) -> None:
     if not plan.to_skip:
         return
     from ..sweep.display import Display

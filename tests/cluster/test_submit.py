@@ -20,8 +20,8 @@ from places import ROOT
 from scalade.cli import app as cli
 from scalade.launch.cluster import status as states
 from scalade.launch.cluster.cancel import cancel
-from scalade.launch.cluster.jobs import Wish, nodes_of
-from scalade.launch.cluster.pack import TRIES, Packer, Piece, Started, Tally, next_piece, pieces, read_job
+from scalade.launch.cluster.jobs import SubmitOptions, nodes_of
+from scalade.launch.cluster.pack import TRIES, PackedRun, Packer, Started, Tally, next_run, packed_runs, read_job
 from scalade.launch.cluster.submissions import submissions
 from scalade.launch.cluster.submit import submit_study
 from scalade.launch.host.clock import Moment
@@ -329,8 +329,8 @@ def test_squeue_is_read_with_whatever_stands_in_a_reason(monkeypatch):
 # packing
 
 
-def piece(nodes, bound_s=10.0, resumes=False, repeat=0):
-    return Piece(PlannedRun(None, repeat), nodes, 1, bound_s, resumes)
+def packed(nodes, bound_s=10.0, resumes=False, repeat=0):
+    return PackedRun(PlannedRun(None, repeat), nodes, 1, bound_s, resumes)
 
 
 @settings(deadline=None)
@@ -341,11 +341,11 @@ def piece(nodes, bound_s=10.0, resumes=False, repeat=0):
 )
 def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, nodes, seconds):
     """The packer's rule, played through: every run takes its bound."""
-    pending = sorted((piece(count, bound) for count, bound in wanted), key=lambda each: -each.nodes)
+    pending = sorted((packed(count, bound) for count, bound in wanted), key=lambda each: -each.nodes)
     order = list(pending)
     free, now, on, started = nodes, 0.0, [], []
     while pending or on:
-        while found := next_piece(pending, free, seconds - now, seconds):
+        while found := next_run(pending, free, seconds - now, seconds):
             pending.remove(found)
             on.append((now + found.bound_s, found))
             started.append((now, found))
@@ -369,9 +369,9 @@ def test_packing_never_overfills_never_overruns_and_runs_all_that_fits(wanted, n
         (Tally(), 1),
         (Tally(ended={"a": "ok"}, kept={"b": "diverged"}), 1),
         (Tally(ended={"a": "failed"}), 1),
-        (Tally(left=[piece(1)]), 1),
-        (Tally(left=[piece(1, resumes=True)]), 75),
-        (Tally(left=[piece(1)], gone=["n2"]), 75),
+        (Tally(left=[packed(1)]), 1),
+        (Tally(left=[packed(1, resumes=True)]), 75),
+        (Tally(left=[packed(1)], gone=["n2"]), 75),
         (Tally(ended={"a": "ok"}, received="SIGTERM"), 143),
         (Tally(ended={"a": "ok"}, warned=True), 0),
     ],
@@ -381,24 +381,24 @@ def test_the_exit_status_of_a_packed_job_is_what_stands_in_the_table(tally, code
 
 
 def test_what_can_never_fit_starts_where_it_can_go_on():
-    assert next_piece([piece(1, 500.0)], 4, 100.0, 100.0) is None
-    assert next_piece([piece(1, 500.0, resumes=True)], 4, 100.0, 100.0) is not None
-    assert next_piece([piece(1, 500.0, resumes=True)], 4, 5.0, 100.0) is None, "too little is left to get anywhere"
-    assert next_piece([piece(1, 50.0, resumes=True)], 4, 20.0, 100.0) is None, "it fits whole into the next one"
+    assert next_run([packed(1, 500.0)], 4, 100.0, 100.0) is None
+    assert next_run([packed(1, 500.0, resumes=True)], 4, 100.0, 100.0) is not None
+    assert next_run([packed(1, 500.0, resumes=True)], 4, 5.0, 100.0) is None, "too little is left to get anywhere"
+    assert next_run([packed(1, 50.0, resumes=True)], 4, 20.0, 100.0) is None, "it fits whole into the next one"
 
 
-def test_pieces_are_the_missing_runs_largest_first(study, tmp_path, fake):
-    done = submit_study(study, tmp_path / "r", Wish(scheduler="slurm", mode="packed"))
+def test_packed_runs_are_the_missing_runs_largest_first(study, tmp_path, fake):
+    done = submit_study(study, tmp_path / "r", SubmitOptions(scheduler="slurm", mode="packed"))
     (job_file,) = done.submission.folder.glob("scalade-*.json")
     job, store = read_job(job_file), RunStore(tmp_path / "r")
-    found = pieces(load_study(job.study), store, job)
+    found = packed_runs(load_study(job.study), store, job)
     assert [(each.nodes, each.run.repeat) for each in found] == [(4, 0), (4, 1), (2, 0), (2, 1), (1, 0), (1, 1)]
     assert {each.bound_s for each in found} == {100.0}
     first = found[0].run
     store.write_run(
         first.case.columns() | {"run_id": first.run_id, "repeat": 0, "world_size": 4, "status": "ok", "wall_s": 4.0}
     )
-    again = pieces(load_study(job.study), store, job)
+    again = packed_runs(load_study(job.study), store, job)
     assert len(again) == 5 and again[0].bound_s == 36.0, "1.5 times what the first repeat took, and 30 s"
     job_file.write_text("{}")
     with pytest.raises(ValueError, match="is no job file"):
@@ -407,20 +407,20 @@ def test_pieces_are_the_missing_runs_largest_first(study, tmp_path, fake):
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_runs_side_by_side_or_one_at_a_time(study, tmp_path, fake, monkeypatch, alone):
-    done = submit_study(study, tmp_path / "r", Wish(scheduler="slurm", mode="packed", nodes=8, alone=alone))
+    done = submit_study(study, tmp_path / "r", SubmitOptions(scheduler="slurm", mode="packed", nodes=8, alone=alone))
     (job_file,) = done.submission.folder.glob("scalade-*.json")
     job, store = read_job(job_file), RunStore(tmp_path / "r")
     beside = []
 
     class Sleeping(Packer):
-        def _start(self, piece):
-            hosts, self.free = self.free[: piece.nodes], self.free[piece.nodes :]
-            piece.tries = TRIES
-            self.on.append(Started(piece, hosts, subprocess.Popen(["sleep", "0.3"])))
+        def _start(self, packed):
+            hosts, self.free = self.free[: packed.nodes], self.free[packed.nodes :]
+            packed.tries = TRIES
+            self.on.append(Started(packed, hosts, subprocess.Popen(["sleep", "0.3"])))
             beside.append(len(self.on))
 
     tally = Sleeping(job, store, [f"n{number}" for number in range(8)], job_file, time.monotonic()).run(
-        pieces(load_study(job.study), store, job)
+        packed_runs(load_study(job.study), store, job)
     )
     assert len(beside) == len(tally.given_up) == 6
     assert max(beside) == 1 if alone else max(beside) > 1
@@ -429,47 +429,49 @@ def test_runs_side_by_side_or_one_at_a_time(study, tmp_path, fake, monkeypatch, 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_node_that_crashes_takes_its_run_and_no_other(study, tmp_path, fake, monkeypatch, known):
     """Eight nodes, of which n1 ends every run on it. known: Slurm says so at once."""
-    done = submit_study(study, tmp_path / "r", Wish(scheduler="slurm", mode="packed", nodes=8))
+    done = submit_study(study, tmp_path / "r", SubmitOptions(scheduler="slurm", mode="packed", nodes=8))
     (job_file,) = done.submission.folder.glob("scalade-*.json")
     job, store = read_job(job_file), RunStore(tmp_path / "r")
     monkeypatch.setattr(Slurm, "ask", lambda self, words, *more: "n0|alloc\nn1|alloc*\n" if known else "")
     started = []
 
     class Crashing(Packer):
-        def _start(self, piece):
-            hosts, self.free = self.free[: piece.nodes], self.free[piece.nodes :]
-            piece.tries, piece.rows = piece.tries + 1, len(store.attempts(piece.run.run_id))
-            started.append((piece.run.run_id, hosts))
-            log = StartLog(store.run_folder(piece.run.run_id), store.scratch(piece.run.run_id))
+        def _start(self, packed):
+            hosts, self.free = self.free[: packed.nodes], self.free[packed.nodes :]
+            packed.tries, packed.rows = packed.tries + 1, len(store.attempts(packed.run.run_id))
+            started.append((packed.run.run_id, hosts))
+            log = StartLog(store.run_folder(packed.run.run_id), store.scratch(packed.run.run_id))
             log.begin(Moment.now(), 1, "")
             if "n1" not in hosts:
                 log.end(time.time(), "ok")
                 store.write_run(
-                    piece.run.case.columns()
-                    | {"run_id": piece.run.run_id, "repeat": piece.run.repeat, "world_size": 4, "status": "ok"}
+                    packed.run.case.columns()
+                    | {"run_id": packed.run.run_id, "repeat": packed.run.repeat, "world_size": 4, "status": "ok"}
                 )
-            self.on.append(Started(piece, hosts, subprocess.Popen(["true"])))
+            self.on.append(Started(packed, hosts, subprocess.Popen(["true"])))
 
-    def packed(count):
+    def pack_on(count):
         hosts = [f"n{number}" for number in range(count)]
-        return Crashing(job, store, hosts, job_file, time.monotonic()).run(pieces(load_study(job.study), store, job))
+        return Crashing(job, store, hosts, job_file, time.monotonic()).run(
+            packed_runs(load_study(job.study), store, job)
+        )
 
-    tally = packed(8)
+    tally = pack_on(8)
     assert set(tally.ended.values()) == {"ok"} and len(tally.ended) == 6 and not tally.left and not tally.given_up
     lost = [run_id for run_id, hosts in started if "n1" in hosts]
     assert tally.gone == (["n1"] if known else []) and len(lost) >= 1
     assert not known or len(lost) == 1, "nothing more starts there"
     shutil.rmtree(store.runs)
     store = RunStore(tmp_path / "r")
-    tally = packed(4)  # the largest need all four
+    tally = pack_on(4)  # the largest need all four
     assert len(tally.left) >= 1 and not tally.given_up and tally.exit_code == 75
     assert {run.run.case.ranks for run in tally.left} == {4}
 
 
 def test_packed_jobs_take_the_nodes_of_the_largest_case(study, tmp_path, fake):
-    wish = Wish(scheduler="slurm", mode="packed", nodes=3)
+    options = SubmitOptions(scheduler="slurm", mode="packed", nodes=3)
     with pytest.raises(ValueError, match="--nodes 3: the largest case takes 4 nodes of 1 rank"):
-        submit_study(study, tmp_path / "r", wish)
+        submit_study(study, tmp_path / "r", options)
 
 
 # the site profile

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scalade.launch.cluster.jobs import Wish
+from scalade.launch.cluster.jobs import SubmitOptions
 from scalade.launch.schedulers.ask import SchedulerError
 from scalade.launch.schedulers.base import Limits, Task
 from scalade.launch.schedulers.slurm import Slurm
@@ -47,4 +47,4 @@ class Fake(Slurm):
             self.answers[job.name] = {number: Task(state, reason) for number in job.tasks()}
 
 
-SLURM = Wish(scheduler="slurm")
+SLURM = SubmitOptions(scheduler="slurm")

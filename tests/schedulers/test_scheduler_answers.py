@@ -13,7 +13,7 @@ from places import GOLDEN
 
 from scalade.launch.cluster import status as states
 from scalade.launch.cluster.cancel import cancel
-from scalade.launch.cluster.jobs import Wish
+from scalade.launch.cluster.jobs import SubmitOptions
 from scalade.launch.cluster.submit import submit_study
 from scalade.launch.schedulers import base
 from scalade.launch.schedulers.ask import Answer, SchedulerError
@@ -140,8 +140,8 @@ def test_three_submits_to_a_pbs_without_history_are_one_job_and_it_is_cancelled(
         return failing(WORDS["no history"]) if "-x" in words else running
 
     asked = says(pbs)
-    wish = Wish(scheduler="pbs", launcher="torchrun")
-    told = [submit_study(study, results, wish) for _ in range(3)]
+    options = SubmitOptions(scheduler="pbs", launcher="torchrun")
+    told = [submit_study(study, results, options) for _ in range(3)]
     assert [(each.runs, each.active) for each in told] == [(1, 0), (0, 1), (0, 1)]
     ((line,), doubts) = states.status(results)
     assert (line.state, line.where, line.job, doubts) == ("running", "n1", "12.pbs", [])
