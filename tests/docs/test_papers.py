@@ -87,6 +87,21 @@ def test_the_picture_has_every_folder_of_code_and_every_room():
     assert [room for room in sorted(rooms) if room not in picture and "__pycache__" not in room] == []
 
 
+@pytest.mark.parametrize("folder", ["launch", "results"])
+def test_the_arrows_of_the_picture_point_down(folder):
+    """The order is that of tests/cli/test_import_order.py: a room imports what stands behind it."""
+    picture = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    (box,) = [part for part in re.split(r"^\+-", picture, flags=re.M) if f"| {folder}/" in part]
+    drawn = " ".join(re.findall(r"^\|     ([^|]+?) *\|", box, re.M)).split(" -> ")
+    groups = [[room.removesuffix(".py").rstrip("/") for room in group.split()] for group in drawn]
+    source = ast.parse((ROOT / "tests" / "cli" / "test_import_order.py").read_text())
+    (rooms,) = [node.value for node in source.body if ast.unparse(node).startswith("ROOMS = ")]
+    layers = ast.literal_eval(rooms)[folder]
+    height = {room: level for level, rooms in enumerate(layers) for room in rooms}
+    heights = [{height[room] for room in group} for group in groups]
+    assert len(groups) > 4 and all(min(left) > max(right) for left, right in zip(heights, heights[1:], strict=False))
+
+
 def test_the_changelog_has_the_version_and_the_usual_headings():
     text = (ROOT / "CHANGELOG.md").read_text()
     assert re.findall(r"^## \[(.+?)\]", text, re.M)[0] == "Unreleased" and f"## [{__version__}] - 20" in text
