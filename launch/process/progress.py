@@ -1,8 +1,8 @@
-"""How far a run is: rank 0 keeps one small file up to date, whoever watches reads it.
+"""How far a run is: rank 0 keeps one small file up to date for its supervisor and its display.
 
 The file is replaced, never appended to, and at most five times a second: it costs the run next to nothing and cannot
 be read half-written. Beside it the number of the last step is kept exactly (20 bytes in place, some 2 us a step), so
-that a run that hangs is known to hang there. The table is not made from either.
+that a run that hangs is known to hang there. No row is made from either.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Progress:
     first_step_at: float | None = None  # Unix time at which the first step was done, s
     trained_from: int | None = None  # the attempt's first step; None: it is not so far
     trained_at: float | None = None  # Unix time at which that began, s
-    at: float | None = None  # Unix time of this word; all three by the clock as it stood at the launch
+    at: float | None = None  # Unix time of this report; all three by the clock as it stood at the launch
 
 
 class Reporter:
-    """What a run's program tells its progress to. On ranks other than 0 it does nothing.
+    """Writes the progress that a run's program reports. On ranks other than 0 it does nothing.
 
     Attributes
     ----------
@@ -51,7 +51,9 @@ class Reporter:
         self.folder, self.run_id = folder, run_id
         self.launched = launched or Moment.now()
         self._active = active
-        self._now = {"phase": "joining", "step": 0, "steps": steps, "loss": None, "tokens_per_s": None}
+        self._phase, self._step, self._steps = "joining", 0, steps
+        self._loss: float | None = None
+        self._tokens_per_s: float | None = None
         self._first_step_at: float | None = None
         self.trained_from: int | None = None
         self.trained_at: float | None = None
@@ -60,26 +62,26 @@ class Reporter:
         self._step_fd = files.open_file(folder / STEP, None, flags, 0o600) if active else -1
 
     def phase(self, name: str) -> None:
-        self._now["phase"] = name
+        self._phase = name
         if self._active:
             self._write()
 
     def begin(self, first_step: int = 0) -> None:
         """Training begins, at a later step than the first where it goes on from a checkpoint."""
-        self._now["step"], self.trained_from, self.trained_at = first_step, first_step, self.launched.time_now()
+        self._step, self.trained_from, self.trained_at = first_step, first_step, self.launched.time_now()
         self.phase("training")
 
     def step(self, done: int, loss: float | None = None, tokens_per_s: float | None = None) -> None:
         """`done` steps are done. None keeps the last value. Cheap enough to be called after every step."""
         if not self._active:
             return
-        self._now["step"] = done
+        self._step = done
         with suppress(OSError):  # a full disk ends a run where its results are written, not here
             os.pwrite(self._step_fd, b"%20d" % done, 0)
         if loss is not None:
-            self._now["loss"] = loss
+            self._loss = loss
         if tokens_per_s is not None:
-            self._now["tokens_per_s"] = tokens_per_s
+            self._tokens_per_s = tokens_per_s
         first = self._first_step_at is None
         if first:
             self._first_step_at = self.launched.time_now()
@@ -89,7 +91,11 @@ class Reporter:
     def _write(self) -> None:
         self._written = time.monotonic()
         now = Progress(
-            **self._now,
+            phase=self._phase,
+            step=self._step,
+            steps=self._steps,
+            loss=self._loss,
+            tokens_per_s=self._tokens_per_s,
             first_step_at=self._first_step_at,
             trained_from=self.trained_from,
             trained_at=self.trained_at,
@@ -100,7 +106,7 @@ class Reporter:
 
 
 def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
-    """What the run said last; None: nothing yet, or what is there is not ours. below: as files.read."""
+    """What the run reported last; None: nothing yet, or the file is none of ours. below: as files.read."""
     content = read_json(folder / PROGRESS, below)
     if content is None:
         return None
@@ -112,7 +118,7 @@ def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
         progress = Progress(**content)
     except TypeError:
         return None
-    ours = isinstance(progress.phase, str) and all(type(n) is int for n in (progress.step, progress.steps))
+    sound = isinstance(progress.phase, str) and all(type(n) is int for n in (progress.step, progress.steps))
     numbers = (
         progress.loss,
         progress.tokens_per_s,
@@ -121,11 +127,11 @@ def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
         progress.trained_at,
         progress.at,
     )
-    return progress if ours and all(n is None or type(n) in (int, float) for n in numbers) else None
+    return progress if sound and all(n is None or type(n) in (int, float) for n in numbers) else None
 
 
 def mark_lost(folder: Path, replica: int) -> None:
-    """The supervisor's word to rank 0, with a quorum: this replica has ended."""
+    """With a quorum: let rank 0 know that this replica has ended."""
     files.write(lost_replica_file(folder, replica), "", sync=False)
 
 

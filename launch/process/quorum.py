@@ -1,4 +1,4 @@
-"""With `outer.quorum`, how many replicas a run goes on with: what its supervisors decide by."""
+"""With `outer.quorum`: whether a run goes on without the replicas that it has lost; its supervisors decide by this."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class Quorum:
 
     @classmethod
     def of(cls, case: Case | CommCase) -> Quorum | None:
-        outer = case.outer
-        return cls(outer.quorum, outer.replicas, case.layout.ranks) if outer.quorum else None
+        """None: every replica has to stay."""
+        if isinstance(case, CommCase) or not case.outer.quorum:
+            return None
+        return cls(case.outer.quorum, case.outer.replicas, case.layout.ranks)
 
     def replica(self, rank: int) -> int:
         return rank // self.ranks
@@ -33,7 +35,7 @@ class Quorum:
         return 0 not in lost and self.replicas - len(lost) >= self.needed
 
     def first_is_done(self, codes: Mapping[int, int | None]) -> bool:
-        """Whether all of replica 0's ranks ended well: the run is done, whatever the others did."""
+        """Whether all of replica 0's ranks exited with 0: the run is done, whatever the others did."""
         return all(codes.get(rank, -1) == 0 for rank in range(self.ranks))
 
     def too_few(self, lost: set[int]) -> str:

@@ -1,4 +1,4 @@
-"""What a rank's process is told (a JSON file in the run's scratch folder), and what it gives back."""
+"""What a rank's process is to run (spec.json in the run's scratch folder), and what rank 0's program returns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunSpec:
     launched_monotonic: float = 0.0  # the same moment on the monotonic clock of rank 0's host
     launched_clock: str = ""  # and which clock that is
     isolation: str = "fresh"  # or pool
-    requeue_signals: str = ""  # that say so; a scheduler may send them to the ranks, too
+    requeue_signals: str = ""  # by which a scheduler says so; it may send them to the ranks, too
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -59,27 +59,23 @@ class RunSpec:
 
     def identity(self) -> dict[str, Any]:
         """The columns of `runs` that say which run this is."""
-        return (
-            {
-                "run_id": self.run_id,
-                "repeat": self.repeat,
-                "attempt": self.attempt,
-                "study": self.study,
-                "launcher": self.launcher,
-                "isolation": self.isolation,
-                "world_size": self.size,
-                "started_at": utc(self.launched_at),
-                "predicted_memory_bytes": self.predicted_memory_bytes,
-            }
-            | self.parsed_case().columns()
-            | self.link
-            | self.job
-        )
+        columns: dict[str, Any] = {
+            "run_id": self.run_id,
+            "repeat": self.repeat,
+            "attempt": self.attempt,
+            "study": self.study,
+            "launcher": self.launcher,
+            "isolation": self.isolation,
+            "world_size": self.size,
+            "started_at": utc(self.launched_at),
+            "predicted_memory_bytes": self.predicted_memory_bytes,
+        }
+        return {**columns, **self.parsed_case().columns(), **self.link, **self.job}
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What rank 0's program hands back. Other ranks' results are ignored (None will do)."""
+    """What rank 0's program returns. Other ranks' results are ignored, and may be None."""
 
     status: str  # ok, diverged
     row: dict[str, Any]  # what was measured: columns of `runs` beside identity, case, and ranks_json

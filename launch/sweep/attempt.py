@@ -15,7 +15,7 @@ from ...results.store.run_folder import Claim
 from ..host.clock import Moment
 from ..host.link import link_columns
 from ..process.cause import Cause
-from ..process.goodput import StartLog, goodput_columns, in_vain, read_log, read_starts
+from ..process.goodput import StartLog, chances_used_up, goodput_columns, read_log, read_starts
 from ..process.outcome import Outcome
 from ..process.run_spec import RunSpec, utc
 from ..process.scratch import CHECKPOINT, WORLD
@@ -109,7 +109,7 @@ class RunAttempt:
     def _out_of_chances(self) -> Outcome | None:
         """Starts of this attempt that took their host, and this supervisor, with them; None: it may start again."""
         starts = read_starts(self.run.path)
-        reason = in_vain(starts, self.claim.attempt, self.job)
+        reason = chances_used_up(starts, self.claim.attempt, self.job)
         return Outcome("failed", f"{reason}; the last host: {starts[-1].host}", Cause.HOST_GONE) if reason else None
 
     def _started(self) -> None:
@@ -140,7 +140,7 @@ class RunAttempt:
     def _preempted(self, outcome: Outcome) -> Outcome:
         """Its row comes when it is finished, unless it has been started too often for nothing."""
         self._log_end(outcome.cause if outcome.cause is Cause.HOST_GONE else outcome.status)
-        if reason := in_vain(read_starts(self.run.path), self.claim.attempt, self.job):
+        if reason := chances_used_up(read_starts(self.run.path), self.claim.attempt, self.job):
             return self._write_failed(replace(outcome, status="failed", reason=f"{outcome.reason}; {reason}"))
         self.display.ended(self.planned, outcome, {}, self.scratch)
         return outcome

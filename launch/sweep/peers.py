@@ -71,7 +71,7 @@ class Peers:
             heard = self._ask(self.store.get, f"beat/{rank}") if self._there(f"beat/{rank}") else b""
             if self.gone:
                 break
-            who = self.seats[rank].who()
+            who = self.seats[rank].label()
             if heard == LEFT.encode():
                 self.gone = StopDemand(StopReason.LEFT, f"the supervisor of {who} has ended", rank)
             elif heard == last and now - since > self.patience_s:

@@ -150,7 +150,7 @@ def _end_when_cut_off(peers: Peers, mark: str) -> None:
     while peers.silence_s() < peers.patience_s:
         time.sleep(BEAT_S)
     end_marked(mark)
-    who, what = peers.seats[peers.place.rank].who(), "the store that the supervisors share"
+    who, what = peers.seats[peers.place.rank].label(), "the store that the supervisors share"
     print(f"scalade: {who}: {what} has not answered for {peers.patience_s:g} s", file=sys.stderr, flush=True)
     os._exit(REQUEUE_STATUS)
 

@@ -22,8 +22,8 @@ from scalade.launch.process.goodput import (
     LOG,
     Start,
     StartLog,
+    chances_used_up,
     goodput_columns,
-    in_vain,
     lost_steps,
     read_starts,
 )
@@ -93,7 +93,7 @@ def lost(cause="host gone", **more):
     ],
 )
 def test_a_run_has_so_many_chances_on_hosts_that_go(starts, vain):
-    assert (in_vain(starts, 1, "7" if any(start.job for start in starts) else "") is not None) == vain
+    assert (chances_used_up(starts, 1, "7" if any(start.job for start in starts) else "") is not None) == vain
 
 
 @pytest.mark.parametrize("every", [0, 3])
