@@ -81,12 +81,13 @@ def test_an_error_of_rank_0_s_supervisor_ends_all_of_them(tmp_path, launcher, wh
 BROKEN = """
 import os
 from scalade.cli.app import main
-from scalade.launch.sweep import worker
+from scalade.launch.sweep import join, worker
 
 def broken(*arguments, **more):
     raise KeyError("no such thing")
 
-setattr(worker, os.environ["BROKEN"], broken)
+where = os.environ["BROKEN"]
+setattr(join if where == "listen" else worker, where, broken)
 main()
 """
 
