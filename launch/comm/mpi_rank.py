@@ -41,6 +41,8 @@ from .torch_rank import dimensions, measure, result
 
 
 class MpiRanks:
+    """The world of MPI."""
+
     def __init__(self, comm: Any) -> None:
         self.comm = comm
 
@@ -110,10 +112,12 @@ def _set_threads(local_size: int) -> int:
 class MpirunExecutor:
     """Launcher `mpirun` for a sweep over MPI: one child, mpirun itself."""
 
-    launcher, broken, one_host = "mpirun", None, False
+    launcher, one_host = "mpirun", False
+    broken: StopDemand | None = None
 
     def __init__(self, signals: Signals, start: Callable[..., list[str]] | None = None) -> None:
-        self.signals, self.mark, self.guard = signals, new_mark(), None
+        self.signals, self.mark = signals, new_mark()
+        self.guard: Guard | None = None
         self.start = start or LAUNCHERS["mpirun"].command
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
@@ -151,7 +155,8 @@ class MpiWorldExecutor:
     launcher, one_host = "mpirun", False
 
     def __init__(self, signals: Signals) -> None:
-        self.comm, self.broken, self.mark = mpi.load().COMM_WORLD, None, new_mark()
+        self.comm, self.mark = mpi.load().COMM_WORLD, new_mark()
+        self.broken: StopDemand | None = None
 
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callable, tick: Callable) -> Outcome:
         started()
@@ -180,9 +185,12 @@ def follow_over_mpi() -> None:
             measure_over_mpi(spec)
         except BaseException as error:
             traceback.print_exc()
-            row = {"status": "failed", "reason": f"rank {world.rank}: {one_line(error)}"}
-            now = spec.launched.time_now()
-            row |= {"finished_at": utc(time.time()), "wall_s": now - spec.launched_at}
+            row = {
+                "status": "failed",
+                "reason": f"rank {world.rank}: {one_line(error)}",
+                "finished_at": utc(time.time()),
+                "wall_s": spec.launched.time_now() - spec.launched_at,
+            }
             try:  # rank 0 waits in a collective for this rank, and would wait for ever
                 RunStore(Path(spec.results)).write_run(spec.identity() | row)
             finally:

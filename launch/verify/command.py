@@ -108,9 +108,9 @@ def verify_study(
         raise ValueError(f"--tolerance {tolerance:g}: must be a number above 0, such as {TOLERANCE:g}")
     study = load_study(path)
     kept = results is not None
-    if kept and any(any(os.scandir(results / name)) for name in ("runs", "table") if (results / name).is_dir()):
+    if results is not None and _holds_runs(results):
         raise ValueError(f"{results} holds runs already: verify what is there now into a new folder")
-    folder = results if kept else Path(tempfile.mkdtemp(prefix="scalade-verify-"))
+    folder = results or Path(tempfile.mkdtemp(prefix="scalade-verify-"))
     try:
         checks = checks_of(study)
         skipped, runnable = prepare(study, checks)
@@ -123,6 +123,10 @@ def verify_study(
             shutil.rmtree(folder, ignore_errors=True)
     done = Verification(study, tolerance, verdicts, folder if kept else None, summary.interrupted)
     return done, summary.exit_code if summary.interrupted else int(not done.passed)
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any(any(os.scandir(folder / name)) for name in ("runs", "table") if (folder / name).is_dir())
 
 
 def checks_of(study: Study) -> list[Check]:
@@ -162,6 +166,7 @@ def _recipe(recipe: Recipe) -> Recipe:
 def _outer(outer: Outer, layout: Layout) -> Outer:
     if outer.algorithm == "none":
         return outer
+    assert outer.sync_every is not None  # only `none` has no period
     sync_every = min(SYNC_EVERY, outer.sync_every)
     overlap = None if outer.overlap_steps is None else min(outer.overlap_steps, sync_every - 1)
     # With a quorum a run reports one replica's losses: what is verified are the same replicas without.
@@ -240,7 +245,8 @@ def judge_all(
 
 def compared(check: Check, reference: Series, steps: Series, tolerance: float) -> Verdict:
     """The verdict on a layout that ran, from the steps of its reference and its own."""
-    worst, first = {}, {}
+    worst: dict[str, float] = {}
+    first: dict[str, int | None] = {}  # step that differs
     for column, name in COMPARED.items():
         there, here = reference.get(column, ()), steps.get(column, ())
         if not len(there) == len(here) == STEPS:
@@ -249,13 +255,14 @@ def compared(check: Check, reference: Series, steps: Series, tolerance: float) -
         worst[column] = max(off)
         first[column] = next((step for step in range(STEPS) if off[step] > tolerance), None)
     if first["loss"] is None and first["grad_norm"] is None:
-        return Verdict(check, "pass", **worst)
+        return Verdict(check, "pass", None, worst["loss"], worst["grad_norm"])
     parts = [
         f"{name} {steps[column][at]:.6g} instead of {reference[column][at]:.6g} at step {at}"
         for column, name in COMPARED.items()
         if (at := first[column]) is not None
     ]
-    return Verdict(check, "fail", f"{'; '.join(parts)}: {_what_differs(**first)}", **worst)
+    reason = f"{'; '.join(parts)}: {_what_differs(first['loss'], first['grad_norm'])}"
+    return Verdict(check, "fail", reason, worst["loss"], worst["grad_norm"])
 
 
 def difference(reference: float | None, value: float | None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...parallelism.diloco.config import allowance
@@ -26,14 +27,19 @@ def print_verification(done: Verification, console: Console) -> None:
     for note in notes(done.study):
         say(console, f"({note})")
     say(console, "")
+    named = list(zip(done.verdicts, names, strict=True))
     headers = ("model", "layout", ">ranks", "verdict", ">loss", ">gradient norm")
-    print_grid(console, headers, [_line(verdict, *name) for verdict, name in zip(done.verdicts, names, strict=True)])
-    told = [(f"{' '.join(name)}: {v.reason}", v) for v, name in zip(done.verdicts, names, strict=True) if v.reason]
+    print_grid(console, headers, [_line(verdict, *name) for verdict, name in named])
     for kind in ("fail", "not run", "skipped"):
-        for text in (text for text, verdict in told if verdict.verdict == kind):
-            say(console, f"{kind}: {text}", style=STYLES[kind])
+        for verdict, name in named:
+            if verdict.verdict == kind and verdict.reason:
+                say(console, f"{kind}: {' '.join(name)}: {verdict.reason}", style=STYLES[kind])
     counted = [f"{done.counts[kind]} {WORDS[kind]}" for kind in JUDGED if done.counts[kind]]
     say(console, f"\n{', '.join(counted)}")
+    _print_end(done, console)
+
+
+def _print_end(done: Verification, console: Console) -> None:
     if done.interrupted:
         say(console, f"ended early: {done.interrupted}")
     elif not done.passed and not done.counts["fail"]:
@@ -93,21 +99,44 @@ def _finite(value: float | None) -> float | None:
 
 def notes(study: Study) -> list[str]:
     """What a person has to know of the difference between the study and what was verified."""
-    cases, found = study.all_cases, []
-    if any(case.recipe.precision != "fp32" for case in cases):
-        found.append("the study's bf16 runs are verified in fp32, too: in bf16 a wrong layout hides in the rounding")
-    if any(case.recipe.warmup_steps > WARMUP_STEPS for case in cases):
-        found.append(f"the learning rate warms up over {WARMUP_STEPS} steps here")
-    if any((case.outer.sync_every or 0) > SYNC_EVERY for case in cases):
-        found.append(f"replicas synchronise every {SYNC_EVERY} steps here")
-    if any(case.outer.block_size and not cuts_known(case.layout) for case in cases):
-        found.append("DeepSpeed's ZeRO and Megatron cut parameters where only they know: their messages are bf16 here")
-    allowed = sorted({(case.outer.compression, allowance(case.outer)) for case in map(Shortened().case, cases)})
-    if told := ", ".join(f"{kind} {share:g}" for kind, share in allowed if share):
-        found.append(f"a last bit may decide between two codes of a message: the tolerance is larger by {told}")
-    if len({case.recipe.seed for case in cases}) > 1:
-        found.append("one seed of each case")
-    return found
+    notes_of = (_precision, _warmup, _period, _unknown_cuts, _codecs, _seeds)
+    return [note for of_cases in notes_of if (note := of_cases(study.all_cases))]
+
+
+def _precision(cases: Sequence[Case]) -> str | None:
+    if all(case.recipe.precision == "fp32" for case in cases):
+        return None
+    return "the study's bf16 runs are verified in fp32, too: in bf16 a wrong layout hides in the rounding"
+
+
+def _warmup(cases: Sequence[Case]) -> str | None:
+    if all(case.recipe.warmup_steps <= WARMUP_STEPS for case in cases):
+        return None
+    return f"the learning rate warms up over {WARMUP_STEPS} steps here"
+
+
+def _period(cases: Sequence[Case]) -> str | None:
+    if all((case.outer.sync_every or 0) <= SYNC_EVERY for case in cases):
+        return None
+    return f"replicas synchronise every {SYNC_EVERY} steps here"
+
+
+def _unknown_cuts(cases: Sequence[Case]) -> str | None:
+    if all(cuts_known(case.layout) for case in cases if case.outer.block_size):
+        return None
+    return "DeepSpeed's ZeRO and Megatron cut parameters where only they know: their messages are bf16 here"
+
+
+def _codecs(cases: Sequence[Case]) -> str | None:
+    allowances = sorted({(case.outer.compression, allowance(case.outer)) for case in map(Shortened().case, cases)})
+    larger = ", ".join(f"{kind} {share:g}" for kind, share in allowances if share)
+    if not larger:
+        return None
+    return f"a last bit may decide between two codes of a message: the tolerance is larger by {larger}"
+
+
+def _seeds(cases: Sequence[Case]) -> str | None:
+    return "one seed of each case" if len({case.recipe.seed for case in cases}) > 1 else None
 
 
 def labels(checks: list[Check]) -> list[tuple[str, str]]:
