@@ -97,3 +97,9 @@ def test_links_out_of_docs_become_pages_of_the_site():
     assert pages.targets(text, "docs/engines.md") >= {"parallelism/tensor.py"}
     assert pages.rewritten(text, "docs/engines.md").startswith("[a](source/parallelism/tensor.py.md) [b](table.md#x)")
     assert "def " in pages.source_page("parallelism/tensor.py")
+
+
+def test_every_experiment_has_its_date():
+    entries = re.findall(r"^\*\*(.{60})", (DOCS / "experiments.md").read_text(), re.M)
+    undated = [entry for entry in entries if not re.match(r"20\d\d-\d\d-\d\d\. ", entry)]
+    assert len(entries) > 50 and not undated
