@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -117,6 +118,7 @@ def _rule(options: RuleOptions, fail_on_noise: bool) -> Rule:
 def _run_in_turns(base: str, head: str, study: Path, turns: Interleaving, rule: Rule, runs: RunOptions) -> Comparison:
     """Run `study` on both revisions and compare the runs."""
     from ..launch.interleave import interleave
+    from ..results.gate.compare import compare as compare_results
 
     return interleave(
         base,
@@ -124,9 +126,7 @@ def _run_in_turns(base: str, head: str, study: Path, turns: Interleaving, rule: 
         study,
         turns.results,
         repeats=turns.repeats,
-        rule=rule,
-        where=runs.where,
-        confirm=runs.confirm,
+        compare=partial(compare_results, rule=rule, where=runs.where, confirm=runs.confirm),
         say=lambda line: print(printable(line), file=sys.stderr, flush=True),
     )
 

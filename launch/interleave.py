@@ -16,14 +16,15 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import NamedTuple
 
-from ..results.gate.compare import Comparison, compare
-from ..results.gate.rule import Rule
+from ..results.gate.compare import Comparison
+from ..results.gate.compare import compare as compare_results
 from ..results.table.read import noted, runs_table
 from .process.guard import MARK, Guard, end_marked, new_mark
 from .process.supervisor import Signals
@@ -53,9 +54,7 @@ def interleave(
     *,
     repo: Path | None = None,
     repeats: int | None = None,
-    rule: Rule | None = None,
-    where: str | None = None,
-    confirm: Path | None = None,
+    compare: Callable[[Path, Path], Comparison] = compare_results,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
     """Run a study with two revisions in turns and compare them. Started again it runs only what is missing.
@@ -64,73 +63,80 @@ def interleave(
     results: folder that gets `base` and `head`; None: scalade-results/<study>-<base commit>-<head commit>
     repo: a folder of the git repository; None: the current one
     repeats: runs of each case and side; None: the study's
-    rule, where, confirm: as results.compare.compare takes them
+    compare: what compares the results folders of base and head
+    say: takes a line for people at each step
 
     Raises
     ------
     ValueError: no such revision, one that does not install or cannot run the study, or a wrong study
     InterruptedError: a signal ended it; what has run is kept
     """
-    study = Path(study)
-    plan = load_study(study)
-    repeats = plan.run.repeats if repeats is None else repeats
+    content = load_study(Path(study))
+    repeats = content.run.repeats if repeats is None else repeats
     if repeats < 1:
         raise ValueError(f"repeats = {repeats}: must be at least 1")
     repo = Path(repo or ".")
     commits = [_commit(repo, ref) for ref in (base_ref, head_ref)]
-    results = results or Path("scalade-results") / "-".join([plan.name, *(commit[:10] for commit in commits)])
+    results = results or Path("scalade-results") / "-".join([content.name, *(commit[:10] for commit in commits)])
+    revisions = []
     with ExitStack() as stack:
         signals = stack.enter_context(Signals())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scalade-compare-")))
-        execute = stack.enter_context(_executor(signals, scratch))
-        revisions = []
+        commands = stack.enter_context(Commands(signals, scratch))
         for side, ref, commit in zip(("base", "head"), (base_ref, head_ref), commits, strict=True):
             say(f"installing {side} {ref} ({commit[:10]})")
             worktree = stack.enter_context(_worktree(repo, commit, scratch / side))
             site = scratch / f"{side}-site"
-            _install(ref, worktree, site, execute)
+            _install(ref, worktree, site, commands)
             revisions.append(Revision(side, ref, site, Path(results) / side))
         for repeat in range(repeats):
-            text = with_repeats(study, repeat + 1, plan.name)
+            text = with_repeats(Path(study), repeat + 1, content.name)
             (scratch / "study.toml").write_text(text)
             for revision in revisions:
                 say(f"{revision.side} {revision.ref}: repeat {repeat + 1} of {repeats}")
-                _run(revision, scratch / "study.toml", repeat, execute)
-    return compare(revisions[0].results, revisions[1].results, rule, where, confirm)
+                _run(revision, scratch / "study.toml", repeat, commands)
+    return compare(revisions[0].results, revisions[1].results)
 
 
-def _run(revision: Revision, study: Path, repeat: int, execute) -> None:
+def _run(revision: Revision, study: Path, repeat: int, commands: Commands) -> None:
     """Let a revision run what it lacks up to this repeat; runs that fail leave rows that say so."""
     program = [PACKAGE, "run", str(study), "--results", str(revision.results.absolute()), "--quiet"]
-    status, told = execute([sys.executable, "-m", *program], revision.site)
+    done = commands.run([sys.executable, "-m", *program], revision.site)
+    if done.status not in (0, 1) or repeat not in _repeats_in(revision.results):
+        line = _last(done.output)
+        raise ValueError(f"{revision.side} {revision.ref} cannot run the study (status {done.status}): {line}")
+
+
+def _repeats_in(results: Path) -> list[int]:
+    """The repeat of each run that has a row."""
+    if not (results / "runs").is_dir():
+        return []
     with noted():
-        written = (revision.results / "runs").is_dir() and runs_table(revision.results, columns=["repeat"])
-    if status not in (0, 1) or not written or repeat not in written["repeat"].to_pylist():
-        raise ValueError(f"{revision.side} {revision.ref} cannot run the study (status {status}): {_last(told)}")
+        return runs_table(results, columns=["repeat"])["repeat"].to_pylist()
 
 
 def _commit(repo: Path, ref: str) -> str:
-    told = _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-    if told.returncode:
+    parsed = _git(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    if parsed.returncode:
         inside = _git(repo, "rev-parse", "--git-dir").returncode == 0
         what = f"no revision {ref!r}" if inside else "no git repository"
         raise ValueError(f"{what} in {str(repo.absolute())!r}")
-    return told.stdout.strip()
+    return parsed.stdout.strip()
 
 
 @contextmanager
 def _worktree(repo: Path, commit: str, folder: Path) -> Iterator[Path]:
     # The user's hooks are for the user's own checkouts.
-    told = _git(repo, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", "--quiet", str(folder), commit)
+    added = _git(repo, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--detach", "--quiet", str(folder), commit)
     try:
-        if told.returncode:
-            raise ValueError(f"cannot check out {commit[:10]}: {_last(told.stderr)}")
+        if added.returncode:
+            raise ValueError(f"cannot check out {commit[:10]}: {_last(added.stderr)}")
         yield folder
     finally:
         _git(repo, "worktree", "remove", "--force", "--force", str(folder))
 
 
-def _install(ref: str, worktree: Path, site: Path, execute) -> None:
+def _install(ref: str, worktree: Path, site: Path, commands: Commands) -> None:
     """Install a worktree into `site`.
 
     Raises
@@ -140,9 +146,9 @@ def _install(ref: str, worktree: Path, site: Path, execute) -> None:
     options = ["--no-deps", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--target", str(site)]
     if util.find_spec("setuptools"):  # else pip fetches it for the build
         options.append("--no-build-isolation")
-    status, told = execute([sys.executable, "-m", "pip", "install", *options, str(worktree)], None)
-    if status:
-        raise ValueError(f"revision {ref} does not install: {_last(told)}")
+    done = commands.run([sys.executable, "-m", "pip", "install", *options, str(worktree)])
+    if done.status:
+        raise ValueError(f"revision {ref} does not install: {_last(done.output)}")
     if (worktree / "__init__.py").exists():
         shutil.rmtree(site / PACKAGE, ignore_errors=True)
         _git(worktree, "clean", "-ffdxq")  # what the build left
@@ -151,9 +157,9 @@ def _install(ref: str, worktree: Path, site: Path, execute) -> None:
     if unmet:
         raise ValueError(f"revision {ref} asks for {unmet}: install it into this environment first")
     where = f"import {PACKAGE}; print({PACKAGE}.__file__)"
-    status, told = execute([sys.executable, "-c", where], site)
-    if status or not _last(told).startswith(str(site)):
-        raise ValueError(f"revision {ref} was installed, but Python finds {_last(told)}")
+    done = commands.run([sys.executable, "-c", where], site)
+    if done.status or not _last(done.output).startswith(str(site)):
+        raise ValueError(f"revision {ref} was installed, but Python finds {_last(done.output)}")
 
 
 def _unmet(site: Path) -> Iterator[str]:
@@ -169,52 +175,73 @@ def _unmet(site: Path) -> Iterator[str]:
             if need.marker and not need.marker.evaluate({"extra": ""}):
                 continue
             try:
-                found = metadata.version(need.name)
+                version = metadata.version(need.name)
             except metadata.PackageNotFoundError:
                 yield f"{need}, which is not here"
             else:
-                if not need.specifier.contains(found, prereleases=True):
-                    yield f"{need}, here is {found}"
+                if not need.specifier.contains(version, prereleases=True):
+                    yield f"{need}, here is {version}"
 
 
-@contextmanager
-def _executor(signals: Signals, scratch: Path) -> Iterator[Callable[[list[str], Path | None], tuple[int, str]]]:
-    """Runs one command at a time and gives its exit status and what it said; ends all it started when it closes."""
-    mark = new_mark()
-    guard = Guard(mark)
+class Done(NamedTuple):
+    """A command that has ended: its exit status, and what it printed."""
 
-    def execute(command: list[str], site: Path | None) -> tuple[int, str]:
-        env = os.environ | {MARK: mark, "PYTHONSAFEPATH": "1"}  # the current folder may hold another scalade
-        if site is not None:
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
-        with open(scratch / "said", "w+", errors="replace") as said:
+    status: int
+    output: str
+
+
+class Commands:
+    """Runs one command at a time; on exit it ends all that these have started.
+
+    scratch: a folder for what a command prints
+    """
+
+    def __init__(self, signals: Signals, scratch: Path) -> None:
+        self.signals, self.scratch, self.mark = signals, scratch, new_mark()
+
+    def __enter__(self) -> Commands:
+        self._guard = Guard(self.mark)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        end_marked(self.mark)
+        self._guard.close()
+
+    def run(self, command: Sequence[str], site: Path | None = None) -> Done:
+        """site: goes before everything else on PYTHONPATH. Raises InterruptedError: a signal came"""
+        with open(self.scratch / "output", "w+", errors="replace") as output:
             process = subprocess.Popen(
                 command,
-                env=env,
+                env=self._environment(site),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            asked = None
-            while process.poll() is None:
-                if signals.received and asked is None:
-                    asked = time.monotonic()
-                    process.terminate()
-                elif asked and time.monotonic() > asked + FAREWELL_S:
-                    process.kill()
-                time.sleep(POLL_S)
-            said.seek(0)
-            text = said.read()
-        if signals.received:
-            raise InterruptedError(f"ended early by {signals.received}; start it again for the rest")
-        return process.returncode, text
+            status = self._wait(process)
+            output.seek(0)
+            text = output.read()
+        if self.signals.received:
+            raise InterruptedError(f"ended early by {self.signals.received}; start it again for the rest")
+        return Done(status, text)
 
-    try:
-        yield execute
-    finally:
-        end_marked(mark)
-        guard.close()
+    def _environment(self, site: Path | None) -> dict[str, str]:
+        env = os.environ | {MARK: self.mark, "PYTHONSAFEPATH": "1"}  # the current folder may hold another scalade
+        if site is not None:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH", "")]))
+        return env
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        """Until it has ended; a signal ends it, some seconds later by force."""
+        asked_at: float | None = None
+        while (status := process.poll()) is None:
+            if self.signals.received and asked_at is None:
+                asked_at = time.monotonic()
+                process.terminate()
+            elif asked_at is not None and time.monotonic() > asked_at + FAREWELL_S:
+                process.kill()
+            time.sleep(POLL_S)
+        return status
 
 
 def with_repeats(study: Path, repeats: int, name: str) -> str:
@@ -238,7 +265,7 @@ def _toml(value: object) -> str:
     return str(value)  # numbers: inf and nan too are written as TOML has them; dates as ISO 8601
 
 
-def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
     except FileNotFoundError:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -19,29 +17,24 @@ from ..results.wording import count_of
 from .host.launchers import LAUNCHERS, WorldLauncher
 from .host.signals import signal_names
 from .process.error_report import one_line
-from .process.guard import MARK, Guard, end_marked, new_mark
-from .process.outcome import Outcome
-from .process.preemption import STOP_FILE, UNDONE_FILE
 from .process.supervisor import RANK_COMMAND, Signals
 from .study.study import load_study
 from .study.unmet import refuse_here
 from .sweep.display import make_display
-from .sweep.local import Executor, LocalExecutor
-from .sweep.plan import Plan, make_plan
+from .sweep.executor import Executor
+from .sweep.local import LocalExecutor
+from .sweep.plan import AnyCase, RunnableStudy, make_plan
 from .sweep.summary import Summary
 from .sweep.sweep import Sweep
+from .sweep.under_launcher import ENDED_FILE, LauncherSweep
 
 if TYPE_CHECKING:
     from .lab.lab import Lab
-    from .sweep.plan import AnyCase, RunnableStudy
 
 MakeExecutor = Callable[[Signals], Executor]
 
-FAREWELL_S = 10.0  # for workers that were asked to end to write their row
-LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
 MOST_REASONS = 20  # that are shown
 MOST_NAMED = 10  # runs
-ENDED_FILE = "SCALADE_ENDED_FILE"  # by which rank 0's supervisor says so
 
 
 def run_study(
@@ -96,93 +89,11 @@ def run_here(
             if study.run.launcher == "local":
                 return sweep.run(plan), store.folder
             sweep.write_skipped(plan)
+            options = [*(["--retry-failed"] if retry_failed else []), *(["--quiet"] if quiet else [])]
             launcher = launchers[study.run.launcher]
-            return _run_through(launcher, study, store, plan, signals, retry_failed, quiet), store.folder
+            return LauncherSweep(launcher, study.path, store, signals, options).run(plan), store.folder
         finally:
             executor.close()
-
-
-def _run_through(
-    launcher: WorldLauncher,
-    study: RunnableStudy[AnyCase],
-    store: RunStore,
-    plan: Plan,
-    signals: Signals,
-    retry_failed: bool,
-    quiet: bool,
-) -> Summary:
-    """Start the launcher once for each world size; its workers write the rows and show the progress."""
-    options = ["--results", str(store.folder.absolute()), "--exit-zero"]
-    options += ["--retry-failed"] * retry_failed + ["--quiet"] * quiet
-    summary = Summary.of(plan)
-    attempts = {run.run_id: store.attempts(run.run_id) for run in plan.pending}
-    mark, guard = new_mark(), None
-    stop_file = Path(os.environ.get(STOP_FILE, store.folder.absolute() / f".stop-{mark.rsplit('/', 1)[-1]}"))
-    ended_file = store.folder.absolute() / f".ended-{mark.rsplit('/', 1)[-1]}"
-    undone_file = ended_file.with_name(ended_file.name.replace("ended", "undone"))
-    env = os.environ | {MARK: mark, STOP_FILE: str(stop_file), ENDED_FILE: str(ended_file)}
-    env[UNDONE_FILE] = str(undone_file)
-    env.setdefault("OMP_NUM_THREADS", "1")  # of the supervisors; torchrun talks where it is not set
-    try:
-        for size in sorted({run.case.ranks for run in plan.pending}):
-            if summary.interrupted:
-                break
-            files.remove_file(ended_file)
-            program = ["-m", "scalade", "worker", str(study.path.absolute()), *options]
-            process = subprocess.Popen(
-                launcher.command(size, program), env=env, start_new_session=True, stdin=subprocess.DEVNULL
-            )
-            guard, ended_at = guard or Guard(mark), None
-            while process.poll() is None and not signals.received:
-                if signals.warned:  # a launcher may not hand a signal on: the worker looks for the file
-                    files.write(stop_file, "", sync=False)
-                if ended_at is None and files.is_file(ended_file):
-                    ended_at = time.monotonic()
-                if ended_at and time.monotonic() - ended_at > LEAVE_S:
-                    break
-                time.sleep(0.05)
-            late = process.poll() is None
-            if late:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(FAREWELL_S)
-            started = f"{launcher.name} with {count_of(size, 'rank')}"
-            if signals.received:
-                summary.interrupted = summary.signal = signals.received
-            elif files.is_file(undone_file) and not signals.warned:  # a host is gone, or the launcher ended all
-                status = "" if late else f" with status {process.returncode}"
-                said = f"{started} ended{status} in the middle of a run"
-                summary.interrupted, summary.requeue = _told(undone_file) or said, True
-            elif late:
-                said = f"{started} had not ended"
-                summary.interrupted = f"{said} {LEAVE_S:g} s after rank 0's supervisor"
-            elif signals.warned:
-                summary.interrupted, summary.requeue = f"stopped by {signals.warned}", True
-            elif process.returncode:
-                summary.interrupted = f"{started} ended with status {process.returncode}"
-            end_marked(mark)
-    finally:
-        end_marked(mark)
-        files.remove_file(ended_file)
-        files.remove_file(undone_file)
-        if STOP_FILE not in os.environ:
-            files.remove_file(stop_file)
-        if guard:
-            guard.close()
-    for run in plan.pending:
-        row = store.row(run.run_id)
-        if row and store.attempts(run.run_id) != attempts[run.run_id]:
-            summary.outcomes[run.run_id] = Outcome(row["status"], row["reason"])
-        elif not summary.interrupted:
-            summary.elsewhere.append(run.run_id)
-    return summary
-
-
-def _told(file: Path) -> str:
-    """Why the sweep ended, as its worker wrote it; nothing where it cannot be read."""
-    with suppress(OSError):
-        return files.read(file, limit=files.MIB).decode(errors="replace")
-    return ""
 
 
 def run_worker(

@@ -53,6 +53,8 @@ Starter = Callable[[Step, int], list[str]]
 
 
 class WorldLauncher(Protocol):
+    """Starts a world from this host: all that `scalade run` needs."""
+
     name: str
 
     def command(self, ranks: int, program: Sequence[str]) -> list[str]:
@@ -65,6 +67,8 @@ class WorldLauncher(Protocol):
 
 
 class Launcher(WorldLauncher, Protocol):
+    """Starts a world inside a job as well."""
+
     def step(self, step: Step, starter: Starter, program: Sequence[str]) -> list[str]:
         """The command that starts `python PROGRAM...` in all ranks of a step of a job."""
 

@@ -22,7 +22,9 @@ from .switch import DEVICE
 if TYPE_CHECKING:
     import socket
 
+    from ..process.outcome import Outcome
     from ..process.run_spec import RunSpec
+    from ..sweep.executor import Callback
     from .lab import Lab
 
 
@@ -42,10 +44,10 @@ class LabExecutor(LocalExecutor):
         super().__init__(signals, command)
         self.lab, self.address = lab, lab.address(0)
 
-    def execute(self, spec: RunSpec, *arguments, **more):
+    def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         # The nodes share this machine's cores, which no node knows.
         threads = spec.threads or max(1, cores() // spec.size)
-        return super().execute(replace(spec, threads=threads), *arguments, **more)
+        return super().execute(replace(spec, threads=threads), time_limit_s, started, tick)
 
     def listen(self) -> socket.socket:
         return self.lab.listen()

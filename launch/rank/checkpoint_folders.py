@@ -34,11 +34,28 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint that is there: its content by the index, or what is wrong with it."""
+class Content:
+    """Of a checkpoint, by its index and its history."""
+
+    files: dict[str, Digest]
+    steps: list[dict[str, Any]]  # the rows measured so far
+    evals: list[dict[str, Any]]
+    damaged: list[tuple[int, str]]  # checkpoints of earlier starts: step, and what was wrong
+    unknown: list[str]  # files that the index does not list
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Content:
+        """From `vars`, which may have been sent as JSON."""
+        digests = {name: Digest(*entry) for name, entry in content["files"].items()}
+        return cls(**content | {"files": digests})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that is there: its content, or what is wrong with it."""
 
     step: int
-    content: dict[str, Any] | None = None  # "files", "steps", "evals", "damaged", "extra"
+    content: Content | None = None
     problem: str | None = None
 
 
@@ -69,21 +86,22 @@ class Shelf:
         named = map(_step_of, files.names(self.folder, self.scratch))
         return sorted((step for kind, step in named if kind == "step"), reverse=True)
 
-    def newest(self) -> Found | None:
+    def newest(self) -> Candidate | None:
         """The last checkpoint, its index and its history read and checked; None: there is none."""
         for step in self.steps():
             try:
-                return Found(step, self._content(step))
+                return Candidate(step, self._content(step))
             except (OSError, ValueError) as error:
-                said = getattr(error, "strerror", None) or str(error)
-                return Found(step, problem=(said.splitlines() or [type(error).__name__])[0][:300])
+                text = getattr(error, "strerror", None) or str(error)
+                return Candidate(step, problem=(text.splitlines() or [type(error).__name__])[0][:300])
         return None
 
-    def _content(self, step: int) -> dict[str, Any]:
+    def _content(self, step: int) -> Content:
         folder = self.path(step)
         if not files.is_file(folder / INDEX, self.scratch):
-            old = files.is_file(folder / HISTORY, self.scratch)
-            raise ValueError(f"{INDEX} is missing" + ": an older version wrote it, whose files are not read" * old)
+            is_old = files.is_file(folder / HISTORY, self.scratch)
+            why = ": an older version wrote it, whose files are not read" if is_old else ""
+            raise ValueError(f"{INDEX} is missing{why}")
         content = files.read(folder / INDEX, self.scratch, INDEX_LIMIT_BYTES)
         try:
             index = files.parse_json(content)
@@ -94,14 +112,15 @@ class Shelf:
         for name, digest in digests.items():
             there = files.look(folder / name, self.scratch)
             if there is None or there.st_size != digest.size_bytes:
-                found = "no file" if there is None else f"{there.st_size} bytes"
-                raise ValueError(f"{name} is cut off or missing: {found}, of {digest.size_bytes} bytes")
+                what = "no file" if there is None else f"{there.st_size} bytes"
+                raise ValueError(f"{name} is cut off or missing: {what}, of {digest.size_bytes} bytes")
         history = Saved(folder, self.scratch, digests).json(HISTORY)
         problem = history_problem(history, step)
         if problem:
             raise ValueError(f"{HISTORY}: {problem}")
-        extra = [name for name in inside if name not in digests and name != INDEX]
-        return {"files": digests, "extra": extra} | {key: history[key] for key in ("steps", "evals", "damaged")}
+        unknown = [name for name in inside if name not in digests and name != INDEX]
+        damaged = [(at, why) for at, why in history["damaged"]]
+        return Content(digests, history["steps"], history["evals"], damaged, unknown)
 
     def _digests(self, index: object, step: int) -> dict[str, Digest]:
         if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -112,13 +131,10 @@ class Shelf:
         listed = index.get("files")
         if not isinstance(listed, dict):
             raise ValueError(f"{INDEX} lists no files")
-        digests = {}
-        for name, told in listed.items():
-            well = isinstance(told, list) and len(told) == 2 and type(told[0]) is int and isinstance(told[1], str)
-            if not (_NAME.fullmatch(name) and well and told[0] >= 0 and _SHA256.fullmatch(told[1])):
+        for name, entry in listed.items():
+            if not (_NAME.fullmatch(name) and _is_digest(entry)):
                 raise ValueError(f"{INDEX} lists {name[:80]!r} as no file can be")
-            digests[name] = Digest(*told)
-        return digests
+        return {name: Digest(*entry) for name, entry in listed.items()}
 
     def set_aside(self, step: int) -> str:
         """Gives its new name."""
@@ -151,7 +167,8 @@ def history_problem(history: object, step: int) -> str | None:
     """Why this cannot be the history of a run after `step` steps, or None."""
     if not isinstance(history, dict):
         return "no history"
-    rows, evals, damaged = (history.get(key) for key in ("steps", "evals", "damaged"))
+    rows: Any = history.get("steps")
+    evals, damaged = history.get("evals"), history.get("damaged")
     if not _are_rows(rows) or not _are_rows(evals):
         return "its steps and evals are no rows of numbers"
     if [row.get("step") for row in rows] != list(range(step)):
@@ -159,6 +176,14 @@ def history_problem(history: object, step: int) -> str | None:
     if not isinstance(damaged, list) or not all(_is_damage(each) for each in damaged):
         return "its damaged checkpoints are no steps and reasons"
     return None
+
+
+def _is_digest(entry: object) -> bool:
+    """Bytes, and a SHA-256 in hexadecimal."""
+    if not isinstance(entry, list) or len(entry) != 2:
+        return False
+    size, sha256 = entry
+    return type(size) is int and size >= 0 and isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
 
 
 def _are_rows(rows: object) -> bool:
@@ -177,8 +202,8 @@ def _is_damage(each: object) -> bool:
 
 def _step_of(name: str) -> tuple[str | None, int]:
     """("step", "writing" or "damaged", N) of a folder's name; (None, 0) of any other."""
-    found = re.fullmatch(r"(step|writing|damaged)-(0|[1-9][0-9]{0,17})", name)
-    return (found[1], int(found[2])) if found else (None, 0)
+    match = re.fullmatch(r"(step|writing|damaged)-(0|[1-9][0-9]{0,17})", name)
+    return (match[1], int(match[2])) if match else (None, 0)
 
 
 def _files_in(folder: Path, below: Path, prefix: str = "") -> Iterator[str]:

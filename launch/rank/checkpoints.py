@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from ...bench.messages import at_first, everywhere, from_first
 from ...bench.step_record import StepRecord
 from ...bench.tensor_file import Digest
 from ..process.error_report import one_line
-from .checkpoint_folders import Shelf
+from .checkpoint_folders import Candidate, Content, Shelf
 
 
 class Checkpoints:
@@ -29,7 +30,8 @@ class Checkpoints:
     """
 
     def __init__(self, scratch: Path, run_id: str) -> None:
-        self.shelf, self.damaged = Shelf(scratch, run_id), {}
+        self.shelf = Shelf(scratch, run_id)
+        self.damaged: dict[int, str] = {}
         self.first = _rank() == 0
 
     def resume(self, build: Callable[[], Engine], record: StepRecord) -> tuple[Engine, Training, int]:
@@ -37,45 +39,47 @@ class Checkpoints:
 
         build: makes the engine with its start values; called again where a checkpoint could be read in part only
         """
-        left = from_first(self.shelf.clear() if self.first else None)
+        set_aside_before = dict.fromkeys(
+            from_first(self.shelf.clear() if self.first else None), "an earlier start of the run found it damaged"
+        )
         engine = build()
-        while True:
-            found = from_first(self._newest() if self.first else None)
-            if found is None:
-                break
-            step, content, problem = found
-            if problem is None:
-                saved = Saved(
-                    self.shelf.path(step),
-                    self.shelf.scratch,
-                    {name: Digest(*told) for name, told in content["files"].items()},
-                )
-                problem = _load(engine, saved)
+        while candidate := self._newest():
+            problem = candidate.problem
+            if content := candidate.content:
+                problem = _load(engine, Saved(self.shelf.path(candidate.step), self.shelf.scratch, content.files))
                 if problem is None:
-                    self.damaged = dict(content["damaged"]) | _earlier(left) | self.damaged
+                    self.damaged = dict(content.damaged) | set_aside_before | self.damaged
                     engine.parameters_written()
-                    record.rows = content["steps"]
-                    return engine, Training(record, content["evals"]), step
+                    record.rows = content.steps
+                    return engine, Training(record, content.evals), candidate.step
                 engine.close()
                 engine = build()
-            self.damaged[step] = problem
+            assert problem is not None, "a checkpoint without content has a problem"
+            self.damaged[candidate.step] = problem
             if self.first:
-                self._set_aside(step, problem)
-        self.damaged = _earlier(left) | self.damaged
+                self._set_aside(candidate.step, problem)
+        self.damaged = set_aside_before | self.damaged
         return engine, Training(record), 0
 
-    def _newest(self) -> tuple | None:
-        found = self.shelf.newest()
-        if found is None:
+    def _newest(self) -> Candidate | None:
+        """As rank 0 sees it, on every rank."""
+        candidate = self.shelf.newest() if self.first else None
+        if candidate and candidate.content:
+            self._warn_of_unknown(candidate.step, candidate.content.unknown)
+        seen = from_first(_as_json(candidate))
+        if seen is None:
             return None
-        if found.content and (extra := found.content.pop("extra")):
-            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        step, content, problem = seen
+        return Candidate(step, None if content is None else Content.from_json(content), problem)
+
+    def _warn_of_unknown(self, step: int, names: list[str]) -> None:
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            folder = self.shelf.path(step)
             print(
-                f"warning: {self.shelf.path(found.step)} holds {extra[0]!r:.100}{more}, of which its index does not "
-                "know: not read",
+                f"warning: {folder} holds {names[0]!r:.100}{more}, of which its index does not know: not read",
                 file=sys.stderr,
             )
-        return found.step, found.content, found.problem
 
     def _set_aside(self, step: int, problem: str) -> None:
         aside = self.shelf.set_aside(step)
@@ -92,7 +96,8 @@ class Checkpoints:
         engine.save(out)
         written = at_first(out.digests)  # comes when all of them have written
         if self.first:
-            digests = {name: Digest(*told) for each in written for name, told in each.items()}
+            assert written is not None, "rank 0 gets what all have written"
+            digests = {name: Digest(*entry) for of_rank in written for name, entry in of_rank.items()}
             damaged = [[step, why] for step, why in self.damaged.items()]
             history = {"steps": training.steps.rows, "evals": training.evals, "damaged": damaged}
             self.shelf.put(out, done, digests, history)
@@ -109,8 +114,10 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _earlier(steps: list[int]) -> dict[int, str]:
-    return dict.fromkeys(steps, "an earlier start of the run found it damaged")
+def _as_json(candidate: Candidate | None) -> list[Any] | None:
+    if candidate is None:
+        return None
+    return [candidate.step, candidate.content and vars(candidate.content), candidate.problem]
 
 
 def _load(engine: Engine, saved: Saved) -> str | None:
@@ -123,11 +130,7 @@ def _load(engine: Engine, saved: Saved) -> str | None:
     except Exception as error:
         problem = one_line(error).removeprefix("ValueError: ")
     problems = everywhere(problem)  # fails, too, where a rank is gone: the checkpoint then stays
-    return next(
-        (
-            f"rank {rank}: {each}" if len(problems) > 1 else each
-            for rank, each in enumerate(problems)
-            if each is not None
-        ),
-        None,
-    )
+    for rank, each in enumerate(problems):
+        if each is not None:
+            return f"rank {rank}: {each}" if len(problems) > 1 else each
+    return None

@@ -100,10 +100,8 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     case = spec.parsed_case()
     reporter = Reporter(scratch, case.steps, active=world.rank == 0, launched=spec.launched, run_id=spec.run_id)
     reporter.phase("building")
-    if program is None:
-        from .training import execute as program
     try:
-        result = program(case, world, reporter)
+        result = (program or _training())(case, world, reporter)
     except Preempted:
         leave()
         raise
@@ -117,11 +115,18 @@ def _run(spec: RunSpec, place: Placement, scratch: Path, program: Program | None
     return before
 
 
+def _training() -> Program:
+    from .training import execute
+
+    return execute
+
+
 def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter) -> None:
+    """Rank 0's: the run's row, on the disk when this returns."""
     from ...results.store.store import RunStore
 
-    now, store = spec.launched.time_now(), RunStore(Path(spec.results))
-    row = _goodput(store.run_folder(spec.run_id), result, reporter, now)
+    now, run = spec.launched.time_now(), RunStore(Path(spec.results)).run(spec.run_id)
+    row = _goodput(run.path, result, reporter, now)
     row |= (
         spec.identity()
         | {
@@ -138,9 +143,9 @@ def write_row(spec: RunSpec, world: World, result: RunResult, reporter: Reporter
         | result.row
     )
     trained = Path(spec.scratch) / WEIGHTS
-    if result.status == "ok" and files.is_file(trained):  # before the row: who finds the row finds them
-        os.replace(trained, store.run_folder(spec.run_id) / WEIGHTS)
-    store.write_run(row, result.steps, result.evals, result.comm, result.ops)
+    if result.status == "ok" and files.is_file(trained):  # before the row: a reader of the row finds the weights
+        os.replace(trained, run.path / WEIGHTS)
+    run.write(row, result.steps, result.evals, result.comm, result.ops)
 
 
 def _goodput(run_folder: Path, result: RunResult, reporter: Reporter, now: float) -> dict[str, object]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable, Iterable, Sequence
 from math import log
+from typing import Any, TypedDict
 
 import numpy as np
 import torch.distributed as dist
@@ -20,7 +22,8 @@ from ...bench.loop import Training
 from ...parallelism.diloco.config import Outer
 from ...parallelism.diloco.plan import first_outer_step, round_of, steps_after_outer
 from ...parallelism.diloco.quorum import Meeting
-from ...results.schema.columns import COLLECTIVES, MESH_DIMS
+from ...results.schema.columns import MESH_DIMS
+from ...results.schema.row_columns import COLLECTIVES
 from ...results.table.held_out import val_hash
 from ...results.table.outer_cost import outer_cost
 from ...results.wording import count_of
@@ -31,6 +34,25 @@ TIMES = {
     name: name for name in ("data_time_s", "compute_time_s", "optimizer_time_s", "bubble_time_s", "optimizer_wait_s")
 }
 TIMES |= {"exposed_comm_time_s": "comm_time_s", "exposed_comm_time_min_s": "comm_time_min_s"}  # by column of `steps`
+
+
+Sums = dict[str, dict[str, dict[str, int]]]
+"""{"collective" | "dim": {name: {"bytes", "calls"}}}, as CommProbe.totals."""
+Steps = dict[str, list[Any]]
+"""Columns of `steps`."""
+
+
+class RankTotals(TypedDict):
+    """What one rank measured over the run; it goes to rank 0 as JSON."""
+
+    peak_memory_bytes: int | None
+    peak_host_memory_bytes: int | None
+    energy_j: float | None
+    energy_source: str | None
+    comm_s: float | None
+    comm: Sums | None
+    round: Sums | None
+    host: dict[str, object]
 
 
 def over_ranks(
@@ -45,45 +67,64 @@ def over_ranks(
 
     With a quorum the maxima are those of the ranks that are there at the end, and the sums null where one is missing.
     """
-    mine = {
+    mine = _totals(training, device, energy, host)
+    ranks = _gathered(mine)
+    all_there = _add_other_replicas(ranks, mine, meeting) if meeting else True
+    row: dict[str, object] = {
+        "peak_memory_bytes": _over(max, (rank["peak_memory_bytes"] for rank in ranks)),
+        "peak_host_memory_bytes": _over(max, (rank["peak_host_memory_bytes"] for rank in ranks)),
+        "comm_time_s": _over(max, (rank["comm_s"] for rank in ranks)),
+    }
+    row |= host_columns([rank["host"] for rank in ranks], all_there)
+    if not all_there:
+        return row
+    row["energy_j"] = _over(sum, (rank["energy_j"] for rank in ranks))
+    row["energy_source"] = _over(min, (rank["energy_source"] for rank in ranks))
+    return row | _communication_columns(ranks, outer)
+
+
+def _totals(training: Training, device: Device, energy: EnergyMeter, host: HostMeter) -> RankTotals:
+    """Of this rank."""
+    probe, round_probe = training.probe, training.round_probe
+    return {
         "peak_memory_bytes": device.peak_memory_bytes(),
         "peak_host_memory_bytes": device.peak_host_memory_bytes(),
         "energy_j": training.energy_j,
         "energy_source": energy.source if training.energy_j is not None else None,
-        "comm_s": training.probe.seconds if training.probe else None,
-        "comm": training.probe.totals() if training.probe else None,
-        "round": training.round_probe.totals() if training.round_probe else None,
+        "comm_s": probe.seconds if probe else None,
+        "comm": probe.totals() if probe else None,
+        "round": round_probe.totals() if round_probe else None,
         "host": host.told(),
     }
-    every = [mine]
-    if dist.is_initialized():
-        every = [None] * dist.get_world_size()
-        dist.all_gather_object(every, mine)
-    all_there = True
-    if meeting and meeting.replica:
+
+
+def _gathered(mine: RankTotals) -> list[RankTotals]:
+    """Of all ranks of the process group; collective."""
+    if not dist.is_initialized():
+        return [mine]
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, mine)
+    return ranks
+
+
+def _add_other_replicas(ranks: list[RankTotals], mine: RankTotals, meeting: Meeting) -> bool:
+    """With a quorum, where each replica has a process group of its own: rank 0 adds those of the others to its own.
+    False: one is missing."""
+    if meeting.replica:
         meeting.tell(json.dumps(mine))
-    elif meeting and not meeting.position:
-        told = [json.loads(each) for each in meeting.told() if each is not None]
-        all_there = len(every) + len(told) == meeting.positions * meeting.outer.replicas
-        every += told
-
-    def over(name: str, how) -> object:
-        told = [rank[name] for rank in every if rank[name] is not None]
-        return how(told) if told else None
-
-    row = {name: over(name, max) for name in ("peak_memory_bytes", "peak_host_memory_bytes")}
-    row |= {"comm_time_s": over("comm_s", max)} | host_columns([rank["host"] for rank in every], all_there)
-    if not all_there:
-        return row
-    row |= {"energy_j": over("energy_j", sum), "energy_source": over("energy_source", min)}
-    return row | _communication_columns(every, outer)
+    elif not meeting.position:
+        ranks += [json.loads(content) for content in meeting.told() if content is not None]
+        return len(ranks) == meeting.positions * meeting.outer.replicas
+    return True
 
 
-Sums = dict[str, dict[str, dict[str, float]]]
-"""{"collective" | "dim": {name: {"bytes", "calls"}}}, as CommProbe.totals."""
+def _over(combine: Callable[[list[Any]], Any], values: Iterable[Any]) -> Any:
+    """The combined values of those ranks that measured one; None: none did."""
+    measured = [value for value in values if value is not None]
+    return combine(measured) if measured else None
 
 
-def _sums(ranks: list[Sums]) -> Sums:
+def _sums(ranks: Sequence[Sums]) -> Sums:
     """Over the ranks."""
     return {
         axis: {
@@ -94,14 +135,16 @@ def _sums(ranks: list[Sums]) -> Sums:
     }
 
 
-def _communication_columns(ranks: list[dict], outer: Outer) -> dict[str, object]:
+def _communication_columns(ranks: Sequence[RankTotals], outer: Outer) -> dict[str, object]:
     """Of what every rank's probes counted; none where one has probed no step."""
-    if not all(rank["comm"] for rank in ranks):
+    probed = [rank["comm"] for rank in ranks if rank["comm"]]
+    if len(probed) < len(ranks):
         return {}
-    inner = _sums([rank["comm"] for rank in ranks])
+    inner = _sums(probed)
     if outer.algorithm == "none":
         return _communication(inner)
-    of_round = _sums([rank["round"] for rank in ranks])
+    assert outer.sync_every is not None, "an outer loop has a period"
+    of_round = _sums([rank["round"] for rank in ranks if rank["round"] is not None])
     return _communication(inner, of_round, outer.sync_every) | {
         "comm_bytes_inner_step": _bytes(inner),
         "comm_bytes_outer_round": _bytes(of_round),
@@ -118,7 +161,7 @@ def _communication(inner: Sums, of_round: Sums | None = None, period: int = 1) -
 
     def share(axis: str, name: str) -> dict[str, float]:
         """Whole bytes; calls are whole without an outer loop."""
-        nothing = {"bytes": 0, "calls": 0}
+        nothing: dict[str, int] = {"bytes": 0, "calls": 0}
         one, outer = inner[axis].get(name, nothing), of_round[axis].get(name, nothing)
         calls = one["calls"] + outer["calls"] / period if outer["calls"] else one["calls"]
         return {"bytes": round(one["bytes"] + outer["bytes"] / period), "calls": calls}
@@ -135,17 +178,17 @@ def _communication(inner: Sums, of_round: Sums | None = None, period: int = 1) -
     return row
 
 
-def _present(steps: dict[str, list]) -> list[float]:
+def _present(steps: Steps) -> list[float]:
     """With a quorum, the replicas in each outer step."""
     return [count for count in steps.get("replicas_present", []) if count is not None]
 
 
-def share_present(case: Case, steps: dict[str, list]) -> float:
+def share_present(case: Case, steps: Steps) -> float:
     """Share of the batches that reached the outer parameters: below 1 where a quorum went on without a replica."""
     return statistics.fmean(_present(steps)) / case.outer.replicas if _present(steps) else 1.0
 
 
-def quorum_columns(case: Case, steps: dict[str, list]) -> dict[str, object]:
+def quorum_columns(case: Case, steps: Steps) -> dict[str, object]:
     missed = sum(count < case.outer.replicas for count in _present(steps))
     return {"quorum_missed": missed} if case.outer.quorum else {}
 
@@ -173,7 +216,7 @@ def held_out_hash(case: Case, source: Source, training: Training) -> str | None:
     return val_hash(source.val_rows(at, min(at + HASHED, asked)) for at in range(0, asked, HASHED))
 
 
-def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict[str, object]:
+def loss_columns(case: Case, steps: Steps, training: Training) -> dict[str, object]:
     losses = steps["loss"]
     last = losses[-max(1, len(losses) // 10) :]
     held_out = [row for row in training.evals if row["step"] == case.recipe.steps]
@@ -196,7 +239,7 @@ def loss_columns(case: Case, steps: dict[str, list], training: Training) -> dict
     }
 
 
-def belief_columns(case: Case, source: Source, row: dict[str, object]) -> dict[str, object]:
+def belief_columns(case: Case, source: Source, row: dict[str, Any]) -> dict[str, object]:
     """Whether the held-out loss of the row can be."""
     if row["val_loss"] is None:
         return {}
@@ -205,38 +248,38 @@ def belief_columns(case: Case, source: Source, row: dict[str, object]) -> dict[s
     return {"unigram_nats": unigram, "val_warning": warning}
 
 
-def outer_columns(case: Case, steps: dict[str, list]) -> dict[str, object]:
+def outer_columns(case: Case, steps: Steps) -> dict[str, object]:
     """What the outer steps cost over the run, warm-up included, and the replicas' spread at the last of them."""
     if case.outer.algorithm == "none":
         return {}
 
-    def told(name: str) -> list[float]:
+    def measured(name: str) -> list[float]:
         return [value for value in steps.get(name, []) if value is not None]
 
-    last = {name: told(name)[-1] for name in ("replica_drift", "pseudograd_cosine") if told(name)}
+    last = {name: measured(name)[-1] for name in ("replica_drift", "pseudograd_cosine") if measured(name)}
     return last | {
-        "outer_steps": int(sum(told("outer_step"))),
-        "outer_bytes_per_rank": int(sum(told("outer_bytes"))),
-        "outer_time_s": sum(told("outer_time_s")),
-        "outer_exposed_s": sum(told("outer_exposed_s")),
+        "outer_steps": int(sum(measured("outer_step"))),
+        "outer_bytes_per_rank": int(sum(measured("outer_bytes"))),
+        "outer_time_s": sum(measured("outer_time_s")),
+        "outer_exposed_s": sum(measured("outer_exposed_s")),
         "outer_bytes_per_round": _bytes_of_round(case, steps),
     }
 
 
-def _bytes_of_round(case: Case, steps: dict[str, list]) -> int | None:
+def _bytes_of_round(case: Case, steps: Steps) -> int | None:
     """Of one rank; null where not every exchange of a round was reached. An exchange always sends as much."""
-    found, of_round = {}, round_of(case.outer, case.shape.layers)
+    sent_at, of_round = dict[int, int](), round_of(case.outer, case.shape.layers)
     for step, sent in zip(steps["step"], steps["outer_bytes"], strict=True):
         if of_round.exchanges_at(step + 1):
-            found[(step + 1) % of_round.steps] = sent
-    return int(sum(found.values())) if len(found) == len(of_round.phases) else None
+            sent_at[(step + 1) % of_round.steps] = sent
+    return int(sum(sent_at.values())) if len(sent_at) == len(of_round.phases) else None
 
 
-def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | None) -> dict[str, object]:
+def speed_columns(case: Case, steps: Steps, ranks: int, peak: float | None) -> dict[str, object]:
     """Medians over the timed steps, what an outer loop adds to them, and the rates that follow; null where every step
     was warm-up, or no outer step was timed."""
     timed = [t for t, warmup in zip(steps["step_time_s"], steps["warmup"], strict=True) if not warmup]
-    row: dict[str, object] = {"timed_steps": len(timed), "first_step_s": steps["step_time_s"][0]}
+    row: dict[str, Any] = {"timed_steps": len(timed), "first_step_s": steps["step_time_s"][0]}
     if not timed:
         count = len(steps["warmup"])
         why = f"all {count_of(count, 'step is', 'steps are')} warm-up: lower measure.warmup_steps, or more steps"
@@ -244,8 +287,8 @@ def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | 
     p05, p95 = np.quantile(timed, [0.05, 0.95]).tolist()
     row |= {"step_time_p05_s": p05, "step_time_p95_s": p95} | _step_time(case, steps, timed)
     for name, of_step in TIMES.items():
-        told = [t for t, warmup in zip(steps.get(of_step, []), steps["warmup"], strict=False) if not warmup]
-        row[name] = statistics.median(told) if told and None not in told else None
+        times = [t for t, warmup in zip(steps.get(of_step, []), steps["warmup"], strict=False) if not warmup]
+        row[name] = statistics.median(times) if times and None not in times else None
     if row["step_time_s"] is None:
         return row | {"tokens_per_s_reason": row["step_time_s_reason"]}
     tokens_per_s = case.recipe.global_batch * case.shape.seq_len / row["step_time_s"] * share_present(case, steps)
@@ -256,12 +299,12 @@ def speed_columns(case: Case, steps: dict[str, list], ranks: int, peak: float | 
     return row
 
 
-def _step_time(case: Case, steps: dict[str, list], timed: list[float]) -> dict[str, object]:
+def _step_time(case: Case, steps: Steps, timed: list[float]) -> dict[str, object]:
     """step_time_s and, with an outer loop, its parts or why there is none."""
     if case.outer.algorithm == "none":
         return {"step_time_s": statistics.median(timed)}
-    told = zip(steps["step"], steps["step_time_s"], steps["outer_exposed_s"], steps["warmup"], strict=True)
-    rows = [(step + 1, seconds, exposed or 0.0) for step, seconds, exposed, warmup in told if not warmup]
+    every = zip(steps["step"], steps["step_time_s"], steps["outer_exposed_s"], steps["warmup"], strict=True)
+    rows = [(step + 1, seconds, exposed or 0.0) for step, seconds, exposed, warmup in every if not warmup]
     cost = outer_cost(rows, round_of(case.outer, case.shape.layers))
     return {
         "step_time_s": cost.step_s,

@@ -37,7 +37,7 @@ class Before:
         import torch
         import torch.distributed as dist
 
-        found = "a process group was left standing" if dist.is_initialized() else None
+        left = "a process group was left standing" if dist.is_initialized() else None
         os.environ.clear()
         os.environ.update(self.env)
         os.chdir(self.folder)
@@ -46,27 +46,45 @@ class Before:
         torch.set_grad_enabled(self.grad)
         torch.use_deterministic_algorithms(self.deterministic)
         torch.set_num_threads(self.intra_op)
-        now = _functions().items()
-        replaced = [name for name, what in now if self.functions.get(name, what) is not what and not _of_torch(what)]
-        if replaced:
-            found = f"{replaced[0]} is not what it was"
-        torch.manual_seed(0)
-        random.seed(0)
-        if "numpy" in sys.modules:
-            sys.modules["numpy"].random.seed(0)
+        if replaced := self._replaced():
+            left = f"{replaced} is not what it was"
+        _reset_seeds()
         if "torch._dynamo" in sys.modules:
             torch._dynamo.reset()
         gc.unfreeze()  # main.py froze what had been imported, and what an earlier case left
         _forget_meshes()
         gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak of resident memory starts from what is resident now (proc(5))
-        left = [thread.name for thread in threading.enumerate() if thread not in self.threads and not thread.daemon]
-        return found or (f"thread {left[0]} runs on" if left else None)
+        _reset_memory()
+        threads = [thread.name for thread in threading.enumerate() if thread not in self.threads and not thread.daemon]
+        return left or (f"thread {threads[0]} runs on" if threads else None)
+
+    def _replaced(self) -> str | None:
+        """Name of a function of torch that another has taken the place of."""
+        for name, now in _functions().items():
+            if self.functions.get(name, now) is not now and not _of_torch(now):
+                return name
+        return None
+
+
+def _reset_seeds() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+
+
+def _reset_memory() -> None:
+    """Peaks of memory are those of the next case."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak of resident memory starts from what is resident now (proc(5))
 
 
 def _functions() -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,90 +44,136 @@ from .world import World
 def execute(case: Case, world: World, reporter: Reporter) -> RunResult | None:
     """Train the case on this world; collective. Rank 0 gets the result, the others None."""
     torch.set_num_threads(world.threads)
-    if case.layout.compile:  # a run killed while it compiles leaves half a library: nobody else's
+    if case.layout.compile:  # a run killed while it compiles leaves half a library: it must not serve another run
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(reporter.folder / "inductor")
-    device = Device(world.device)
-    source = open_source(case.data, case.shape.seq_len, case.recipe.seed)
-    if source.vocab > case.shape.vocab:
-        raise ValueError(f"model.vocab = {case.shape.vocab}: the data has tokens up to {source.vocab - 1}")
-    asked = case.measure.eval_sequences
-    source.val_rows(asked, asked)  # where there are fewer, that is said before the training and not after it
-    cuda_index = device.torch.index if device.cuda else None
-    energy, host = EnergyMeter(cuda_index, world.local_rank), HostMeter(world.local_rank == 0, cuda_index, _meet)
+    return RankTraining(case, world, reporter).run()
 
-    def build() -> Engine:
+
+class RankTraining:
+    """One rank's part in the training of a case; all methods are collective."""
+
+    def __init__(self, case: Case, world: World, reporter: Reporter) -> None:
+        self.case, self.world, self.reporter = case, world, reporter
+        self.device, self.source = Device(world.device), _source(case)
+        cuda_index = self.device.torch.index if self.device.cuda else None
+        self.energy = EnergyMeter(cuda_index, world.local_rank)
+        self.host = HostMeter(world.local_rank == 0, cuda_index, _meet)
+        self.checkpoints = Checkpoints(reporter.folder, reporter.run_id)
+
+    def run(self) -> RunResult | None:
+        engine, training, first_step = self.checkpoints.resume(self._build_engine, StepRecord(self.device))
+        if self.world.meeting:
+            self.world.meeting.begin()
+        startup_s = self.reporter.launched.elapsed_s()
+        self.reporter.begin(first_step)
+        self._train(engine, training, first_step)
+        if training.stopped:
+            engine.close()
+            done, steps = len(training.steps.rows), self.case.recipe.steps
+            raise Preempted(f"stopped at step {done} of {steps}, as asked")
+        self._leave_where_not_finite(training)
+        shared = over_ranks(training, self.device, self.energy, self.host, self.case.outer, self.world.meeting)
+        ops = self._after_training(engine) if training.finite else {}
+        peak = self.device.peak_flops(self.case.recipe.precision, self.case.measure.peak_matmul)
+        engine.close()
+        if self.world.rank:
+            return None
+        times = {"startup_s": startup_s, "resumed_from_step": first_step or None}
+        return self._result(training, shared | times, ops, peak)
+
+    def _build_engine(self) -> Engine:
+        """With the weights that the training starts from."""
+        case, world = self.case, self.world
         engine = build_engine(
-            case.shape, case.recipe, case.layout, case.outer, device.torch, world.meeting, case.borders
+            case.shape, case.recipe, case.layout, case.outer, self.device.torch, world.meeting, case.borders
         )
         if case.recipe.start_weights:
             first = world.rank % case.layout.ranks == 0  # of its replica
             engine.set_weights(weights.read(Path(case.recipe.start_weights)) if first else None)
         return engine
 
-    checkpoints = Checkpoints(reporter.folder, reporter.run_id)
-    engine, training, first_step = checkpoints.resume(build, StepRecord(device))
-    if world.meeting:
-        world.meeting.begin()
-    startup_s = reporter.launched.elapsed_s()
-    reporter.begin(first_step)
-    journal = StepJournal(reporter.folder, active=world.rank == 0)
-    timed_from = first_step + case.measure.warmup_steps
+    def _train(self, engine: Engine, training: Training, first_step: int) -> None:
+        case, host, reporter = self.case, self.host, self.reporter
+        journal = StepJournal(reporter.folder, active=self.world.rank == 0)
+        timed_from = first_step + case.measure.warmup_steps
 
-    def on_step(done: int, training: Training) -> None:
-        host.reached(done, timed_from, case.recipe.steps)
-        journal.append(training)
-        last = training.steps.rows[-1] if training.steps.rows else {}
-        speed = last["tokens_seen"] / (last["step"] + 1) / last["step_time_s"] if last else None
-        reporter.step(done, last.get("loss"), speed)
+        def on_step(done: int, training: Training) -> None:
+            host.reached(done, timed_from, case.recipe.steps)
+            journal.append(training)
+            last = training.steps.rows[-1] if training.steps.rows else {}
+            speed = last["tokens_seen"] / (last["step"] + 1) / last["step_time_s"] if last else None
+            reporter.step(done, last.get("loss"), speed)
 
-    host.reached(first_step, timed_from, case.recipe.steps)
-    train(
-        engine,
-        source,
-        case.recipe,
-        case.measure,
-        case.shape.seq_len,
-        device,
-        energy,
-        training,
-        first_step=first_step,
-        on_step=on_step,
-        checkpoint=lambda done, now: checkpoints.save(engine, done, now),
-        stop=None if world.meeting else lambda: asked_to_stop(reporter.folder),
-    )
-    device.finish()
-    host.stop()  # of a run that ended before its last step
-    journal.close()
-    if training.stopped:
-        engine.close()
-        raise Preempted(f"stopped at step {len(training.steps.rows)} of {case.recipe.steps}, as asked")
-    if not training.finite and world.meeting and world.meeting.replica:
-        raise FloatingPointError(f"{_first_bad(training)}: replica {world.meeting.replica} leaves the run")
-    shared = over_ranks(training, device, energy, host, case.outer, world.meeting)
-    if case.measure.keep_weights and training.finite:
-        whole = engine.weights()
-        if world.rank == 0:
-            weights.write(reporter.folder / WEIGHTS, whole)
-    ops = {}
-    if case.measure.profile_steps and training.finite:
-        ops = _profiled(engine, source, case, device)
-    peak, peak_source = device.peak_flops(case.recipe.precision, case.measure.peak_matmul)
-    engine.close()
-    if world.rank:
-        return None
-    steps = training.steps.columns()
-    row = case_columns(case, source, len(training.steps.rows), share_present(case, steps)) | shared
-    row |= loss_columns(case, steps, training) | outer_columns(case, steps) | quorum_columns(case, steps)
-    row |= {"startup_s": startup_s, "resumed_from_step": first_step or None} | checkpoints.columns()
-    row |= speed_columns(case, steps, world.size, peak) | {"peak_flops": peak, "peak_flops_source": peak_source}
-    row |= environment_columns(device)
-    row |= belief_columns(case, source, row)
-    row["val_hash"] = held_out_hash(case, source, training)
-    evals = {name: [each[name] for each in training.evals] for name in (training.evals or [{}])[0]}
-    evals |= {"val_hash": [row["val_hash"]] * len(training.evals)} if evals else {}
-    if training.finite:
-        return RunResult("ok", row, steps, evals, ops=ops)
-    return RunResult("diverged", row, steps, evals, reason=_first_bad(training))
+        host.reached(first_step, timed_from, case.recipe.steps)
+        train(
+            engine,
+            self.source,
+            case.recipe,
+            case.measure,
+            case.shape.seq_len,
+            self.device,
+            self.energy,
+            training,
+            first_step=first_step,
+            on_step=on_step,
+            checkpoint=lambda done, now: self.checkpoints.save(engine, done, now),
+            stop=None if self.world.meeting else lambda: asked_to_stop(reporter.folder),
+        )
+        self.device.finish()
+        host.stop()  # of a run that ended before its last step
+        journal.close()
+
+    def _leave_where_not_finite(self, training: Training) -> None:
+        """With a quorum: a replica other than the first, whose loss is not finite, leaves the run to the others."""
+        meeting = self.world.meeting
+        if meeting and meeting.replica and not training.finite:
+            raise FloatingPointError(f"{_first_bad(training)}: replica {meeting.replica} leaves the run")
+
+    def _after_training(self, engine: Engine) -> dict[str, Any]:
+        """Keep the weights, and profile a few more steps, where the case asks for it. Columns of `ops`."""
+        measure = self.case.measure
+        if measure.keep_weights:
+            whole = engine.weights()
+            if self.world.rank == 0:
+                weights.write(self.reporter.folder / WEIGHTS, whole)
+        return _profiled(engine, self.source, self.case, self.device) if measure.profile_steps else {}
+
+    def _result(
+        self, training: Training, known: dict[str, object], ops: dict[str, Any], peak: tuple[float | None, str | None]
+    ) -> RunResult:
+        """known: columns that need every rank, and those of the start"""
+        case, steps = self.case, training.steps.columns()
+        peak_flops, peak_source = peak
+        row: dict[str, Any] = case_columns(case, self.source, len(training.steps.rows), share_present(case, steps))
+        row |= known | loss_columns(case, steps, training) | outer_columns(case, steps) | quorum_columns(case, steps)
+        row |= self.checkpoints.columns()
+        row |= speed_columns(case, steps, self.world.size, peak_flops)
+        row |= {"peak_flops": peak_flops, "peak_flops_source": peak_source}
+        row |= environment_columns(self.device)
+        row |= belief_columns(case, self.source, row)
+        row["val_hash"] = held_out_hash(case, self.source, training)
+        evals = _eval_columns(training, row["val_hash"])
+        if training.finite:
+            return RunResult("ok", row, steps, evals, ops=ops)
+        return RunResult("diverged", row, steps, evals, reason=_first_bad(training))
+
+
+def _source(case: Case) -> Source:
+    """Raises ValueError: the data does not fit the case."""
+    source = open_source(case.data, case.shape.seq_len, case.recipe.seed)
+    if source.vocab > case.shape.vocab:
+        raise ValueError(f"model.vocab = {case.shape.vocab}: the data has tokens up to {source.vocab - 1}")
+    wanted = case.measure.eval_sequences
+    source.val_rows(wanted, wanted)  # where there are fewer, that is said before the training and not after it
+    return source
+
+
+def _eval_columns(training: Training, val_hash: object) -> dict[str, list[Any]]:
+    """Columns of `evals`; empty where nothing was evaluated."""
+    if not training.evals:
+        return {}
+    columns = {name: [each[name] for each in training.evals] for name in training.evals[0]}
+    return columns | {"val_hash": [val_hash] * len(training.evals)}
 
 
 def _meet() -> None:
@@ -135,7 +182,7 @@ def _meet() -> None:
         dist.all_reduce(torch.zeros(1))
 
 
-def _profiled(engine: Engine, source: Source, case: Case, device: Device) -> dict:
+def _profiled(engine: Engine, source: Source, case: Case, device: Device) -> dict[str, Any]:
     """Columns of `ops`: what the last step would do, done again under the profiler. Collective."""
     recipe, (begin, end) = case.recipe, engine.rows()
     last = (recipe.steps - 1) * recipe.global_batch

@@ -18,6 +18,7 @@ from ..store.client import find
 
 if TYPE_CHECKING:
     from ...parallelism.diloco.quorum import Meeting
+    from ..store.torch_store import SharedStore
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def join(spec: RunSpec, place: Placement, secret: bytes) -> World:
 
     Raises
     ------
-    WorldError: the world is not the one that the run wants
+    WorldError: the world is not the one that the run needs
     """
     import torch
     import torch.distributed as dist
@@ -52,7 +53,7 @@ def join(spec: RunSpec, place: Placement, secret: bytes) -> World:
     from ..store.torch_store import SharedStore, forget
 
     if place.size != spec.size:
-        raise WorldError(f"run {spec.run_id} wants {count_of(spec.size, 'rank')}, {place.source} gives {place.size}")
+        raise WorldError(f"run {spec.run_id} needs {count_of(spec.size, 'rank')}, {place.source} gives {place.size}")
     threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores() // place.local_size)
     torch.set_num_threads(threads)
     device, identifier = _device(spec.device, place)
@@ -61,23 +62,29 @@ def join(spec: RunSpec, place: Placement, secret: bytes) -> World:
     seat = Seat(place.rank, place.local_rank, place.size, spec.nonce, socket.gethostname(), os.getpid(), identifier)
     seats, store = agree(client, seat, spec.join_timeout_s), SharedStore(client)
     more: dict[str, Any] = {} if device == "cpu" else {"device_id": torch.device(device)}
-    outer, rank, size, meeting, prefix = spec.parsed_case().outer, place.rank, place.size, None, "group"
-    if outer.quorum:  # a world for each replica: a dead one breaks no other
-        from ...parallelism.diloco.quorum import Meeting
-
-        size = place.size // outer.replicas
-        replica, rank = divmod(place.rank, size)
-        meeting = Meeting(store, outer, replica, rank, size, lambda: lost_replicas(Path(spec.scratch)))
-        prefix = f"group/{replica}"
+    rank, size, meeting, prefix = place.rank, place.size, None, "group"
+    if spec.parsed_case().outer.quorum:  # a world for each replica: a dead one breaks no other
+        meeting = _meeting(spec, place, store)
+        rank, size, prefix = meeting.position, meeting.positions, f"group/{meeting.replica}"
     dist.init_process_group(
         "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-        store=dist.PrefixStore(prefix, store),
+        store=dist.PrefixStore(prefix, store),  # type: ignore[attr-defined]  # torch exports it from C++ only
         rank=rank,
         world_size=size,
         **more,
     )
     backend = "gloo" if device == "cpu" else "nccl"
     return World(place.rank, place.size, place.local_rank, place.local_size, device, backend, threads, seats, meeting)
+
+
+def _meeting(spec: RunSpec, place: Placement, store: SharedStore) -> Meeting:
+    """Where the replicas meet: each has a process group of its own."""
+    from ...parallelism.diloco.quorum import Meeting
+
+    outer = spec.parsed_case().outer
+    size = place.size // outer.replicas
+    replica, position = divmod(place.rank, size)
+    return Meeting(store, outer, replica, position, size, lambda: lost_replicas(Path(spec.scratch)))
 
 
 def leave() -> None:

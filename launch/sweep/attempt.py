@@ -23,7 +23,7 @@ from ..process.step_journal import read_journal
 from ..process.watchdog import keep_stacks
 from ..schedulers import job_columns
 from .display import Display
-from .local import Callback, Executor
+from .executor import Callback, Executor
 from .plan import AnyCase, PlannedRun, RunnableStudy, outcome_of
 
 ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
@@ -180,7 +180,7 @@ class RunAttempt:
         """Who ran where; nothing where the run ended before its ranks had come together."""
         try:
             text = files.read(self.scratch / WORLD).decode()
-            ranks = files.parse_json(text)
+            ranks: Any = files.parse_json(text)
             return {"ranks_json": text, "nodes": len({str(rank["host"]) for rank in ranks})}
         except (OSError, ValueError, LookupError, TypeError):
             return {}

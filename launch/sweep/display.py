@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from ..process.diagnosis import tail
 from ..process.outcome import Outcome
-from ..process.progress import read_progress
+from ..process.progress import Progress, read_progress
 from ..process.scratch import log_file
 from ..study.case import Case
 from ..study.labels import labels
 
 if TYPE_CHECKING:
-    from .plan import PlannedRun
+    from rich.progress import Progress as Bar
+
+    from .plan import AnyCase, PlannedRun
 
 REFRESH_S = 0.25
 
@@ -27,32 +29,33 @@ def make_display(quiet: bool) -> Display:
     """The one that suits standard error."""
     if quiet:
         return Failures()
-    return Bars() if sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" else Lines()
+    is_interactive = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+    return Bars() if is_interactive else Lines()
 
 
 class Display:
     """Shows nothing; the others do. All methods are called by the sweep, in this order."""
 
-    def plan(self, pending: Sequence[PlannedRun]) -> None:
+    def plan(self, pending: Sequence[PlannedRun[AnyCase]]) -> None:
         """The runs to come; a line of one of them says in what its case differs from the others of its name."""
         self.total, self.number = len(pending), 0
         cases = {run.case.case_id: run.case for run in pending if isinstance(run.case, Case)}
         self._labels = dict(zip(cases, labels(list(cases.values())), strict=True))
 
-    def name(self, run: PlannedRun) -> str:
+    def name(self, run: PlannedRun[AnyCase]) -> str:
         case = self._labels.get(run.case.case_id)  # none of a sweep of collectives
         return run.label if case is None else f"{case} r{run.repeat}"
 
-    def started(self, run: PlannedRun, scratch: Path) -> None:
+    def started(self, run: PlannedRun[AnyCase], scratch: Path) -> None:
         """The ranks of `run` have been started. The first heavy import may happen here, not before."""
 
     def tick(self) -> None:
         """Called often while a run is on; must be cheap."""
 
-    def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
+    def ended(self, run: PlannedRun[AnyCase], outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         self.number += 1
 
-    def passed_over(self, run: PlannedRun) -> None:
+    def passed_over(self, run: PlannedRun[AnyCase]) -> None:
         self.number += 1
 
     def close(self) -> None:
@@ -62,7 +65,7 @@ class Display:
 class Failures(Display):
     """One line for each run that failed, and nothing else."""
 
-    def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
+    def ended(self, run: PlannedRun[AnyCase], outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)
         if outcome.bad:
             print(summary_line(self.name(run), outcome, row), file=sys.stderr, flush=True)
@@ -71,7 +74,7 @@ class Failures(Display):
 class Lines(Display):
     """One plain line for each run that ended; the last lines that the rank to blame printed, when it failed."""
 
-    def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
+    def ended(self, run: PlannedRun[AnyCase], outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)
         self.say(f"[{self.number}/{self.total}] {summary_line(self.name(run), outcome, row)}")
         if row.get("val_warning"):
@@ -87,15 +90,18 @@ class Lines(Display):
 class Bars(Lines):
     """A bar for the study and one for the run, with tokens/s, loss and the time that is left."""
 
-    def plan(self, pending: Sequence[PlannedRun]) -> None:
+    def plan(self, pending: Sequence[PlannedRun[AnyCase]]) -> None:
         super().plan(pending)
-        self._rich, self._next = None, 0.0
+        self._progress: Bar | None = None
+        self._next = 0.0
 
-    def started(self, run: PlannedRun, scratch: Path) -> None:
+    def started(self, run: PlannedRun[AnyCase], scratch: Path) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
-        if self._rich is None:
+        bar = self._progress
+        if bar is None:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=30),
@@ -104,45 +110,51 @@ class Bars(Lines):
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             )
-            self._rich = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._study = self._rich.add_task("study", total=self.total, completed=self.number, measured="runs")
-            self._rich.start()
-        self._run = self._rich.add_task(self.name(run), total=run.case.steps, measured="starting")
+            bar = self._progress = Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            self._study = bar.add_task("study", total=self.total, completed=self.number, measured="runs")
+            bar.start()
+        self._run = bar.add_task(self.name(run), total=run.case.steps, measured="starting")
         self._scratch = scratch
-        self._rich.refresh()
+        bar.refresh()
 
     def tick(self) -> None:
         now = time.monotonic()
-        if self._rich is None or now < self._next:
+        if self._progress is None or now < self._next:
             return
         self._next = now + REFRESH_S
         if progress := read_progress(self._scratch):
-            facts = [] if progress.phase == "training" else [progress.phase]
-            facts += [f"{progress.tokens_per_s:,.0f} tokens/s"] if progress.tokens_per_s is not None else []
-            facts += [f"loss {progress.loss:.3f}"] if progress.loss is not None else []
-            self._rich.update(self._run, completed=progress.step, measured="  ".join(facts))
-        self._rich.refresh()
+            self._progress.update(self._run, completed=progress.step, measured="  ".join(_measured(progress)))
+        self._progress.refresh()
 
-    def ended(self, run: PlannedRun, outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
-        if self._rich is not None:
-            self._rich.remove_task(self._run)
+    def ended(self, run: PlannedRun[AnyCase], outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
+        if self._progress is not None:
+            self._progress.remove_task(self._run)
         super().ended(run, outcome, row, scratch)
-        if self._rich is not None:
-            self._rich.update(self._study, completed=self.number)
+        if self._progress is not None:
+            self._progress.update(self._study, completed=self.number)
 
     def say(self, line: str) -> None:
-        if self._rich is None:
+        if self._progress is None:
             super().say(line)
         else:
-            self._rich.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        if self._rich is not None:
-            self._rich.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
 
-def summary_line(name: str, outcome: Outcome, row: Mapping[str, object]) -> str:
-    facts = [outcome.status.ljust(9), name]
+def _measured(progress: Progress) -> list[str]:
+    facts = [] if progress.phase == "training" else [progress.phase]
+    if progress.tokens_per_s is not None:
+        facts.append(f"{progress.tokens_per_s:,.0f} tokens/s")
+    if progress.loss is not None:
+        facts.append(f"loss {progress.loss:.3f}")
+    return facts
+
+
+def summary_line(label: str, outcome: Outcome, row: Mapping[str, object]) -> str:
+    facts = [outcome.status.ljust(9), label]
     for name, form in (("wall_s", "{:.1f} s"), ("tokens_per_s", "{:,.0f} tokens/s"), ("loss", "loss {:.3f}")):
         value = row.get(name)
         if isinstance(value, int | float):

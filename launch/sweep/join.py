@@ -6,7 +6,7 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from ..host import mpi
 from ..host.placement import Placement, WorldError, find_placement
@@ -18,9 +18,6 @@ from ..store.meeting import Point, other_host, serve, slurm_point, torchrun_poin
 from ..store.secret import derive, exported, shared
 from ..store.server import StoreServer
 from .peers import PATIENCE_S, Peers
-
-if TYPE_CHECKING:
-    pass
 
 JOIN_TIMEOUT_S = 120.0
 
@@ -62,33 +59,41 @@ def join_supervisors(
         except BaseException as error:
             if server:  # else it serves as long as this process lives
                 server.close()
-            if not isinstance(error, OSError):
-                raise
-            said = f"the store at {host} went away while supervisors came together: {error}"
-            raise WorldError(said) from error
+            if isinstance(error, OSError):
+                line = f"the store at {host} went away while supervisors came together: {error}"
+                raise WorldError(line) from error
+            raise
     return Peers(client, place, seats, patience_s, secret)
 
 
-def _through_mpi(place: Placement, given: bytes | None) -> tuple[Placement, Point, bytes | None, socket.socket | None]:
-    """(place, where to meet, the exported secret if all have the same one, rank 0's listener)."""
+class MpiMeeting(NamedTuple):
+    """What MPI's ranks have agreed on."""
+
+    place: Placement
+    point: Point  # where they meet
+    secret: bytes | None  # the exported one, if all have the same
+    listener: socket.socket | None  # rank 0's
+
+
+def _through_mpi(place: Placement, secret: bytes | None) -> MpiMeeting:
     comm = mpi.load().COMM_WORLD
     if (comm.rank, comm.size) != (place.rank, place.size):
         raise mpi.another(f"mpirun says rank {place.rank} of {place.size}", f"rank {comm.rank} of {comm.size}")
     hosts = comm.allgather(socket.gethostname())
     neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[place.rank]]
     place = replace(place, local_rank=neighbours.index(place.rank), local_size=len(neighbours))
-    told, listener = None, None
+    point, problem, listener = None, "", None
     if place.rank == 0:
         try:
             listener = listen(reachable_address(hosts, other_host(hosts)))
-            told = (*listener.getsockname()[:2], f"mpi {os.urandom(8).hex()}.0")
+            host, port = listener.getsockname()[:2]
+            point = Point(host, f"mpi {os.urandom(8).hex()}.0", port)
         except Exception as error:  # the others wait for a word
-            told = f"rank 0 on {hosts[0]} cannot serve the rendezvous: {one_line(error)}"
-    told = comm.bcast(told)
-    name = "" if isinstance(told, str) else told[2]
-    proofs = comm.allgather(None if given is None else derive(given, "proof", name))
+            problem = f"rank 0 on {hosts[0]} cannot serve the rendezvous: {one_line(error)}"
+    point, problem = comm.bcast((point, problem))
+    proofs = comm.allgather(None if secret is None else derive(secret, "proof", point.name if point else ""))
     # From here on they meet in the store: MPI's own end would wait for supervisors that are gone.
     mpi.load().Finalize()
-    if isinstance(told, str):
-        raise WorldError(told)
-    return place, Point(told[0], name, told[1]), given if len(set(proofs)) == 1 else None, listener
+    if point is None:
+        raise WorldError(problem)
+    return MpiMeeting(place, point, secret if len(set(proofs)) == 1 else None, listener)

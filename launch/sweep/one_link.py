@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..host.link import Link, link_columns
 
@@ -16,7 +17,7 @@ class SameLink:
     def __init__(self, folder: Path) -> None:
         self.folder, self.here = folder, _link(link_columns())
 
-    def refuse(self, run_id: str, row: Mapping[str, object]) -> None:
+    def refuse(self, run_id: str, row: Mapping[str, Any]) -> None:
         """
         Raises
         ------
@@ -29,7 +30,7 @@ class SameLink:
             )
 
 
-def _link(row: Mapping[str, object]) -> Link | None:
+def _link(row: Mapping[str, Any]) -> Link | None:
     rate, rtt = (row.get(name) for name in ASKED)
     return Link(rate or None, rtt or None) if row.get("lab") else None
 

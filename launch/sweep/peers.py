@@ -68,29 +68,28 @@ class Peers:
         self.beat()
         now = time.monotonic()
         for rank, (last, since) in list(self._heard.items()):
-            heard = self._ask(self.store.get, f"beat/{rank}") if self._there(f"beat/{rank}") else b""
+            heard = self._read(f"beat/{rank}") or b""
             if self.gone:
                 break
-            who = self.seats[rank].label()
             if heard == LEFT.encode():
-                self.gone = StopDemand(StopReason.LEFT, f"the supervisor of {who} has ended", rank)
+                line = f"the supervisor of {self.seats[rank].label()} has ended"
+                self.gone = StopDemand(StopReason.LEFT, line, rank)
             elif heard == last and now - since > self.patience_s:
-                self._miss(
-                    StopDemand(StopReason.NO_SUPERVISOR, f"the supervisor of {who} is gone", rank), number, quorum
-                )
+                self._miss(rank, number, quorum)
             elif heard != last:
                 self._heard[rank] = (heard, now)
         return self.gone is None
 
-    def _miss(self, stop: StopDemand, number: int, quorum: Quorum | None) -> None:
-        """What disappeared ends the run here, or with a quorum its replica."""
-        replicas = {quorum.replica(rank) for rank in (*self.missed, stop.rank)} if quorum else set()
+    def _miss(self, rank: int, number: int, quorum: Quorum | None) -> None:
+        """A supervisor that disappeared ends the run here, or with a quorum its replica."""
+        demand = StopDemand(StopReason.NO_SUPERVISOR, f"the supervisor of {self.seats[rank].label()} is gone", rank)
+        replicas = {quorum.replica(each) for each in (*self.missed, rank)} if quorum else set()
         if quorum is None or not quorum.stands(replicas | self.lost(number, quorum)):
-            self.gone = stop
+            self.gone = demand
             return
-        self.missed[stop.rank] = stop
-        del self._heard[stop.rank]
-        self._ask(self.store.set, f"lost/{number}/{quorum.replica(stop.rank)}", "")
+        self.missed[rank] = demand
+        del self._heard[rank]
+        self._ask(self.store.set, f"lost/{number}/{quorum.replica(rank)}", "")
 
     @property
     def broken(self) -> StopDemand | None:
@@ -98,7 +97,7 @@ class Peers:
         return self.gone or next(iter(self.missed.values()), None)
 
     def silence_s(self) -> float:
-        """For how long the store has not answered a question. For another thread: who asked is waiting for it."""
+        """For how long the store has not answered a question. Call it from another thread: the requester is blocked."""
         asked_at = self._asked_at
         return 0.0 if asked_at is None else time.monotonic() - asked_at
 
@@ -109,8 +108,8 @@ class Peers:
             return None
         self._last_check = time.monotonic()
         if self._there(f"stop/{number}"):
-            asked = self._ask(self.store.get, f"stop/{number}")
-            return self.gone if asked is None else _stop(json.loads(asked))
+            content = self._ask(self.store.get, f"stop/{number}")
+            return self.gone if content is None else _stop(json.loads(content))
         return None if self.all_alive(number, quorum) else self.gone
 
     def lost(self, number: int, quorum: Quorum) -> set[int]:
@@ -122,7 +121,7 @@ class Peers:
         return self._lost
 
     def publish(self, number: int, ending: Ending, quorum: Quorum | None = None) -> None:
-        """Tell how run `number` ended here; anything but well ends it everywhere, or with a quorum its replica."""
+        """Publish how run `number` ended here; anything but a success ends it everywhere, or with a quorum its replica."""
         if quorum and ending.cause == Cause.LOST:
             self._ask(self.store.set, f"lost/{number}/{quorum.replica(self.place.rank)}", "")
         stopped = ending.cause == Cause.PREEMPTED and all(code == REQUEUE_STATUS for code in ending.exits.values())
@@ -131,44 +130,57 @@ class Peers:
         self._ask(self.store.set, f"ended/{number}/{self.place.rank}", json.dumps(asdict(ending)))
 
     def gather(self, number: int, mine: Ending, quorum: Quorum | None = None) -> list[Ending]:
-        """The endings of all supervisors that lived to tell; only rank 0 gathers. With a quorum the other replicas are
-        ended some seconds after replica 0."""
-        endings, missing, done_at = [mine], {seat.rank for seat in self.seats} - {self.place.rank}, None
-        while missing := missing - set(self.missed):
-            if quorum and quorum.first_is_done(all_exits(endings)):
+        """The endings that all supervisors which still live have published; only rank 0 gathers. With a quorum the
+        other replicas are ended some seconds after replica 0."""
+        endings = {self.place.rank: mine}
+        missing = {seat.rank for seat in self.seats} - {self.place.rank}
+        done_at: float | None = None
+        while missing := missing - endings.keys() - self.missed.keys():
+            if quorum and quorum.first_is_done(all_exits(list(endings.values()))):
                 done_at = done_at or time.monotonic()
                 if time.monotonic() - done_at > PARTING_S:
                     self._demand(number, StopDemand(StopReason.PARTED))
-            alive = self.all_alive(number, quorum)  # before looking: who leaves has told how it ended
-            for rank in [rank for rank in missing if self._there(f"ended/{number}/{rank}")]:
-                if (told := self._ask(self.store.get, f"ended/{number}/{rank}")) is not None:
-                    endings.append(_ending(json.loads(told)))
-                    missing.remove(rank)
+            alive = self.all_alive(number, quorum)  # before looking: a supervisor publishes its ending before it leaves
+            endings |= self._published(number, missing)
             if not alive:
                 break
             time.sleep(0.02)
-        if missing:
-            endings.append(Ending(Cause.STOPPED, {}, detail=self.gone.line if self.gone else "", stop=self.gone))
+        gathered = list(endings.values())
+        if missing - endings.keys():
+            detail = self.gone.line if self.gone else ""
+            gathered.append(Ending(Cause.STOPPED, {}, detail=detail, stop=self.gone))
+        return gathered
+
+    def _published(self, number: int, ranks: set[int]) -> dict[int, Ending]:
+        """The endings of run `number` that are there, by rank."""
+        endings = {}
+        for rank in ranks:
+            if (content := self._read(f"ended/{number}/{rank}")) is not None:
+                endings[rank] = _ending(json.loads(content))
         return endings
 
     def order(self, number: int, order: dict[str, Any]) -> None:
         self._ask(self.store.set, f"order/{number}", json.dumps(order))
 
     def next_order(self, number: int) -> dict[str, Any] | None:
-        """The order, if it has been given yet."""
-        return json.loads(self._ask(self.store.get, f"order/{number}")) if self._there(f"order/{number}") else None
+        """The order, if it has been published yet."""
+        content = self._read(f"order/{number}")
+        return None if content is None else json.loads(content)
 
     def wait_until_left(self, timeout_s: float = 5.0) -> None:
         """Rank 0 may hold the store: it stays until all have read the last order."""
         deadline = time.monotonic() + timeout_s
         waiting = {seat.rank for seat in self.seats} - {self.place.rank, *self.missed}
         while waiting and self.gone is None and time.monotonic() < deadline:
-            heard = {rank: self._ask(self.store.get, f"beat/{rank}") for rank in waiting if self._there(f"beat/{rank}")}
-            waiting = {rank for rank in waiting if heard.get(rank) != LEFT.encode()}
+            waiting = {rank for rank in waiting if self._read(f"beat/{rank}") != LEFT.encode()}
             time.sleep(0.02)
 
     def _demand(self, number: int, stop: StopDemand) -> None:
         self._ask(self.store.set, f"stop/{number}", json.dumps(asdict(stop)))
+
+    def _read(self, key: str) -> bytes | None:
+        """None: it has not been set, or the store is gone."""
+        return self._ask(self.store.get, key) if self._there(key) else None
 
     def _there(self, key: str) -> bool:
         return bool(self._ask(self.store.check, [key]))
@@ -187,12 +199,17 @@ class Peers:
             self._asked_at = None
 
 
-def _ending(told: dict[str, Any]) -> Ending:
-    exits = {int(rank): code for rank, code in told["exits"].items()}
-    reports = tuple(map(parsed_report, told["reports"]))
-    stop = _stop(told["stop"]) if told["stop"] else None
-    return Ending(Cause(told["cause"]), exits, reports, told["oom_kills"], told["detail"], stop, tuple(told["halted"]))
+def _ending(content: dict[str, Any]) -> Ending:
+    return Ending(
+        cause=Cause(content["cause"]),
+        exits={int(rank): code for rank, code in content["exits"].items()},
+        reports=tuple(map(parsed_report, content["reports"])),
+        oom_kills=content["oom_kills"],
+        detail=content["detail"],
+        stop=_stop(content["stop"]) if content["stop"] else None,
+        halted=tuple(content["halted"]),
+    )
 
 
-def _stop(told: dict[str, Any]) -> StopDemand:
-    return StopDemand(StopReason(told["reason"]), told["line"], told["rank"])
+def _stop(content: dict[str, Any]) -> StopDemand:
+    return StopDemand(StopReason(content["reason"]), content["line"], content["rank"])

@@ -49,6 +49,10 @@ class Summary:
             other_sizes=plan.other_sizes,
         )
 
+    def interrupt(self, reason: str, *, signal: str | None = None, requeue: bool = False) -> None:
+        """The sweep ends before it is done. signal: that ended it, by name; requeue: its job is to be queued again"""
+        self.interrupted, self.signal, self.requeue = reason, signal, requeue
+
     @property
     def nothing_measured(self) -> bool:
         """The table has no whole run of what was asked for, and no other sweep is at it."""

@@ -15,7 +15,7 @@ from ..process.outcome import Outcome
 from ..process.supervisor import Signals
 from .attempt import RunAttempt, run_spec
 from .display import Display
-from .local import Executor
+from .executor import Executor
 from .plan import RETRIED, AnyCase, Plan, PlannedRun, RunnableStudy, damaged_lines, outcome_of, wanted
 from .summary import Summary, undone
 
@@ -65,8 +65,8 @@ class Sweep:
 
     def _look(self, summary: Summary) -> None:
         """Whether a signal has ended the sweep."""
-        if summary.interrupted is None:
-            summary.interrupted = summary.signal = self.signals.received
+        if summary.interrupted is None and self.signals.received:
+            summary.interrupt(self.signals.received, signal=self.signals.received)
 
     def _tidy(self, plan: Plan[AnyCase]) -> None:
         """What a sweep that was killed left of runs that had just written their row."""
@@ -80,10 +80,10 @@ class Sweep:
     def _goes_on(self, summary: Summary) -> bool:
         """Asked where there is more to do."""
         if summary.interrupted is None and (broken := self.executor.broken):
-            summary.interrupted, summary.requeue = broken.line, broken.reason is not StopReason.LEFT
+            summary.interrupt(broken.line, requeue=broken.reason is not StopReason.LEFT)
         self._look(summary)
         if summary.interrupted is None and self.signals.warned:
-            summary.interrupted, summary.requeue = f"stopped by {self.signals.warned}", True
+            summary.interrupt(f"stopped by {self.signals.warned}", requeue=True)
         return summary.interrupted is None
 
     def _write_skipped(self) -> None:
@@ -104,9 +104,9 @@ class Sweep:
                 return True
             outcome = summary.outcomes[planned.run_id] = self._execute(planned, claim)
         if outcome.status == "cancelled":
-            summary.interrupted, summary.signal = self.signals.received or outcome.reason, self.signals.received
+            summary.interrupt(self.signals.received or outcome.reason or "cancelled", signal=self.signals.received)
         elif outcome.status == "preempted":
-            summary.interrupted, summary.requeue = outcome.reason, True
+            summary.interrupt(outcome.reason or "preempted", requeue=True)
         return True
 
     def _pass_over(self, planned: PlannedRun[AnyCase], status: str, summary: Summary) -> None:

@@ -9,31 +9,31 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...results.store.store import RunStore
 from ..host.link import link_columns
 from ..host.sockets import listen, reachable_address
+from ..process.cause import StopDemand
 from ..process.diagnosis import diagnose
 from ..process.error_report import one_line
-from ..process.guard import Guard, end_marked, new_mark
+from ..process.guard import end_marked
 from ..process.outcome import Outcome
 from ..process.preemption import REQUEUE_STATUS
 from ..process.quorum import Quorum
 from ..process.run_spec import RunSpec
-from ..process.supervisor import RANK_COMMAND, Signals, WatchOptions, start, watch
-from ..process.warm_pool import WarmPool
-from ..process.watchdog import Watchdog
+from ..process.supervisor import RANK_COMMAND, Signals, WatchOptions
 from ..schedulers import job_columns
 from ..store.meeting import other_host
 from ..store.secret import derive
 from ..store.server import StoreServer
 from ..study.unmet import refuse_here
 from .display import Display
-from .local import Callback
+from .executor import Callback, HostRanks
 from .peers import BEAT_S, Peers
 from .plan import make_plan
 from .summary import Summary
@@ -46,49 +46,40 @@ if TYPE_CHECKING:
 class WorldExecutor:
     """Rank 0's: publishes each run as an order, runs its own rank of it, and judges what all supervisors report."""
 
+    broken: StopDemand | None = None
+
     def __init__(self, peers: Peers, signals: Signals, launcher: str, command: Sequence[str] = RANK_COMMAND) -> None:
-        self.peers, self.signals, self.launcher, self.command = peers, signals, launcher, command
-        self.mark, self.guard, self.number, self.broken = new_mark(), None, 0, None
-        self.pool = WarmPool()
+        self.peers, self.launcher, self.ranks, self.number = peers, launcher, HostRanks(signals, command), 0
         hosts = [seat.host for seat in peers.seats]
         # A lab's nodes share one machine; another world of a scheduler's job may have more hosts than this one.
         self.one_host = bool(link_columns()) or (len(set(hosts)) == 1 and not job_columns())
         self.address = reachable_address(hosts, other_host(hosts))
 
+    @property
+    def mark(self) -> str:
+        return self.ranks.mark
+
     def execute(self, spec: RunSpec, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
         self.number += 1
         spec = replace(spec, address=self.address, nonce=os.urandom(8).hex())
-        secret = derive(self.peers.secret, "run", spec.nonce).hex()
+        secret = _secret_of(self.peers, spec)
         with StoreServer([listen(self.address)], secret.encode()) as shared_store:
             return self._run(replace(spec, port=shared_store.port), secret, time_limit_s, started, tick)
 
     def _run(self, spec: RunSpec, secret: str, time_limit_s: float, started: Callback, tick: Callback) -> Outcome:
-        scratch, begun = Path(spec.scratch), time.monotonic()
-        self.peers.order(self.number, {"run": spec.to_json()})
-        try:
-            begin = self.pool.start if spec.isolation == "pool" else start
-            children = begin(spec, [self.peers.place], self.mark, secret, self.command)
-            self.guard = self.guard or Guard(self.mark)
-            started()
-        except BaseException:
-            end_marked(self.mark)
-            raise
-        quorum = Quorum.of(spec.parsed_case())  # whose replicas are at different steps: no checkpoint
-        options = WatchOptions(
-            deadline=begun + time_limit_s,
-            signals=self.signals,
-            tick=tick,
-            stop_demand=lambda: self.peers.stop_demand(self.number, quorum),
-            watchdog=Watchdog(scratch, spec.hang_limit_s),
-            quorum=quorum,
-            lost_elsewhere=lambda: self.peers.lost(self.number, quorum),
-            grace_s=0.0 if quorum else spec.grace_s,
-            keep=spec.isolation == "pool",
+        peers, number, quorum = self.peers, self.number, Quorum.of(spec.parsed_case())
+        deadline = time.monotonic() + time_limit_s
+        peers.order(number, {"run": spec.to_json()})
+        children = self.ranks.start(spec, [peers.place], secret, started)
+        options = replace(
+            self.ranks.options(spec, deadline, quorum, tick),
+            stop_demand=partial(peers.stop_demand, number, quorum),
+            lost_elsewhere=_lost_elsewhere(peers, number, quorum),
         )
-        ending = watch(children, scratch, self.mark, options)
-        self.peers.publish(self.number, ending, quorum)
-        outcome = diagnose(self.peers.gather(self.number, ending, quorum), scratch, time_limit_s, quorum)
-        self.broken = self.peers.broken
+        ending = self.ranks.watch(spec, children, options)
+        peers.publish(number, ending, quorum)
+        outcome = diagnose(peers.gather(number, ending, quorum), Path(spec.scratch), time_limit_s, quorum)
+        self.broken = peers.broken
         return outcome
 
     def dismiss(self, code: int, message: str | None) -> None:
@@ -98,15 +89,21 @@ class WorldExecutor:
         self.close()
 
     def close(self) -> None:
-        self.pool.close()
-        if self.guard:
-            self.guard.close()
+        self.ranks.close()
+
+
+def _secret_of(peers: Peers, spec: RunSpec) -> str:
+    return derive(peers.secret, "run", spec.nonce).hex()
+
+
+def _lost_elsewhere(peers: Peers, number: int, quorum: Quorum | None) -> Callable[[], set[int]]:
+    return partial(peers.lost, number, quorum) if quorum else set
 
 
 def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND) -> tuple[int, str | None]:
     """What every other supervisor does: run its rank of each order until the last one. Gives exit status and why."""
-    mark, guard, number, pool = new_mark(), None, 0, WarmPool()
-    threading.Thread(target=_end_when_cut_off, args=(peers, mark), daemon=True).start()
+    ranks, number = HostRanks(signals, command), 0
+    threading.Thread(target=_end_when_cut_off, args=(peers, ranks.mark), daemon=True).start()
     try:
         while True:
             number += 1
@@ -115,34 +112,26 @@ def follow(peers: Peers, signals: Signals, command: Sequence[str] = RANK_COMMAND
                 return (REQUEUE_STATUS, peers.gone.line) if peers.gone else (1, f"ended by {signals.received}")
             if "run" not in order:
                 return order["code"], order["end"]
-            spec = RunSpec.from_json(order["run"])
-            scratch = Path(spec.scratch)
-            # On a disk of its own, where the results folder is not shared.
-            RunStore(spec.results).scratch(spec.run_id)
-            try:
-                begin = pool.start if spec.isolation == "pool" else start
-                secret = derive(peers.secret, "run", spec.nonce).hex()
-                children = begin(spec, [peers.place], mark, secret, command)
-                guard = guard or Guard(mark)
-            except BaseException:
-                end_marked(mark)
-                raise
-            quorum = Quorum.of(spec.parsed_case())
-            options = WatchOptions(
-                deadline=None,
-                signals=signals,
-                stop_demand=lambda number=number: peers.stop_demand(number),
-                quorum=quorum,
-                lost_elsewhere=lambda number=number, quorum=quorum: peers.lost(number, quorum),
-                keep=spec.isolation == "pool",
-            )
-            ending = watch(children, scratch, mark, options)
-            peers.publish(number, ending, quorum)
+            _follow_run(peers, ranks, number, RunSpec.from_json(order["run"]))
     finally:
         peers.leave()
-        pool.close()
-        if guard:
-            guard.close()
+        ranks.close()
+
+
+def _follow_run(peers: Peers, ranks: HostRanks, number: int, spec: RunSpec) -> None:
+    """Rank 0's supervisor decides when it ends."""
+    RunStore(spec.results).scratch(spec.run_id)  # on a disk of its own, where the results folder is not shared
+    quorum = Quorum.of(spec.parsed_case())
+    children = ranks.start(spec, [peers.place], _secret_of(peers, spec))
+    options = WatchOptions(
+        deadline=None,
+        signals=ranks.signals,
+        stop_demand=partial(peers.stop_demand, number),
+        quorum=quorum,
+        lost_elsewhere=_lost_elsewhere(peers, number, quorum),
+        keep=spec.isolation == "pool",
+    )
+    peers.publish(number, ranks.watch(spec, children, options), quorum)
 
 
 def _end_when_cut_off(peers: Peers, mark: str) -> None:
@@ -182,7 +171,8 @@ def work(
     """
     launcher = {"mpi": "mpirun", "slurm": "srun"}.get(peers.place.source, peers.place.source)
     executor = WorldExecutor(peers, signals, launcher, command)
-    message, code = "rank 0's supervisor failed", 1
+    message: str | None = "rank 0's supervisor failed"
+    code = 1
     try:
         store = RunStore(store_folder)
         plan = make_plan(study, store, retry_failed=retry_failed, size=peers.place.size, only=only)

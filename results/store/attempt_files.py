@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..schema.columns import Column
+from ..schema.column import Column
 from ..schema.schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, checked_row, columns, refuse_unknown
 from ..wording import count_of
 from . import digests

@@ -53,7 +53,16 @@ def damaged_tables(sources: Sequence[Source]) -> list[str]:
 
     sources: of a snapshot of all attempts
     """
-    return [line for one in sources for line in (_of_part(one.part) if hasattr(one, "part") else _of_runs(one))]
+    from .loose import Loose
+    from .snapshot import Packed
+
+    lines: list[str] = []
+    for source in sources:
+        if isinstance(source, Packed):
+            lines += _of_part(source.part)
+        elif isinstance(source, Loose):
+            lines += _of_runs(source)
+    return lines
 
 
 def _of_runs(loose: Loose) -> Iterator[str]:
@@ -109,7 +118,7 @@ def _why(error: Exception) -> object:
     return error.strerror if isinstance(error, OSError) else error
 
 
-def _check(row: dict, table: str, content: bytes) -> None:
+def _check(row: Mapping[str, object], table: str, content: bytes) -> None:
     """Raises ValueError: it is not what was written."""
     digests.check_table(row, table, content)
     if not (content.startswith(MARK) and content.endswith(MARK)):

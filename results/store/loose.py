@@ -13,15 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from .. import files
+from ..schema.column import Column
 from ..schema.schema import SCHEMA_VERSION, SchemaError, arrow_schema, checked, columns
 from . import digests
 from .arrow_file import rows_in
-from .attempts import OTHERS, STARTS, attempts_in, rows_column
+from .attempts import OTHERS, ROW_FILE, STARTS, attempts_in, rows_column
 from .part import DAMAGE, INDEX, KEPT, rows_schema
 
 CHUNK = 2_000  # attempts read before they become columns
@@ -129,31 +131,47 @@ def read_loose(path: Path, all_attempts: bool, some: Sequence[tuple[Path, str]] 
     ------
     NewerRow: a row of a newer schema than this version knows
     """
-    notes, pieces = Notes(), []
+    notes, batches = Notes(), list[_Batch]()
     runs = _numbered(path, run_folders(path) if some is None else some, notes)
     while chunk := list(islice(runs, CHUNK)):
-        if all_attempts:
-            pieces.append(
-                _piece([(folder, run_id, n) for folder, run_id, numbers in chunk for n in numbers], path, notes)
-            )
-        while chunk and not all_attempts:
-            pieces.append(_piece([(folder, run_id, numbers[-1]) for folder, run_id, numbers in chunk], path, notes))
-            good = set(pieces[-1].table["run_id"].to_pylist())
-            chunk = [(folder, run_id, numbers[:-1]) for folder, run_id, numbers in chunk if run_id not in good]
-            chunk = [one for one in chunk if one[2]]
-    loaded = pa.concat_tables([arrow_schema("runs").empty_table(), *(piece.table for piece in pieces)])
-    folders = [folder for piece in pieces for folder in piece.folders]
-    return Loose(path, folders, loaded, [other for piece in pieces for other in piece.others], notes)
+        batches += _all_of(chunk, path, notes) if all_attempts else _last_of(chunk, path, notes)
+    loaded = pa.concat_tables([arrow_schema("runs").empty_table(), *(batch.table for batch in batches)])
+    folders = [folder for batch in batches for folder in batch.folders]
+    return Loose(path, folders, loaded, [other for batch in batches for other in batch.others], notes)
+
+
+class _Run(NamedTuple):
+    """A run with the numbers of its attempts."""
+
+    folder: Path
+    run_id: str
+    numbers: list[int]
+
+
+class _Attempt(NamedTuple):
+    run_folder: Path
+    run_id: str
+    number: int
+
+    @property
+    def folder(self) -> Path:
+        return self.run_folder / f"a{self.number}"
+
+    @property
+    def row_file(self) -> Path:
+        return self.folder / ROW_FILE
 
 
 @dataclass
-class _Piece:
+class _Batch:
+    """Attempts that were read together."""
+
     folders: list[Path]
     table: pa.Table
     others: list[dict]
 
 
-def _numbered(path: Path, runs: Sequence[tuple[Path, str]], notes: Notes) -> Iterator[tuple[Path, str, list[int]]]:
+def _numbered(path: Path, runs: Sequence[tuple[Path, str]], notes: Notes) -> Iterator[_Run]:
     for folder, run_id in runs:
         try:
             numbers = attempts_in(folder, path)
@@ -161,47 +179,70 @@ def _numbered(path: Path, runs: Sequence[tuple[Path, str]], notes: Notes) -> Ite
             notes.add(folder, error)
             continue
         if numbers:
-            yield folder, run_id, numbers
+            yield _Run(folder, run_id, numbers)
 
 
-def _piece(tried: Sequence[tuple[Path, str, int]], below: Path, notes: Notes) -> _Piece:
+def _all_of(runs: Sequence[_Run], below: Path, notes: Notes) -> list[_Batch]:
+    attempts = [_Attempt(run.folder, run.run_id, number) for run in runs for number in run.numbers]
+    return [_batch(attempts, below, notes)]
+
+
+def _last_of(runs: Sequence[_Run], below: Path, notes: Notes) -> Iterator[_Batch]:
+    """Each run's last attempt that can be read."""
+    while runs:
+        batch = _batch([_Attempt(run.folder, run.run_id, run.numbers[-1]) for run in runs], below, notes)
+        yield batch
+        read = set(batch.table["run_id"].to_pylist())
+        runs = [
+            run._replace(numbers=run.numbers[:-1]) for run in runs if run.run_id not in read and len(run.numbers) > 1
+        ]
+
+
+def _batch(attempts: Sequence[_Attempt], below: Path, notes: Notes) -> _Batch:
     """The rows of these attempts as columns; what is damaged is noted and left out."""
-    found, contents = [], []
-    for folder, run_id, number in tried:
-        file = folder / f"a{number}" / "run.json"
-        try:
-            content = digests.unsealed(files.read(file, below))
-            version = checked(columns("runs")["schema_version"], content.get("schema_version"))
-        except DAMAGE as error:
-            notes.add(file, error)
-            continue
-        if version > SCHEMA_VERSION:
-            raise NewerRow(
-                f"{file} has schema version {version}; this Scalade reads up to {SCHEMA_VERSION}: upgrade scalade"
-            )
-        found.append((folder / f"a{number}", run_id, number))
-        contents.append(content)
-    values, wrong = _cells(contents)
-    for at, (_, run_id, number) in enumerate(found):
-        told = values["run_id"][at], values["attempt"][at]
-        if at not in wrong and told != (run_id, number):
-            wrong[at] = SchemaError(f"the row is attempt {told[1]} of {told[0]}, the folder is another's")
-    for at, error in wrong.items():
-        notes.add(found[at][0] / "run.json", error)
-    good = [at for at in range(len(found)) if at not in wrong]
+    contents = {attempt: content for attempt in attempts if (content := _content(attempt, below, notes)) is not None}
+    read = list(contents)
+    values, damage = _cells(list(contents.values()))
+    for at, attempt in enumerate(read):
+        run_id, number = values["run_id"][at], values["attempt"][at]
+        if at not in damage and (run_id, number) != (attempt.run_id, attempt.number):
+            damage[at] = SchemaError(f"the row is attempt {number} of {run_id}, the folder is another's")
+    for at, error in damage.items():
+        notes.add(read[at].row_file, error)
+    good = [at for at in range(len(read)) if at not in damage]
+    if damage:
+        values = {name: [cells[at] for at in good] for name, cells in values.items()}
     schema = arrow_schema("runs")
-    arrays = []
-    for name in schema.names:
-        some = values[name] if not wrong else [values[name][at] for at in good]
-        arrays.append(pa.array(some, schema.field(name).type))
-    known = set(schema.names)
-    others = [{name: contents[at][name] for name in contents[at].keys() - known} for at in good]
-    return _Piece([found[at][0] for at in good], pa.table(arrays, schema=schema), others)
+    table = pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)
+    others = [_other_columns(contents[read[at]]) for at in good]
+    return _Batch([read[at].folder for at in good], table, others)
+
+
+def _other_columns(content: dict[str, object]) -> dict[str, object]:
+    """Columns of other versions."""
+    return {name: content[name] for name in content.keys() - columns("runs").keys()}
+
+
+def _content(attempt: _Attempt, below: Path, notes: Notes) -> dict[str, object] | None:
+    """The attempt's row; None: it is damaged, which is noted. Raises NewerRow."""
+    try:
+        content = digests.unsealed(files.read(attempt.row_file, below))
+        version = checked(columns("runs")["schema_version"], content.get("schema_version"))
+    except DAMAGE as error:
+        notes.add(attempt.row_file, error)
+        return None
+    assert isinstance(version, int), "checked() gives an integer for this column"
+    if version > SCHEMA_VERSION:
+        raise NewerRow(
+            f"{attempt.row_file} has schema version {version}; this Scalade reads up to {SCHEMA_VERSION}: "
+            "upgrade scalade"
+        )
+    return content
 
 
 def _cells(contents: Sequence[dict]) -> tuple[dict[str, list], dict[int, Exception]]:
     """Values by column of `runs`, as checked() gives them, and by row what is wrong with it: the first wrong cell."""
-    values, wrong = {}, {}
+    values, wrong = dict[str, list](), dict[int, Exception]()
     for name, column in columns("runs").items():
         cells = [content.get(name) for content in contents]
         kinds = set(map(type, cells))
@@ -217,18 +258,20 @@ def _cells(contents: Sequence[dict]) -> tuple[dict[str, list], dict[int, Excepti
     return values, wrong
 
 
-def _plain(column, cells: list, kinds: set[type]) -> bool:
+def _plain(column: Column, cells: list, kinds: set[type]) -> bool:
     """Whether checked() would leave these cells, which are of the column's type, as they are."""
     if column.required and NONE in kinds:
         return False
+    if kinds <= {NONE}:
+        return True
     if column.type == "string":
         texts = set(cells) - {None}
         return texts <= set(column.values) if column.values else all(map(_is_text, texts))
-    if column.type == "int64" and int in kinds:
-        numbers = [cell for cell in cells if cell is not None]
-        return -(2**63) <= min(numbers) and max(numbers) < 2**63
-    if column.type == "float64" and float in kinds and not column.keeps_nan:
-        return all(math.isfinite(cell) for cell in cells if cell is not None)
+    values = [cell for cell in cells if cell is not None]
+    if column.type == "int64":
+        return -(2**63) <= min(values) and max(values) < 2**63
+    if column.type == "float64":
+        return column.keeps_nan or all(map(math.isfinite, values))
     return True
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..schema.rows import Row, rows_of
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .part import Part
 
 FOLDER = "table"
+Losses = dict[str, tuple[int, str]]  # run_id -> its last attempt of which something is lost, and what
+TRIES = 20  # readings that meet a packing; the last one takes things as they are
 SETTLED_S = 2.0  # a folder changed less long ago may change again within the same tick of its clock
 
 
@@ -27,16 +29,30 @@ class Place:
     at: int  # in the part's order
 
 
+class _Attempt(NamedTuple):
+    run_id: str
+    attempt: int
+    status: str
+
+
+class _ReadPart(NamedTuple):
+    """A part with its attempts in its order: None for one that does not count as done, for what `losses` says."""
+
+    part: Part
+    attempts: list[_Attempt | None]
+    losses: Losses
+
+
 class PackedRuns:
     """run_id -> attempt -> where it lies, of every part that can be read."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
-        self._known: tuple | None = None
-        self._parts: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
+        self._known: tuple[int | None, bool] | None = None  # when the folder was changed, and whether that has settled
+        self._parts: dict[str, _ReadPart] = {}
         self._places: dict[str, dict[int, Place]] = {}
         self._rows: dict[tuple, dict[int, Row]] = {}
-        self._lost: dict[str, tuple[int, str]] = {}
+        self._lost: Losses = {}
         self._damaged: dict[str, str] = {}
 
     def attempts(self, run_id: str) -> dict[int, Place]:
@@ -66,7 +82,7 @@ class PackedRuns:
         except DAMAGE:
             return None
 
-    def row(self, place: Place) -> dict | None:
+    def row(self, place: Place) -> dict[str, Any] | None:
         """The attempt's row; None: it is damaged."""
         from ..schema.schema import columns
         from .part import DAMAGE
@@ -109,51 +125,53 @@ class PackedRuns:
         self._take()
 
     def _take(self) -> None:
-        from .part import DAMAGE, NewerPart, Part, part_names
+        """Read the parts that there are now; a part may be taken into another between listing and opening."""
+        from .part import part_names
 
-        for _ in range(20):  # a part may be taken into another between listing and opening
+        for _ in range(TRIES):
             names = part_names(self.results)
             if names == list(self._parts):
                 return
-            found: dict[str, tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]] = {}
-            gone, damaged = False, {}
-            for name in names:
-                try:
-                    found[name] = self._parts.get(name) or _read(Part(self.results / FOLDER / name, self.results))
-                except FileNotFoundError:
-                    gone = True
-                except NewerPart:
-                    raise  # its runs are done: to leave it out would be to run them again
-                except DAMAGE as error:
-                    damaged[name] = str(error)  # what it holds is not there: it runs again
-            if not gone:
+            parts, damaged, is_whole = self._read_all(names)
+            if is_whole:
                 break
-        self._parts, self._rows, self._damaged = found, {}, damaged
-        places: dict[str, dict[int, Place]] = {}
-        self._lost = {}
-        for part, rows, lost in found.values():
-            self._lost |= {run_id: max(one, self._lost.get(run_id, one)) for run_id, one in lost.items()}
-            for at, row in enumerate(rows):
+        self._parts, self._rows, self._damaged = parts, {}, damaged
+        self._places, self._lost = {}, {}
+        for one in parts.values():
+            self._lost |= {run_id: max(lost, self._lost.get(run_id, lost)) for run_id, lost in one.losses.items()}
+            for at, row in enumerate(one.attempts):
                 if row is not None:
-                    run_id, attempt, status = row
-                    places.setdefault(run_id, {})[attempt] = Place(status, part, at)
-        self._places = places
+                    self._places.setdefault(row.run_id, {})[row.attempt] = Place(row.status, one.part, at)
+
+    def _read_all(self, names: Sequence[str]) -> tuple[dict[str, _ReadPart], dict[str, str], bool]:
+        """(the parts by name, why others are damaged, whether none of them is gone)."""
+        from .part import DAMAGE, NewerPart, Part
+
+        parts, damaged, is_whole = dict[str, _ReadPart](), dict[str, str](), True
+        for name in names:
+            try:
+                parts[name] = self._parts.get(name) or _read(Part(self.results / FOLDER / name, self.results))
+            except FileNotFoundError:
+                is_whole = False
+            except NewerPart:
+                raise  # its runs are done: to leave it out would be to run them again
+            except DAMAGE as error:
+                damaged[name] = str(error)  # what it holds is not there: it runs again
+        return parts, damaged, is_whole
 
 
-def _read(part: Part) -> tuple[Part, list[tuple[str, int, str] | None], dict[str, tuple[int, str]]]:
-    """(the part, its attempts, None for one that does not count as done, and why by run).
-
-    Of an attempt that is not ok the row counts alone.
-    """
+def _read(part: Part) -> _ReadPart:
+    """Of an attempt that is not ok the row counts alone."""
     from .salvage import losses
 
-    rows = list(zip(*(part.index[name].to_pylist() for name in ("run_id", "attempt", "status")), strict=True))
-    why: dict[str, tuple[int, str]] = {}
+    rows = zip(*(part.index[name].to_pylist() for name in ("run_id", "attempt", "status")), strict=True)
+    attempts: list[_Attempt | None] = [_Attempt(*row) for row in rows]
+    lost_of: Losses = {}
     for loss in losses(part):
         for at in loss.lost.nonzero()[0].tolist() if loss.name != "kept" else ():
-            if rows[at] is not None and (loss.name == "runs" or rows[at][2] == "ok"):
-                run_id, attempt, _ = rows[at]
-                one = attempt, f"{FOLDER}/{part.folder.name}/{loss.name}.arrow: {loss.error}"
-                why[run_id] = max(one, why.get(run_id, one))
-                rows[at] = None
-    return part, rows, why
+            row = attempts[at]
+            if row is not None and (loss.name == "runs" or row.status == "ok"):
+                lost = row.attempt, f"{FOLDER}/{part.folder.name}/{loss.name}.arrow: {loss.error}"
+                lost_of[row.run_id] = max(lost, lost_of.get(row.run_id, lost))
+                attempts[at] = None
+    return _ReadPart(part, attempts, lost_of)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,11 @@ from .. import files
 from ..schema.schema import arrow_schema, columns
 from . import digests
 from .attempt_files import arrow_bytes
-from .attempts import OTHERS, RUN_ID, STARTS, attempts_in
+from .attempts import OTHERS, ROW_FILE, RUN_ID, STARTS, attempts_in
 from .loose import Loose, NewerRow, Notes, read_loose, run_folders, starts_in
 from .part import DAMAGE, DIGESTS, FOLDER, INDEX, KEPT, KEYS, LOCK, Part, PartWriter, part_names, rows_schema
 from .row_digests import row_digests
-from .snapshot import Held, Packed, Snapshot, ordered, stretches
+from .snapshot import Held, Packed, Snapshot, Source, ordered, stretches
 
 AT_ONCE = 10_000  # runs that are read before a part is written
 LARGEST = 250_000  # attempts in a part
@@ -132,7 +132,7 @@ def table_lock(results: Path, wait: bool = True) -> Iterator[None]:
 
 def write_part(results: Path, held: Held) -> None:
     """A new part of these attempts, and of the newest parts that are no larger. For who holds the table's lock."""
-    parts, names, total = [], part_names(results), len(held.index)
+    parts, names, total = list[Part](), part_names(results), len(held.index)
     number = max((int(name[1:]) for name in names), default=0) + 1
     every = arrow_schema("runs").names
     for name in reversed(names):
@@ -141,7 +141,7 @@ def write_part(results: Path, held: Held) -> None:
             break
         parts.insert(0, part)
         total += len(part)
-    sources = [*(Packed(part, every, Notes()) for part in parts), held]
+    sources: list[Source] = [*(Packed(part, every, Notes()) for part in parts), held]
     stored = set().union(*(source.stored for source in sources), KEYS)
     merged = ordered(sources, [], Notes(), True, None)
     aside = results / FOLDER / f"{files.ASIDE}{os.getpid()}-{os.urandom(4).hex()}"
@@ -211,7 +211,7 @@ def _whole(loose: Loose) -> tuple[Held, list[Path]]:
 
 def _is_plain(folder: Path, below: Path) -> bool:
     """Whether the attempt's folder holds nothing but ours."""
-    ours = {"run.json", *(f"{name}.arrow" for name in OTHERS)}
+    ours = {ROW_FILE, *(f"{name}.arrow" for name in OTHERS)}
     try:
         return set(files.names(folder, below)) <= ours
     except OSError:  # gone since
@@ -219,36 +219,56 @@ def _is_plain(folder: Path, below: Path) -> bool:
 
 
 def _release(results: Path, folders: Sequence[Path], starts: Sequence[str | None], runs: Iterable[Path]) -> None:
-    """Remove the attempts that stand in a part now, and of these runs what nobody needs any more."""
-    by_run: dict[Path, tuple[list[Path], set]] = {run: ([], set()) for run in runs}
+    """Remove the attempts that are in a part now, and of these runs what is not needed any more."""
+    attempts: dict[Path, list[Path]] = {run: [] for run in runs}
+    packed_starts: dict[Path, set[str | None]] = {run: set() for run in attempts}
     for folder, text in zip(folders, starts, strict=True):
-        by_run[folder.parent][0].append(folder)
-        by_run[folder.parent][1].add(text)
-    for run, (attempts, texts) in by_run.items():
-        if not attempts and not all(name == LOCK or name.startswith(files.ASIDE) for name in _names(run, results)):
-            continue
-        try:
-            lock = files.open_file(run / LOCK, results, os.O_RDWR | os.O_CREAT)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for folder in attempts:
-                _remove(folder, results)
-            for name in _names(run, results):
-                if name.startswith(files.ASIDE):
-                    files.remove(run / name, results)
-            if (now := starts_in(run, results)) is not None and now in texts:
-                files.remove(run / STARTS, results)
-            if _names(run, results) == [LOCK]:
-                files.remove(run / LOCK, results)
-                with suppress(OSError):  # somebody has begun to write there
-                    os.rmdir(run)
-        except BlockingIOError:
-            continue  # somebody is at this run: its rows stand twice, and the same, until the next packing
-        finally:
-            os.close(lock)
+        attempts[folder.parent].append(folder)
+        packed_starts[folder.parent].add(text)
+    for run in attempts:
+        if attempts[run] or all(name == LOCK or name.startswith(files.ASIDE) for name in _names(run, results)):
+            with _locked(run, results) as is_ours:
+                if is_ours:
+                    _empty(run, attempts[run], packed_starts[run], results)
     files.sync_folder(results / "runs", results)
+
+
+@contextmanager
+def _locked(run: Path, results: Path) -> Iterator[bool]:
+    """False: another process holds the run, or it cannot be locked: its rows are in both places, and the same, until
+    the next packing."""
+    try:
+        lock = files.open_file(run / LOCK, results, os.O_RDWR | os.O_CREAT)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _try_lock(lock)
+    finally:
+        os.close(lock)
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _empty(run: Path, attempts: Sequence[Path], packed_starts: Collection[str | None], results: Path) -> None:
+    """Remove from a run's folder what a part has, and the folder where nothing else is in it."""
+    for folder in attempts:
+        _remove(folder, results)
+    for name in _names(run, results):
+        if name.startswith(files.ASIDE):
+            files.remove(run / name, results)
+    if (starts := starts_in(run, results)) is not None and starts in packed_starts:
+        files.remove(run / STARTS, results)
+    if _names(run, results) == [LOCK]:
+        files.remove(run / LOCK, results)
+        with suppress(OSError):  # another process has begun to write there
+            os.rmdir(run)
 
 
 def _names(folder: Path, results: Path) -> list[str]:
@@ -281,26 +301,16 @@ def _sound(results: Path, name: str) -> Part | None:
 
 def _unpack(results: Path, part: Part) -> int:
     """Write the part's attempts into run folders, and sync them; those that are there already stay."""
-    source, count, folders = Packed(part, arrow_schema("runs").names, Notes()), 0, set()
-    others = {name: source.part.rows(name, rows_schema(name).names) for name in OTHERS}
-    starts = {name: np.cumsum(part.index[name].to_numpy()) - part.index[name].to_numpy() for name in OTHERS}
+    contents, count, folders = _PartContents(part), 0, set()
     for at, (run_id, attempt) in enumerate(zip(*(part.index[n].to_pylist() for n in KEYS[:2]), strict=True)):
         folder = results / "runs" / run_id
         if not RUN_ID.fullmatch(run_id) or attempt in attempts_in(folder, results):
             continue
-        tables = {
-            name: arrow_bytes(others[name].slice(starts[name][at], length).combine_chunks())
-            for name in OTHERS
-            if (length := part.index[name][at].as_py())
-        }
-        kept = part.kept().slice(at, 1).to_pylist()[0]
         files.make_folder(folder, results)
-        if kept["starts"] and files.look(folder / STARTS, results) is None:
-            files.write(folder / STARTS, kept["starts"], results)
-        row = _row_of(source.loaded.slice(at, 1).to_pylist()[0], kept["other_json"], tables)
-        sealed = digests.sealed(row) if row.get(digests.ROW) else json.dumps(row, indent=1).encode() + b"\n"
-        contents = {"run.json": sealed} | {f"{name}.arrow": each for name, each in tables.items()}
-        files.write_folder(folder / f"a{attempt}", contents, results)
+        starts = contents.kept(at)["starts"]
+        if starts and files.look(folder / STARTS, results) is None:
+            files.write(folder / STARTS, starts, results)
+        files.write_folder(folder / f"a{attempt}", contents.attempt_files(at), results)
         count += 1
         folders.add(folder)
     for folder in folders:
@@ -309,20 +319,43 @@ def _unpack(results: Path, part: Part) -> int:
     return count
 
 
+class _PartContents:
+    """What a part has of each attempt, by the attempt's place in it, as files of a run folder."""
+
+    def __init__(self, part: Part) -> None:
+        self.part, self.runs = part, Packed(part, arrow_schema("runs").names, Notes()).loaded
+        self._kept = part.kept()
+        self.others = {name: part.rows(name, rows_schema(name).names) for name in OTHERS}
+        self.starts = {name: np.cumsum(part.index[name].to_numpy()) - part.index[name].to_numpy() for name in OTHERS}
+
+    def kept(self, at: int) -> dict[str, str | None]:
+        return self._kept.slice(at, 1).to_pylist()[0]
+
+    def attempt_files(self, at: int) -> dict[str, bytes]:
+        tables = {
+            name: arrow_bytes(self.others[name].slice(self.starts[name][at], length).combine_chunks())
+            for name in OTHERS
+            if (length := self.part.index[name][at].as_py())
+        }
+        row = _row_of(self.runs.slice(at, 1).to_pylist()[0], self.kept(at)["other_json"], tables)
+        sealed = digests.sealed(row) if row.get(digests.ROW) else json.dumps(row, indent=1).encode() + b"\n"
+        return {ROW_FILE: sealed} | {f"{name}.arrow": content for name, content in tables.items()}
+
+
 def _row_of(row: dict, other: str | None, tables: Mapping[str, bytes]) -> dict:
     """The row as run.json has it: an older row without the columns that came later."""
-    other = _object(other)
+    of_other_versions = _object(other)
     absent = [name for name, column in columns("runs").items() if row[name] is None and column.required]
     known = {name: value for name, value in row.items() if name not in absent}
     if known.get(digests.TABLES) is not None:
         known[digests.TABLES] = digests.of_tables(tables)
-    return {name: value for name, value in other.items() if name not in known} | known
+    return {name: value for name, value in of_other_versions.items() if name not in known} | known
 
 
 def _object(text: str | None) -> dict:
     """The JSON object that the text is; an empty one where it is none."""
     try:
-        found = files.parse_json(text or "{}")
+        content = files.parse_json(text or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -14,7 +14,7 @@ import io
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,6 +29,7 @@ DECODED = 256  # times the file: its rows in memory. Honest ones of ours: up to 
 FOOTER_BYTES, PAGES = 2**24, 200_000  # of any file
 DEEP = 16  # structs and lists in each other; of a footer 8
 DELTA_BYTE_ARRAY = 7  # an encoding in which each text says how much of the one before it begins with
+Struct = dict[int, Any]  # of Thrift: field id -> value
 PLAIN = ("is_null", "is_boolean", "is_integer", "is_floating", "is_decimal", "is_temporal")
 
 
@@ -45,11 +46,7 @@ def read(path: str | Path, names: Collection[str] | None = None) -> pa.Table:
     with os.fdopen(files.open_named(path), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         file = _opened(stream, size)
-        wanted = [field for field in file.schema_arrow if names is None or field.name in names]
-        strange = [field.name for field in wanted if not _is_plain(field.type)]
-        if strange and names is not None:
-            raise ValueError(f"column {strange[0]} is of the type {file.schema_arrow.field(strange[0]).type}")
-        wanted = [field for field in wanted if _is_plain(field.type)]
+        wanted = _wanted(file.schema_arrow, names)
         most = max(LEAST, DECODED * size)
         if file.metadata.num_rows * 8 * (1 + len(wanted)) > most:
             rows = count_of(file.metadata.num_rows, "row")
@@ -62,6 +59,16 @@ def read(path: str | Path, names: Collection[str] | None = None) -> pa.Table:
     if length > most:
         raise ValueError(f"texts of {length} bytes in a file of {size} bytes")
     return _spelled_out(table)
+
+
+def _wanted(schema: pa.Schema, names: Collection[str] | None) -> list[pa.Field]:
+    """The fields of these names; ValueError: one is a list or the like. names: None: all fields but such."""
+    if names is None:
+        return [field for field in schema if _is_plain(field.type)]
+    for field in schema:
+        if field.name in names and not _is_plain(field.type):
+            raise ValueError(f"column {field.name} is of the type {field.type}")
+    return [field for field in schema if field.name in names]
 
 
 def metadata_of(path: str | Path) -> dict[bytes, bytes]:
@@ -116,11 +123,16 @@ def _check_pages(stream: BinaryIO, size: int, most: int) -> None:
             total, count = total + page[2], count + 1
             if total > most or count > PAGES:
                 raise ValueError(f"pages that unpack to more than {most} bytes, or more than {PAGES} of them")
-            if DELTA_BYTE_ARRAY in ((page.get(5) or {}).get(2), (page.get(8) or {}).get(4)):
+            if DELTA_BYTE_ARRAY in _encodings(page):
                 raise ValueError("texts in the encoding DELTA_BYTE_ARRAY: write it with another")
 
 
-def _chunks(stream: BinaryIO, size: int) -> list[dict]:
+def _encodings(page: Struct) -> tuple[object, object]:
+    """Of the values, in a data page of the first version and of the second."""
+    return (page.get(5) or {}).get(2), (page.get(8) or {}).get(4)
+
+
+def _chunks(stream: BinaryIO, size: int) -> list[Struct]:
     """The footer's ColumnMetaData, as _struct, of each column in each group of rows."""
     stream.seek(size - 8)
     length = int.from_bytes(stream.read(4), "little")
@@ -132,10 +144,10 @@ def _chunks(stream: BinaryIO, size: int) -> list[dict]:
         raise ValueError("its footer is damaged") from None
 
 
-def _pages(stream: BinaryIO, chunk: dict) -> Iterator[dict]:
+def _pages(stream: BinaryIO, chunk: Struct) -> Iterator[Struct]:
     """The headers of the pages of a column's chunk, as _struct; 2: bytes unpacked, 3: packed, 5 and 8: of data."""
     starts = [chunk[field] for field in (9, 11) if field in chunk]  # of the data, and of the dictionary
-    if not (starts and all(type(at) is int and at >= 0 for at in (*starts, chunk.get(7)))):
+    if not (starts and all(map(_is_size, (*starts, chunk.get(7))))):
         raise ValueError("its footer is damaged")
     at = min(starts)
     end = at + chunk[7]
@@ -143,24 +155,33 @@ def _pages(stream: BinaryIO, chunk: dict) -> Iterator[dict]:
         stream.seek(at)
         try:
             page = _struct(stream)
-            whole = all(type(page[field]) is int and page[field] >= 0 for field in (2, 3))
-            whole = whole and all(isinstance(page.get(field, {}), dict) for field in (5, 8))
-        except (IndexError, KeyError, OverflowError):
-            whole = False
-        if not whole:
+        except (IndexError, OverflowError):
+            page = {}
+        if not _is_page(page):
             raise ValueError("a page's header is damaged")
         yield page
         at = stream.tell() + page[3]
 
 
-def _struct(data: BinaryIO, deep: int = 0) -> dict[int, object]:
+def _is_page(page: Struct) -> bool:
+    """Whether it has its sizes, and what else is looked at is of the right kind."""
+    return all(_is_size(page.get(field)) for field in (2, 3)) and all(
+        isinstance(page.get(field, {}), dict) for field in (5, 8)
+    )
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _struct(data: BinaryIO, deep: int = 0) -> Struct:
     """A struct of Thrift's compact protocol: field id -> value; of what is not asked for, None."""
-    found: dict[int, object] = {}
+    values: Struct = {}
     field = 0
     while (head := data.read(1)[0]) != 0:
         field = field + (head >> 4) if head >> 4 else _zigzag(data)
-        found[field] = _value(data, head & 15, deep)
-    return found
+        values[field] = _value(data, head & 15, deep)
+    return values
 
 
 def _value(data: BinaryIO, kind: int, deep: int) -> object:

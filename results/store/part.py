@@ -196,7 +196,10 @@ class Part:
         if table is not None and len(table) != count:
             raise SchemaError(f"{name}.arrow has {count_of(len(table), 'row')}, {MANIFEST} says {count}")
         nothing = {kind: pa.chunked_array([pa.nulls(count, kind)]) for kind in {field.type for field in schema}}
-        arrays = [table[f.name].cast(f.type) if f.name in held else nothing[f.type] for f in schema]
+        arrays = [
+            nothing[field.type] if table is None or field.name not in held else table[field.name].cast(field.type)
+            for field in schema
+        ]
         return pa.table(arrays, schema=schema)
 
     def _schema(self, name: str) -> pa.Schema:
@@ -283,11 +286,11 @@ class _Hashed:
         self.descriptor, self.digest, self.size, self.rows, self.closed = descriptor, hashlib.sha256(), 0, 0, False
 
     def write(self, content: bytes) -> int:
-        content = memoryview(content)
-        self.digest.update(content)
-        self.size += len(content)
-        while content:
-            content = content[os.write(self.descriptor, content) :]
+        left = memoryview(content)
+        self.digest.update(left)
+        self.size += len(left)
+        while left:
+            left = left[os.write(self.descriptor, left) :]
         return self.size
 
     def tell(self) -> int:

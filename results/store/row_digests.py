@@ -22,13 +22,13 @@ def row_digests(table: pa.Table, lengths: np.ndarray) -> list[str | None]:
 
     table: the rows of all attempts, one after the other; lengths: (attempts,) how many each has
     """
-    ends, found = np.cumsum(lengths), []
+    ends, digests = np.cumsum(lengths), list[str | None]()
     for start, stop in _stretches(ends):
         first = int(ends[start] - lengths[start])
         cells = _cells(table.slice(first, int(ends[stop - 1]) - first))
         for end, length in zip((ends[start:stop] - first).tolist(), lengths[start:stop].tolist(), strict=True):
-            found.append(hashlib.sha256(cells[end - length : end]).hexdigest()[:32] if length else None)
-    return found
+            digests.append(hashlib.sha256(cells[end - length : end].data).hexdigest()[:32] if length else None)
+    return digests
 
 
 def _stretches(ends: np.ndarray) -> Iterator[tuple[int, int]]:

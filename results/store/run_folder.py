@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import files
+from ..opened import Refused
 from . import digests
 from .attempt_files import MeasuredRows, attempt_files
 from .attempts import ROW_FILE, RUN_ID, STARTS, attempts_in, known_status
@@ -282,5 +283,5 @@ def doing(action: str, where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        path = error.filename if isinstance(error, files.Refused) else where
+        path = error.filename if isinstance(error, Refused) else where
         raise OSError(error.errno, f"cannot {action}: {error.strerror}", str(path)) from None

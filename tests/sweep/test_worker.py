@@ -15,6 +15,7 @@ from worker_worlds import FAKE, by_hand, finish, free_port, nothing_left, rows, 
 
 from scalade.launch import run
 from scalade.launch.host.launchers import LAUNCHERS, Torchrun
+from scalade.launch.sweep import under_launcher
 
 
 def test_a_failed_run_ends_on_all_and_the_next_one_starts(tmp_path):
@@ -309,7 +310,7 @@ def test_a_launcher_that_stays_behind_is_ended(tmp_path, monkeypatch):
             return ["sh", "-c", '"$@"; sleep 600', "sh", *super().command(ranks, program)]
 
     monkeypatch.setitem(LAUNCHERS, "torchrun", Staying())
-    monkeypatch.setattr(run, "LEAVE_S", 1.0)
+    monkeypatch.setattr(under_launcher, "LEAVE_S", 1.0)
     summary, _ = run.run_study(write_study(tmp_path, ranks="[1]"), tmp_path / "r", quiet=True)
     assert summary.interrupted == "torchrun with 1 rank had not ended 1 s after rank 0's supervisor"
     assert [row["status"] for row in rows(tmp_path / "r")] == ["ok"] == list(summary.counts)
