@@ -121,7 +121,7 @@ class Peers:
         return self._lost
 
     def publish(self, number: int, ending: Ending, quorum: Quorum | None = None) -> None:
-        """Publish how run `number` ended here; anything but a success ends it everywhere, or with a quorum its replica."""
+        """Say how run `number` ended here; anything but a success ends it everywhere, or with a quorum its replica."""
         if quorum and ending.cause == Cause.LOST:
             self._ask(self.store.set, f"lost/{number}/{quorum.replica(self.place.rank)}", "")
         stopped = ending.cause == Cause.PREEMPTED and all(code == REQUEUE_STATUS for code in ending.exits.values())

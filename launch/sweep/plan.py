@@ -114,15 +114,10 @@ def make_plan(
         cases = [planned for planned in cases if planned.case.case_id in selected]
     others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
     cases = [planned for planned in cases if planned.case.ranks not in others]
-    found = _Sorted[CaseT](Rows(store), retry_failed)
+    found = _Sorted[CaseT](Rows(store), selected or {}, retry_failed)
     for repeat in range(study.run.repeats):
         for planned in cases:
-            if not repeat:
-                found.note_skipped(planned)
-            run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
-            runs = selected[planned.case.case_id] if selected else None
-            if not runs or run.run_id in runs:
-                found.add(run, possible=planned.skip_reason is None)
+            found.add(planned, repeat)
     if study.run.isolation == "pool":  # a world of each size starts once
         found.pending.sort(key=lambda run: run.case.ranks)
     reasons = [planned.skip_reason for planned in cases if planned.skip_reason is not None]
@@ -159,8 +154,9 @@ def _selected(
 class _Sorted(Generic[CaseT]):
     """The runs of a study by what is to be done about them, as far as they have been added."""
 
-    def __init__(self, rows: Rows, retry_failed: bool) -> None:
-        self.rows, self.retry_failed = rows, retry_failed
+    def __init__(self, rows: Rows, selected: Mapping[str, Collection[str]], retry_failed: bool) -> None:
+        """selected: by case_id the only runs of it that are looked at"""
+        self.rows, self.selected, self.retry_failed = rows, selected, retry_failed
         self.pending: list[PlannedRun[CaseT]] = []
         self.kept: dict[str, str] = {}
         self.to_skip: list[CaseToRun[CaseT]] = []
@@ -168,14 +164,16 @@ class _Sorted(Generic[CaseT]):
         self.unfinished: dict[str, CaseT] = {}
         self.damaged: dict[str, str] = {}
 
-    def note_skipped(self, planned: CaseToRun[CaseT]) -> None:
-        """A case that cannot run gets one row that says so."""
-        if planned.skip_reason is not None and self.rows.status(f"{planned.case.case_id}-r0") is None:
+    def add(self, planned: CaseToRun[CaseT], repeat: int) -> None:
+        run = PlannedRun(planned.case, repeat, planned.predicted_memory_bytes)
+        possible, run_id = planned.skip_reason is None, run.run_id
+        if not possible and not repeat and self.rows.status(run_id) is None:
             self.to_skip.append(planned)
+        runs = self.selected.get(planned.case.case_id)
+        if not runs or run_id in runs:
+            self._add(run, run_id, possible)
 
-    def add(self, run: PlannedRun[CaseT], possible: bool) -> None:
-        """possible: it can run here"""
-        run_id = run.run_id
+    def _add(self, run: PlannedRun[CaseT], run_id: str, possible: bool) -> None:
         status = self._status(run_id, possible)
         if status is not None and self._is_kept(status, possible):
             self.kept[run_id] = status
