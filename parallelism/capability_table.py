@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
-from .engines import CAN, refuse
+from .engines import CAPABILITIES, refuse
 from .layout import Layout
 
 BEGIN, END = "<!-- abilities: generated, see parallelism/capability_table.py -->\n", "<!-- end of abilities -->\n"
@@ -69,10 +69,10 @@ def _keys(settings: dict) -> str:
 
 
 def table() -> str:
-    lines = ["| | set | " + " | ".join(CAN) + " |", "|---" * (2 + len(CAN)) + "|"]
+    lines = ["| | set | " + " | ".join(CAPABILITIES) + " |", "|---" * (2 + len(CAPABILITIES)) + "|"]
     for name, wanted, ways in ASKED:
         shown = {key: value for key, value in wanted.items() if key not in ("microbatches", "replicas")}
-        cells = [ability(engine, wanted, ways) for engine in CAN]
+        cells = [ability(engine, wanted, ways) for engine in CAPABILITIES]
         lines.append(f"| {name} | {_keys(shown)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -1,29 +1,53 @@
 """Which engine computes a case: the one place that knows them by name, and puts replicas around them.
 
-What an engine can do is in its `can` file: `refuse(layout, shape, recipe, replicas)` and `available()` each say why
-not, or None. Neither imports torch or the engine's package.
+What an engine says of itself is in its capabilities file (`Capabilities` below). Importing that file imports neither
+torch nor the engine's package.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
-from . import torch_capabilities as torch_can
-from .deepspeed import capabilities as deepspeed_can
+from . import torch_capabilities
+from .deepspeed import capabilities as deepspeed_capabilities
 from .diloco.config import Outer
 from .layout import Layout, impossible
-from .megatron import capabilities as megatron_can
+from .megatron import capabilities as megatron_capabilities
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from ..bench.engine import Engine
     from .diloco.quorum import Meeting
     from .mesh import Mesh
 
-CAN = {"torch": torch_can, "deepspeed": deepspeed_can, "megatron": megatron_can}
+
+class Capabilities(Protocol):
+    """What the capabilities file of an engine has."""
+
+    @property
+    def PATCHES(self) -> str | None:
+        """What of torch it replaces for the whole process, or None."""
+
+    def available(self) -> str | None:
+        """Why it cannot run in this environment, or None."""
+
+    def refuse(self, layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
+        """Why it cannot compute a layout that is not impossible, or None."""
+
+    def engine_class(self) -> Callable[[ModelShape, Recipe, Layout, Mesh, torch.device], Engine]:
+        """The engine itself, imported now."""
+
+
+CAPABILITIES: dict[str, Capabilities] = {
+    "torch": torch_capabilities,
+    "deepspeed": deepspeed_capabilities,
+    "megatron": megatron_capabilities,
+}
 
 
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
@@ -31,17 +55,18 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
 
     `replicas`: DiLoCo replicas that share the global batch.
     """
-    return impossible(layout, shape, recipe, replicas) or CAN[layout.engine].refuse(layout, shape, recipe, replicas)
+    engine = CAPABILITIES[layout.engine]
+    return impossible(layout, shape, recipe, replicas) or engine.refuse(layout, shape, recipe, replicas)
 
 
 def unavailable(layout: Layout) -> str | None:
     """Why this layout's engine cannot run in this environment, or None."""
-    return CAN[layout.engine].available()
+    return CAPABILITIES[layout.engine].available()
 
 
 def patches(layout: Layout) -> str | None:
     """What of torch this layout's engine replaces in a process, or None."""
-    return CAN[layout.engine].PATCHES
+    return CAPABILITIES[layout.engine].PATCHES
 
 
 def build_engine(
@@ -89,10 +114,5 @@ def _build(
 
         assert layout.engine == "torch" and layout.ranks == 1
         return CutEngine(shape, recipe, layout, mesh, device, borders)
-    if layout.engine == "deepspeed":
-        from .deepspeed.engine import DeepSpeedEngine as Kind
-    elif layout.engine == "megatron":
-        from .megatron.engine import MegatronEngine as Kind
-    else:
-        from .torch_engine import TorchEngine as Kind
-    return Kind(shape, recipe, layout, mesh, device)
+    make = CAPABILITIES[layout.engine].engine_class()
+    return make(shape, recipe, layout, mesh, device)

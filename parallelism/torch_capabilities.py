@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..bench.recipe import Recipe
 from ..bench.shape import ModelShape
 from .layout import LOOPED, V_SHAPED, ZERO_BUBBLE, Layout
+
+if TYPE_CHECKING:
+    from .torch_engine import TorchEngine
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
 PATCHES = None  # what it replaces for the whole process
@@ -13,6 +18,13 @@ PATCHES = None  # what it replaces for the whole process
 def available() -> str | None:
     """torch is what scalade itself needs."""
     return None
+
+
+def engine_class() -> type[TorchEngine]:
+    """The engine itself, imported now."""
+    from .torch_engine import TorchEngine
+
+    return TorchEngine
 
 
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...bench.host import load_average
+from ...parallelism.layout import ENGINES
 from ...results.table.quiet import STEAL
 from ...results.terminal import Cell, print_grid, say
 from ...results.wording import count_of
@@ -35,8 +36,7 @@ RANKS = 2
 MIB = 2**20
 OPTIONAL = {
     "mpi": "ranks under mpirun",
-    "deepspeed": "the engine `deepspeed`",
-    "megatron": "the engine `megatron`",
+    **{name: f"the engine `{name}`" for name in ENGINES if name != "torch"},
     "energy": "energy of NVIDIA GPUs",
 }
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
 from ..installed import missing
 from ..layout import Layout
 from .config import stage_of
+
+if TYPE_CHECKING:
+    from .engine import DeepSpeedEngine
 
 OPTIMIZERS = ("adamw", "sgd", "deepspeed-cpu-adam", "deepspeed-fused-adam")
 PATCHES = "torch.nn.functional.linear (ZeRO stage 3)"  # what it replaces for the whole process
@@ -15,6 +20,13 @@ PATCHES = "torch.nn.functional.linear (ZeRO stage 3)"  # what it replaces for th
 def available() -> str | None:
     """Why the engine cannot run in this environment, or None."""
     return missing("deepspeed", "deepspeed")
+
+
+def engine_class() -> type[DeepSpeedEngine]:
+    """The engine itself, imported now."""
+    from .engine import DeepSpeedEngine
+
+    return DeepSpeedEngine
 
 
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:

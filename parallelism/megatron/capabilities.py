@@ -6,11 +6,15 @@ Its distributed optimizer (optimizer state sharded over data parallel ranks) is 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
 from ..installed import missing
 from ..layout import Layout
+
+if TYPE_CHECKING:
+    from .engine import MegatronEngine
 
 OLDEST = (0, 16)  # the first whose process groups are all handed in (ProcessGroupCollection)
 OPTIMIZERS = ("adamw", "sgd")
@@ -29,6 +33,13 @@ def available() -> str | None:
     oldest = ".".join(map(str, OLDEST))
     old = tuple(int(part) for part in found.split(".")[:2]) < OLDEST
     return f"megatron-core {found} is too old: pip install 'megatron-core>={oldest}'" if old else None
+
+
+def engine_class() -> type[MegatronEngine]:
+    """The engine itself, imported now."""
+    from .engine import MegatronEngine
+
+    return MegatronEngine
 
 
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
