@@ -6,7 +6,7 @@ A check says whether the table holds what the rule asks to be reported; it canno
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,20 +102,20 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
     return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))
 
 
-def findings(rows: Sequence[dict]) -> list[Finding]:
+def findings(rows: Sequence[Mapping]) -> list[Finding]:
     """The twelve, in order, over rows of `runs`."""
     table = Table.of(rows)
     with np.errstate(all="ignore"):  # numbers that no measurement gives
         return [_finding(number, title, rule(table)) for number, (title, rule) in enumerate(RULES, 1)]
 
 
-def beyond(rows: Sequence[dict]) -> Finding:
+def beyond(rows: Sequence[Mapping]) -> Finding:
     """What the twelve do not ask of the rows of `runs`: a quiet machine."""
     with np.errstate(all="ignore"):
         return _finding(BEYOND, "the machine was quiet", quiet(ok_rows(rows), outcome_of, SKIP))
 
 
-def agreeing(attempts: Sequence[dict]) -> Finding:
+def agreeing(attempts: Sequence[Mapping]) -> Finding:
     """Nor this, of rows of all attempts: clocks that nobody set."""
     with np.errstate(all="ignore"):
         return _finding(BEYOND, "clocks agree", clocks.clocks(attempts, outcome_of, SKIP))

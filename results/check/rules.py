@@ -13,8 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ..efficiency.command import MODES
 from ..efficiency.grouping import groups
+from ..efficiency.series import MODES
 from ..efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, work_keys
 from ..stats.many_tests import kruskal_p, shapiro_p
 from ..stats.rank_intervals import MIN_RUNS

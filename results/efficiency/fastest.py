@@ -1,7 +1,7 @@
-"""The fastest layout of each workload, and those that so many runs do not tell apart from it.
+"""The fastest layout of each workload, and those that the runs do not tell apart from it.
 
-The layout with the highest median throughput is held against each other one by an exact rank-sum test over runs
-(rank_test.py), Holm's step-down over them all. Where a difference is not shown, no winner is named.
+The layout with the highest median throughput is compared with each other one by an exact rank-sum test over runs
+(rank_test.py), with Holm's step-down over all of them. Where no difference is shown, no winner is named.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..table.distinguishing import differing_in_parts
 from ..wording import count_of
 from .workload import CONDITIONS, DATA, MODEL, OUTER, RECIPE, Group
 
-WORK = (*MODEL, *DATA, *RECIPE)  # runs that agree in these, and in tokens a step, train the same model the same way
+WORK = (*MODEL, *DATA, *RECIPE)  # runs that agree in these and in tokens a step train the same model the same way
 SETTINGS = tuple(dict.fromkeys(("engine", *CONDITIONS, *(column.name for column in RUNS["Layout"]), *OUTER)))
-NAMED = 4  # layouts that tie, by name
+NAMED = 4  # tied layouts listed by name
 
 
 @dataclass(frozen=True)
 class Fastest:
     """The groups of one workload: the fastest, and those that are not shown to be slower.
 
-    Each figure is formed when it is first asked for: of thousands of workloads a page names some.
+    Each figure is computed when it is first read: of thousands of workloads a page names some.
     """
 
     groups: tuple[Group, ...]
@@ -55,31 +55,31 @@ class Fastest:
 
     @cached_property
     def ties(self) -> tuple[tuple[Group, Estimate], ...]:
-        """Those with runs as fast as one of the fastest's, fastest first."""
+        """Those with a run as fast as a run of the fastest, fastest first."""
         near = [group for group in self._open if max(group.rates) >= min(self.best.rates)]
         return tuple((group, median(group.rates, self.level)) for group in near)
 
     @cached_property
     def unproven(self) -> tuple[Group, ...]:
-        """Those that are slower in every run, where too few runs show it."""
+        """Those that are slower in every run, but with too few runs to be sure."""
         return tuple(group for group in self._open if max(group.rates) < min(self.best.rates))
 
     @cached_property
     def needed(self) -> int | None:
-        """Runs a layout that could tell; None: there are enough."""
+        """Runs of each layout that could show a difference; None: there are enough."""
         alpha, count = 1 - self.level, len(self.best.rates)
         few = [group for group in self._open if best_p(len(group.rates), count) > alpha / self.others]
         return runs_needed(alpha / self.others) if few else None
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """Of the groups, by id: layout and ranks, with the settings that tell it from others of that name."""
-        tells = differing_in_parts(
+        """By id of the group: layout and ranks, with the settings that distinguish it from others of that name."""
+        settings = differing_in_parts(
             [group.rows[0] for group in self.groups], [group.where for group in self.groups], SETTINGS, most=2
         )
         return {
             id(group): group.where + "".join(f", {name} {group[name]}" for name in names)
-            for group, names in zip(self.groups, tells, strict=True)
+            for group, names in zip(self.groups, settings, strict=True)
         }
 
     @cached_property
@@ -90,20 +90,23 @@ class Fastest:
         return [group for group, value in zip(rest, p, strict=True) if value > 1 - self.level]
 
     def line(self, name: Callable[[Group], str], level: float) -> str:
-        """name: of the workload."""
-        low, high, sign = _range(self.rate)
+        """The outcome as one line; name: names the workload of a group."""
+        span = f" {self.rate.bounds('{:,.0f}'.format)}" if self.rate.runs > 1 else ""
         runs = count_of(self.rate.runs, "run")
-        span = f" [{low:,.0f}{sign}{high:,.0f}]" if self.rate.runs > 1 else ""
-        said = f"{self.names[id(self.best)]}, {self.rate.value:,.0f} tokens/s{span}, {runs}"
-        few = "" if self.needed is None else f"{count_of(self.needed, 'run')} each could tell, at {level:.0%}"
+        best = f"{self.names[id(self.best)]}, {self.rate.value:,.0f} tokens/s{span}, {runs}"
+        return f"{name(self.best)}: {self._verdict(best, level)}"
+
+    def _verdict(self, best: str, level: float) -> str:
+        """Whether the best layout is shown to be the fastest; best: its name and rate."""
+        needed = "" if self.needed is None else f"{count_of(self.needed, 'run')} each could tell, at {level:.0%}"
         if self.ties:
             others = [f"{self.names[id(group)]} ({rate.value:,.0f})" for group, rate in self.ties[:NAMED]]
             more = f" and {len(self.ties) - NAMED} more" if len(self.ties) > NAMED else ""
-            said = f"no single fastest: {said}, is not told apart from {', '.join(others)}{more}"
-            said += f" ({few})" if few else ""
-        elif self.unproven:
-            said += f"; ahead in every run, which is too few to be sure ({few})"
-        return f"{name(self.best)}: {said}"
+            tied = f"no single fastest: {best}, is not told apart from {', '.join(others)}{more}"
+            return tied + (f" ({needed})" if needed else "")
+        if self.unproven:
+            return f"{best}; ahead in every run, which is too few to be sure ({needed})"
+        return best
 
     def to_dict(self) -> dict:
         return {
@@ -117,29 +120,25 @@ class Fastest:
         }
 
 
-def same_training(found: Sequence[Group]) -> list[int]:
-    """A number for each group, from 0 in their order: the same for groups that train the same model the same way."""
-    levels = coded(group.level("strong") for group in found)
-    return Coded([group.rows[0] for group in found]).joint(WORK, levels).tolist()
+def same_training(groups: Sequence[Group]) -> list[int]:
+    """A number for each group, from 0 in their order: equal for groups that train the same model the same way."""
+    levels = coded(group.level("strong") for group in groups)
+    return Coded([group.rows[0] for group in groups]).joint(WORK, levels).tolist()
 
 
-def fastest(found: Sequence[Group], level: float) -> list[Fastest]:
+def fastest(groups: Sequence[Group], level: float) -> list[Fastest]:
     """One for each workload, in the order of the groups."""
     by_work: dict[int, list[Group]] = {}
-    for group, work in zip(found, same_training(found), strict=True):
+    for group, work in zip(groups, same_training(groups), strict=True):
         by_work.setdefault(work, []).append(group)
-    return [Fastest(tuple(some), level) for some in by_work.values()]
+    return [Fastest(tuple(members), level) for members in by_work.values()]
 
 
 def tokens_text(group: Group) -> str:
-    """The work of a group, as a person reads it: `8 x 128 tokens a step`."""
+    """The work of a group as text: `8 x 128 tokens a step`."""
     batch, length = group["global_batch"] or 0, group["model_seq_len"] or 0
     tokens = f"{batch} x {length}" if batch * length == group.work.tokens else f"{group.work}"
-    return f"{tokens} tokens a step" + " on average" * group.work.varies
-
-
-def _range(rate: Estimate) -> tuple[float, float, str]:
-    return (rate.low, rate.high, ", ") if rate.low is not None else (rate.least, rate.most, " .. ")
+    return f"{tokens} tokens a step" + (" on average" if group.work.varies else "")
 
 
 def _named(group: Group) -> dict:

@@ -1,20 +1,21 @@
-"""What `scalade efficiency` says: a dictionary for programs, lines of text for people."""
+"""The output of `scalade efficiency`: a dictionary for programs, lines of text for people."""
 
 from __future__ import annotations
 
 import re
-from collections import ChainMap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median as middle
 
 from ..aligned import aligned, listed
-from ..published import Against, against
+from ..published import COMPARED_BY, Against, against
 from ..stats.rank_intervals import Estimate
 from ..wording import count_of
+from .breakdown import Breakdown
 from .fastest import Fastest, tokens_text
 from .series import Options, Point, Refusal, Series
-from .system_laws import Fitted, LawFit
+from .system_laws import Fitted, LawFit, LawRefused
 from .workload import Group, varying
 
 PARTS = ("compute", "exposed comm", "bubble", "data", "optimizer", "outer", "residual")
@@ -31,19 +32,20 @@ class Compared:
     against: tuple[Against, ...]
 
 
-def compared(found: Sequence[Group], convention: str) -> tuple[Compared, ...]:
-    """Each group's median measurement beside every published row."""
+def compared(groups: Sequence[Group], convention: str) -> tuple[Compared, ...]:
+    """The median measurement of each group beside every published row."""
     result = []
-    for group in found:
-        told = [row[convention] for row in group.rows if row.get(convention) is not None]
-        ours = ChainMap({convention: middle(told) if len(told) == len(group.rows) else None}, group.rows[0])
+    for group in groups:
+        values = [row[convention] for row in group.rows if row.get(convention) is not None]
+        known = middle(values) if len(values) == len(group.rows) else None
+        ours = {name: group[name] for name in COMPARED_BY} | {convention: known}
         result.append(Compared(group, tuple(against(ours, convention))))
     return tuple(result)
 
 
 @dataclass(frozen=True)
 class EfficiencyReport:
-    """Series of efficiencies, refusals, notes, and the published rows where asked."""
+    """Series of efficiencies, refusals, notes, and the published rows if requested."""
 
     path: str
     options: Options
@@ -55,7 +57,7 @@ class EfficiencyReport:
 
     @property
     def exit_code(self) -> int:
-        """1 where nothing could be compared."""
+        """1 if nothing could be compared."""
         return 0 if any(len(one.points) > 1 for one in self.series) else 1
 
     def to_dict(self) -> dict:
@@ -81,36 +83,48 @@ class EfficiencyReport:
     def to_text(self) -> str:
         options = self.options
         goal = f", time to loss {options.target_loss:g}" if options.form == "loss" else f", {options.form}"
-        lines = [
+        header = (
             f"{options.mode} scaling{goal}; intervals {options.level:.0%} over runs (exact, rank-based), "
             "[least .. most] where runs are too few"
+        )
+        sections = [
+            *self._series_sections(),
+            self._fastest_lines(),
+            _published_lines(self.published),
+            self._refused_lines(),
+            self.notes,
         ]
-        told = varying([one.base.group for one in self.series])
+        return "\n".join([header, *(line for section in sections if section for line in ("", *section))])
+
+    def _series_sections(self) -> list[list[str]]:
+        differ = varying([one.base.group for one in self.series])
         shown = _largest(self.series)
-        for one in shown:
-            lines += ["", *_series_lines(one, options, told)]
+        sections = [_series_lines(one, self.options, differ) for one in shown]
         if len(shown) < len(self.series):
-            lines += ["", f"{len(shown)} of {len(self.series)} series are shown, those of most layouts: {MORE}"]
-        if self.fastest:
-            lines += ["", "fastest layout of each workload"]
-            lines += _few([f"  {one.line(_work_name, options.level)}" for one in self.fastest[:LINES]], self.fastest)
-        if self.published:
-            lines += ["", *_published_lines(self.published)]
-        if self.refused:
-            lines += ["", "not compared"]
-            said = [f"  {one.what} ({listed(one.run_ids)}): {one.why}" for one in self.refused[:LINES]]
-            lines += _few(said, self.refused)
-        return "\n".join(lines + ["", *self.notes] if self.notes else lines)
+            sections.append([f"{len(shown)} of {len(self.series)} series are shown, those of most layouts: {MORE}"])
+        return sections
+
+    def _fastest_lines(self) -> list[str]:
+        if not self.fastest:
+            return []
+        lines = [f"  {one.line(_work_name, self.options.level)}" for one in self.fastest[:LINES]]
+        return ["fastest layout of each workload", *_few(lines, self.fastest)]
+
+    def _refused_lines(self) -> list[str]:
+        if not self.refused:
+            return []
+        lines = [f"  {one.what} ({listed(one.run_ids)}): {one.why}" for one in self.refused[:LINES]]
+        return ["not compared", *_few(lines, self.refused)]
 
 
 def _largest(series: Sequence[Series]) -> list[Series]:
-    """SERIES of them, those of most points, in their order."""
-    kept = sorted(range(len(series)), key=lambda at: -len(series[at].points))[:SERIES]
-    return [series[at] for at in sorted(kept)]
+    """At most SERIES of them, those with the most points, in their order."""
+    kept = sorted(range(len(series)), key=lambda place: -len(series[place].points))[:SERIES]
+    return [series[place] for place in sorted(kept)]
 
 
 def _few(lines: list[str], every: Sequence) -> list[str]:
-    """The lines, and how many more there are."""
+    """The lines, and the number of those that are left out."""
     return lines if len(lines) == len(every) else [*lines, f"  and {len(every) - len(lines)} more: {MORE}"]
 
 
@@ -119,71 +133,68 @@ def _work_name(group: Group) -> str:
 
 
 def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) -> list[str]:
-    """varies: columns by which one series is told from another of the same name."""
+    """varies: columns that tell one series from another of the same name."""
     base = series.base.group
     absolute, unit = _absolute(series.base, options)
     settings = [f"{name} {_setting(base[name])}" for name in varies]
+    engine = f", {base['engine']}" if base["engine"] != series.engine else ""
     lines = [
         ", ".join([series.engine or "engine unknown", series.family, base["model"] or "model unnamed", *settings]),
-        f"  base: {base.where}{', ' + str(base['engine']) if base['engine'] != series.engine else ''}: "
-        f"{_number(absolute.value)} {unit} {_interval(absolute)}, {count_of(absolute.runs, 'run')}",
+        f"  base: {base.where}{engine}: {_number(absolute.value)} {unit} {absolute.bounds(_number)}, "
+        f"{count_of(absolute.runs, 'run')}",
     ]
     if len(series.points) == 1:
-        return lines + ["  nothing to compare with it"]
-    rows = [("ranks", "layout", "runs", unit, "", "ideal", "speedup", "efficiency", "")]
-    for point in series.points:
-        absolute, _ = _absolute(point, options)
-        ideal = _ideal(series, point, options)
-        cells = (
-            str(point.group.devices),
-            point.group.label,
-            str(absolute.runs),
-            _number(absolute.value),
-            _interval(absolute),
-            _number(ideal),
-        )
-        if point.is_base:
-            rows.append((*cells, "1", "1", "base"))
-        else:
-            rows.append(
-                (
-                    *cells,
-                    f"{point.speedup.value:.2f}",
-                    f"{point.efficiency.value:.3f}",
-                    _interval(point.efficiency, digits=3),
-                )
-            )
+        return [*lines, "  nothing to compare with it"]
+    header = ("ranks", "layout", "runs", unit, "", "ideal", "speedup", "efficiency", "")
+    rows = [header, *(_point_cells(series, point, options) for point in series.points)]
     lines += aligned(rows, left=(1,), indent="  ")
     few = [point.group.where for point in series.points if point.tokens_per_s.note]
     lines += [f"  too few runs (under 6) for an interval: {', '.join(few)}"] if few else []
     for point in series.points:
-        lines += [f"  {point.group.where}: allowed to differ: {', '.join(point.allowed)}"] if point.allowed else []
-        if point.group.work.varies or base.work.varies:
-            mean = f"{point.group.work.over(1)} tokens a step on average"
-            lines.append(f"  {point.group.where}: steps differ in tokens: {mean}")
-        if point.group.not_ok:
-            count = len(point.group.not_ok)
-            lines.append(f"  {point.group.where}: {count} more run{'s are' if count > 1 else ' is'} not ok (below)")
+        lines += _point_notes(point)
     lines += _part_lines(series)
-    for fit in series.laws:
-        lines += ["  " + line for line in _law_lines(fit)]
+    for law in series.laws:
+        lines += ["  " + line for line in _law_lines(law)]
+    return lines
+
+
+def _point_cells(series: Series, point: Point, options: Options) -> tuple[str, ...]:
+    absolute, _ = _absolute(point, options)
+    cells = (
+        str(point.group.devices),
+        point.group.label,
+        str(absolute.runs),
+        _number(absolute.value),
+        absolute.bounds(_number),
+        _number(_ideal(series, point, options)),
+    )
+    if point.speedup is None or point.efficiency is None:
+        return (*cells, "1", "1", "base")
+    ratio = point.efficiency
+    return (*cells, f"{point.speedup.value:.2f}", f"{ratio.value:.3f}", ratio.bounds("{:.3f}".format))
+
+
+def _point_notes(point: Point) -> list[str]:
+    group, lines = point.group, []
+    if point.allowed:
+        lines.append(f"  {group.where}: allowed to differ: {', '.join(point.allowed)}")
+    if group.work.varies or point.base.work.varies:
+        lines.append(f"  {group.where}: steps differ in tokens: {group.work.over(1)} tokens a step on average")
+    if group.not_ok:
+        count = len(group.not_ok)
+        lines.append(f"  {group.where}: {count} more run{'s are' if count > 1 else ' is'} not ok (below)")
     return lines
 
 
 def _setting(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
 
 
 def _part_lines(series: Series) -> list[str]:
-    rows = [("ranks", "layout", "step ms", *PARTS, *OF_BUBBLE)]
-    for point in series.points:
-        b = point.breakdown
-        values = (b.compute_s, b.exposed_comm_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s, b.residual_s)
-        shares = [_percent(value, b.step_s) for value in values]
-        shares[-1] += " !" if b.residual_flagged else ""
-        shares[1] += f" ({_percent(b.exposed_comm_min_s, b.step_s)})" if b.exposed_comm_min_s else ""
-        of_bubble = (_percent(b.bubble_share), _percent(b.bubble_share_theory))
-        rows.append((str(point.group.devices), point.group.label, f"{b.step_s * 1e3:.1f}", *shares, *of_bubble))
+    header: tuple[str, ...] = ("ranks", "layout", "step ms", *PARTS, *OF_BUBBLE)
+    rows = [header, *((str(p.group.devices), p.group.label, *_part_cells(p.breakdown)) for p in series.points)]
     if all(cell == "-" for row in rows[1:] for cell in row[3:]):
         return ["  where the step went: no part of it was measured"]
     pipelined = any(row[-1] != "-" or row[-2] != "-" for row in rows[1:])
@@ -199,12 +210,24 @@ def _part_lines(series: Series) -> list[str]:
     ]
 
 
+def _part_cells(b: Breakdown) -> list[str]:
+    """The step in ms, its PARTS in percent, and OF_BUBBLE."""
+    parts = (b.compute_s, b.exposed_comm_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s, b.residual_s)
+    compute, exposed, *rest, residual = (_percent(part, b.step_s) for part in parts)
+    if b.exposed_comm_min_s:
+        exposed += f" ({_percent(b.exposed_comm_min_s, b.step_s)})"
+    if b.residual_flagged:
+        residual += " !"
+    of_bubble = (_percent(b.bubble_share), _percent(b.bubble_share_theory))
+    return [f"{b.step_s * 1e3:.1f}", compute, exposed, *rest, residual, *of_bubble]
+
+
 def _percent(value: float | None, whole: float = 1.0) -> str:
     return "-" if value is None else f"{100 * value / whole:.1f}"
 
 
-def _law_lines(fit: LawFit) -> list[str]:
-    if fit.refused:
+def _law_lines(fit: LawFit | LawRefused) -> list[str]:
+    if isinstance(fit, LawRefused):
         return [f"{fit.law.name}: not fitted: {fit.refused}"]
     parts = [f"{name} {_fitted(value)}" for name, value in fit.parameters.items()]
     points = [f"peak at {_devices(fit.peak, fit)}"] if fit.law.name == "usl" else []
@@ -216,38 +239,45 @@ def _law_lines(fit: LawFit) -> list[str]:
     ]
 
 
-def _devices(value: Fitted, fit: LawFit) -> str:
-    if value.value is None:
+def _devices(count: Fitted, fit: LawFit) -> str:
+    if count.value is None:
         return "no device count"
-    beyond = f" (beyond the {fit.measured_to} measured)" if value.value > fit.measured_to else ""
-    return f"{_fitted(value)} devices{beyond}"
+    beyond = f" (beyond the {fit.measured_to} measured)" if count.value > fit.measured_to else ""
+    return f"{_fitted(count)} devices{beyond}"
 
 
-def _fitted(value: Fitted) -> str:
-    if value.low is None:
-        return _number(value.value)
-    return f"{_number(value.value)} [{_number(value.low)}, {'no end' if value.high is None else _number(value.high)}]"
+def _fitted(figure: Fitted) -> str:
+    if figure.low is None:
+        return _number(figure.value)
+    return f"{_number(figure.value)} [{_number(figure.low)}, {_number(figure.high)}]"
 
 
 def _published_lines(groups: Sequence[Compared]) -> list[str]:
+    if not groups:
+        return []
     lines = [f"published, {groups[0].against[0].convention}: same device, precision and convention, or refused"]
     for one in groups:
         lines.append(f"  {one.group.where}")
-        refused: dict[str, int] = {}
-        for each in one.against:
-            if each.refused:
-                short = re.sub(r" \(ours [^)]*\)", "", each.refused)  # the values are in the dictionary
-                refused[short] = refused.get(short, 0) + 1
-            else:
-                derived = ", derived" if each.derived else ""
-                lines.append(f"    {each.percent:.0f}% of {_number(each.theirs)}{derived}: {each.label}")
-        for why, count in sorted(refused.items(), key=lambda item: -item[1]):
-            lines.append(f"    {count} refused: {why}")
+        lines += [f"    {_share_of_published(each)}: {each.label}" for each in one.against if not each.refused]
+        refused = Counter(without_values(each.refused) for each in one.against if each.refused)
+        lines += [f"    {count} refused: {why}" for why, count in refused.most_common()]
     return lines
 
 
+def _share_of_published(each: Against) -> str:
+    derived = ", derived" if each.derived else ""
+    return f"{each.percent:.0f}% of {_number(each.theirs)}{derived}"
+
+
+def without_values(refused: str) -> str:
+    """A reason to refuse without the values of our row and theirs, which are in the dictionary."""
+    return re.sub(r" \(ours [^)]*\)", "", refused)
+
+
 def _absolute(point: Point, options: Options) -> tuple[Estimate, str]:
+    """The measurement that the form compares, and its unit."""
     if options.form == "loss":
+        assert point.time_to_loss_s is not None, "groups that miss the target are refused"
         return point.time_to_loss_s, "s to loss"
     if options.form == "step_time":
         return point.step_time_s.scaled(1e3), "step ms"
@@ -255,22 +285,16 @@ def _absolute(point: Point, options: Options) -> tuple[Estimate, str]:
 
 
 def _ideal(series: Series, point: Point, options: Options) -> float:
-    """The absolute figure at efficiency 1."""
+    """The same at efficiency 1."""
     base, _ = _absolute(series.base, options)
-    more = point.group.devices / series.base.group.devices
+    growth = point.group.devices / series.base.group.devices
     if options.form == "throughput":
-        return base.value * more
-    return base.value if options.form == "step_time" and options.mode == "weak" else base.value / more
+        return base.value * growth
+    return base.value if options.form == "step_time" and options.mode == "weak" else base.value / growth
 
 
-def _interval(estimate: Estimate, digits: int | None = None) -> str:
-    def said(value: float) -> str:
-        return _number(value) if digits is None else f"{value:.{digits}f}"
-
-    if estimate.low is None:
-        return f"[{said(estimate.least)} .. {said(estimate.most)}]"
-    return f"[{said(estimate.low)}, {said(estimate.high)}]"
-
-
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    """A figure, of which None is without end."""
+    if value is None:
+        return "no end"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,7 +1,7 @@
-"""From groups of runs to series: a base, the points read against it, their laws, and what was refused.
+"""From groups of runs to series: a base, the points compared with it, their laws, and the runs that are refused.
 
 Efficiency is one formula for all forms: with c = device-seconds per unit of work, E = c_base / c. The unit of work
-is a token (throughput, step_time: strong T_b n_b / (T n), weak (X / n) / (X_b / n_b)) or the target loss reached.
+is a token (throughput, step_time: strong T_b n_b / (T n), weak (X / n) / (X_b / n_b)) or reaching the target loss.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from ..stats.rank_intervals import Estimate
 from ..table.step_columns import Steps
 from ..table.work import mean_step_s
 from .breakdown import Breakdown, breakdown
-from .loss import time_to_loss_s
-from .system_laws import LAWS, LawFit, fit_laws
+from .loss import NotReached, time_to_loss_s
+from .system_laws import LAWS, LawFit, LawRefused, fit_laws
 from .workload import Bases, Group, difference, differing
 
+MODES = ("strong", "weak")
 FORMS = ("throughput", "step_time", "loss")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for; see `efficiency`."""
+    """How series are formed; see `efficiency`."""
 
     mode: str
     form: str = "throughput"
@@ -39,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Runs that are not compared, and why; `columns`: those that differ from the base's."""
+    """Runs that are not compared, and why; `columns`: those in which they differ from the base."""
 
     what: str
     run_ids: tuple[str, ...]
@@ -59,11 +60,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Point:
-    """A group beside its base, each figure formed when it is first asked for: a page shows some of thousands.
+    """A group beside its base. Each figure is computed when it is first read: a page shows some of thousands.
 
     The base itself has no speedup and no efficiency: they are 1 by definition.
     loss_s: seconds to the target loss of the runs of each group, by id, in the form `loss`.
-    steps: of the runs whose waits only they tell (breakdown.py), by run_id.
+    steps: of the runs whose waits are only in their steps (breakdown.py), by run_id.
     """
 
     group: Group
@@ -89,23 +90,29 @@ class Point:
         seconds = self.loss_s.get(id(self.group))
         return ranks.median(seconds, self.options.level) if seconds else None
 
-    @cached_property
+    @property
     def speedup(self) -> Estimate | None:
-        if self.is_base:
-            return None
-        if self.options.form == "loss":
-            return ranks.ratio(self.loss_s[id(self.base)], self.loss_s[id(self.group)], self.options.level)
-        if self.options.form == "throughput":
-            return self.efficiency.scaled(1 / self._share)
-        seconds = ([mean_step_s(row) for row in one.rows] for one in (self.base, self.group))
-        return ranks.ratio(*seconds, self.options.level)
+        return None if self.is_base else self._speedup
+
+    @property
+    def efficiency(self) -> Estimate | None:
+        return None if self.is_base else self._efficiency
 
     @cached_property
-    def efficiency(self) -> Estimate | None:
-        if self.is_base:
-            return None
+    def _speedup(self) -> Estimate:
+        level = self.options.level
+        match self.options.form:
+            case "loss":
+                return ranks.ratio(self.loss_s[id(self.base)], self.loss_s[id(self.group)], level)
+            case "throughput":
+                return self._efficiency.scaled(1 / self._share)
+            case _:
+                return ranks.ratio(_step_seconds(self.base), _step_seconds(self.group), level)
+
+    @cached_property
+    def _efficiency(self) -> Estimate:
         if self.options.form == "loss":
-            return self.speedup.scaled(self._share)
+            return self._speedup.scaled(self._share)
         return ranks.ratio(self.group.rates, self.base.rates, self.options.level).scaled(self._share)
 
     @property
@@ -122,7 +129,7 @@ class Point:
 
     @cached_property
     def allowed(self) -> tuple[str, ...]:
-        """Columns that differ and that the user allowed."""
+        """Columns that differ because the user allowed it."""
         names = differing(self.group, self.base, self.options.mode)
         return tuple(name for name in names if name in self.options.allow)
 
@@ -148,6 +155,10 @@ class Point:
         }
 
 
+def _step_seconds(group: Group) -> list[float]:
+    return [mean_step_s(row) for row in group.rows]
+
+
 @dataclass(frozen=True)
 class Series:
     """One family of layouts of one engine against one base, by device count; the base comes first."""
@@ -158,8 +169,8 @@ class Series:
     options: Options
 
     @cached_property
-    def laws(self) -> tuple[LawFit, ...]:
-        """Of several layouts on as many devices the fastest is taken; none of times to a loss."""
+    def laws(self) -> tuple[LawFit | LawRefused, ...]:
+        """Of several layouts on as many devices the fastest is used; no laws of times to a loss."""
         if self.options.form == "loss":
             return ()
         by_count: dict[int, list[float]] = {}
@@ -170,15 +181,19 @@ class Series:
         return tuple(fit_laws(laws, by_count, options.level, options.draws, options.seed))
 
     @property
+    def fitted_laws(self) -> list[LawFit]:
+        return [law for law in self.laws if isinstance(law, LawFit)]
+
+    @property
     def base(self) -> Point:
         return self.points[0]
 
     def curve(self, devices: Sequence[int]) -> list[dict]:
         """Ideal and fitted throughput at these device counts."""
-        base, fits = self.base, [fit for fit in self.laws if not fit.refused]
+        base = self.base
         return [
             {"devices": n, "ideal_tokens_per_s": base.tokens_per_s.value * n / base.group.devices}
-            | {f"{fit.law.name}_tokens_per_s": fit.throughput(n) for fit in fits}
+            | {f"{fit.law.name}_tokens_per_s": fit.throughput(n) for fit in self.fitted_laws}
             for n in devices
         ]
 
@@ -198,57 +213,86 @@ class Series:
 
 
 def read_series(
-    found: Sequence[Group], steps: Mapping[str, Steps], options: Options, declared: Sequence[Group] | None = None
+    groups: Sequence[Group], steps: Mapping[str, Steps], options: Options, declared: Sequence[Group] | None = None
 ) -> tuple[list[Series], list[Refusal]]:
-    """Every family of every base, and what could not be compared.
+    """Every family of every base, and the runs that could not be compared.
 
     steps: by run_id the columns that the form reads (loss.py), or those of the breakdown.
-    declared: the bases the user named.
+    declared: the bases that the user named.
     """
-    members: dict[tuple[int, str, str], list[Group]] = {}  # by base, family, engine
-    refused: list[Refusal] = []
-    times: dict[int, list[float]] = {}
-    usable = []
-    for group in found:
-        if options.form == "loss":
-            told = [
-                time_to_loss_s(row, steps.get(row["run_id"]), options.target_loss, options.loss_window)
-                for row in group.rows
-            ]
-            missed = [(row["run_id"], why) for row, (_, why) in zip(group.rows, told, strict=True) if why]
-            if missed:  # the runs that made it would be the lucky ones: the group is out
-                refused.append(Refusal(group.where, tuple(run for run, _ in missed), missed[0][1]))
-                continue
-            times[id(group)] = [seconds for seconds, _ in told]
-        usable.append(group)
+    usable, loss_s, refused = _reaching_target(groups, steps, options)
     if declared is not None:
-        kept = {id(group) for group in usable}
-        declared = [group for group in declared if id(group) in kept]
-    position = {id(group): i for i, group in enumerate(usable)}
-    bases = {id(group) for group in declared or ()}
-    base_for = Bases(usable, options.mode, options.allow, declared)
-    for group in usable:
-        if id(group) in bases:
+        ids = {id(group) for group in usable}
+        declared = [group for group in declared if id(group) in ids]
+    members, incomparable = _by_base(usable, options, declared)
+    series = []
+    for (place, family, _), rest in sorted(members.items(), key=lambda item: item[0]):
+        base = usable[place]
+        points = tuple(Point(group, base, options, loss_s, steps) for group in (base, *rest))
+        series.append(Series(family, rest[0]["engine"] if rest else base["engine"], points, options))
+    return series, refused + incomparable
+
+
+def _reaching_target(
+    groups: Sequence[Group], steps: Mapping[str, Steps], options: Options
+) -> tuple[list[Group], dict[int, list[float]], list[Refusal]]:
+    """The groups of which every run reaches the target loss, their seconds to it by id, and refusals of the others.
+
+    Forms other than `loss` have no target.
+    """
+    loss_s: dict[int, list[float]] = {}
+    refused: list[Refusal] = []
+    if options.target_loss is None:
+        return list(groups), loss_s, refused
+    reaching: list[Group] = []
+    for group in groups:
+        times: list[float] = []
+        missed: list[tuple[str, str]] = []
+        for row in group.rows:
+            time = time_to_loss_s(row, steps.get(row["run_id"]), options.target_loss, options.loss_window)
+            if isinstance(time, NotReached):
+                missed.append((row["run_id"], time.why))
+            else:
+                times.append(time)
+        if missed:  # runs that reached it would be the lucky ones: the whole group is refused
+            refused.append(Refusal(group.where, tuple(run for run, _ in missed), missed[0][1]))
+        else:
+            reaching.append(group)
+            loss_s[id(group)] = times
+    return reaching, loss_s, refused
+
+
+_Members = dict[tuple[int, str, str], list[Group]]  # by place of the base, family, engine
+
+
+def _by_base(
+    groups: Sequence[Group], options: Options, declared: Sequence[Group] | None
+) -> tuple[_Members, list[Refusal]]:
+    """The groups to compare with each base, and those that differ from theirs.
+
+    A group without a base that is the base of no other is a series of its own.
+    """
+    members: _Members = {}
+    refused: list[Refusal] = []
+    place_of = {id(group): place for place, group in enumerate(groups)}
+    declared_ids = {id(group) for group in declared or ()}
+    bases = Bases(groups, options.mode, options.allow, declared)
+    for group in groups:
+        base, names = (None, []) if id(group) in declared_ids else bases.of(group)
+        if base is None:
             continue
-        base, names = base_for.of(group)
-        if base is not None and not names:
-            members.setdefault((position[id(base)], group.family, group["engine"] or ""), []).append(group)
-        elif base is not None:
-            why = f"differs from {base.where} in {difference(group, base, options.mode, names)}"
-            runs = tuple(row["run_id"] for row in group.rows)
-            refused.append(Refusal(group.where, runs, why, base.where, tuple(names)))
-    said = {id(usable[i]) for i, *_ in members} | {id(group) for rest in members.values() for group in rest}
-    named = {run for one in refused for run in one.run_ids}
-    for i, group in enumerate(usable):  # alone: no base, and nobody's
-        if id(group) not in said and group.rows[0]["run_id"] not in named:
-            members[i, group.family, group["engine"] or ""] = []
-    series = [
-        _series(usable[i], rest, family, steps, times, options)
-        for (i, family, _), rest in sorted(members.items(), key=lambda item: item[0])
-    ]
-    return series, refused
+        if names:
+            refused.append(_refusal(group, base, options.mode, names))
+        else:
+            members.setdefault((place_of[id(base)], group.family, group["engine"] or ""), []).append(group)
+    in_series = {place for place, *_ in members} | {place_of[id(group)] for some in members.values() for group in some}
+    refused_runs = {run for one in refused for run in one.run_ids}
+    for place, group in enumerate(groups):
+        if place not in in_series and group.rows[0]["run_id"] not in refused_runs:
+            members[place, group.family, group["engine"] or ""] = []
+    return members, refused
 
 
-def _series(base: Group, rest: list[Group], family: str, steps, times, options: Options) -> Series:
-    points = tuple(Point(group, base, options, times, steps) for group in (base, *rest))
-    return Series(family, rest[0]["engine"] if rest else base["engine"], points, options)
+def _refusal(group: Group, base: Group, mode: str, names: Sequence[str]) -> Refusal:
+    why = f"differs from {base.where} in {difference(group, base, mode, names)}"
+    return Refusal(group.where, tuple(row["run_id"] for row in group.rows), why, base.where, tuple(names))

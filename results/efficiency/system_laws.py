@@ -1,7 +1,7 @@
 """Laws of throughput against devices: Amdahl, Gustafson and the universal scalability law (USL), and their fits.
 
-X(n) is the throughput on n devices, X1 that of one as the law extrapolates it (a parameter, so that the base's noise
-is fitted like any other).
+X(n) is the throughput on n devices, X1 that of one device as the law extrapolates it (a parameter, so that the noise of
+the base is fitted like any other).
 
     amdahl      X = X1 / (s + (1 - s) / n)                          s: serial share of the work (AFIPS 1967)
     gustafson   X = X1 (n - s (n - 1))                              s: serial share of the time (CACM 31, 1988)
@@ -17,10 +17,11 @@ percentiles are widened for few runs (Hesterberg, The American Statistician 69, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import inf, isfinite, sqrt
+from typing import ClassVar
 
 import numpy as np
 
@@ -111,25 +112,38 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class LawFit:
-    """A fitted law, or why there is none (`refused`)."""
+class LawRefused:
+    """A law that was not fitted, and why."""
 
     law: SystemLaw
-    refused: str | None = None
-    x1: Fitted | None = None  # throughput of one device, tokens/s
-    parameters: dict[str, Fitted] = field(default_factory=dict)
-    peak: Fitted | None = None
-    half: Fitted | None = None
-    rms_relative_error: float | None = None  # over the device counts
-    measured_to: int | None = None
-    note: str | None = None
+    refused: str
 
-    def throughput(self, devices: float) -> float:
-        return self.x1.value * float(self.law.speedup(devices, *(p.value for p in self.parameters.values())))
+    parameters: ClassVar[dict[str, Fitted]] = {}
 
     def to_dict(self) -> dict:
-        if self.refused:
-            return {"law": self.law.name, "equation": self.law.equation, "refused": self.refused}
+        return {"law": self.law.name, "equation": self.law.equation, "refused": self.refused}
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """A fitted law."""
+
+    law: SystemLaw
+    x1_tokens_per_s: float  # throughput of one device
+    x1: Fitted  # the same, with its interval
+    parameters: dict[str, Fitted]
+    peak: Fitted
+    half: Fitted
+    rms_relative_error: float  # over the device counts
+    measured_to: int
+    note: str | None
+
+    refused: ClassVar[None] = None
+
+    def throughput(self, devices: float) -> float:
+        return self.x1_tokens_per_s * float(self.law.speedup(devices, *(p.value for p in self.parameters.values())))
+
+    def to_dict(self) -> dict:
         return {
             "law": self.law.name,
             "equation": self.law.equation,
@@ -145,10 +159,10 @@ class LawFit:
 
 def fit_law(
     law: SystemLaw, runs: Mapping[int, Sequence[float]], level: float = 0.95, draws: int = 2000, seed: int = 0
-) -> LawFit:
+) -> LawFit | LawRefused:
     """Fit to the throughputs of the runs by device count, tokens/s.
 
-    Refused with fewer device counts than the law needs. Intervals want MIN_RUNS runs at every device count.
+    Refused with fewer device counts than the law needs. Intervals need MIN_RUNS runs at every device count.
     """
     return fit_laws([law], runs, level, draws, seed)[0]
 
@@ -159,14 +173,14 @@ def fit_laws(
     level: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
-) -> list[LawFit]:
+) -> list[LawFit | LawRefused]:
     """fit_law of each, over the same resamples."""
     measured = _Measured(runs, level, draws, seed)
     return [_fit(law, measured) for law in laws]
 
 
 class _Measured:
-    """The runs by device count, their levels, and what resamples of them give."""
+    """The runs by device count, their levels, and the levels of their resamples."""
 
     def __init__(self, runs: Mapping[int, Sequence[float]], level: float, draws: int, seed: int) -> None:
         self.counts = np.array(sorted(runs), dtype=float)
@@ -181,7 +195,7 @@ class _Measured:
 
     @cached_property
     def resampled(self) -> np.ndarray | None:
-        """(draws, counts) levels of resamples; None: too few runs, or none were asked for."""
+        """(draws, counts) levels of resamples; None: too few runs, or no draws requested."""
         if self.fewest < MIN_RUNS or not self.draws:
             return None
         rng = np.random.default_rng(self.seed)
@@ -193,34 +207,46 @@ class _Measured:
         return _expanded_tail(self.level, [len(x) for x in self.logs])
 
 
-def _fit(law: SystemLaw, measured: _Measured) -> LawFit:
-    counts = measured.counts
-    if len(counts) < law.needs:
-        return LawFit(law, refused=f"{len(counts)} device counts, {law.name} needs {law.needs}")
-    best = _solve(law, counts, measured.levels[None])[0]
-    drawn = None if measured.resampled is None else _solve(law, counts, measured.resampled)
+@dataclass(frozen=True)
+class _Solution:
+    """The coefficients of a law, (1 + params,), and those of the resamples, (draws, 1 + params); tail: of intervals."""
 
-    def told(value: float, of_draws: Callable[[], Sequence[float]]) -> Fitted:
+    best: np.ndarray
+    drawn: np.ndarray | None
+    tail: float
+
+    def coefficient(self, place: int) -> Fitted:
+        return self._fitted(float(self.best[place]), None if self.drawn is None else self.drawn[:, place])
+
+    def over(self, function: Callable[..., float]) -> Fitted:
+        """function: of the coefficients without X1."""
+        drawn = None if self.drawn is None else [function(*row) for row in self.drawn[:, 1:].tolist()]
+        return self._fitted(float(function(*self.best[1:])), drawn)
+
+    def _fitted(self, value: float, drawn: Sequence[float] | np.ndarray | None) -> Fitted:
         if drawn is None:
             return Fitted(value if isfinite(value) else None)
-        low, high = np.quantile(of_draws(), [measured.tail, 1 - measured.tail], method="nearest").tolist()
+        low, high = np.quantile(drawn, [self.tail, 1 - self.tail], method="nearest").tolist()
         return Fitted(*(x if isfinite(x) else None for x in (value, low, high)))
 
-    def one(place: int) -> Fitted:
-        return told(float(best[place]), lambda: drawn[:, place])
 
-    def over(function: Callable[..., float]) -> Fitted:
-        return told(float(function(*best[1:])), lambda: [function(*row) for row in drawn[:, 1:].tolist()])
-
+def _fit(law: SystemLaw, measured: _Measured) -> LawFit | LawRefused:
+    counts = measured.counts
+    if len(counts) < law.needs:
+        return LawRefused(law, f"{len(counts)} device counts, {law.name} needs {law.needs}")
+    best = _solve(law, counts, measured.levels[None])[0]
+    drawn = None if measured.resampled is None else _solve(law, counts, measured.resampled)
+    solution = _Solution(best, drawn, 0.0 if drawn is None else measured.tail)
     fitted = best[0] * law.speedup(counts, *best[1:])
     few = measured.fewest < MIN_RUNS
     note = f"too few runs for intervals: {measured.fewest} at some device count, {MIN_RUNS} wanted" if few else None
     return LawFit(
         law,
-        x1=one(0),
-        peak=over(law.peak),
-        half=over(law.half),
-        parameters={name: one(place) for place, name in enumerate(law.parameters, 1)},
+        x1_tokens_per_s=float(best[0]),
+        x1=solution.coefficient(0),
+        peak=solution.over(law.peak),
+        half=solution.over(law.half),
+        parameters={name: solution.coefficient(place) for place, name in enumerate(law.parameters, 1)},
         rms_relative_error=float(np.sqrt(np.mean((np.exp(measured.levels) / fitted - 1) ** 2))),
         measured_to=int(counts[-1]),
         note=note,
@@ -230,7 +256,7 @@ def _fit(law: SystemLaw, measured: _Measured) -> LawFit:
 def _solve(law: SystemLaw, counts: np.ndarray, logs: np.ndarray) -> np.ndarray:
     """Least squares on relative errors with non-negative coefficients; logs: (draws, counts) -> (draws, 1 + params).
 
-    All sets of active coefficients are tried: there are at most four. Errors are relative to the measured levels.
+    Every set of active coefficients is tried: there are at most four. Errors are relative to the measured levels.
     """
     response = np.exp(np.log(counts) - logs) if law.inverse else np.exp(logs - np.log(counts))
     features = law.features(counts)
@@ -238,9 +264,9 @@ def _solve(law: SystemLaw, counts: np.ndarray, logs: np.ndarray) -> np.ndarray:
     size = features.shape[1]
     best_cost = np.full(len(logs), np.inf)
     best = np.zeros((len(logs), size))
-    # A share may be all of it (s = 1); without its constant the USL has no X1.
-    sets = (set_ for k in range(1, size + 1) for set_ in combinations(range(size), k) if 0 in set_ or law.share)
-    for columns in map(list, sets):
+    # A share may be the whole (s = 1); without its constant the USL has no X1.
+    active = (places for k in range(1, size + 1) for places in combinations(range(size), k) if 0 in places or law.share)
+    for columns in map(list, active):
         part = design[:, :, columns]
         solution = np.einsum("dkc,dc->dk", np.linalg.pinv(part), np.ones(part.shape[:2]))
         cost = np.square(1 - np.einsum("dck,dk->dc", part, solution)).sum(-1)

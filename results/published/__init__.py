@@ -1,11 +1,11 @@
-"""Published figures in the table's own columns (published.csv), and our runs set against them.
+"""Published figures in the columns of our table (published.csv), and our runs compared with them.
 
 Columns beside those of `runs`: published_source, published_date (null: undated), published_utilization as printed
-and published_flops, the FLOPs it counts:
+and published_flops, the FLOPs that it counts:
     `palm`            model FLOPs with attention as if not causal: our mfu_palm
-    `6 N + 12 L w s`  the same with the embedding's look-up counted
+    `6 N + 12 L w s`  the same, with the look-up of the embedding counted
     `hardware`        recomputed activations counted: no model FLOPs utilisation
-    `not stated`      so nothing is compared with it
+    `not stated`      nothing is compared with it
 published_derived names the columns that the source does not print: throughput from step time and batch, and from
 the shape and the throughput the FLOPs per token and mfu_* under our conventions (bench/flops.py).
 """
@@ -25,31 +25,29 @@ FILE = Path(__file__).with_name("published.csv")
 CONVENTIONS = ("mfu_palm", "mfu_6n", "mfu_causal", "tokens_per_s_per_device")
 _NUMBERS = ("published_utilization",)
 _SHAPE = ("model_layers", "model_width", "model_ffn", "model_vocab", "model_seq_len")
-_TELL = ("device_name", "precision", "peak_flops", "peak_flops_source", *_SHAPE)  # of ours: what a refusal reads
+COMPARED_BY = ("device_name", "precision", "peak_flops", "peak_flops_source", *_SHAPE)  # what `against` reads of ours
+_COUNTED = {"hardware": "hardware FLOPs, recomputation counted", "not stated": "FLOPs that it does not state"}
 
 
 @cache
 def published_rows() -> tuple[dict, ...]:
-    """The shipped rows: every column of the file, typed as the table's, missing is None."""
-    known = columns("runs")
-    rows = []
+    """The shipped rows: every column of the file, with the types of the table; missing is None."""
     with FILE.open(newline="") as file:
-        for line in csv.DictReader(file):
-            row: dict[str, object] = {}
-            for name, text in line.items():
-                if not text:
-                    row[name] = None
-                elif name in known and known[name].type != "string":
-                    row[name] = checked(known[name], float(text))
-                else:
-                    row[name] = float(text) if name in _NUMBERS else text
-            rows.append(row)
-    return tuple(rows)
+        return tuple({name: _typed(name, text) for name, text in line.items()} for line in csv.DictReader(file))
+
+
+def _typed(name: str, text: str) -> object:
+    known = columns("runs")
+    if not text:
+        return None
+    if name in known and known[name].type != "string":
+        return checked(known[name], float(text))
+    return float(text) if name in _NUMBERS else text
 
 
 @dataclass(frozen=True)
 class Against:
-    """One of ours beside one published row: `percent`, or the reason why there is none."""
+    """One of our rows beside one published row: `percent`, or the reason why there is none."""
 
     convention: str
     published: Mapping
@@ -60,7 +58,7 @@ class Against:
 
     @property
     def derived(self) -> bool:
-        """Whether the published figure was computed from others of the source, not printed."""
+        """Whether the published figure was computed from others in the source, not printed there."""
         return self.convention in (self.published["published_derived"] or "").split()
 
     @property
@@ -86,11 +84,11 @@ class Against:
 
 
 def against(ours: Mapping, convention: str, rows: Sequence[Mapping] | None = None) -> list[Against]:
-    """A row of ours (its median measurements) beside every published row.
+    """One of our rows (median measurements, and the columns COMPARED_BY) beside every published row.
 
-    convention: `mfu_palm`, `mfu_6n`, `mfu_causal`: utilisation under that FLOP count, whatever the model;
-    `tokens_per_s_per_device`: throughput, of the same model only. Refused where device, precision or peak differ,
-    where the published figure counts other FLOPs, or where either is missing.
+    convention: `mfu_palm`, `mfu_6n`, `mfu_causal`: utilisation under that FLOP count, for any model;
+    `tokens_per_s_per_device`: throughput, of the same model only. Refused if device, precision or peak differ,
+    if the published figure counts other FLOPs, or if either is missing.
 
     Raises
     ------
@@ -98,56 +96,66 @@ def against(ours: Mapping, convention: str, rows: Sequence[Mapping] | None = Non
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"published convention {convention!r}: allowed are {', '.join(CONVENTIONS)}")
-    mine = ours.get(convention)
+    measured = ours.get(convention)
     if rows is None:
-        refusals = _refusals(mine is None, convention, *(ours.get(name) for name in _TELL))
         rows = published_rows()
+        refusals = _refusals(convention, measured is None, *(ours.get(name) for name in COMPARED_BY))
     else:
-        refusals = [_refusal(ours, row, convention, mine, row.get(convention)) for row in rows]
+        refusals = tuple(_refusal(ours, row, convention, measured is None) for row in rows)
     return [
-        Against(convention, row, mine, row.get(convention), None if why else 100 * mine / row[convention], why)
+        Against(
+            convention,
+            row,
+            measured,
+            row.get(convention),
+            None if why or measured is None else 100 * measured / row[convention],
+            why,
+        )
         for row, why in zip(rows, refusals, strict=True)
     ]
 
 
 @lru_cache(maxsize=256)
-def _refusals(nothing: bool, convention: str, *told: object) -> tuple[str | None, ...]:
-    """_refusal of every shipped row; told: what it reads of ours, _TELL, so that layouts of one device share it."""
-    ours, mine = dict(zip(_TELL, told, strict=True)), None if nothing else 0.0
-    return tuple(_refusal(ours, row, convention, mine, row.get(convention)) for row in published_rows())
+def _refusals(convention: str, unmeasured: bool, *values: object) -> tuple[str | None, ...]:
+    """_refusal of every shipped row; values: of the columns COMPARED_BY, so that layouts of one device share it."""
+    ours = dict(zip(COMPARED_BY, values, strict=True))
+    return tuple(_refusal(ours, row, convention, unmeasured) for row in published_rows())
 
 
-def _refusal(ours: Mapping, row: Mapping, convention: str, mine: float | None, theirs: float | None) -> str | None:
-    if mine is None:
+def _refusal(ours: Mapping, row: Mapping, convention: str, unmeasured: bool) -> str | None:
+    if unmeasured:
         return f"{convention} of ours is null" + ("" if ours.get("peak_flops") else ": the device's peak is unknown")
-    if theirs is None:
-        counts = {"hardware": "hardware FLOPs, recomputation counted", "not stated": "FLOPs that it does not state"}
+    if row.get(convention) is None:
         printed = row["published_flops"]
-        what = f": it prints {counts.get(printed, f'the convention {printed}')}" if printed else ""
+        what = f": it prints {_COUNTED.get(printed, f'the convention {printed}')}" if printed else ""
         return f"the source gives no {convention}{what}"
-    differ = []
-    if accelerator(ours.get("device_name")) != accelerator(row["device_name"]):
-        differ.append("device_name")
-    if ours.get("precision") != row["precision"]:
-        differ.append("precision")
-    if convention.startswith("mfu"):
-        differ += [name for name in ("peak_flops", "peak_flops_source") if ours.get(name) != row[name]]
-    else:
-        differ += [name for name in _SHAPE if ours.get(name) != row[name]]
+    differ = [name for name in _compared_columns(convention) if _comparable(name, ours) != _comparable(name, row)]
     if not differ:
         return None
-    pairs = [f"{name} (ours {_said(ours.get(name))}, theirs {_said(row[name])})" for name in differ]
+    pairs = [f"{name} (ours {_as_text(ours.get(name))}, theirs {_as_text(row[name])})" for name in differ]
     return "differs in " + ", ".join(pairs)
+
+
+def _compared_columns(convention: str) -> tuple[str, ...]:
+    more = ("peak_flops", "peak_flops_source") if convention.startswith("mfu") else _SHAPE
+    return ("device_name", "precision", *more)
+
+
+def _comparable(name: str, row: Mapping) -> object:
+    value = row.get(name)
+    return accelerator(value) if name == "device_name" else value
 
 
 def accelerator(name: str | None) -> str | None:
     """The device's family in a driver's name: `NVIDIA A100-SXM4-80GB` and `A100` are one; an H100 PCIe is another."""
     if name is None:
         return None
-    found = re.search(r"\b(?:[A-Z]{1,2}\d{2,4}[A-Z]?|TPU v\d+\w*)\b", name)
+    family = re.search(r"\b(?:[A-Z]{1,2}\d{2,4}[A-Z]?|TPU v\d+\w*)\b", name)
     variant = re.search(r"\b(PCIe|NVL|HBM2e)\b", name)
-    return (found.group() if found else name) + (f" {variant.group()}" if variant else "")
+    return (family.group() if family else name) + (f" {variant.group()}" if variant else "")
 
 
-def _said(value: object) -> str:
-    return "unknown" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+def _as_text(value: object) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ Both intervals are conservative: `level` is what is asked, `achieved` what the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
@@ -40,6 +40,17 @@ class Estimate:
     @property
     def note(self) -> str | None:
         return None if self.low is not None else TOO_FEW
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high)."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def bounds(self, form: Callable[[float], str]) -> str:
+        """The interval as text, `[low, high]`; without one the range, `[least .. most]`."""
+        if self.interval is None:
+            return f"[{form(self.least)} .. {form(self.most)}]"
+        return "[" + ", ".join(map(form, self.interval)) + "]"
 
     def scaled(self, factor: float) -> Estimate:
         """The estimate of `factor` times the quantity; factor > 0."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..wording import count_of
@@ -46,9 +46,9 @@ def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def refusal(rows: Sequence[dict]) -> str | None:
+def refusal(rows: Sequence[Mapping]) -> str | None:
     """Why the held-out losses of these rows of `runs` may not be set side by side, in one line; None: they may."""
-    first: dict[str, dict] = {}
+    first: dict[str, Mapping] = {}
     for row in rows:
         if row.get("val_loss") is not None and row.get("val_hash"):
             first.setdefault(row["val_hash"], row)
@@ -63,7 +63,7 @@ def refusal(rows: Sequence[dict]) -> str | None:
     )
 
 
-def unknown(rows: Sequence[dict]) -> str | None:
+def unknown(rows: Sequence[Mapping]) -> str | None:
     """A note where some or all rows with a held-out loss have no val_hash; None: all have, or none has a loss."""
     told = [row for row in rows if row.get("val_loss") is not None]
     silent = sum(not row.get("val_hash") for row in told)
@@ -74,7 +74,7 @@ def unknown(rows: Sequence[dict]) -> str | None:
     return f"val_hash is null in {silent} of {count_of(len(told), 'row')}: held-out losses may be over other sequences"
 
 
-def unbelieved(rows: Sequence[dict]) -> list[str]:
+def unbelieved(rows: Sequence[Mapping]) -> list[str]:
     """One line for each different val_warning of the rows, with the runs."""
     by_why: dict[str, list[str]] = {}
     for row in rows:
@@ -100,6 +100,6 @@ def one_set(frame: pd.DataFrame, names: Collection[str]) -> str | None:
     return unknown(rows)
 
 
-def _name(row: dict) -> str:
+def _name(row: Mapping) -> str:
     """The row for people: layout and run_id, as far as it has them."""
     return " ".join(str(row[name]) for name in ("layout", "run_id") if row.get(name)) or "a row"

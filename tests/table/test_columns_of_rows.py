@@ -260,7 +260,7 @@ def test_a_page_of_thousands_of_series_names_some_and_counts_the_rest(tmp_path):
     rows = [run(n, 0.4 / n, lr=1e-3 * (i + 1), case_id=f"l{i:04d}d{n}") for i in range(90) for n in (1, 2)]
     rows += [run(n, 0.4 / n, lr=1.0, case_id=f"l{n}") for n in (1, 2, 4)]
     rows = [row | {"loss": None} for row in rows]
-    with mock.patch("scalade.results.efficiency.command.runs_table", lambda *some, **more: in_two_chunks(rows)):
+    with mock.patch("scalade.results.efficiency.reading.runs_table", lambda *some, **more: in_two_chunks(rows)):
         found = efficiency(tmp_path, mode="strong", draws=0)
     text = found.to_text().splitlines()
     assert len(found.series) == 91 == len(found.to_dict()["series"])
