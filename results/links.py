@@ -1,19 +1,19 @@
-"""What a link gives: bandwidths of a collective as nccl-tests defines them, and the latency and bandwidth behind them.
+"""Performance of a link: bandwidths of a collective as nccl-tests defines them, and the fitted latency and bandwidth.
 
-Algorithm bandwidth is S / t. Bus bandwidth is that times a factor which makes it the rate at which each rank's link
-was used, whatever the number of ranks n (NVIDIA/nccl-tests, doc/PERFORMANCE.md; send and receive: src/sendrecv.cu).
+Algorithm bandwidth is S / t. Bus bandwidth is that times a factor which makes it the rate at which the link of each
+rank was used, for any number of ranks n (NVIDIA/nccl-tests, doc/PERFORMANCE.md; send and receive: src/sendrecv.cu).
 S is the size of the array that every rank reduces or receives, the whole gathered array of an all-gather, the whole
-input of a reduce-scatter, all that one rank hands out in an all-to-all.
+input of a reduce-scatter, everything that one rank sends in an all-to-all.
 
-The model behind: t(S) = alpha + factor S / beta (Hockney, Parallel Computing 20 (1994) 389), alpha the time of a call
-that moves nothing, beta the bus bandwidth of one that is all transfer. Fitted for each run by least squares of the
-relative errors, so that small messages count; the interval is over runs.
+The model is t(S) = alpha + factor S / beta (Hockney, Parallel Computing 20 (1994) 389): alpha is the time of a call
+that moves no data, beta the bus bandwidth of a call that is only transfer. It is fitted for each run by least squares
+of the relative errors, so that small messages count; the interval is over runs.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def fit_line(bus_bytes: Sequence[float], times_s: Sequence[float]) -> Line | Non
 
 @dataclass(frozen=True)
 class LinkFit:
-    """A link, seen through one collective, over the runs that measured it."""
+    """A link as one collective uses it, over the runs that measured it."""
 
     backend: str
     dim: str
@@ -76,15 +76,19 @@ class LinkFit:
     misfit: float  # of the worst run
 
     def to_dict(self) -> dict:
-        about = {name: getattr(self, name) for name in ("backend", "dim", "collective", "group_ranks", "misfit")}
-        return about | {
-            name: None if getattr(self, name) is None else getattr(self, name).to_dict()
-            for name in ("alpha_s", "beta_bytes_per_s")
+        return {
+            "backend": self.backend,
+            "dim": self.dim,
+            "collective": self.collective,
+            "group_ranks": self.group_ranks,
+            "misfit": self.misfit,
+            "alpha_s": None if self.alpha_s is None else self.alpha_s.to_dict(),
+            "beta_bytes_per_s": None if self.beta_bytes_per_s is None else self.beta_bytes_per_s.to_dict(),
         }
 
 
 def measured(path: str | Path) -> list[dict]:
-    """Rows of `comm` of the runs that ended well, with their run's backend; one run, dimension and size after another.
+    """Rows of `comm` of the runs with status ok, with the backend of their run; by run, dimension and size.
 
     Raises
     ------
@@ -103,49 +107,44 @@ def fit_links(rows: Sequence[dict], level: float = 0.95) -> list[LinkFit]:
             runs[row["backend"], row["dim"], row["collective"], row["group_ranks"]][row["run_id"]].append(row)
     fits = []
     for (backend, dim, collective, ranks), by_run in runs.items():
-        factor = bus_factor(collective, ranks)
-        lines = [
-            line
-            for run in by_run.values()
-            if (line := fit_line([factor * row["message_bytes"] for row in run], [row["time_s"] for row in run]))
-        ]
-        alphas = [line.alpha_s for line in lines if line.alpha_s > 0]
-        betas = [line.beta_bytes_per_s for line in lines if line.beta_bytes_per_s]
+        lines = _lines(by_run.values(), bus_factor(collective, ranks))
         if lines:
-            fits.append(
-                LinkFit(
-                    backend,
-                    dim,
-                    collective,
-                    ranks,
-                    median(alphas, level) if alphas else None,
-                    median(betas, level) if betas else None,
-                    max(line.misfit for line in lines),
-                )
-            )
+            alpha = _median_if_any([line.alpha_s for line in lines if line.alpha_s > 0], level)
+            beta = _median_if_any([line.beta_bytes_per_s for line in lines if line.beta_bytes_per_s], level)
+            fits.append(LinkFit(backend, dim, collective, ranks, alpha, beta, max(line.misfit for line in lines)))
     return fits
 
 
+def _lines(runs: Iterable[list[dict]], factor: float) -> list[Line]:
+    """The line of each run that measured several sizes."""
+    lines = [fit_line([factor * row["message_bytes"] for row in run], [row["time_s"] for row in run]) for run in runs]
+    return [line for line in lines if line is not None]
+
+
+def _median_if_any(values: Sequence[float], level: float) -> Estimate | None:
+    return median(values, level) if values else None
+
+
 def by_size(rows: Sequence[dict]) -> list[dict]:
-    """One row for each backend, dimension, collective and size: the median over the runs, and how many they are."""
+    """One row for each backend, dimension, collective and size: the median over the runs, and their number."""
     keys = ("backend", "dim", "collective", "group_ranks", "message_bytes", "dtype")
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)
-    found = []
-    for key, members in groups.items():
-        times = [row["time_s"] for row in members if (row["time_s"] or 0) > 0]
-        time_s = float(np.median(times)) if times else None
-        algbw = key[4] / time_s if time_s else None
-        found.append(
-            dict(zip(keys, key, strict=True))
-            | {
-                "runs": len(members),
-                "time_s": time_s,
-                "least_s": min(times, default=None),
-                "most_s": max(times, default=None),
-                "algbw_bytes_per_s": algbw,
-                "busbw_bytes_per_s": algbw * bus_factor(key[2], key[3]) if algbw else None,
-            }
-        )
-    return found
+    return [dict(zip(keys, key, strict=True)) | _bandwidths(members) for key, members in groups.items()]
+
+
+def _bandwidths(rows: Sequence[dict]) -> dict:
+    """Times and bandwidths over the runs of one collective and size."""
+    first = rows[0]
+    times = [row["time_s"] for row in rows if (row["time_s"] or 0) > 0]
+    time_s = float(np.median(times)) if times else None
+    algbw = first["message_bytes"] / time_s if time_s else None
+    return {
+        "runs": len(rows),
+        "time_s": time_s,
+        "least_s": min(times, default=None),
+        "most_s": max(times, default=None),
+        "algbw_bytes_per_s": algbw,
+        "busbw_bytes_per_s": algbw * bus_factor(first["collective"], first["group_ranks"]) if algbw else None,
+    }

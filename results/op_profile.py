@@ -1,7 +1,7 @@
-"""Why one layout's step takes longer than another's: the table `ops` by case, or two cases operation by operation.
+"""Why the step of one layout takes longer than that of another: the table `ops` by case, or two cases by operation.
 
-Each figure is the mean over the ranks, then the median over the runs. What no operation accounts for is Python, its
-autograd functions and launching; on an accelerator it is the time in which the device had nothing to do.
+Each figure is the mean over the ranks, then the median over the runs. Time that belongs to no operation is Python, its
+autograd functions and launching; on an accelerator it is the time in which the device is idle.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from .aligned import aligned
 from .table.read import rows_table, runs_table
 from .table.work import work_of
 
 WAIT, REST = "waiting", "in no op"
-# By name, the first that matches. A name without `::` is a node of autograd's graph: what it computes is in the
-# operations that it calls, and its own time is Python (or waiting, which is a part of its own).
+# By name, the first that matches. A name without `::` is a node of autograd's graph: its computation is in the
+# operations that it calls, and its own time is Python (or waiting, which is a separate part).
 GROUPS = {
     "products": r"aten::(mm|addmm|bmm|baddbmm|matmul|linear|einsum|dot)\b",
     "attention": r"aten::.*(attention|flash)",
@@ -34,7 +35,7 @@ COLUMNS = (*GROUPS, WAIT, REST)
 
 @dataclass(frozen=True)
 class CaseOps:
-    """One case's profiled step, seconds."""
+    """The profiled step of one case, seconds."""
 
     case_id: str
     model: str
@@ -43,7 +44,7 @@ class CaseOps:
     ranks: int
     timed_s: float | None  # median step of the timed steps, without the profiler
     step_s: float  # under the profiler
-    groups: dict[str, float]  # by COLUMNS; they add up to step_s, but for medians
+    groups: dict[str, float]  # by COLUMNS; their sum is step_s, except that each is a median
     ops: dict[str, tuple[float, float]]  # operation: calls a step, seconds
     tokens: float | None = None  # of a step
 
@@ -53,46 +54,54 @@ class CaseOps:
 
 
 def case_ops(path: str | Path, where: str | None = None) -> list[CaseOps]:
-    """Every case with profiled runs that ended well, in the order they were started.
+    """Every case with profiled runs that ended with status ok, in the order of their start.
 
     Raises
     ------
     ValueError: nothing at the path, or not a filter
     """
-    runs = runs_table(path, where=where)
-    wanted = sorted((row for row in runs.to_pylist() if row["status"] == "ok"), key=lambda row: row["started_at"] or "")
+    runs = [run for run in runs_table(path, where=where).to_pylist() if run["status"] == "ok"]
+    runs.sort(key=lambda run: run["started_at"] or "")
     rows = defaultdict(list)
-    for row in rows_table(path, "ops", [row["run_id"] for row in wanted]).to_pylist():
+    for row in rows_table(path, "ops", [run["run_id"] for run in runs]).to_pylist():
         rows[row["run_id"]].append(row)
     cases = defaultdict(list)
-    for run in wanted:
+    for run in runs:
         if rows[run["run_id"]]:
             cases[run["case_id"]].append(run)
     return [_case(case_id, members, rows) for case_id, members in cases.items()]
 
 
 def one_case(cases: Sequence[CaseOps], what: str) -> CaseOps:
-    """The only one.
+    """The only case; what: the option that selects it.
 
     Raises
     ------
-    ValueError: there are none or several; names them
+    ValueError: there is none, or there are several; names them
     """
     if len(cases) == 1:
         return cases[0]
-    found = ", ".join(case.name for case in cases[:8]) + (", ..." if len(cases) > 8 else "")
-    raise ValueError(f"{what} is to leave one profiled case, it leaves {f'{len(cases)}: {found}' if cases else 'none'}")
+    names = ", ".join(case.name for case in cases[:8]) + (", ..." if len(cases) > 8 else "")
+    raise ValueError(f"{what} is to leave one profiled case, it leaves {f'{len(cases)}: {names}' if cases else 'none'}")
 
 
 def group_of(op: str) -> str:
     return next((name for name, pattern in GROUPS.items() if re.match(pattern, op)), REST)
 
 
+@dataclass(frozen=True)
+class _RunOps:
+    """One run's profiled step, means over its ranks; as CaseOps."""
+
+    step_s: float
+    groups: dict[str, float]
+    ops: dict[str, tuple[float, float]]
+
+
 def _case(case_id: str, members: list[dict], rows: dict[str, list[dict]]) -> CaseOps:
-    parts = [_run(rows[run["run_id"]]) for run in members]
-    first = members[0]
+    runs = [_run(rows[run["run_id"]]) for run in members]
+    first, work = members[0], work_of(members[0])
     timed = [run["step_time_s"] for run in members if run["step_time_s"] is not None]
-    names = {name for _, _, ops in parts for name in ops}
     return CaseOps(
         case_id,
         first["model"] or "",
@@ -100,32 +109,39 @@ def _case(case_id: str, members: list[dict], rows: dict[str, list[dict]]) -> Cas
         len(members),
         first["world_size"] or 1,
         median(timed) if timed else None,
-        median(step for step, _, _ in parts),
-        {name: median(groups[name] for _, groups, _ in parts) for name in COLUMNS},
-        {name: tuple(median(ops.get(name, (0.0, 0.0))[i] for _, _, ops in parts) for i in (0, 1)) for name in names},
-        None if (work := work_of(first)) is None else float(work.tokens),
+        median(run.step_s for run in runs),
+        {name: median(run.groups[name] for run in runs) for name in COLUMNS},
+        {name: _median_op(runs, name) for name in {name for run in runs for name in run.ops}},
+        None if work is None else float(work.tokens),
     )
 
 
-def _run(rows: list[dict]) -> tuple[float, dict[str, float], dict[str, tuple[float, float]]]:
-    """(step, seconds by group, calls and seconds by operation) of one run, means over its ranks."""
+def _median_op(runs: Sequence[_RunOps], name: str) -> tuple[float, float]:
+    """Calls and seconds of an operation; a run without it has none."""
+    calls, seconds = zip(*(run.ops.get(name, (0.0, 0.0)) for run in runs), strict=True)
+    return median(calls), median(seconds)
+
+
+def _run(rows: list[dict]) -> _RunOps:
     ranks = len({row["rank"] for row in rows})
-    device = any(row["device_time_s"] for row in rows)
-    step, groups, sums = 0.0, dict.fromkeys(COLUMNS, 0.0), defaultdict(lambda: [0.0, 0.0])
+    on_device = any(row["device_time_s"] for row in rows)
+    step_s = 0.0
+    groups = dict.fromkeys(COLUMNS, 0.0)
+    ops: dict[str, tuple[float, float]] = {}
     for row in rows:
-        time_s = (row["device_time_s"] if device and row["part"] == "op" else row["time_s"]) or 0.0
-        if row["part"] == "step":
-            step += time_s / ranks
-        elif row["part"] == "wait":
-            groups[WAIT] += time_s / ranks
-        elif row["part"] == "op":
-            if (group := group_of(row["op"])) != REST:
-                groups[group] += time_s / ranks
-            one = sums[row["op"]]
-            one[0] += (row["calls"] or 0.0) / ranks
-            one[1] += time_s / ranks
-    groups[REST] = step - sum(groups.values())
-    return step, groups, {name: (calls, time_s) for name, (calls, time_s) in sums.items()}
+        time_s = (row["device_time_s"] if on_device and row["part"] == "op" else row["time_s"]) or 0.0
+        match row["part"]:
+            case "step":
+                step_s += time_s / ranks
+            case "wait":
+                groups[WAIT] += time_s / ranks
+            case "op":
+                if (group := group_of(row["op"])) != REST:
+                    groups[group] += time_s / ranks
+                calls, seconds = ops.get(row["op"], (0.0, 0.0))
+                ops[row["op"]] = (calls + (row["calls"] or 0.0) / ranks, seconds + time_s / ranks)
+    groups[REST] = step_s - sum(groups.values())
+    return _RunOps(step_s, groups, ops)
 
 
 def as_dict(cases: Sequence[CaseOps]) -> dict:
@@ -151,7 +167,7 @@ def against_dict(case: CaseOps, base: CaseOps) -> dict:
 
 
 def against_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
-    """Where the difference of two cases lies: group by group, then the operations that differ most."""
+    """Where the difference between two cases is: group by group, then the operations that differ most."""
     yield f"{case.name} (runs: {case.runs}) against {base.name} (runs: {base.runs}), ms of a step"
     if case.tokens != base.tokens:
         here, there = ("an unknown number of" if n is None else f"{n:,.0f}" for n in (case.tokens, base.tokens))
@@ -160,15 +176,26 @@ def against_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
     body += [_compared(f"  {name}", case.groups[name], base.groups[name]) for name in COLUMNS]
     yield from aligned([["", "", "against", "difference", "ratio"], *body])
     yield ""
-    none = (0.0, 0.0)
-    pairs = {name: (case.ops.get(name, none), base.ops.get(name, none)) for name in {*case.ops, *base.ops}}
-    pairs = {name: pair for name, pair in pairs.items() if group_of(name) != REST}
-    first = sorted(pairs, key=lambda name: -abs(pairs[name][0][1] - pairs[name][1][1]))[:rows]
     body = [
-        [name, f"{here[0]:,.0f}", f"{there[0]:,.0f}", *_compared("", here[1], there[1])[1:]]
-        for name, (here, there) in ((name, pairs[name]) for name in first)
+        [op.name, f"{op.here[0]:,.0f}", f"{op.there[0]:,.0f}", *_compared("", op.here[1], op.there[1])[1:]]
+        for op in _most_different(case, base, rows)
     ]
     yield from aligned([["operation", "calls", "against", "ms", "against", "difference", "ratio"], *body])
+
+
+class _Pair(NamedTuple):
+    """Calls and seconds of an operation in two cases."""
+
+    name: str
+    here: tuple[float, float]
+    there: tuple[float, float]
+
+
+def _most_different(case: CaseOps, base: CaseOps, count: int) -> list[_Pair]:
+    absent = (0.0, 0.0)
+    names = [name for name in {*case.ops, *base.ops} if group_of(name) != REST]
+    pairs = [_Pair(name, case.ops.get(name, absent), base.ops.get(name, absent)) for name in names]
+    return sorted(pairs, key=lambda op: -abs(op.here[1] - op.there[1]))[:count]
 
 
 def _compared(name: str, here: float | None, there: float | None) -> list[str]:

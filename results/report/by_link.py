@@ -1,8 +1,8 @@
-"""One study on several links: what a step takes over each, how much of it was waiting, and what was sent.
+"""One study on several links: the time of a step over each, how much of it was waiting, and the bytes sent.
 
     python -m scalade.results.report.by_link FIGURE.svg RESULTS...     the figure, and its table as Markdown
 
-Each results folder is the study on one link (a lab's; one folder each, as a case is the same over all of them).
+Each results folder is the study on one link (of a lab): a folder each, as the cases are the same on all links.
 """
 
 from __future__ import annotations
@@ -10,81 +10,119 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..efficiency.breakdown import outer_of_step_s
-from ..efficiency.command import waits_of
+from ..efficiency.reading import waits_of
+from ..efficiency.workload import has_outer_loop
 from ..stats.rank_intervals import Estimate, median
 from ..table.read import runs_table
 from ..table.step_columns import Steps
-from ..table.work import work_of
+from ..table.work import Work, work_of
 from .drawing import bar_looks, encoded, interval_text, legend, new_figure, style, with_intervals
 from .outer import sent_a_step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MBIT = 1e6
 
 
-def by_link(folders: Sequence[Path], level: float = 0.95) -> list[dict]:
-    """One row for each link and layout, links in the folders' order, data parallel first, then by the bytes sent.
+@dataclass(frozen=True)
+class LinkRow:
+    """One layout on one link.
 
-    `step_s`: Estimate over runs. `exposed_s`: of a step, median over runs of what inner collectives were waited for
-    (median step) and outer ones (of a round, over H); None where it was not measured. `sent_bytes`: of one rank and
-    step. `sent_s`: what these take at the link's measured rate, for two ranks the least there is (a ring moves each
-    message once); None without a lab. `ratio`: step time of the layout without an outer loop over this one's, of
-    the same tokens a step; `work`: these.
+    step_s: over runs. exposed_s: the median over runs of the wait of a step, for inner collectives (median step) and
+    outer ones (of a round, over H); None if it was not measured. sent_bytes: of one rank and step. sent_s: their time
+    at the measured rate of the link, for two ranks the least possible (a ring moves each message once); None without
+    a lab. ratio: the step time of the layout without an outer loop over this one's, for the same tokens a step (work).
+    """
+
+    link: str
+    layout: str
+    work: Work | None
+    outer: bool
+    step_s: Estimate
+    exposed_s: float | None
+    sent_bytes: float | None
+    sent_s: float | None = None
+    ratio: float | None = None
+
+    @property
+    def sent_kb(self) -> float | None:
+        return None if self.sent_bytes is None else self.sent_bytes / 1e3
+
+
+def by_link(folders: Sequence[Path], level: float = 0.95) -> list[LinkRow]:
+    """One row for each link and layout, links in the order of the folders, data parallel first, then by bytes sent.
 
     Raises
     ------
     ValueError: nothing at a folder, or no timed runs there
     """
-    rows = []
-    for folder in folders:
-        runs = runs_table(folder, where="status == ok and step_time_s != null").to_pylist()
-        if not runs:
-            raise ValueError(f"no finished runs with a step time in {str(folder)!r}")
-        steps = waits_of(folder, runs)
-        groups: dict[str, list[dict]] = defaultdict(list)
-        for run in runs:
-            groups[run["layout"]].append(run)
-        link, rates = link_name(runs), _told(runs, "link_rate_measured_bits_per_s")
-        found = [{"link": link} | _row(name, some, steps, level) for name, some in groups.items()]
-        for row in found:
-            plain = [other["step_s"].value for other in found if not other["outer"] and other["work"] == row["work"]]
-            row["sent_s"] = 8 * row["sent_bytes"] / np.median(rates) if rates and row["sent_bytes"] else None
-            row["ratio"] = min(plain) / row["step_s"].value if plain and row["work"] else None
-        rows += sorted(found, key=lambda row: (row["outer"], -(row["sent_bytes"] or 0)))
-    return rows
+    return [row for folder in folders for row in _rows(folder, level)]
 
 
-def _row(layout: str, runs: list[dict], steps: Mapping[str, Steps], level: float) -> dict:
-    waited = [(run["exposed_comm_time_s"], outer_of_step_s(run, steps.get(run["run_id"]))) for run in runs]
-    waits = [(inner or 0.0) + (outer or 0.0) for inner, outer in waited if inner is not None or outer is not None]
-    bytes_each = [sent_a_step(run) for run in runs if sent_a_step(run)]
-    return {
-        "layout": layout,
-        "work": work_of(runs[0]),
-        "outer": (runs[0]["outer_algorithm"] or "none") != "none",
-        "step_s": median([run["step_time_s"] for run in runs], level),
-        "exposed_s": float(np.median(waits)) if waits else None,
-        "sent_bytes": float(np.median(bytes_each)) if bytes_each else None,
-    }
+def _rows(folder: Path, level: float) -> list[LinkRow]:
+    runs = runs_table(folder, where="status == ok and step_time_s != null").to_pylist()
+    if not runs:
+        raise ValueError(f"no finished runs with a step time in {str(folder)!r}")
+    steps = waits_of(folder, runs)
+    by_layout: dict[str, list[Mapping]] = defaultdict(list)
+    for run in runs:
+        by_layout[run["layout"]].append(run)
+    link, rates = link_name(runs), _known(runs, "link_rate_measured_bits_per_s")
+    rows = [_row(link, layout, members, steps, level) for layout, members in by_layout.items()]
+    bits_per_s = float(np.median(rates)) if rates else None
+    rows = [replace(row, sent_s=_sent_s(row, bits_per_s), ratio=_ratio(row, rows)) for row in rows]
+    return sorted(rows, key=lambda row: (row.outer, -(row.sent_bytes or 0)))
 
 
-def link_name(runs: Sequence[dict]) -> str:
-    """As measured, medians over the runs: `96 Mbit/s, 0.06 ms`."""
-    rates, trips = _told(runs, "link_rate_measured_bits_per_s"), _told(runs, "link_rtt_measured_s")
+def _row(link: str, layout: str, runs: list[Mapping], steps: Mapping[str, Steps], level: float) -> LinkRow:
+    waits = [wait for run in runs if (wait := _wait_s(run, steps.get(run["run_id"]))) is not None]
+    bytes_sent = [size for run in runs if (size := sent_a_step(run))]
+    return LinkRow(
+        link=link,
+        layout=layout,
+        work=work_of(runs[0]),
+        outer=has_outer_loop(runs[0]),
+        step_s=median([run["step_time_s"] for run in runs], level),
+        exposed_s=float(np.median(waits)) if waits else None,
+        sent_bytes=float(np.median(bytes_sent)) if bytes_sent else None,
+    )
+
+
+def _wait_s(run: Mapping, steps: Steps | None) -> float | None:
+    inner, outer = run["exposed_comm_time_s"], outer_of_step_s(run, steps)
+    return None if inner is None and outer is None else (inner or 0.0) + (outer or 0.0)
+
+
+def _sent_s(row: LinkRow, bits_per_s: float | None) -> float | None:
+    return 8 * row.sent_bytes / bits_per_s if bits_per_s and row.sent_bytes else None
+
+
+def _ratio(row: LinkRow, rows: Sequence[LinkRow]) -> float | None:
+    plain = [other.step_s.value for other in rows if not other.outer and other.work == row.work]
+    return min(plain) / row.step_s.value if plain and row.work else None
+
+
+def link_name(runs: Sequence[Mapping]) -> str:
+    """The link as measured, medians over the runs: `96 Mbit/s, 0.06 ms`."""
+    rates, trips = _known(runs, "link_rate_measured_bits_per_s"), _known(runs, "link_rtt_measured_s")
     if not rates or not trips:
         return "this machine's own"
     return f"{np.median(rates) / MBIT:,.0f} Mbit/s, {np.median(trips) * 1e3:.2g} ms"
 
 
-def _told(runs: Sequence[dict], column: str) -> list[float]:
+def _known(runs: Sequence[Mapping], column: str) -> list[float]:
     return [run[column] for run in runs if run[column]]
 
 
-def markdown(rows: Sequence[dict]) -> str:
+def markdown(rows: Sequence[LinkRow]) -> str:
     """The table."""
     lines = [
         "| link, measured | layout | kB sent per rank and step | these at the link's rate, ms | waited, ms | step, ms "
@@ -92,38 +130,49 @@ def markdown(rows: Sequence[dict]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        step: Estimate = row["step_s"]
-        low, high = (step.least, step.most) if step.low is None else (step.low, step.high)
-        around = f" ({low * 1e3:.0f} to {high * 1e3:.0f})" if step.runs > 1 else ""
-        wait, least = ("-" if row[key] is None else f"{row[key] * 1e3:.1f}" for key in ("exposed_s", "sent_s"))
-        size = "-" if row["sent_bytes"] is None else f"{row['sent_bytes'] / 1e3:,.0f}"
-        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        lines.append(
-            f"| {row['link']} | {row['layout']} | {size} | {least} | {wait} | {step.value * 1e3:.0f}{around} | {ratio} "
-            f"| {step.runs} |"
+        cells = (
+            row.link,
+            row.layout,
+            _number(row.sent_kb, "{:,.0f}"),
+            _number(row.sent_s, "{:.1f}", 1e3),
+            _number(row.exposed_s, "{:.1f}", 1e3),
+            _step_text(row.step_s),
+            _number(row.ratio, "{:.2f}"),
+            str(row.step_s.runs),
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[dict], level: float = 0.95):
-    """matplotlib.figure.Figure: a group of bars for each link, the waiting part of each step hatched."""
-    links = list(dict.fromkeys(row["link"] for row in rows))
-    layouts = list(dict.fromkeys(row["layout"] for row in rows))
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "-" if value is None else form.format(value * scale)
+
+
+def _step_text(step: Estimate) -> str:
+    low, high = step.interval or (step.least, step.most)
+    return f"{step.value * 1e3:.0f}" + (f" ({low * 1e3:.0f} to {high * 1e3:.0f})" if step.runs > 1 else "")
+
+
+def draw(rows: Sequence[LinkRow], level: float = 0.95) -> Figure:
+    """A group of bars for each link; the part of each step that was waited for is hatched."""
+    links = list(dict.fromkeys(row.link for row in rows))
+    layouts = list(dict.fromkeys(row.layout for row in rows))
     figure, (axes,) = new_figure(8.0, 3.8)
-    width, handles = 0.8 / len(layouts), []
-    for i, layout in enumerate(layouts):
-        for row in (row for row in rows if row["layout"] == layout):
-            x = links.index(row["link"]) + (i - (len(layouts) - 1) / 2) * width
-            wait = min(row["exposed_s"] or 0.0, row["step_s"].value)
-            one = bar_looks(len(layouts))[i] | {"hatch": ""}
-            bar = axes.bar(x, (row["step_s"].value - wait) * 1e3, width * 0.92, **one)
-            axes.bar(x, wait * 1e3, width * 0.92, bottom=(row["step_s"].value - wait) * 1e3, **one | {"hatch": "////"})
-            with_intervals(axes, [x], [row["step_s"]], "#222222", 1e3)
-            if row["link"] == links[0]:
+    width, looks, handles = 0.8 / len(layouts), bar_looks(len(layouts)), []
+    for index, layout in enumerate(layouts):
+        look = looks[index] | {"hatch": ""}
+        for row in (row for row in rows if row.layout == layout):
+            x = links.index(row.link) + (index - (len(layouts) - 1) / 2) * width
+            wait = min(row.exposed_s or 0.0, row.step_s.value)
+            work = (row.step_s.value - wait) * 1e3
+            bar = axes.bar(x, work, width * 0.92, **look)
+            axes.bar(x, wait * 1e3, width * 0.92, bottom=work, **look | {"hatch": "////"})
+            with_intervals(axes, [x], [row.step_s], "#222222", 1e3)
+            if row.link == links[0]:
                 handles.append(bar)
     axes.set_xticks(range(len(links)), links)
     axes.set(ylabel="ms per step", title="Time per step by link; hatched: waited for communication")
-    axes.set_xlabel(interval_text([row["step_s"] for row in rows], level, "order statistics"), fontsize=7)
+    axes.set_xlabel(interval_text([row.step_s for row in rows], level, "order statistics"), fontsize=7)
     legend(figure, handles, layouts)
     return figure
 

@@ -1,19 +1,20 @@
-"""What a scaling study must report, and which of it this table holds.
+"""The facts that a scaling study must report, and which of them this table holds.
 
-Gathered from Hoefler and Belli (SC'15, doi 10.1145/2807591.2807644), the MLCommons training policies, and what
-reproductions of scaling laws found missing: convention of FLOPs and N (arXiv 2406.19146, 2404.10102), the schedule
+Collected from Hoefler and Belli (SC'15, doi 10.1145/2807591.2807644), the MLCommons training policies, and what
+reproductions of scaling laws missed: convention of FLOPs and N (arXiv 2406.19146, 2404.10102), the schedule
 and the warm-up (2406.19146), the data and its repeats (2305.16264).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..efficiency.fastest import same_training
-from ..efficiency.workload import Group
+from ..efficiency.workload import Group, has_outer_loop
 from ..stats.rank_intervals import MIN_RUNS
 from ..table.column_codes import Coded
 from ..table.rank_places import hosts_of
@@ -21,6 +22,7 @@ from ..wording import count_of
 from .source import Source
 
 REPORTED, PARTLY, MISSING, NOT_ASKED = "reported", "partly", "missing", "does not apply"
+MIXED = ("git_commit", "torch_version", "driver_version", "cpu_model", "device_name")  # of one environment
 AGREE = {"fp32": 1e-4, "bf16": 2e-2}  # relative difference of the losses of layouts that compute the same
 
 
@@ -30,7 +32,7 @@ class Item:
 
     what: str
     verdict: str
-    said: str  # what the table holds, or what is missing and how to get it
+    detail: str  # what the table holds, or what is missing and how to get it
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class _Asked:
     what: str
     columns: tuple[str, ...]
     how: str = ""  # to get what is missing
-    applies: Callable[[dict], bool] = lambda row: True
+    applies: Callable[[Mapping], bool] = lambda row: True
 
 
 ASKED = (
@@ -100,7 +102,7 @@ ASKED = (
 
 
 def checklist(source: Source) -> list[Item]:
-    """Every item with its verdict, over the runs with status ok."""
+    """Every item with its verdict, for the runs with status ok."""
     return [
         *(_columns(asked, source.ok) for asked in ASKED),
         _base(source),
@@ -114,7 +116,7 @@ def checklist(source: Source) -> list[Item]:
     ]
 
 
-def _columns(asked: _Asked, rows: Sequence[dict]) -> Item:
+def _columns(asked: _Asked, rows: Sequence[Mapping]) -> Item:
     rows = [row for row in rows if asked.applies(row)]
     if not rows:
         return Item(asked.what, NOT_ASKED, "no run with status ok that this asks of")
@@ -123,22 +125,27 @@ def _columns(asked: _Asked, rows: Sequence[dict]) -> Item:
     absent = [name for name in asked.columns if null[name].any()]
     if not absent:
         return Item(asked.what, REPORTED, f"in all {count_of(len(rows), 'run')}")
-    how = f"; {asked.how}" if asked.how else ""
-    some = len(absent) < len(asked.columns) or not all(null[name].all() for name in absent)
+    nowhere = len(absent) == len(asked.columns) and all(null[name].all() for name in absent)
     whole = len(rows) - np.logical_or.reduce([*null.values()]).sum()
+    how = f"; {asked.how}" if asked.how else ""
     return Item(
         asked.what,
-        PARTLY if some else MISSING,
+        MISSING if nowhere else PARTLY,
         f"null: {', '.join(absent)}; whole in {whole} of {count_of(len(rows), 'run')}{how}",
     )
 
 
 def _base(source: Source) -> Item:
     what = "base of each ratio, with its absolute figure"
-    some = [one for members in source.series.values() for one in members]
-    if not some:
+    bases = sorted(
+        {
+            f"{one.base.group.where}: {one.base.tokens_per_s.value:,.0f} tokens/s"
+            for series in source.series.values()
+            for one in series
+        }
+    )
+    if not bases:
         return Item(what, NOT_ASKED, "no ratio is formed")
-    bases = sorted({f"{one.base.group.where}: {one.base.tokens_per_s.value:,.0f} tokens/s" for one in some})
     return Item(what, REPORTED, "; ".join(bases[:4]) + (f" and {len(bases) - 4} more" if len(bases) > 4 else ""))
 
 
@@ -146,25 +153,25 @@ def _batch(source: Source) -> Item:
     what = "weak or strong: what is held fixed when devices grow"
     if len({group.devices for group in source.groups}) < 2:
         return Item(what, NOT_ASKED, "one device count")
-    modes = [f"{mode} in {len(some)} series" for mode, some in source.series.items() if some]
+    modes = [f"{mode} in {len(series)} series" for mode, series in source.series.items() if series]
+    if modes:
+        return Item(what, REPORTED, ", ".join(modes))
     sizes = len({group.level("strong") for group in source.groups})
-    return (
-        Item(what, REPORTED, ", ".join(modes))
-        if modes
-        else Item(what, MISSING, f"{sizes} amounts of tokens a step, equal neither in all nor per device")
-    )
+    return Item(what, MISSING, f"{sizes} amounts of tokens a step, equal neither in all nor per device")
 
 
 def _repeats(groups: Sequence[Group]) -> Item:
     what = f"at least {MIN_RUNS} runs of each case, for an interval"
     if not groups:
         return Item(what, MISSING, "no timed run")
-    few = [group for group in groups if len(group.rows) < MIN_RUNS]
+    few = [len(group.rows) for group in groups if len(group.rows) < MIN_RUNS]
     if not few:
         return Item(what, REPORTED, f"all {count_of(len(groups), 'layout')}")
-    fewest = min(len(group.rows) for group in few)
-    said = f"{len(few)} of {count_of(len(groups), 'layout')} have fewer, down to {fewest}; run.repeats = {MIN_RUNS}"
-    return Item(what, PARTLY if len(few) < len(groups) or fewest > 1 else MISSING, said)
+    return Item(
+        what,
+        PARTLY if len(few) < len(groups) or min(few) > 1 else MISSING,
+        f"{len(few)} of {count_of(len(groups), 'layout')} have fewer, down to {min(few)}; run.repeats = {MIN_RUNS}",
+    )
 
 
 def _seeds(groups: Sequence[Group]) -> Item:
@@ -178,59 +185,71 @@ def _seeds(groups: Sequence[Group]) -> Item:
 def _parity(groups: Sequence[Group]) -> Item:
     """Layouts of one workload and seed compute the same: how far their losses lie apart."""
     what = "layouts compute the same training"
-    by_work: dict[tuple, list[tuple[Group, float]]] = {}
-    for group, work in zip(groups, same_training(groups), strict=True):
-        if (group["outer_algorithm"] or "none") == "none":
-            for row in group.rows:
-                if row["loss"]:
-                    by_work.setdefault((work, row["seed"]), []).append((group, row["loss"]))
-    worst, over, sets = 0.0, 0, 0
-    for members in by_work.values():
-        if len({id(group) for group, _ in members}) > 1:
-            losses = [loss for _, loss in members]
-            apart = max(losses) / min(losses) - 1
-            sets, worst = sets + 1, max(worst, apart)
-            over += apart > AGREE.get(members[0][0]["precision"], 0.0)
-    if not sets:
+    spreads = [_loss_spread(losses) for losses in _losses_of_layouts(groups) if len(losses) > 1]
+    if not spreads:
         return Item(what, NOT_ASKED, "no two layouts of one workload and seed")
-    said = f"final losses of {sets} workloads agree to {worst:.1e} at worst"
-    return (
-        Item(what, PARTLY, f"{said}: {over} beyond the rounding of the precision; scalade verify looks closer")
-        if over
-        else Item(what, REPORTED, said)
-    )
+    worst = max(spread for spread, _ in spreads)
+    over = sum(spread > tolerance for spread, tolerance in spreads)
+    agree = f"final losses of {len(spreads)} workloads agree to {worst:.1e} at worst"
+    if not over:
+        return Item(what, REPORTED, agree)
+    return Item(what, PARTLY, f"{agree}: {over} beyond the rounding of the precision; scalade verify looks closer")
 
 
-def _bound(rows: Sequence[dict]) -> Item:
+def _losses_of_layouts(groups: Sequence[Group]) -> Iterable[Mapping[int, _Losses]]:
+    """For each workload and seed without outer loop, the losses of each layout, by id of its group."""
+    by_work: dict[tuple, dict[int, _Losses]] = {}
+    for group, work in zip(groups, same_training(groups), strict=True):
+        if has_outer_loop(group.rows[0]):
+            continue
+        for row in group.rows:
+            if row["loss"]:
+                layouts = by_work.setdefault((work, row["seed"]), {})
+                layouts.setdefault(id(group), _Losses(group["precision"], [])).values.append(row["loss"])
+    return by_work.values()
+
+
+class _Losses(NamedTuple):
+    precision: str
+    values: list[float]
+
+
+def _loss_spread(layouts: Mapping[int, _Losses]) -> tuple[float, float]:
+    """Largest loss over the smallest, less 1; and how much the precision explains."""
+    values = [value for losses in layouts.values() for value in losses.values]
+    precision = next(iter(layouts.values())).precision
+    return max(values) / min(values) - 1, AGREE.get(precision, 0.0)
+
+
+def _bound(rows: Sequence[Mapping]) -> Item:
     what = "an upper bound or a prediction beside the measurement"
-    told = [row for row in rows if row["peak_flops"] is not None or row["predicted_step_time_s"] is not None]
-    verdict = REPORTED if rows and len(told) == len(rows) else PARTLY if told else MISSING
-    return Item(what, verdict, f"peak or predicted step time in {len(told)} of {count_of(len(rows), 'run')}")
+    bounded = [row for row in rows if row["peak_flops"] is not None or row["predicted_step_time_s"] is not None]
+    detail = f"peak or predicted step time in {len(bounded)} of {count_of(len(rows), 'run')}"
+    if not bounded:
+        return Item(what, MISSING, detail)
+    return Item(what, REPORTED if len(bounded) == len(rows) else PARTLY, detail)
 
 
 def _reasons(source: Source) -> Item:
     what = "failures and skips, each with its reason"
-    bad = [row for row in source.rows if row["status"] != "ok"]
-    silent = sum(not row["reason"] for row in bad)
+    failed = [row for row in source.rows if row["status"] != "ok"]
+    silent = sum(not row["reason"] for row in failed)
     if silent:
-        return Item(what, PARTLY, f"{silent} of {len(bad)} have no reason")
-    few = f"{len(bad)} of {count_of(len(source.rows), 'run')}, each with one"
-    return Item(what, REPORTED, few if bad else "every run is ok")
+        return Item(what, PARTLY, f"{silent} of {len(failed)} have no reason")
+    if not failed:
+        return Item(what, REPORTED, "every run is ok")
+    return Item(what, REPORTED, f"{len(failed)} of {count_of(len(source.rows), 'run')}, each with one")
 
 
-def _clean(rows: Sequence[dict]) -> Item:
+def _clean(rows: Sequence[Mapping]) -> Item:
     what = "committed code, one environment"
     dirty = sum(bool(row["git_dirty"]) for row in rows)
     unknown = sum(row["git_dirty"] is None for row in rows)
-    mixed = [
-        n
-        for n in ("git_commit", "torch_version", "driver_version", "cpu_model", "device_name")
-        if len({row[n] for row in rows}) > 1
-    ]
-    said = [f"{count_of(dirty, 'run')} of uncommitted code"] if dirty else []
-    said += [f"{count_of(unknown, 'run')} of which it is not known"] if unknown else []
-    said += [f"differs between runs: {', '.join(mixed)}"] if mixed else []
+    mixed = [name for name in MIXED if len({row[name] for row in rows}) > 1]
+    doubts = [f"{count_of(dirty, 'run')} of uncommitted code"] if dirty else []
+    doubts += [f"{count_of(unknown, 'run')} of which it is not known"] if unknown else []
+    doubts += [f"differs between runs: {', '.join(mixed)}"] if mixed else []
+    if doubts:
+        return Item(what, PARTLY, "; ".join(doubts))
     hosts = {host for row in rows for host in hosts_of(row["ranks_json"]).values()}
-    if said:
-        return Item(what, PARTLY, "; ".join(said))
     return Item(what, REPORTED, f"one commit, {count_of(len(hosts), 'host')}")

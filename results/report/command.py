@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from .. import files
+from ..efficiency.series import MODES
 from ..gate.compare import Comparison, compare
 from ..gate.formats import summary
 from ..table.held_out import refusal
 from ..table.read import printable
 from ..wording import count_of
 from . import gate, layouts, losses, outer, outer_law, published, scaling
-from .drawing import Drawn, Undrawn, encoded, style
+from .drawing import Drawn, Figures, Undrawn, encoded, style
 from .page import fastest_lines, rendered
-from .source import MODES, Source, read_source
+from .source import Source, read_source
 
 Progress = Callable[[str, float], None]
 FORMATS = ("svg", "png")
-FIGURES: tuple[Callable[[Source], list[Drawn | Undrawn]], ...] = (
+FIGURES: tuple[Callable[[Source], Figures], ...] = (
     scaling.scaling,
     layouts.mfu,
     published.published,
@@ -36,16 +38,16 @@ FIGURES: tuple[Callable[[Source], list[Drawn | Undrawn]], ...] = (
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What was written. undrawn: figures for which the table has no data, and what they would need."""
+    """The files that were written. undrawn: figures for which the table has no data, and what they would need."""
 
     html: Path
     figures: tuple[Path, ...]
     drawn: tuple[str, ...]
     undrawn: tuple[Undrawn, ...]
     runs: int
-    gate: str | None = None  # its verdict, where a baseline was given
-    fastest: tuple[str, ...] = ()  # of each workload, a line each
-    refused: str | None = None  # why held-out losses are not set side by side
+    gate: str | None = None  # its verdict, if a baseline was given
+    fastest: tuple[str, ...] = ()  # a line for each workload
+    refused: str | None = None  # why held-out losses are not compared
 
     def to_dict(self) -> dict:
         return {
@@ -68,94 +70,134 @@ class ReportFiles:
         return "\n".join(lines + [f"not drawn: {one.title}: needs {one.needs}" for one in self.undrawn])
 
 
-def report(
-    path: str | Path,
-    out: str | Path | None = None,
-    *,
-    figures: str | Path | None = None,
-    formats: Sequence[str] = FORMATS,
-    where: str | None = None,
-    mode: str | None = None,
-    base: str | None = None,
-    allow: Sequence[str] = (),
-    convention: str = "mfu_palm",
-    level: float = 0.95,
-    title: str | None = None,
-    baseline: str | Path | None = None,
-    progress: Progress | None = None,
-) -> ReportFiles:
+class ReportKeywords(TypedDict, total=False):
+    """The keywords of `report`: the fields of ReportOptions."""
+
+    figures: str | Path | None
+    formats: Sequence[str]
+    where: str | None
+    mode: str | None
+    base: str | None
+    allow: Sequence[str]
+    convention: str
+    level: float
+    title: str | None
+    baseline: str | Path | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What to draw and how; the defaults of `report`, which documents each.
+
+    Raises
+    ------
+    ValueError: a value that is not allowed
+    """
+
+    figures: str | Path | None = None
+    formats: Sequence[str] = FORMATS
+    where: str | None = None
+    mode: str | None = None
+    base: str | None = None
+    allow: Sequence[str] = ()
+    convention: str = "mfu_palm"
+    level: float = 0.95
+    title: str | None = None
+    baseline: str | Path | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, str | None, Sequence[str]]] = [
+            ("mode", self.mode, MODES),
+            ("convention", self.convention, tuple(layouts.CONVENTIONS)),
+            *(("format", one, FORMATS) for one in self.formats),
+        ]
+        for name, value, allowed in checks:
+            if value not in allowed and (name, value) != ("mode", None):
+                raise ValueError(f"{name} {value!r}: allowed are {', '.join(allowed)}")
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {self.level:g}")
+
+    def tell(self, stage: str, fraction: float) -> None:
+        if self.progress is not None:
+            self.progress(stage, fraction)
+
+
+def report(path: str | Path, out: str | Path | None = None, **keywords: Unpack[ReportKeywords]) -> ReportFiles:
     """Write the report of the runs at `path` (a results folder, or a Parquet file that `export` wrote).
 
     out: the HTML file, self-contained; default: report.html in the results folder, or beside the exported file.
+    All further arguments are keywords:
+
     figures: folder of the figures; default: `<out without suffix>-figures`. formats: of `svg` and `png`; () for none.
     where: a filter on the runs. mode, base, allow: of the scaling figures, as in `efficiency`; mode None: both.
-    convention: `mfu_6n`, `mfu_palm` or `mfu_causal`; level: of the intervals over runs.
-    baseline: results that the regression gate holds these against, at its defaults (see `compare`).
-    progress(stage, fraction) is called while work is long.
+    convention: `mfu_6n`, `mfu_palm` or `mfu_causal`; level: of the intervals over runs; title: of the page.
+    baseline: results with which the regression gate compares these, at its defaults (see `compare`).
+    progress(stage, fraction) is called during the work.
 
     Raises
     ------
     ValueError: a mistake of the user's, in one line
     """
-    for name, value, known in (
-        ("mode", mode, (None, *MODES)),
-        ("convention", convention, tuple(layouts.CONVENTIONS)),
-        *(("format", one, FORMATS) for one in formats),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} {value!r}: allowed are {', '.join(k for k in known if k)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level:g}")
+    options = ReportOptions(**keywords)
     path = Path(path)
     out = Path(out) if out is not None else (path if path.is_dir() else path.parent) / "report.html"
     if out.is_dir():
         raise ValueError(f"out {printable(out)} is a folder: name the HTML file to write")
-    folder = Path(figures) if figures is not None else out.with_name(f"{out.stem}-figures")
-    tell = progress or (lambda stage, fraction: None)
-    tell("reading", 0.0)
-    source = read_source(path, where, (mode,) if mode else MODES, base, allow, convention, level)
-    verdict = compare(baseline, path, where=where) if baseline is not None else None
+    options.tell("reading", 0.0)
+    modes = (options.mode,) if options.mode else MODES
+    source = read_source(path, options.where, modes, options.base, options.allow, options.convention, options.level)
+    gate_result = None if options.baseline is None else compare(options.baseline, path, where=options.where)
     drawn: list[tuple[Drawn, bytes]] = []
     undrawn: list[Undrawn] = []
-    written: list[Path] = []
+    files_written: list[Path] = []
     with style():
-        for made in _each(source, verdict, tell):
-            if isinstance(made, Undrawn):
-                undrawn.append(made)
+        for figure in _each(source, gate_result, options):
+            if isinstance(figure, Undrawn):
+                undrawn.append(figure)
                 continue
-            svg = encoded(made.figure, "svg")
-            drawn.append((made, svg))
-            for format in formats:
-                file = folder / f"{made.name}.{format}"
-                _write(
-                    file, svg if format == "svg" else encoded(made.figure, format), folder if figures else out.parent
-                )
-                written.append(file)
-    tell("writing", 0.95)
-    _write(out, rendered(source, drawn, undrawn, title, verdict).encode())
-    tell("done", 1.0)
+            svg = encoded(figure.figure, "svg")
+            drawn.append((figure, svg))
+            files_written += _write_figure(figure, svg, out, options)
+    options.tell("writing", 0.95)
+    _write(out, rendered(source, drawn, undrawn, options.title, gate_result).encode())
+    options.tell("done", 1.0)
     return ReportFiles(
-        out,
-        tuple(written),
-        tuple(one.name for one, _ in drawn),
-        tuple(undrawn),
-        len(source.rows),
-        verdict and summary(verdict),
-        tuple(fastest_lines(source)),
-        refusal(source.ok),
+        html=out,
+        figures=tuple(files_written),
+        drawn=tuple(one.name for one, _ in drawn),
+        undrawn=tuple(undrawn),
+        runs=len(source.rows),
+        gate=None if gate_result is None else summary(gate_result),
+        fastest=tuple(fastest_lines(source)),
+        refused=refusal(source.ok),
     )
 
 
-def _each(source: Source, verdict: Comparison | None, tell: Progress) -> Iterator[Drawn | Undrawn]:
-    if verdict is not None:
-        yield from gate.figures(verdict)
+def _each(source: Source, gate_result: Comparison | None, options: ReportOptions) -> Iterator[Drawn | Undrawn]:
+    if gate_result is not None:
+        yield from gate.figures(gate_result)
     for number, draw in enumerate(FIGURES):
-        tell(draw.__name__.replace("_", " "), 0.1 + 0.85 * number / len(FIGURES))
+        options.tell(draw.__name__.replace("_", " "), 0.1 + 0.85 * number / len(FIGURES))
         yield from draw(source)
 
 
+def _write_figure(figure: Drawn, svg: bytes, out: Path, options: ReportOptions) -> list[Path]:
+    """The files of the figure, one for each format."""
+    default = out.with_name(f"{out.stem}-figures")
+    folder = default if options.figures is None else Path(options.figures)
+    below = folder if options.figures else out.parent
+    written = []
+    for format in options.formats:
+        file = folder / f"{figure.name}.{format}"
+        _write(file, svg if format == "svg" else encoded(figure.figure, format), below)
+        written.append(file)
+    return written
+
+
 def _write(file: Path, content: bytes, below: Path | None = None) -> None:
-    """Whole or not at all: written aside and renamed. below: the folder that the user named (files.py)."""
+    """Whole or not at all: to a temporary file, then renamed. below: the folder that the user named (files.py)."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write(file, content, below, sync=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,20 +15,27 @@ from ..wording import count_of
 from .drawing import (
     GREY,
     Drawn,
+    Figures,
     Undrawn,
     bar_looks,
-    chunks,
     dense,
+    in_parts,
     interval_text,
     legend,
     log_scale,
     look,
+    named_rows,
     new_figure,
-    numbered,
     short,
     with_intervals,
 )
 from .source import Source, by_size, label, positive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 PARTS = {
     "compute_s": "forward and backward",
@@ -45,266 +54,306 @@ CONVENTIONS = {
 MIB = 2.0**20
 
 
-def mfu(source: Source) -> list[Drawn | Undrawn]:
+def mfu(source: Source) -> Figures:
     column = source.convention
-    told = {id(g): values for g in source.groups if len(values := positive(g.rows, column)) == len(g.rows)}
-    some = [group for group in source.groups if id(group) in told]
-    if not some:
+    groups = [group for group in source.groups if len(positive(group.rows, column)) == len(group.rows)]
+    if not groups:
         return [Undrawn("MFU by layout", "a known peak of the device: measure.peak_matmul = true measures it")]
-    some.sort(key=lambda g: (by_size(g), -np.median(told[id(g)])))
-    parts, found = chunks(some, "MFU by layout")
-    for index, part in enumerate(parts, 1):
-        estimates = [median(told[id(group)], source.level) for group in part]
-        figure, axes = _rows(source, part)
-        every = 100 * np.concatenate([told[id(group)] for group in part])
-        at = np.repeat(np.arange(len(part)), [len(told[id(group)]) for group in part])
-        axes.plot(every, at, linestyle="none", marker="|", color=GREY, markersize=9, **dense(len(every)))
-        with_intervals(axes, range(len(part)), estimates, "#000000", 100, horizontal=True)
-        axes.plot(
-            [100 * estimate.value for estimate in estimates],
-            range(len(part)),
-            linestyle="none",
-            marker="D",
-            color="#0072B2",
-            zorder=3,
-        )
-        axes.set(xlabel=f"MFU, % of peak ({column})", xlim=(0, max(1e-9, axes.get_xlim()[1])))
-        name, title = numbered("mfu", "MFU by layout", index, len(parts))
-        found.append(
-            Drawn(
-                name,
-                title,
-                figure,
-                sum(len(group.rows) for group in part),
-                interval_text(estimates, source.level, "order statistics"),
-                f"{CONVENTIONS[column]}, times tokens/s of one device, over its peak: "
-                + _peaks([row for group in part for row in group.rows]),
-                "Diamond: median over runs; grey ticks: each run. Best first within a model.",
-            )
-        )
-    return found
+    groups.sort(key=lambda g: (by_size(g), -np.median(positive(g.rows, column))))
+    return in_parts(groups, "mfu", "MFU by layout", lambda *part: _mfu_figure(source, *part))
 
 
-def time_breakdown(source: Source) -> list[Drawn | Undrawn]:
+def _mfu_figure(source: Source, groups: Sequence[Group], name: str, title: str) -> Drawn:
+    column = source.convention
+    values = [positive(group.rows, column) for group in groups]
+    estimates = [median(of_group, source.level) for of_group in values]
+    figure, axes = _group_rows(source, groups)
+    every = 100 * np.concatenate(values)
+    places = np.repeat(np.arange(len(groups)), [len(of_group) for of_group in values])
+    axes.plot(every, places, linestyle="none", marker="|", color=GREY, markersize=9, **dense(len(every)))
+    with_intervals(axes, range(len(groups)), estimates, "#000000", 100, horizontal=True)
+    axes.plot(
+        [100 * estimate.value for estimate in estimates],
+        range(len(groups)),
+        linestyle="none",
+        marker="D",
+        color="#0072B2",
+        zorder=3,
+    )
+    axes.set(xlabel=f"MFU, % of peak ({column})", xlim=(0, max(1e-9, axes.get_xlim()[1])))
+    return Drawn(
+        name,
+        title,
+        figure,
+        sum(len(group.rows) for group in groups),
+        interval_text(estimates, source.level, "order statistics"),
+        f"{CONVENTIONS[column]}, times tokens/s of one device, over its peak: "
+        + _peaks([row for group in groups for row in group.rows]),
+        "Diamond: median over runs; grey ticks: each run. Best first within a model.",
+    )
+
+
+def time_breakdown(source: Source) -> Figures:
     title = "Where the time of a step went"
     split = [(group, source.breakdown(group)) for group in source.groups]
-    split = [
-        (g, b)
-        for g, b in split
-        if any(v is not None for v in (b.compute_s, b.optimizer_s, b.exposed_comm_s, b.outer_s, b.comm_unhidden_s))
-    ]
+    split = [(group, b) for group, b in split if _has_a_part(b)]
     if not split:
         return [Undrawn(title, "compute_time_s, optimizer_time_s or comm_time_s of a run")]
     split.sort(key=lambda pair: (by_size(pair[0]), pair[1].step_s))
-    parts, found = chunks(split, title)
-    for index, part in enumerate(parts, 1):
-        figure, axes = _rows(source, [group for group, _ in part])
-        looks = dict(zip(PARTS, bar_looks(len(PARTS)), strict=True))
-        used, flagged, probed, theory = {}, 0, None, None
-        for y, (_, b) in enumerate(part):
-            left = 0.0
-            for name in PARTS:
-                seconds = _rest(b) if name == "rest_s" else getattr(b, name)
-                if seconds is None or seconds <= 0:
-                    continue
+    return in_parts(split, "time-breakdown", title, lambda *part: _time_figure(source, *part))
+
+
+def _has_a_part(b: Breakdown) -> bool:
+    parts = (b.compute_s, b.optimizer_s, b.exposed_comm_s, b.outer_s, b.comm_unhidden_s)
+    return any(part is not None for part in parts)
+
+
+class _StepBars:
+    """Bars of the parts of a step, one below the other, and the legend's handle of each kind of mark that was drawn."""
+
+    def __init__(self, axes: Axes) -> None:
+        self.axes = axes
+        self.looks = dict(zip(PARTS, bar_looks(len(PARTS)), strict=True))
+        self.parts: dict[str, BarContainer] = {}
+        self.probed: Line2D | None = None
+        self.theory: Line2D | None = None
+
+    def add(self, y: int, b: Breakdown) -> None:
+        left = 0.0
+        for name in PARTS:
+            seconds = _rest(b) if name == "rest_s" else getattr(b, name)
+            if seconds is not None and seconds > 0:
                 share = 100 * seconds / b.step_s
-                used[name] = axes.barh(y, share, left=left, height=0.7, **looks[name])
+                self.parts[name] = self.axes.barh(y, share, left=left, height=0.7, **self.looks[name])
                 left += share
-            axes.text(101, y, f"{b.step_s * 1e3:,.1f} ms", va="center", fontsize=8, clip_on=False)
-            flagged += bool(b.residual_flagged)
-            if b.comm_unhidden_s:
-                x = min(100 * b.comm_unhidden_s / b.step_s, 100)
-                probed = axes.plot(
-                    x,
-                    y,
-                    linestyle="none",
-                    marker="D",
-                    markersize=6,
-                    markerfacecolor="white",
-                    markeredgecolor="black",
-                    zorder=4,
-                    clip_on=False,
-                )[0]
-            if b.bubble_share_theory is not None:
-                whole = [b.compute_s, b.exposed_comm_s or 0, b.bubble_s or 0]  # forward and backward
-                before = (b.compute_s or 0) + (b.exposed_comm_s or 0) if b.bubble_s is not None else 0
-                share = 1 if b.compute_s is None else sum(whole) / b.step_s
-                x = 100 * (before / b.step_s + b.bubble_share_theory * share)
-                theory = axes.plot(
-                    x, y, linestyle="none", marker="|", markersize=13, markeredgewidth=2, color="#D55E00", zorder=4
-                )[0]
-        axes.set(xlabel="share of the step, %", xlim=(0, 100))
-        axes.grid(visible=False)
-        handles, names = [used[n] for n in PARTS if n in used], [PARTS[n] for n in PARTS if n in used]
-        if probed is not None:
-            handles, names = [*handles, probed], [*names, "all collectives, each waited for"]
-        if theory is not None:
-            handles, names = [*handles, theory], [*names, "bubble by formula: its end"]
-        legend(figure, handles, names)
-        name, shown = numbered("time-breakdown", title, index, len(parts))
-        unknown = [PARTS[n] for n in ("compute_s", "exposed_comm_s", "optimizer_s") if n not in used]
-        found.append(
-            Drawn(
-                name,
-                shown,
-                figure,
-                sum(len(group.rows) for group, _ in part),
-                "none: each part is its median over runs",
-                "parts of the median step of the slowest rank, which is written at the right. "
-                "Diamonds: the communication "
-                "of one probed step with every collective waited for, the most that can be exposed; "
-                "at 100% it was as long "
-                "as a step or longer. Exposed communication and bubble: what was waited for, slower "
-                "ranks in it, mean over "
-                "the ranks. The bubble by formula, (p-1)/(vm+p-1) of forward and backward, is marked "
-                "at its end: it begins "
-                "where the measured one does, or at 0 where none was",
-                "Fastest first within a model. "
-                + (f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else "")
-                + (
-                    f"{flagged} layout{' has' if flagged == 1 else 's have'} more than "
-                    f"{RESIDUAL_FLAG:.0%} in no measured "
-                    "part."
-                    if flagged
-                    else ""
-                ),
-            )
-        )
-    return found
+        self.axes.text(101, y, f"{b.step_s * 1e3:,.1f} ms", va="center", fontsize=8, clip_on=False)
+        self._add_probed(y, b)
+        self._add_theory(y, b)
 
-
-def memory(source: Source) -> list[Drawn | Undrawn]:
-    title = "Memory of the fullest rank"
-    column = (
-        "peak_memory_bytes"
-        if any(positive(g.rows, "peak_memory_bytes") for g in source.groups)
-        else "peak_host_memory_bytes"
-    )
-    some = [group for group in source.groups if len(positive(group.rows, column)) == len(group.rows)]
-    if not some:
-        return [Undrawn(title, "peak_memory_bytes or peak_host_memory_bytes of a run")]
-    some.sort(key=lambda g: (by_size(g), np.median(positive(g.rows, column))))
-    parts, found = chunks(some, title)
-    for index, part in enumerate(parts, 1):
-        figure, axes = _rows(source, part)
-        estimates = [median(positive(group.rows, column), source.level) for group in part]
-        dots = axes.plot(
-            [e.value / MIB for e in estimates],
-            range(len(part)),
-            linestyle="none",
-            marker="o",
-            color="#0072B2",
-            zorder=3,
-        )[0]
-        with_intervals(axes, range(len(part)), estimates, "#000000", 1 / MIB, horizontal=True)
-        guessed = [
-            (y, group["predicted_memory_bytes"]) for y, group in enumerate(part) if group["predicted_memory_bytes"]
-        ]
-        handles, names = [dots], ["measured"]
-        if guessed:
-            ys, bytes_ = zip(*guessed, strict=True)
-            handles += axes.plot(
-                np.array(bytes_) / MIB,
-                ys,
+    def _add_probed(self, y: int, b: Breakdown) -> None:
+        if b.comm_unhidden_s:
+            self.probed = self.axes.plot(
+                min(100 * b.comm_unhidden_s / b.step_s, 100),
+                y,
                 linestyle="none",
                 marker="D",
-                markerfacecolor="none",
+                markersize=6,
+                markerfacecolor="white",
+                markeredgecolor="black",
+                zorder=4,
+                clip_on=False,
+            )[0]
+
+    def _add_theory(self, y: int, b: Breakdown) -> None:
+        if b.bubble_share_theory is not None:
+            self.theory = self.axes.plot(
+                100 * _end_of_bubble(b, b.bubble_share_theory),
+                y,
+                linestyle="none",
+                marker="|",
+                markersize=13,
+                markeredgewidth=2,
                 color="#D55E00",
-                zorder=3,
-            )
-            names.append("predicted before the run")
-        log_scale(axes, "x", lambda value, _: f"{value:,.4g}")
-        axes.set_xlabel("MiB, logarithmic")
+                zorder=4,
+            )[0]
+
+    def legend(self, figure: Figure) -> None:
+        used = [name for name in PARTS if name in self.parts]
+        handles: list = [self.parts[name] for name in used]
+        names = [PARTS[name] for name in used]
+        marks = ((self.probed, "all collectives, each waited for"), (self.theory, "bubble by formula: its end"))
+        for handle, name in marks:
+            if handle is not None:
+                handles.append(handle)
+                names.append(name)
         legend(figure, handles, names)
-        host = column == "peak_host_memory_bytes"
-        name, shown = numbered("memory", title, index, len(parts))
-        found.append(
-            Drawn(
-                name,
-                shown,
-                figure,
-                sum(len(group.rows) for group in part),
-                interval_text(estimates, source.level, "order statistics"),
-                "measured: peak resident memory of the process, interpreter and libraries included, "
-                "which the prediction "
-                "leaves out"
-                if host
-                else "measured: peak allocated on the device",
-                "Circle: median over runs. "
-                + ("Diamond: predicted for a rank." if guessed else "Nothing was predicted."),
-            )
-        )
-    return found
 
 
-def predicted(source: Source) -> list[Drawn | Undrawn]:
-    """Predicted against measured, where both are there and of one kind."""
-    title = "Predicted against measured"
-    pairs = (
-        ("predicted_step_time_s", "step_time_s", "step time, ms", 1e3),
-        ("predicted_memory_bytes", "peak_memory_bytes", "device memory, MiB", 1 / MIB),
+def _end_of_bubble(b: Breakdown, theory: float) -> float:
+    """Where the bubble by the formula ends, as a share of the step: it begins at the measured one, else at 0."""
+    compute, exposed, bubble = b.compute_s or 0, b.exposed_comm_s or 0, b.bubble_s or 0
+    before = compute + exposed if b.bubble_s is not None else 0
+    forward_backward = 1 if b.compute_s is None else sum([b.compute_s, exposed, bubble]) / b.step_s
+    return before / b.step_s + theory * forward_backward
+
+
+def _time_figure(source: Source, split: Sequence[tuple[Group, Breakdown]], name: str, title: str) -> Drawn:
+    groups = [group for group, _ in split]
+    figure, axes = _group_rows(source, groups)
+    bars = _StepBars(axes)
+    for y, (_, b) in enumerate(split):
+        bars.add(y, b)
+    axes.set(xlabel="share of the step, %", xlim=(0, 100))
+    axes.grid(visible=False)
+    bars.legend(figure)
+    unknown = [PARTS[name] for name in ("compute_s", "exposed_comm_s", "optimizer_s") if name not in bars.parts]
+    flagged = sum(bool(b.residual_flagged) for _, b in split)
+    reading = "Fastest first within a model. "
+    reading += f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else ""
+    if flagged:
+        have = "layout has" if flagged == 1 else "layouts have"
+        reading += f"{flagged} {have} more than {RESIDUAL_FLAG:.0%} in no measured part."
+    return Drawn(
+        name,
+        title,
+        figure,
+        sum(len(group.rows) for group in groups),
+        "none: each part is its median over runs",
+        "parts of the median step of the slowest rank, which is written at the right. Diamonds: the communication of "
+        "one probed step with every collective waited for, the most that can be exposed; at 100% it was as long as a "
+        "step or longer. Exposed communication and bubble: what was waited for, slower ranks in it, mean over the "
+        "ranks. The bubble by formula, (p-1)/(vm+p-1) of forward and backward, is marked at its end: it begins where "
+        "the measured one does, or at 0 where none was",
+        reading,
     )
-    panels = []
-    for guess, column, unit, scale in pairs:
-        both = [
-            (g, g[guess], median(positive(g.rows, column), source.level))
-            for g in source.groups
-            if (g[guess] or 0) > 0 and len(positive(g.rows, column)) == len(g.rows)
-        ]
-        if both:
-            panels.append((unit, scale, both))
-    if not panels:
-        return [
-            Undrawn(
-                title, "predicted_step_time_s beside step_time_s, or predicted_memory_bytes beside peak_memory_bytes"
-            )
-        ]
-    figure, some_axes = new_figure(4.3 * len(panels) + (0.8 if len(panels) == 1 else 0), 4.2, len(panels))
-    families = list(dict.fromkeys(group.family for *_, both in panels for group, *_ in both))
-    words, handles = [], {}
-    for axes, (unit, scale, both) in zip(some_axes, panels, strict=True):
-        values = np.array([[guess * scale, estimate.value * scale] for _, guess, estimate in both])
-        ends = np.array([values.min() / 1.3, values.max() * 1.3])
-        axes.plot(ends, ends, color=GREY, linestyle=(0, (1, 1)))
-        axes.fill_between(ends, ends / 1.2, ends * 1.2, color=GREY, alpha=0.15, linewidth=0)
-        for index, family in enumerate(families):
-            some = [(guess * scale, estimate) for group, guess, estimate in both if group.family == family]
-            if some:
-                xs, estimates = zip(*some, strict=True)
-                one = look(index) | {"linestyle": "none"} | dense(len(some))
-                handles[family] = axes.plot(xs, [e.value * scale for e in estimates], **one, zorder=3)[0]
-                with_intervals(axes, xs, estimates, one["color"], scale)
-        axes.set(xlim=ends, ylim=ends, xlabel=f"predicted {unit}", ylabel=f"measured {unit}")
-        log_scale(axes, "x", lambda value, _: f"{value:,.4g}")
-        log_scale(axes, "y", lambda value, _: f"{value:,.4g}")
-        off = values[:, 0] / values[:, 1]
-        within = np.mean(np.abs(np.log(off)) <= np.log(1.2))
-        words.append(
-            f"{unit.split(',')[0]}: {within:.0%} of {count_of(len(off), 'layout')} within 20%, "
-            "predicted/measured "
-            f"{np.median(off):.2f} in the median, {off.min():.2f} to {off.max():.2f}"
+
+
+def memory(source: Source) -> Figures:
+    title = "Memory of the fullest rank"
+    on_device = any(positive(group.rows, "peak_memory_bytes") for group in source.groups)
+    column = "peak_memory_bytes" if on_device else "peak_host_memory_bytes"
+    groups = [group for group in source.groups if len(positive(group.rows, column)) == len(group.rows)]
+    if not groups:
+        return [Undrawn(title, "peak_memory_bytes or peak_host_memory_bytes of a run")]
+    groups.sort(key=lambda g: (by_size(g), np.median(positive(g.rows, column))))
+    return in_parts(groups, "memory", title, lambda *part: _memory_figure(source, column, *part))
+
+
+def _memory_figure(source: Source, column: str, groups: Sequence[Group], name: str, title: str) -> Drawn:
+    figure, axes = _group_rows(source, groups)
+    estimates = [median(positive(group.rows, column), source.level) for group in groups]
+    handles = axes.plot(
+        [estimate.value / MIB for estimate in estimates],
+        range(len(groups)),
+        linestyle="none",
+        marker="o",
+        color="#0072B2",
+        zorder=3,
+    )
+    names = ["measured"]
+    with_intervals(axes, range(len(groups)), estimates, "#000000", 1 / MIB, horizontal=True)
+    predictions = {y: group["predicted_memory_bytes"] for y, group in enumerate(groups)}
+    predictions = {y: size for y, size in predictions.items() if size}
+    if predictions:
+        handles += axes.plot(
+            np.array(list(predictions.values())) / MIB,
+            list(predictions),
+            linestyle="none",
+            marker="D",
+            markerfacecolor="none",
+            color="#D55E00",
+            zorder=3,
         )
+        names.append("predicted before the run")
+    log_scale(axes, "x", lambda value, _: f"{value:,.4g}")
+    axes.set_xlabel("MiB, logarithmic")
+    legend(figure, handles, names)
+    on_host = "peak resident memory of the process, interpreter and libraries included, which the prediction leaves out"
+    return Drawn(
+        name,
+        title,
+        figure,
+        sum(len(group.rows) for group in groups),
+        interval_text(estimates, source.level, "order statistics"),
+        f"measured: {on_host if column == 'peak_host_memory_bytes' else 'peak allocated on the device'}",
+        "Circle: median over runs. " + ("Diamond: predicted for a rank." if predictions else "Nothing was predicted."),
+    )
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One quantity that was predicted and measured; pairs: of each group its prediction and its measurement."""
+
+    name: str
+    unit: str
+    scale: float
+    pairs: list[tuple[Group, float, Estimate]]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.unit}"
+
+    def text(self, ratios: np.ndarray) -> str:
+        """ratios: predicted over measured."""
+        within = np.mean(np.abs(np.log(ratios)) <= np.log(1.2))
+        return (
+            f"{self.name}: {within:.0%} of {count_of(len(ratios), 'layout')} within 20%, predicted/measured "
+            f"{np.median(ratios):.2f} in the median, {ratios.min():.2f} to {ratios.max():.2f}"
+        )
+
+
+PREDICTED = (
+    ("predicted_step_time_s", "step_time_s", "step time", "ms", 1e3),
+    ("predicted_memory_bytes", "peak_memory_bytes", "device memory", "MiB", 1 / MIB),
+)
+
+
+def predicted(source: Source) -> Figures:
+    """Predicted against measured, where both are known and of one kind."""
+    title = "Predicted against measured"
+    panels = [
+        _Panel(name, unit, scale, _predicted_pairs(source, prediction, column))
+        for prediction, column, name, unit, scale in PREDICTED
+    ]
+    panels = [panel for panel in panels if panel.pairs]
+    if not panels:
+        needs = "predicted_step_time_s beside step_time_s, or predicted_memory_bytes beside peak_memory_bytes"
+        return [Undrawn(title, needs)]
+    figure, all_axes = new_figure(4.3 * len(panels) + (0.8 if len(panels) == 1 else 0), 4.2, len(panels))
+    families = list(dict.fromkeys(group.family for panel in panels for group, *_ in panel.pairs))
+    handles: dict[str, Line2D] = {}
+    texts = []
+    for axes, panel in zip(all_axes, panels, strict=True):
+        texts.append(panel.text(_draw_predicted(axes, panel, families, handles)))
     legend(figure, list(handles.values()), list(map(label, handles)))
-    every = [estimate for *_, both in panels for *_, estimate in both]
+    every = [estimate for panel in panels for *_, estimate in panel.pairs]
     return [
         Drawn(
             "predicted",
             title,
             figure,
-            len({row["run_id"] for *_, both in panels for g, *_ in both for row in g.rows}),
+            len({row["run_id"] for panel in panels for group, *_ in panel.pairs for row in group.rows}),
             interval_text(every, source.level, "order statistics"),
             "predicted before the run from shape and layout; measured as in the table",
-            "Dotted: equal; band: 20% either way. " + "; ".join(words) + ".",
+            "Dotted: equal; band: 20% either way. " + "; ".join(texts) + ".",
         )
     ]
+
+
+def _predicted_pairs(source: Source, prediction: str, column: str) -> list[tuple[Group, float, Estimate]]:
+    return [
+        (group, group[prediction], median(positive(group.rows, column), source.level))
+        for group in source.groups
+        if (group[prediction] or 0) > 0 and len(positive(group.rows, column)) == len(group.rows)
+    ]
+
+
+def _draw_predicted(axes: Axes, panel: _Panel, families: Sequence[str], handles: dict[str, Line2D]) -> np.ndarray:
+    """Draws a panel, adds the legend's handle of each family, and returns predicted over measured, (groups,)."""
+    scale = panel.scale
+    values = np.array([[guess * scale, estimate.value * scale] for _, guess, estimate in panel.pairs])
+    ends = np.array([values.min() / 1.3, values.max() * 1.3])
+    axes.plot(ends, ends, color=GREY, linestyle=(0, (1, 1)))
+    axes.fill_between(ends, ends / 1.2, ends * 1.2, color=GREY, alpha=0.15, linewidth=0)
+    for index, family in enumerate(families):
+        of_family = [(guess * scale, estimate) for group, guess, estimate in panel.pairs if group.family == family]
+        if of_family:
+            xs, estimates = zip(*of_family, strict=True)
+            points = look(index) | {"linestyle": "none"} | dense(len(of_family))
+            handles[family] = axes.plot(xs, [estimate.value * scale for estimate in estimates], **points, zorder=3)[0]
+            with_intervals(axes, xs, estimates, points["color"], scale)
+    axes.set(xlim=ends, ylim=ends, xlabel=f"predicted {panel.label}", ylabel=f"measured {panel.label}")
+    for which in ("x", "y"):
+        log_scale(axes, which, lambda value, _: f"{value:,.4g}")
+    return values[:, 0] / values[:, 1]
 
 
 def throughput_estimate(source: Source, group: Group) -> Estimate:
     return median(group.rates, source.level)
 
 
-def _peaks(rows: Sequence[dict]) -> str:
-    """The peaks of these runs by where they are from; each run's MFU is over its own."""
+def _peaks(rows: Sequence[Mapping]) -> str:
+    """The peaks of these runs by their source; the MFU of each run is over its own."""
     by_origin: dict[str, list[float]] = {}
     for row in rows:
         if row["peak_flops"] is not None:
@@ -315,14 +364,11 @@ def _peaks(rows: Sequence[dict]) -> str:
     )
 
 
-def _rows(source: Source, groups: Sequence[Group]):
+def _group_rows(source: Source, groups: Sequence[Group]) -> tuple[Figure, Axes]:
     """A figure with one named row for each group, the first on top."""
-    figure, (axes,) = new_figure(8.6, 1.3 + 0.27 * len(groups))
-    axes.set_yticks(range(len(groups)), [source.name(group) for group in groups], fontsize=8)
-    axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
+    figure, axes = named_rows([source.name(group) for group in groups])
     models = [group["model"] for group in groups]
-    if 2 * len(set(models)) <= len(models):  # models are set apart, where each has several rows
+    if 2 * len(set(models)) <= len(models):  # a line between models that have several rows each
         for y in range(1, len(models)):
             if models[y] != models[y - 1]:
                 axes.axhline(y - 0.5, color=GREY, linewidth=0.6)
@@ -330,10 +376,7 @@ def _rows(source: Source, groups: Sequence[Group]):
 
 
 def _rest(b: Breakdown) -> float:
-    """What no measured part holds; the residual where there is one."""
+    """The time in no measured part: the residual if there is one."""
     if b.residual_s is not None:
         return b.residual_s
     return b.step_s - sum(value or 0.0 for value in (b.exposed_comm_s, b.bubble_s, b.data_s, b.optimizer_s, b.outer_s))
-
-
-FIGURES: tuple[Callable[[Source], list[Drawn | Undrawn]], ...] = (mfu, time_breakdown, memory, predicted)

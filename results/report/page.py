@@ -1,7 +1,7 @@
-"""The page: one HTML file that opens offline. All that comes from the table is text there, never markup.
+"""The page: one HTML file that opens offline. Everything that comes from the table is text there, never markup.
 
-Figures are images with their SVG in a data URI, in which a browser runs nothing and whose names do not meet those of
-other figures. The content security policy forbids every request and every script but ours, by its hash.
+Figures are images with their SVG in a data URI, where a browser runs no script and names do not clash with those of
+other figures. The content security policy forbids every request, and every script but ours, by its hash.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..check.command import beyond, findings
 from ..gate.compare import Comparison
@@ -25,8 +26,19 @@ from .drawing import Drawn, Undrawn
 from .source import Source, work_name
 
 HERE = Path(__file__).parent
-RUNS_NAMED = 200  # of those that break a rule
+RUNS_NAMED = 200  # runs listed of those that break a rule
 MOST = 20  # workloads whose fastest layout is named at the top
+
+
+TABLES: tuple[Callable[[Source], tables.Table | None], ...] = (
+    tables.layouts,
+    parts.table,
+    published.table,
+    tables.refusals,
+    tables.failures,
+    tables.environment,
+    tables.runs,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ def rendered(
     drawn: Sequence[tuple[Drawn, bytes]],
     undrawn: Sequence[Undrawn],
     title: str | None,
-    verdict: Comparison | None = None,
+    gate_result: Comparison | None = None,
 ) -> str:
     """The HTML of the whole report."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -52,18 +64,6 @@ def rendered(
     script, css = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     studies = sorted({row["study"] for row in source.rows if row["study"]})
-    kinds = (
-        tables.layouts,
-        parts.table,
-        published.table,
-        tables.refusals,
-        tables.failures,
-        tables.environment,
-        tables.runs,
-    )
-    every = gate.tables(verdict) if verdict is not None else []
-    every += [table for kind in kinds if (table := kind(source)) is not None]
-    counts = Counter(row["status"] for row in source.rows)
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -78,17 +78,14 @@ def rendered(
         where=source.where,
         notes=source.notes,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        statuses=counts.most_common(),
+        statuses=Counter(row["status"] for row in source.rows).most_common(),
         runs=len(source.rows),
         layouts=len(source.groups),
         fastest=fastest_lines(source),
-        gate=verdict and summary(verdict),
-        baseline=verdict and verdict.base,
-        passed=verdict and verdict.passed,
-        failing=gate.failing(verdict) if verdict is not None else [],
+        **_gate_fields(gate_result),
         pictures=[_picture(one, svg) for one, svg in drawn],
         undrawn=undrawn,
-        tables={table.name: table for table in every},
+        tables={table.name: table for table in _tables(source, gate_result)},
         named=RUNS_NAMED,
         items=checklist(source),
         rules=[*findings(source.rows), beyond(source.rows)],
@@ -98,6 +95,17 @@ def rendered(
     )
 
 
+def _gate_fields(result: Comparison | None) -> dict[str, Any]:
+    if result is None:
+        return {"gate": None, "baseline": None, "passed": None, "failing": []}
+    return {"gate": summary(result), "baseline": result.base, "passed": result.passed, "failing": gate.failing(result)}
+
+
+def _tables(source: Source, gate_result: Comparison | None) -> list[tables.Table]:
+    of_gate = [] if gate_result is None else gate.tables(gate_result)
+    return [*of_gate, *(table for draw in TABLES if (table := draw(source)) is not None)]
+
+
 def _picture(one: Drawn, svg: bytes) -> _Picture:
     facts = (("Runs", f"{one.runs:,}"), ("Interval", one.interval or "none"), ("Convention", one.convention))
     image = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
@@ -105,10 +113,10 @@ def _picture(one: Drawn, svg: bytes) -> _Picture:
 
 
 def fastest_lines(source: Source) -> list[str]:
-    """The fastest layout of each workload, or those that are not told apart."""
-    found = source.fastest
-    lines = [one.line(work_name, source.level) for one in found[:MOST]]
-    return lines if len(found) <= MOST else [*lines, f"and {len(found) - MOST} more workloads (Layouts)"]
+    """The fastest layout of each workload, or those that may be."""
+    workloads = source.fastest
+    lines = [one.line(work_name, source.level) for one in workloads[:MOST]]
+    return lines if len(workloads) <= MOST else [*lines, f"and {len(workloads) - MOST} more workloads (Layouts)"]
 
 
 @cache

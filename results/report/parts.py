@@ -24,36 +24,29 @@ COLUMNS = (
 
 def table(source: Source) -> Table | None:
     """One row for each group of which a part was measured; percentages of the step."""
-    rows = []
-    told = [group for group in source.groups if any(part is not None for part in _parts(source.breakdown(group)))]
-    some, of = kept(sorted(told, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
-    for group in some:
-        b = source.breakdown(group)
-        shares = [number(None if part is None else part / b.step_s, "{:.1f}", 100) for part in _parts(b)]
-        rows.append(
-            (
-                text(source.name(group)),
-                number(b.step_s, "{:,.1f}", 1e3),
-                *shares,
-                _residual(b),
-                number(b.bubble_share, "{:.1f}", 100),
-                number(b.bubble_share_theory, "{:.1f}", 100),
-            )
-        )
-    keep = [i for i in range(len(COLUMNS)) if any(row[i].value is not None for row in rows)]
+    measured = [g for g in source.groups if any(part is not None for part in _parts(source.breakdown(g)))]
+    if not measured:
+        return None
+    shown, of = kept(sorted(measured, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
+    return Table(
+        "parts",
+        "Where the time of a step went",
+        COLUMNS,
+        tuple(_row(source.name(group), source.breakdown(group)) for group in shown),
+        "% of the step, medians over runs; - was not measured and is in compute. Ranks that wait for slower ones count "
+        "that as exposed comm or bubble.",
+        of,
+    ).without_empty_columns()
+
+
+def _row(name: str, b: Breakdown) -> tuple[Cell, ...]:
     return (
-        Table(
-            "parts",
-            "Where the time of a step went",
-            tuple(COLUMNS[i] for i in keep),
-            tuple(tuple(row[i] for i in keep) for row in rows),
-            "% of the step, medians over runs; - was not measured and is in compute. Ranks that wait "
-            "for slower ones count "
-            "that as exposed comm or bubble.",
-            of,
-        )
-        if rows
-        else None
+        text(name),
+        number(b.step_s, "{:,.1f}", 1e3),
+        *(number(None if part is None else part / b.step_s, "{:.1f}", 100) for part in _parts(b)),
+        _residual(b),
+        number(b.bubble_share, "{:.1f}", 100),
+        number(b.bubble_share_theory, "{:.1f}", 100),
     )
 
 
@@ -65,4 +58,4 @@ def _residual(b: Breakdown) -> Cell:
     if b.residual_s is None:
         return number(None, "{:.1f}")
     share = 100 * b.residual_s / b.step_s
-    return Cell(f"{share:.1f}{' !' * bool(b.residual_flagged)}", share)
+    return Cell(f"{share:.1f}" + (" !" if b.residual_flagged else ""), share)

@@ -1,10 +1,10 @@
-"""The tables of a report: layouts, runs, what came to nothing, what is not compared, and where it ran."""
+"""The tables of a report: layouts, runs, failures, runs that are not compared, and the environment."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 
@@ -23,12 +23,13 @@ from .source import Source, by_size, spread
 
 MIB = 2.0**20
 LAYOUTS, RUNS_SHOWN, REASONS = 500, 1000, 500  # rows of a table: a page of more opens slowly
+VALUES = 8  # of one column of the environment
 PER_CASE = ("launcher", "nodes", "world_size", "device_count")  # may vary: they are part of what is compared
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and what is sorted by; a null value sorts last."""
+    """The text that is shown, and the value for sorting; a null value sorts last."""
 
     text: str
     value: float | str | None
@@ -36,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """columns: (header, explanation). note: under the title. of: how many rows there would be, where some are shown."""
+    """columns: (header, explanation). note: under the title. of: the number of rows of which these are some; 0: all."""
 
     name: str
     title: str
@@ -53,9 +54,15 @@ class Table:
             for i in range(len(self.columns))
         )
 
+    def without_empty_columns(self) -> Table:
+        """The same without the columns in which every value is null."""
+        keep = [i for i in range(len(self.columns)) if any(row[i].value is not None for row in self.rows)]
+        columns = tuple(self.columns[i] for i in keep)
+        return replace(self, columns=columns, rows=tuple(tuple(row[i] for i in keep) for row in self.rows))
+
 
 def kept(items: Sequence, most: int) -> tuple[list, int]:
-    """At most so many of them, evenly spaced, the first and the last among them; and of how many (0: all are kept)."""
+    """At most so many of them, evenly spaced, with the first and the last; and of how many (0: all are kept)."""
     if len(items) <= most:
         return list(items), 0
     return [items[at] for at in np.linspace(0, len(items) - 1, most).round().astype(int)], len(items)
@@ -63,10 +70,10 @@ def kept(items: Sequence, most: int) -> tuple[list, int]:
 
 def layouts(source: Source) -> Table:
     """One row for each group of runs that repeat each other."""
-    efficiency = {(mode, id(p.group)): p for mode, some in source.series.items() for one in some for p in one.points}
-    modes = [mode for mode, some in source.series.items() if some]
-    differ = refusal(source.ok)
-    columns = [
+    modes = [mode for mode, series in source.series.items() if series]
+    points = [{id(p.group): p for one in source.series[mode] for p in one.points} for mode in modes]
+    held_out = not refusal(source.ok)
+    columns = (
         ("model", ""),
         ("engine", ""),
         ("layout", ""),
@@ -82,54 +89,50 @@ def layouts(source: Source) -> Table:
         ("MB a step", "message bytes of one step, all ranks"),
         ("loss", "mean of the last tenth of the steps"),
         ("held-out", "loss at the end"),
-    ]
-    rows = []
-    some, of = kept(sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
-    for group in some:
-        rate = throughput_estimate(source, group)
-        cells = [
-            text(group["model"]),
-            text(group["engine"]),
-            text(group.label),
-            text(source.setting(group) or None),
-            number(group.devices, "{:,.0f}"),
-            number(len(group.rows), "{:.0f}"),
-            Cell(f"{rate.value:,.0f}{_bounds(rate)}", rate.value),
-            _middle(group, "step_time_s", "{:,.1f}", 1e3),
-        ]
-        for mode in modes:
-            cells.append(_efficiency(efficiency.get((mode, id(group)))))
-        cells += [
-            _middle(group, source.convention, "{:.2f} %", 100),
-            _middle(group, "peak_memory_bytes", "{:,.0f}", 1 / MIB),
-            _middle(group, "peak_host_memory_bytes", "{:,.0f}", 1 / MIB),
-            _middle(group, "comm_bytes_per_step", "{:,.2f}", 1e-6),
-            _middle(group, "loss", "{:.4f}"),
-            Cell("-", None) if differ else _middle(group, "val_loss", "{:.4f}"),
-        ]
-        rows.append(tuple(cells))
-    keep = [i for i in range(len(columns)) if any(row[i].value is not None for row in rows)]
-    return Table(
-        "layouts",
-        "Layouts",
-        tuple(columns[i] for i in keep),
-        tuple(tuple(row[i] for i in keep) for row in rows),
+    )
+    shown, of = kept(sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
+    rows = tuple(
+        _layout_row(source, group, [of_mode.get(id(group)) for of_mode in points], held_out) for group in shown
+    )
+    note = (
         f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs."
-        + (" No held-out losses: they are of different sequences, which `Every run` names." if differ else ""),
-        of,
+    )
+    if not held_out:
+        note += " No held-out losses: they are of different sequences, which `Every run` names."
+    return Table("layouts", "Layouts", columns, rows, note, of).without_empty_columns()
+
+
+def _layout_row(source: Source, group: Group, points: Sequence[Point | None], held_out: bool) -> tuple[Cell, ...]:
+    """points: of the group in the series of each mode."""
+    rate = throughput_estimate(source, group)
+    return (
+        text(group["model"]),
+        text(group["engine"]),
+        text(group.label),
+        text(source.setting(group) or None),
+        number(group.devices, "{:,.0f}"),
+        number(len(group.rows), "{:.0f}"),
+        Cell(f"{rate.value:,.0f}{_bounds(rate)}", rate.value),
+        _middle(group, "step_time_s", "{:,.1f}", 1e3),
+        *map(_efficiency, points),
+        _middle(group, source.convention, "{:.2f} %", 100),
+        _middle(group, "peak_memory_bytes", "{:,.0f}", 1 / MIB),
+        _middle(group, "peak_host_memory_bytes", "{:,.0f}", 1 / MIB),
+        _middle(group, "comm_bytes_per_step", "{:,.2f}", 1e-6),
+        _middle(group, "loss", "{:.4f}"),
+        _middle(group, "val_loss", "{:.4f}") if held_out else Cell("-", None),
     )
 
 
 def _efficiency(point: Point | None) -> Cell:
     if point is None:
         return Cell("-", None)
-    if point.is_base:
-        return Cell("1 (base)", 1.0)
-    return Cell(f"{point.efficiency.value:.3f}{_bounds(point.efficiency, 3)}", point.efficiency.value)
+    ratio = point.efficiency
+    return Cell("1 (base)", 1.0) if ratio is None else Cell(f"{ratio.value:.3f}{_bounds(ratio, 3)}", ratio.value)
 
 
 def runs(source: Source) -> Table:
-    """Every run, whatever became of it."""
+    """Every run, of any status."""
     differ = refusal(source.ok)
     some, of = kept(source.rows, RUNS_SHOWN)
     columns = (
@@ -171,12 +174,12 @@ def runs(source: Source) -> Table:
 
 
 def failures(source: Source) -> Table | None:
-    """What came to nothing, and why."""
-    bad = sorted(
+    """The runs without a result, and why."""
+    failed = sorted(
         (row for row in source.rows if row["status"] != "ok"),
         key=lambda r: (r["status"], r["reason"] or "", r["run_id"]),
     )
-    some, of = kept(bad, REASONS)
+    some, of = kept(failed, REASONS)
     columns = (
         ("status", ""),
         ("reason", ""),
@@ -200,14 +203,14 @@ def failures(source: Source) -> Table | None:
         )
         for r in some
     )
-    counts = Counter(row["status"] for row in bad)
+    counts = Counter(row["status"] for row in failed)
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     note += f" of {count_of(len(source.rows), 'run')}."
     return Table("failures", "Failures and skips", columns, rows, note, of) if rows else None
 
 
 def refusals(source: Source) -> Table | None:
-    """Runs that no ratio uses, with the columns in which they differ."""
+    """Runs in no ratio, with the columns in which they differ."""
     columns = (("what", ""), ("why it is not compared", ""), ("base", ""), ("runs", ""))
     some, of = kept([one for one in source.refused if one.columns], REASONS)
     rows = tuple((text(one.what), text(one.why), text(one.base), text(listed(one.run_ids))) for one in some)
@@ -216,56 +219,46 @@ def refusals(source: Source) -> Table | None:
 
 
 def environment(source: Source) -> Table:
-    """Each fact of the surroundings, its values, and how many runs have each."""
+    """Each column of the environment, its values, and how many runs have each."""
     columns = (("fact", ""), ("value", ""), ("runs", "with this value, of those that ran"), ("", "more than one value"))
     ran = [row for row in source.rows if row["ranks_json"]] or list(source.rows)
-    rows = []
-    for column in RUNS["Environment"]:
-        if column.name == "ranks_json":
-            continue
-        counts = Counter(row[column.name] for row in ran if row[column.name] is not None)
-        varies = len(counts) > 1 and column.name not in PER_CASE
-        for value, count in counts.most_common(8):
-            rows.append(
-                (
-                    text(column.name),
-                    text(value),
-                    number(count, "{:,.0f}"),
-                    Cell("varies" if varies else "", "varies" if varies else ""),
-                )
-            )
-        if len(counts) > 8:
-            rows.append(
-                (
-                    text(column.name),
-                    Cell(f"and {len(counts) - 8} more values", None),
-                    Cell("", None),
-                    Cell("varies", "varies"),
-                )
-            )
-        if not counts:
-            rows.append((text(column.name), Cell("-", None), Cell("0", 0), Cell("", "")))
+    names = [column.name for column in RUNS["Environment"] if column.name != "ranks_json"]
+    rows = [row for name in names for row in _values(name, ran)]
     return Table("environment", "Environment", columns, tuple(rows), "- : not known, or there is none on this machine.")
 
 
+def _values(column: str, ran: Sequence[Mapping]) -> Iterator[tuple[Cell, ...]]:
+    """A row for each value of the column, the commonest first."""
+    counts = Counter(row[column] for row in ran if row[column] is not None)
+    if not counts:
+        yield text(column), Cell("-", None), Cell("0", 0), Cell("", "")
+    varies = "varies" if len(counts) > 1 and column not in PER_CASE else ""
+    for value, count in counts.most_common(VALUES):
+        yield text(column), text(value), number(count, "{:,.0f}"), Cell(varies, varies)
+    if len(counts) > VALUES:
+        more = Cell(f"and {len(counts) - VALUES} more values", None)
+        yield text(column), more, Cell("", None), Cell("varies", "varies")
+
+
 def text(value: object) -> Cell:
-    """A cell of words; null is a dash."""
+    """A cell of text; null is a dash."""
     return Cell("-", None) if value is None else Cell(printable(value), printable(value))
 
 
 def number(value: float | None, form: str, scale: float = 1.0) -> Cell:
-    """A cell that sorts as a number and reads as `form` says."""
+    """A cell that sorts as a number and is shown in the format `form`."""
     return Cell("-", None) if value is None else Cell(form.format(value * scale), float(value))
 
 
 def _middle(group: Group, column: str, form: str, scale: float = 1.0) -> Cell:
-    told = spread(group.rows, column)
-    if len(told) < len(group.rows) or not told:
+    """The median over the runs; a dash unless it is known of all."""
+    values = spread(group.rows, column)
+    if len(values) < len(group.rows) or not values:
         return Cell("-", None)
-    return number(median(told), form, scale)
+    return number(median(values), form, scale)
 
 
 def _bounds(estimate: Estimate, digits: int = 0) -> str:
-    if estimate.low is not None:
-        return f" [{estimate.low:,.{digits}f}, {estimate.high:,.{digits}f}]"
-    return "" if estimate.runs == 1 else f" [{estimate.least:,.{digits}f} .. {estimate.most:,.{digits}f}]"
+    if estimate.interval is None and estimate.runs == 1:
+        return ""
+    return " " + estimate.bounds(f"{{:,.{digits}f}}".format)

@@ -47,16 +47,16 @@ def test_each_link_has_its_rows_against_its_own_data_parallel(tmp_path, capsys):
     fast = write(tmp_path / "fast", 1e9, 0.2, 0.2)
     slow = write(tmp_path / "slow", 1e8, 0.8, 0.2)
     rows = by_link.by_link([fast, slow])
-    assert [(row["link"], row["layout"]) for row in rows] == [
+    assert [(row.link, row.layout) for row in rows] == [
         ("1,000 Mbit/s, 20 ms", "dp2"),
         ("1,000 Mbit/s, 20 ms", "diloco.M2.H4"),
         ("100 Mbit/s, 20 ms", "dp2"),
         ("100 Mbit/s, 20 ms", "diloco.M2.H4"),
     ]
     dp, diloco = rows[2:]
-    assert dp["sent_bytes"] == 8e6 and diloco["sent_bytes"] == 2e6
-    assert dp["exposed_s"] == pytest.approx(0.3) and diloco["exposed_s"] == pytest.approx(0.1 / 4)
-    assert dp["ratio"] == 1 and diloco["ratio"] == pytest.approx(0.8005 / 0.2)
+    assert dp.sent_bytes == 8e6 and diloco.sent_bytes == 2e6
+    assert dp.exposed_s == pytest.approx(0.3) and diloco.exposed_s == pytest.approx(0.1 / 4)
+    assert dp.ratio == 1 and diloco.ratio == pytest.approx(0.8005 / 0.2)
     out = tmp_path / "figure.svg"
     assert by_link.main([str(out), str(fast), str(slow)]) == 0
     assert out.read_text().startswith("<?xml")

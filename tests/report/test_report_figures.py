@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import report_table as simulated
 
+from scalade.results.efficiency.series import MODES
 from scalade.results.gate.compare import compare
 from scalade.results.report import gate, layouts, losses, outer, outer_law, page, parts, published, scaling, tables
 from scalade.results.report.drawing import (
@@ -23,7 +24,7 @@ from scalade.results.report.drawing import (
     with_intervals,
 )
 from scalade.results.report.page import rendered
-from scalade.results.report.source import MODES, read_source
+from scalade.results.report.source import read_source
 from scalade.results.report.tables import kept
 from scalade.results.stats.rank_intervals import median
 from scalade.results.store.store import RunStore

@@ -12,9 +12,10 @@ import pytest
 import report_table as simulated
 
 from scalade.results.efficiency import efficiency
+from scalade.results.efficiency.series import MODES
 from scalade.results.report import report
 from scalade.results.report.checklist import MISSING, PARTLY, REPORTED, checklist
-from scalade.results.report.source import MODES, read_source
+from scalade.results.report.source import read_source
 from scalade.results.table.show import export
 
 
@@ -232,11 +233,11 @@ def test_checklist_marks_what_is_missing(tmp_path):
         for i, row in enumerate(whole)
     ]
     items = {one.what: one for one in checklist(source_of(simulated.stored(tmp_path / "some", some)))}
-    assert items["memory"].verdict == PARTLY and "whole in 1 of 6 runs" in items["memory"].said
-    assert items["energy"].verdict == PARTLY and "energy_j" in items["energy"].said
+    assert items["memory"].verdict == PARTLY and "whole in 1 of 6 runs" in items["memory"].detail
+    assert items["energy"].verdict == PARTLY and "energy_j" in items["energy"].detail
     none = [row | {"energy_j": None, "energy_source": None} for row in whole[:1]]
     items = {one.what: one for one in checklist(source_of(simulated.stored(tmp_path / "none", none)))}
-    assert items["energy"].verdict == MISSING and "NVML" in items["energy"].said
+    assert items["energy"].verdict == MISSING and "NVML" in items["energy"].detail
     assert items["several seeds, for the spread of the loss"].verdict == MISSING
 
 
