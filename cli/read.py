@@ -112,7 +112,7 @@ def ops(
     path = located(results)
     cases = op_profile.case_ops(path, where)
     if against is None:
-        say(op_profile.as_dict(cases) if as_json else op_profile.as_text(cases))
+        say(op_profile.to_dict(cases) if as_json else op_profile.to_text(cases))
     else:
         case, base = (
             op_profile.one_case(cases, "--filter"),

@@ -144,11 +144,11 @@ def _run(rows: list[dict]) -> _RunOps:
     return _RunOps(step_s, groups, ops)
 
 
-def as_dict(cases: Sequence[CaseOps]) -> dict:
+def to_dict(cases: Sequence[CaseOps]) -> dict:
     return {"cases": [vars(case) for case in cases]}
 
 
-def as_text(cases: Sequence[CaseOps]) -> Iterator[str]:
+def to_text(cases: Sequence[CaseOps]) -> Iterator[str]:
     """A line a case."""
     if not cases:
         yield "no run was profiled: measure.profile_steps = 3 asks for it"

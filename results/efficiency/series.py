@@ -275,20 +275,21 @@ def _by_base(
     members: _Members = {}
     refused: list[Refusal] = []
     place_of = {id(group): place for place, group in enumerate(groups)}
+    settled: set[int] = set()  # groups that are refused or in a series
     declared_ids = {id(group) for group in declared or ()}
     bases = Bases(groups, options.mode, options.allow, declared)
     for group in groups:
         base, names = (None, []) if id(group) in declared_ids else bases.of(group)
         if base is None:
             continue
+        settled.add(id(group))
         if names:
             refused.append(_refusal(group, base, options.mode, names))
         else:
+            settled.add(id(base))
             members.setdefault((place_of[id(base)], group.family, group["engine"] or ""), []).append(group)
-    in_series = {place for place, *_ in members} | {place_of[id(group)] for some in members.values() for group in some}
-    refused_runs = {run for one in refused for run in one.run_ids}
     for place, group in enumerate(groups):
-        if place not in in_series and group.rows[0]["run_id"] not in refused_runs:
+        if id(group) not in settled:
             members[place, group.family, group["engine"] or ""] = []
     return members, refused
 
