@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 
 @dataclass(frozen=True)
 class Device:
-    """A card, or a MIG slice of one. memory_bytes: in total; None: not told (where it is the host's, on some)."""
+    """A card, or a MIG slice of one. memory_bytes: in total; None: not known (of some that share the host's memory)."""
 
     name: str  # GPU-... or MIG-..., as nvidia-smi writes it
     memory_bytes: int | None
@@ -34,17 +34,18 @@ class Device:
 
 @dataclass(frozen=True)
 class Card(Device):
-    mig: bool = False  # it is cut into slices, and can be used by no other name than theirs, or by its first
+    mig: bool = False  # it is cut into slices: only they can be used; its own name stands for the first
     slices: tuple[Device, ...] = ()
 
 
 def device_order(env: Mapping[str, str]) -> dict[str, str]:
     """What a rank's environment needs for an index in CUDA_VISIBLE_DEVICES to be nvidia-smi's."""
-    return {ORDER: BY_BUS} if ORDER not in env and _by_index(env.get(CHOSEN)) else {}
+    chosen = env.get(CHOSEN)
+    return {ORDER: BY_BUS} if ORDER not in env and chosen is not None and _by_index(chosen) else {}
 
 
 def visible_devices(env: Mapping[str, str] = os.environ) -> tuple[Device, ...] | None:
-    """What ranks that are started here will see, by local rank; None where nvidia-smi does not tell."""
+    """What ranks that are started here will see, by local rank; None where nvidia-smi gives no answer."""
     smi = shutil.which("nvidia-smi", path=env.get("PATH"))
     cards = all_cards(smi) if smi else None
     return None if cards is None else visible(cards, env)
@@ -62,37 +63,50 @@ def visible_count(cards: int, chosen: str | None) -> int:
 def visible(cards: Sequence[Card], env: Mapping[str, str]) -> tuple[Device, ...]:
     """The devices that CUDA would show a process with this environment, in its order."""
     chosen = env.get(CHOSEN)
-    if chosen is None or _by_index(chosen):
-        found = [cards[i] for i in (range(len(cards)) if chosen is None else _indices(chosen, len(cards)))]
-        if env.get(ORDER, "" if chosen is None else BY_BUS) != BY_BUS:  # which card comes first only CUDA knows
-            found = _least_of(cards, found)
+    devices: Sequence[Device]
+    if chosen is None:
+        devices = cards if env.get(ORDER) == BY_BUS else _least_of(cards, cards)
+    elif _by_index(chosen):
+        indexed = [cards[i] for i in _indices(chosen, len(cards))]
+        devices = indexed if env.get(ORDER, BY_BUS) == BY_BUS else _least_of(cards, indexed)
     else:
-        found = []
-        for name in _names(chosen):
-            device = _named(cards, name)
-            if device is None:  # an entry that names nothing, or more than one, ends the list
-                break
-            if device in found:
-                return ()
-            found.append(device)
-    devices = [slice_ for device in found for slice_ in _usable(device)]
-    slices = [device for device in devices if device.name.startswith("MIG-")]
-    return tuple(slices[:1] or devices)  # a process sees one slice, and then no whole card
+        devices = _by_name(cards, chosen)
+    usable = [each for device in devices for each in _usable(device)]
+    slices = [device for device in usable if device.name.startswith("MIG-")]
+    return tuple(slices[:1] or usable)  # a process sees one slice, and then no whole card
 
 
-def _least_of(cards: Sequence[Card], found: Sequence[Card]) -> list[Card]:
-    """As many, each with the memory that any of the cards has at least."""
-    told = [card.memory_bytes for card in cards]
-    least = None if None in told else min(told, default=None)
-    return [Card(card.name, card.memory_bytes if card.mig else least, "", card.mig, card.slices) for card in found]
+def _by_name(cards: Sequence[Card], chosen: str) -> list[Device]:
+    """Those that a list of names chooses: an entry that fits none, or more than one, ends it; one twice empties it."""
+    devices: list[Device] = []
+    for name in _names(chosen):
+        device = _named(cards, name)
+        if device is None:
+            break
+        if device in devices:
+            return []
+        devices.append(device)
+    return devices
+
+
+def _least_of(cards: Sequence[Card], chosen: Sequence[Card]) -> list[Card]:
+    """As many, each with the smallest memory of all cards: in an order of its own only CUDA knows which comes first."""
+    least = smallest([card.memory_bytes for card in cards])
+    return [Card(card.name, card.memory_bytes if card.mig else least, "", card.mig, card.slices) for card in chosen]
+
+
+def smallest(amounts: Sequence[int | None]) -> int | None:
+    """None: one is not known, or there is none."""
+    known = [amount for amount in amounts if amount is not None]
+    return min(known) if known and len(known) == len(amounts) else None
 
 
 def _usable(device: Device) -> tuple[Device, ...]:
     return device.slices[:1] if isinstance(device, Card) and device.mig else (device,)
 
 
-def _by_index(chosen: str | None) -> bool:
-    return chosen is not None and not chosen.startswith(("GPU-", "MIG-"))
+def _by_index(chosen: str) -> bool:
+    return not chosen.startswith(("GPU-", "MIG-"))
 
 
 def _indices(chosen: str, cards: int) -> list[int]:
@@ -121,12 +135,13 @@ def _names(chosen: str) -> list[str]:
 
 def _named(cards: Sequence[Card], name: str) -> Device | None:
     """The card or the slice whose name starts so, as long as it is one only."""
+    matches: list[Device] = []
     if name.startswith("GPU-"):
-        fit = [card for card in cards if card.name.startswith(name)]
+        matches += [card for card in cards if card.name.startswith(name)]
     else:
         slices = [each for card in cards for each in card.slices]
-        fit = [each for each in slices if each.name.startswith(name) or name == each.old_name]
-    return fit[0] if len(fit) == 1 else None
+        matches += [each for each in slices if each.name.startswith(name) or name == each.old_name]
+    return matches[0] if len(matches) == 1 else None
 
 
 @lru_cache
@@ -145,15 +160,17 @@ def all_cards(smi: str) -> tuple[Card, ...] | None:
 
 def _query(smi: str, fields: str) -> list[list[str]] | None:
     """A row for each card; None: a driver that does not know a field, or does not answer."""
-    told = _ask(smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
-    rows = [[cell.strip() for cell in line.split(",")] for line in (told or "").splitlines() if line.strip()]
-    whole = told is not None and all(len(row) == fields.count(",") + 1 and row[0].startswith("GPU-") for row in rows)
+    answer = _ask(smi, f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    if answer is None:
+        return None
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.splitlines() if line.strip()]
+    whole = all(len(row) == fields.count(",") + 1 and row[0].startswith("GPU-") for row in rows)
     return rows if whole else None
 
 
 def _slices(smi: str) -> dict[str, tuple[Device, ...]]:
     """MIG slices by their card's name: their own names from `-L`, their memory from `-q -x`."""
-    card, found = "", {}
+    card, slices = "", dict[str, list[Device]]()
     memory = _slice_memory(_ask(smi, "-q", "-x") or "")
     for line in (_ask(smi, "-L") or "").splitlines():
         if match := re.match(r"GPU \d+: .*\(UUID: (GPU-[^)\s]+)\)", line):
@@ -163,8 +180,8 @@ def _slices(smi: str) -> dict[str, tuple[Device, ...]]:
             total, old = memory.get((card, int(index)), (None, ""))
             gigabytes = re.search(r"\.(\d+)gb", profile)  # 3g.20gb: the profile's name, a little below what it has
             named = int(gigabytes[1]) * 10**9 if gigabytes else None
-            found.setdefault(card, []).append(Device(name, named if total is None else total, old))
-    return {name: tuple(devices) for name, devices in found.items()}
+            slices.setdefault(card, []).append(Device(name, named if total is None else total, old))
+    return {name: tuple(devices) for name, devices in slices.items()}
 
 
 def _slice_memory(xml: str) -> dict[tuple[str, int], tuple[int | None, str]]:

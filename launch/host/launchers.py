@@ -82,7 +82,7 @@ class Torchrun:
         return [*torchrun, *self._alone(loopback()), "--nproc-per-node", str(ranks), *program]
 
     def _alone(self, address: str) -> list[str]:
-        """--standalone, said out: it means `localhost`, which /etc/hosts may know by an address that is not there."""
+        """--standalone in full: by itself it means `localhost`, for which /etc/hosts may have a wrong address."""
         meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"[{address}]:0" if ":" in address else f"{address}:0"]
         return [*meet, "--rdzv-id", os.urandom(8).hex(), "--local-addr", address]
 
@@ -135,8 +135,8 @@ def find_mpirun(env: Mapping[str, str] = os.environ) -> tuple[str, bool]:
     if mpirun is None:
         how = "`pip install 'scalade[mpi]' mpich` brings one"
         raise ValueError(f"run.launcher = 'mpirun': there is no mpirun here; {how}")
-    told = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
-    return mpirun, "Open MPI" in told or "OpenRTE" in told
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
+    return mpirun, "Open MPI" in version or "OpenRTE" in version
 
 
 def unbound(open_mpi: bool) -> list[str]:

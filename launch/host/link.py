@@ -1,4 +1,4 @@
-"""What a lab's links are asked to be: `100mbit,20ms` is 100 Mbit/s each way and a round trip of 20 ms."""
+"""The shape of a lab's links: `100mbit,20ms` is 100 Mbit/s each way and a round trip of 20 ms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse_link(text: str) -> Link:
     ------
     ValueError: not that, or out of range
     """
-    said = f"--link {text!r}"
+    option = f"--link {text!r}"
     rate = rtt = None
     for part in text.lower().split(",") if text != "unshaped" else ():
         match = PART.fullmatch(part.strip())
@@ -49,11 +49,11 @@ def parse_link(text: str) -> Link:
         elif unit in TIMES and rtt is None:
             rtt = value * TIMES[unit]
         else:
-            raise ValueError(f"{said}: write a rate, a round trip or both, as 1gbit or 100mbit,20ms, or `unshaped`")
+            raise ValueError(f"{option}: write a rate, a round trip or both, as 1gbit or 100mbit,20ms, or `unshaped`")
     if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
-        raise ValueError(f"{said}: the rate must be from 1mbit to 100gbit")
+        raise ValueError(f"{option}: the rate must be from 1mbit to 100gbit")
     if rtt is not None and not 0 <= rtt <= MAX_RTT:
-        raise ValueError(f"{said}: the round trip must be at most 2s")
+        raise ValueError(f"{option}: the round trip must be at most 2s")
     return Link(rate, rtt or None)
 
 
@@ -61,5 +61,5 @@ LINK = "SCALADE_LINK"  # in a lab: the columns of the group "Link", as JSON
 
 
 def link_columns(env: Mapping[str, str] = os.environ) -> dict[str, object]:
-    """What a lab says of the shaped links between its nodes; empty outside of one."""
+    """Of the shaped links between a lab's nodes; empty outside of a lab."""
     return json.loads(env[LINK]) if env.get(LINK) else {}

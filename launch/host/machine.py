@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from .gpus import CHOSEN, driver_cards, visible_count, visible_devices
+from .gpus import CHOSEN, driver_cards, smallest, visible_count, visible_devices
 
 
 def cores() -> int:
@@ -37,12 +37,11 @@ def no_cuda() -> str | None:
 
 
 def gpu_memory_bytes(ranks: int | None = None) -> int | None:
-    """Total memory of the smallest device that so many ranks here would use; None where nvidia-smi does not tell.
+    """Total memory of the smallest device that so many ranks here would use; None where nvidia-smi does not know.
 
     ranks: None: all that can be seen
     """
-    told = [device.memory_bytes for device in (visible_devices() or ())[:ranks]]
-    return None if None in told else min(told, default=None)
+    return smallest([device.memory_bytes for device in (visible_devices() or ())[:ranks]])
 
 
 def host_memory_bytes() -> int | None:

@@ -17,9 +17,9 @@ def load() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, and no MPI library
-        said = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         how = "pip install 'scalade[mpi]' mpich, or load the MPI of this machine before"
-        raise WorldError(f"started by mpirun, but mpi4py cannot be imported ({said}): {how}") from None
+        raise WorldError(f"started by mpirun, but mpi4py cannot be imported ({reason}): {how}") from None
     return MPI
 
 

@@ -1,4 +1,4 @@
-"""Where this process stands: rank and size as its launcher tells them, and the environment a rank is started with.
+"""Rank and size of this process, from the variables that its launcher has set.
 
 The order of asking matters: inside a Slurm allocation under mpirun SLURM_PROCID is the daemon's, and torchrun inside
 either sets its own. So: torchrun (RANK), then MPI (OMPI_*, PMI_*, PMIX_*), Slurm last. Needs no torch.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .hostlist import expand_counts
 
-SECRET = "SCALADE_SECRET"  # by which the processes of a run know each other (secret.py)
+SECRET = "SCALADE_SECRET"  # by which the processes of a run recognise each other (store/secret.py)
 
 
 class WorldError(RuntimeError):
@@ -21,7 +21,7 @@ class WorldError(RuntimeError):
 
 @dataclass(frozen=True)
 class Placement:
-    """What the launcher says of this process."""
+    """As the launcher has it."""
 
     source: str  # torchrun, mpi, slurm
     rank: int
@@ -68,8 +68,8 @@ def _placement(
         try:
             return int(env[key])
         except (KeyError, ValueError):
-            said = f"{source} set {rank}={env[rank]} but {key}={env.get(key, 'nothing')}: not a number"
-            raise WorldError(said) from None
+            found = f"{source} set {rank}={env[rank]} but {key}={env.get(key, 'nothing')}"
+            raise WorldError(f"{found}: not a number") from None
 
     place = Placement(source, number(rank), number(size), number(local_rank, 0), number(local_size, 1))
     if not 0 <= place.rank < place.size:

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 SIGNALS = ("USR1", "USR2", "TERM")  # that may warn
 
 

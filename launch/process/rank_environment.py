@@ -12,7 +12,7 @@ from ..host.sockets import LOOPBACKS
 
 LAUNCHER_PREFIXES = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "PRRTE_", "MPI_LOCAL", "HYDI_", "TORCHELASTIC_", "TORCHRUN_")
 WAIT_POLICY = "OMP_WAIT_POLICY"
-"""How OpenMP's threads wait for work. Left to themselves they spin, which takes their core from whoever has work on it:
+"""How OpenMP's threads wait for work. Left to themselves they spin, which takes their core from threads that have work:
 where threads are more than free cores, a parallel region lasts for slices of the scheduler. libgomp (torch's wheels)
 and LLVM's libomp, Intel's libiomp5 (conda's) all read this one; GOMP_SPINCOUNT and KMP_BLOCKTIME say more and win."""
 
@@ -47,5 +47,5 @@ def wait_policy(threads: int, env: Mapping[str, str] = os.environ) -> str | None
     """The column omp_wait_policy; None at one thread, which waits for no other."""
     if threads < 2:
         return None
-    told = env.get(WAIT_POLICY, "undefined").strip().lower()
-    return ", ".join([told, *(f"{key}={env[key]}" for key in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME") if key in env)])
+    policy = env.get(WAIT_POLICY, "undefined").strip().lower()
+    return ", ".join([policy, *(f"{key}={env[key]}" for key in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME") if key in env)])

@@ -17,8 +17,8 @@ from .server import packed, unpacked
 ANSWER_S = 1.5  # for what listens on a port to answer, where there are others to ask
 ONLY_S = 10.0  # where there are none
 PAUSE_S = (0.02, 0.5)  # between two rounds over the ports: at first, and at last
-PASSES = 2  # rounds in which every port had a stranger, after which it is in vain
-IN_VAIN_S = 30.0  # the same, where one of them was only silent
+PASSES = 2  # rounds in which every port had a stranger, after which it is no use to wait
+GIVE_UP_S = 30.0  # the same, where one of them was only silent
 SLACK_S = 30.0  # beyond a timeout that the server keeps, for it to say so
 
 
@@ -80,8 +80,9 @@ class StoreClient:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         return self._ask(b"wait", value, repr(float(timeout_s)), *keys, patience_s=timeout_s + SLACK_S)
 
-    def _ask(self, *parts: str | bytes, patience_s: float | None = None) -> list[bytes]:
-        body = packed(*(part.encode() if isinstance(part, str) else bytes(part) for part in parts))
+    def _ask(self, operation: bytes, *arguments: str | bytes, patience_s: float | None = None) -> list[bytes]:
+        encoded = (each.encode() if isinstance(each, str) else bytes(each) for each in arguments)
+        body = packed(operation, *encoded)
         if len(body) > LONGEST:
             raise ValueError(f"{len(body)} bytes for one key: at most {LONGEST}")
         with self._lock:
@@ -91,18 +92,18 @@ class StoreClient:
                 length = LENGTH.unpack(self._receive(4))[0]
                 if length > LONGEST:
                     raise StoreLost("the shared store sent what is not its own")
-                said, tag = self._receive(length), self._receive(TAG)
+                reply, tag = self._receive(length), self._receive(TAG)
             except OSError as error:
                 self._socket.close()  # a reply that came later would be taken for the next one's
                 raise StoreLost(f"the shared store is gone ({error.strerror or error})") from None
-            if not self._hears.is_next(said, tag):
+            if not self._hears.is_next(reply, tag):
                 self._socket.close()
                 raise StoreLost("the shared store sent what is not its own")
-        status, *values = unpacked(said)
+        status, *values = unpacked(reply)
         if status == b"late":
-            raise StoreLate(f"no {', '.join(map(str, parts[3:]))} within {float(parts[2]):g} s")
+            raise StoreLate(f"no {', '.join(map(str, arguments[2:]))} within {float(arguments[1]):g} s")
         if status != b"ok":
-            raise ValueError(f"the shared store refused {parts[0].decode()}: {values[0].decode()}")
+            raise ValueError(f"the shared store refused {operation.decode()}: {values[0].decode()}")
         return values
 
     def _receive(self, count: int) -> bytes:
@@ -118,14 +119,14 @@ class StoreClient:
 def find(rank: int, host: str, ports: Sequence[int], secret: bytes, timeout_s: float) -> StoreClient:
     """Connect to the store on the one of `ports` that knows the secret.
 
-    A port on which nobody listens may still become rank 0's. Where all have strangers rank 0 can have none, and waiting
-    would be in vain.
+    A port on which nobody listens may still become rank 0's. Where strangers listen on all of them rank 0 can have
+    none, and it is no use to wait.
 
     Raises
     ------
     WorldError: it did not come within `timeout_s`, or cannot
     """
-    begun, pause_s, in_vain = time.monotonic(), PAUSE_S[0], 0
+    begun, pause_s, full_rounds = time.monotonic(), PAUSE_S[0], 0
     patience_s = ANSWER_S if len(ports) > 1 else min(ONLY_S, timeout_s + ANSWER_S)
     while True:
         last, strangers, sure = "nobody listens", [], True
@@ -138,9 +139,9 @@ def find(rank: int, host: str, ports: Sequence[int], secret: bytes, timeout_s: f
             except OSError as error:
                 last = error.strerror or str(error)
         waited_s = time.monotonic() - begun
-        in_vain = in_vain + 1 if len(strangers) == len(ports) else 0
+        full_rounds = full_rounds + 1 if len(strangers) == len(ports) else 0
         where = f"rank {rank} could not reach rank 0 at {host}, port {', '.join(map(str, ports))}"
-        if in_vain >= PASSES and (sure or waited_s > IN_VAIN_S):
+        if full_rounds >= PASSES and (sure or waited_s > GIVE_UP_S):
             on_each = "something else listens on each of them" if len(ports) > 1 else "something else listens there"
             raise WorldError(f"{where}: {on_each} ({strangers[-1]}); {ADVICE}")
         if waited_s > timeout_s:

@@ -1,16 +1,16 @@
-"""How two processes make sure that they know one secret, without sending it, and that no message is another's.
+"""How two processes prove to each other that they know one secret, without sending it, and authenticate each message.
 
     server -> client   "scalade1", S            S, C: 32 random bytes each, of this connection alone
     client -> server   C, HMAC(K, "client", S, C)
     server -> client   "+", HMAC(K, "server", S, C)      or "-" and zeros: refused
 
-K is the secret. A recorded handshake is worth nothing, as S and C are new each time; an answer sent back to its sender
-neither, as the two sides' words differ. Each message then is
+K is the secret. A recorded handshake is worth nothing, as S and C are new each time, and so is an answer sent back to
+its sender, as the two sides' labels differ. Each message then is
 
     length (4 bytes, big-endian), body, HMAC(K', number of the message (8 bytes), body)
 
-with a K' for each direction, derived from K, S and C: whoever sits between the two can cut the connection, and cannot
-add, change, repeat, drop or reorder a message and go unnoticed. Nothing is encrypted. HMACs are with SHA-256 (RFC
+with a K' for each direction, derived from K, S and C: a third party between the two can cut the connection, and cannot
+add, change, repeat, drop or reorder a message unnoticed. Nothing is encrypted. HMACs are with SHA-256 (RFC
 2104).
 """
 
@@ -33,13 +33,13 @@ LONGEST = 16 * 2**20  # bytes of a message
 
 
 class Stranger(Exception):
-    """What answered does not know the secret, or says that this process does not. The text says which.
+    """The process at the other end does not know the secret, or says that this one does not. The text says which.
 
-    certain: it said so; else it was silent, which a busy machine is, too
+    certain: it answered so; False: it was silent, as a busy machine is, too
     """
 
-    def __init__(self, said: str, certain: bool) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, certain: bool) -> None:
+        super().__init__(message)
         self.certain = certain
 
 

@@ -35,7 +35,7 @@ class Point:
 
 
 def torchrun_point(place: Placement, env: Mapping[str, str]) -> Point:
-    """Of torchrun, whose agents keep a store of their own at MASTER_PORT; or of whoever set torchrun's variables.
+    """Of torchrun, whose agents keep a store of their own at MASTER_PORT; or of another program that set its variables.
 
     Raises
     ------
@@ -65,17 +65,17 @@ def slurm_point(env: Mapping[str, str]) -> Point:
         job, step, hosts = int(env["SLURM_JOB_ID"]), int(env["SLURM_STEP_ID"]), env["SLURM_STEP_NODELIST"]
         first, *others = expand_hosts(hosts)
     except (KeyError, ValueError) as error:
-        said = f"srun left no SLURM_JOB_ID, SLURM_STEP_ID or SLURM_STEP_NODELIST that can be read ({error})"
-        raise WorldError(f"{said}: set MASTER_ADDR and MASTER_PORT") from None
+        missing = f"srun left no SLURM_JOB_ID, SLURM_STEP_ID or SLURM_STEP_NODELIST that can be read ({error})"
+        raise WorldError(f"{missing}: set MASTER_ADDR and MASTER_PORT") from None
     name = f"{job}-{step}.{env.get('SLURM_RESTART_COUNT', '0')}"
     here = loopback() if not others and "MASTER_ADDR" not in env else env.get("MASTER_ADDR", first)
     return Point(here, name, port, not others, others[0] if others else "")
 
 
-def _port(said: str) -> int:
-    if not said.isdecimal() or not 0 < int(said) < 2**16:
-        raise WorldError(f"MASTER_PORT={said}: must be a port, from 1 to 65535")
-    return int(said)
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise WorldError(f"MASTER_PORT={text}: must be a port, from 1 to 65535")
+    return int(text)
 
 
 def serve(point: Point, secret: bytes) -> tuple[StoreServer, str]:
@@ -109,9 +109,9 @@ def _addresses(point: Point) -> list[str]:
     """
     found: dict[str, None] = {}
     with suppress(OSError):
-        told = socket.getaddrinfo(point.host, None, type=socket.SOCK_STREAM)
-        # An IPv4 address in IPv6's clothes (::ffff:10.0.0.1) is that address again; a link's own needs its device.
-        plain = (str(where[0]).removeprefix("::ffff:") for *_, where in told)
+        infos = socket.getaddrinfo(point.host, None, type=socket.SOCK_STREAM)
+        # An IPv4-mapped address (::ffff:10.0.0.1) is the IPv4 address again; a link-local one needs its device.
+        plain = (str(where[0]).removeprefix("::ffff:") for *_, where in infos)
         found = dict.fromkeys(address for address in plain if not address.startswith("fe80:"))
     if point.other:
         with suppress(WorldError):

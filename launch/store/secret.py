@@ -1,4 +1,4 @@
-"""What the processes of a run know and nobody else: by it they recognise each other (handshake.py).
+"""The secret of a run, which only its processes know: by it they recognise each other (handshake.py).
 
 256 bits from the kernel. They are in no argument, log, row or file that another user may read:
 
@@ -6,7 +6,7 @@
                 rank takes it out before it starts anything. A warm one (warm_pool.py) gets each run's over its
                 socket pair.
     supervisors SCALADE_SECRET where the user exports it to all of them, else a file of mode 0600 in the results
-                folder: whoever comes first makes it, rank 0 removes it once all have met
+                folder: the first to come makes it, rank 0 removes it once all have met
 
 A secret itself is never sent. What is used is derived from it, for one purpose each (HMAC-SHA256 as in HKDF-Expand,
 RFC 5869, with one block): a step of a job, a run of a sweep, a connection.
@@ -28,8 +28,10 @@ from pathlib import Path
 from ..host.placement import SECRET, WorldError
 
 LEAST = 32  # characters of one that a user gives: 128 bits in hexadecimal
-WHOLE_S = 10.0  # for who made the file to fill it
-STALE_S = 3600.0  # far longer than supervisors wait for each other (worker.JOIN_TIMEOUT_S), or hosts' clocks differ
+WHOLE_S = 10.0  # for the process that made the file to fill it
+STALE_S = (
+    3600.0  # far longer than supervisors wait for each other (sweep/join.py, JOIN_TIMEOUT_S), or hosts' clocks differ
+)
 MEETING = ".meeting-"
 PORTS = 8  # on which the supervisors of a job may meet
 MAKES_ONE = "export SCALADE_SECRET=$(python3 -c 'import secrets; print(secrets.token_hex(32))')"
@@ -40,13 +42,13 @@ def new_secret() -> bytes:
 
 
 def derive(secret: bytes, *purpose: str | bytes) -> bytes:
-    """32 bytes for one purpose, from which nobody learns the secret or what another purpose has."""
+    """32 bytes for one purpose, from which neither the secret nor those of another purpose can be computed."""
     parts = [part.encode() if isinstance(part, str) else part for part in purpose]
     return hmac.digest(secret, b"".join(len(part).to_bytes(4, "big") + part for part in parts) + b"\1", "sha256")
 
 
 def ports_of(secret: bytes) -> tuple[int, ...]:
-    """The ports to meet on: for who knows the secret, and below those that the kernel gives out by itself."""
+    """The ports to meet on: they follow from the secret, and lie below those that the kernel assigns by itself."""
     found: dict[int, None] = {}
     for number in range(4 * PORTS):
         found[10_000 + int.from_bytes(derive(secret, "port", str(number))[:4], "big") % 20_000] = None
@@ -60,40 +62,40 @@ def exported(env: Mapping[str, str]) -> bytes | None:
     ------
     WorldError: it can be guessed
     """
-    said = env.get(SECRET)
-    if said is None:
+    secret = env.get(SECRET)
+    if secret is None:
         return None
-    if len(said) < LEAST:
-        raise WorldError(f"{SECRET} has {len(said)} characters, and must have {LEAST} or more: {MAKES_ONE}")
-    return said.encode()
+    if len(secret) < LEAST:
+        raise WorldError(f"{SECRET} has {len(secret)} characters, and must have {LEAST} or more: {MAKES_ONE}")
+    return secret.encode()
 
 
 @contextmanager
-def shared(folder: Path, name: str, first: bool, given: bytes | None) -> Iterator[bytes]:
+def shared(folder: Path, name: str, first: bool, user_secret: bytes | None) -> Iterator[bytes]:
     """The secret of the supervisors that work into `folder` and know `name`, which is no secret. It is derived anew for
     the name, so that steps to which one SCALADE_SECRET was exported do not know each other's.
 
     first: this is rank 0, which removes the file when it leaves, and those that killed ones have left behind
-    given: what the user exported to all of them (`exported`)
+    user_secret: what the user exported to all of them; None: nothing
 
     Raises
     ------
     WorldError: the file is not ours alone, or cannot be made
     """
     file = folder / f"{MEETING}{hashlib.sha256(name.encode()).hexdigest()[:24]}"
-    made = False
+    made, secret = False, user_secret
     try:
-        if given is None:
+        if secret is None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                while given is None:
+                while secret is None:
                     made = _make(file)
                     with suppress(FileNotFoundError):  # rank 0 has come and gone meanwhile: it will not be found
-                        given = _read(file)
+                        secret = _read(file)
             except OSError as error:
                 why = f"{file}: {error.strerror}; or {MAKES_ONE}"
                 raise WorldError(f"supervisors share their secret in the results folder, and cannot: {why}") from None
-        yield derive(given, "step", name)
+        yield derive(secret, "step", name)
     finally:
         if first or made:
             with suppress(OSError):

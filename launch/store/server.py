@@ -1,9 +1,9 @@
-"""The store that processes of one run share: keys and values, for whoever knows the secret and nobody else.
+"""The store that processes of one run share: keys and values, only for processes that know the run's secret.
 
-torch's TCPStore asks nobody who he is, and lists its keys to whoever connects. This one has a handshake before the
-first word and a tag on every message (handshake.py). One thread, in a supervisor, serves all; nothing that a stranger
-does makes it wait: a connection that is silent is closed after some seconds, the oldest first where there are many, and
-a wrong answer at once. A rank is let in however many strangers there are, if need be at its next try.
+torch's TCPStore authenticates nobody, and lists its keys to any process that connects. This one has a handshake before
+the first message and a tag on every message (handshake.py). One thread, in a supervisor, serves all; nothing that a
+stranger does makes it wait: a connection that is silent is closed after some seconds, the oldest first where there are
+many, and one with a wrong answer at once. A rank is admitted however many strangers there are, perhaps at its next try.
 
 A request is a list of byte strings, each behind its length (4 bytes): the operation, then its arguments. So is the
 reply: "ok" and values, "late" where a key did not come in time, or "no" and why.
@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .handshake import ANSWER, LENGTH, LONGEST, TAG, Greeting, Sealed
 
@@ -46,16 +47,22 @@ def unpacked(body: bytes) -> list[bytes]:
     return parts
 
 
+class Channel(NamedTuple):
+    """Both directions, as the server sees them."""
+
+    receives: Sealed
+    sends: Sealed
+
+
 @dataclass(eq=False)
 class Guest:
-    """A connection. It is known once `sends` is there."""
+    """A connection."""
 
     socket: socket.socket
-    who: str
+    address: str
     greeting: Greeting
     until: float  # on time.monotonic(): to answer
-    sends: Sealed | None = None
-    hears: Sealed | None = None
+    channel: Channel | None = None  # None: it has not proved yet that it knows the secret
     inbox: bytearray = field(default_factory=bytearray)
     outbox: bytearray = field(default_factory=bytearray)
 
@@ -114,7 +121,8 @@ class StoreServer:
                 self._expire()
         finally:
             for key in list(self._selector.get_map().values()):
-                key.fileobj.close()
+                if isinstance(key.fileobj, socket.socket):  # as all are
+                    key.fileobj.close()
             self._selector.close()
             self._wake.close()
             if self.refused > LINES:
@@ -139,7 +147,7 @@ class StoreServer:
         for _ in range(ACCEPTED):
             try:
                 connection, address = listener.accept()
-            except OSError:  # no more; or one that broke, or too many files are open: who meant it comes again
+            except OSError:  # no more; or one that broke, or too many files are open: a rank tries again
                 return
             connection.setblocking(False)
             with suppress(OSError):
@@ -167,18 +175,9 @@ class StoreServer:
             self._read(guest)
 
     def _read(self, guest: Guest) -> None:
-        if guest.sends is None:
-            if len(guest.inbox) < ANSWER:
-                return
-            said, both = guest.greeting.verdict(bytes(guest.inbox[:ANSWER]))
-            del guest.inbox[:ANSWER]
-            if both is None:
-                self._send(guest, said)
-                self._refuse(guest, "does not know this run's secret")
-                return
-            guest.hears, guest.sends = both
-            self._unknown.remove(guest)
-            self._send(guest, said)
+        channel = guest.channel or self._admit(guest)
+        if channel is None:
+            return
         while len(guest.inbox) >= 4:
             length = LENGTH.unpack_from(guest.inbox)[0]
             if length > LONGEST:
@@ -188,15 +187,29 @@ class StoreServer:
                 return
             body, tag = bytes(guest.inbox[4 : 4 + length]), bytes(guest.inbox[4 + length : 4 + length + TAG])
             del guest.inbox[: 4 + length + TAG]
-            if not guest.hears.is_next(body, tag):
+            if not channel.receives.is_next(body, tag):
                 self._refuse(guest, "sent a message that is not the next of its own")
                 return
             self._answer(guest, body)
 
+    def _admit(self, guest: Guest) -> Channel | None:
+        """Check its answer, once it is there. None: it is not known (yet)."""
+        if len(guest.inbox) < ANSWER:
+            return None
+        verdict, seals = guest.greeting.verdict(bytes(guest.inbox[:ANSWER]))
+        del guest.inbox[:ANSWER]
+        self._send(guest, verdict)
+        if seals is None:
+            self._refuse(guest, "does not know this run's secret")
+            return None
+        guest.channel = Channel(*seals)
+        self._unknown.remove(guest)
+        return guest.channel
+
     def _refuse(self, guest: Guest, what: str) -> None:
         self.refused += 1
         if self.refused <= LINES:
-            _say(f"refused a connection from {guest.who}: it {what}")
+            _say(f"refused a connection from {guest.address}: it {what}")
         self._drop(guest)
 
     def _drop(self, guest: Guest) -> None:
@@ -226,7 +239,8 @@ class StoreServer:
     # Requests.
 
     def _reply(self, guest: Guest, *parts: bytes) -> None:
-        self._send(guest, guest.sends.seal(packed(*parts)))
+        assert guest.channel, "only a known connection has made a request"
+        self._send(guest, guest.channel.sends.seal(packed(*parts)))
 
     def _answer(self, guest: Guest, body: bytes) -> None:
         try:

@@ -1,7 +1,7 @@
 """The shared store as torch's process groups ask for it: a torch.distributed.Store over a StoreClient.
 
-In the place of TCPStore, which lets in whoever connects. What a group exchanges through it is some addresses at its
-making, and with a quorum the replicas' messages.
+It replaces TCPStore, to which any process can connect. A group exchanges some addresses through it when it is made, and
+with a quorum the replicas' messages.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store  # dist.Store, which has no type
 
 from .client import StoreClient, StoreLate
 
 _kept: list[SharedStore] = []  # C++ holds the store without its Python half, which must not go first
 
 
-class SharedStore(dist.Store):
+class SharedStore(Store):
     """timeout: the client's, until it is set."""
 
     def __init__(self, client: StoreClient) -> None:
@@ -25,18 +26,22 @@ class SharedStore(dist.Store):
         self.set_timeout(timedelta(seconds=client.timeout_s))
         _kept.append(self)
 
+    @property
+    def _timeout_s(self) -> float:
+        return self.timeout.total_seconds()  # type: ignore[attr-defined]  # torch's stub lacks it
+
     def set(self, key: str, value: str | bytes) -> None:
         self.client.set(key, value)
 
     def get(self, key: str) -> bytes:
         try:
-            return self.client.get(key, self.timeout.total_seconds())
+            return self.client.get(key, self._timeout_s)
         except StoreLate as error:
             raise dist.DistStoreError(str(error)) from None
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         try:
-            self.client.wait(keys, (self.timeout if timeout is None else timeout).total_seconds())
+            self.client.wait(keys, self._timeout_s if timeout is None else timeout.total_seconds())
         except StoreLate as error:
             raise dist.DistStoreError(str(error)) from None
 
@@ -70,7 +75,7 @@ class SharedStore(dist.Store):
 
 
 def forget() -> None:
-    """Of the run before, in a process that has another."""
+    """Close the stores of the run before, in a process that starts another."""
     for store in _kept:
         store.client.close()
     _kept.clear()
