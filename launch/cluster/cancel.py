@@ -1,4 +1,4 @@
-"""`scalade cancel`: end submitted jobs, also those of which nobody knows whether they still run."""
+"""`scalade cancel`: end submitted jobs, also those that may or may not still run."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ def cancel(results: Path, job: str = "") -> list[str]:
     for line in lines:
         if line.state in ACTIVE | UNHEARD:
             by_name.setdefault(line.name, []).append(line)
-    said = []
+    report = []
     with locked(results):
         for submission in submissions(results):
             records = [record for record in submission.jobs if record.name in by_name]
             try:
                 for record in records:
-                    said.append(_end(submission, record, by_name[record.name], job))
+                    report.append(_end(submission, record, by_name[record.name], job))
             finally:
                 if records:
                     submission.save()
-    return said or ["nothing waits or runs"]
+    return report or ["nothing waits or runs"]
 
 
 def _end(submission: Submission, record: JobRecord, lines: list[Line], job: str) -> str:
     """End one job, or the one task of it that `job` names. Raises SchedulerError."""
     task = lines[0].task if len(lines) == 1 and job == lines[0].job != lines[0].array else None
     name = lines[0].job if task is not None else record.job_id or record.name
-    said = f"cancelled: {name}"
+    line = f"cancelled: {name}"
     try:
         if record.job_id:
             SCHEDULERS[submission.scheduler].cancel(record.job_id, task)
         elif any(line.state == State.UNKNOWN for line in lines):
             raise SchedulerError(f"{submission.scheduler}: the scheduler did not answer; {name} may be there")
         else:
-            said = f"forgotten: {name}: {submission.scheduler} knows no such job"
+            line = f"forgotten: {name}: {submission.scheduler} knows no such job"
     except SchedulerError as error:
         if any(line.state != State.LOST for line in lines):
             raise
-        said = f"forgotten: {name}: {error}"
+        line = f"forgotten: {name}: {error}"
     if task is None:
         record.closed = State.CANCELLED
     elif lines[0].state == State.LOST:
         record.give_up(task, "by `scalade cancel`")
-    return said
+    return line

@@ -1,4 +1,4 @@
-"""What a scheduler says of the jobs that were handed to it, and what it said before it forgot them.
+"""What a scheduler reports of the jobs that were handed to it, and what it reported before it forgot them.
 
 A job is looked for by its id, and by its name, which is unique, where submitting ended before the id was written down.
 Schedulers forget: a Slurm without accounting knows an ended job for five minutes. So an end that was seen is kept in
@@ -24,7 +24,7 @@ class Heard:
     silent: str = ""  # why the scheduler gave no answer, in one line; empty: it did, or did not have to be asked
 
     def word(self, record: JobRecord, number: int) -> Task:
-        """Of one task, without a look at the table: what nobody knows any more may still be done."""
+        """Of one task, without a look at the table: a job that is not known any more may still be done."""
         task = self.tasks.get(record.name, {}).get(number)
         if record.closed == State.FAILED:
             return Task(State.FAILED, record.refusal)
@@ -43,23 +43,23 @@ class Heard:
 def hear(scheduler: Scheduler, submission: Submission, *, remember: bool = True) -> Heard:
     """Ask about the jobs whose end has not been seen. remember: what is heard is kept in the record."""
     jobs = {job.name: job for job in submission.jobs if job.closed != State.FAILED and set(job.tasks()) - _settled(job)}
-    told: dict[str, dict[int, Task]] = {}
+    tasks: dict[str, dict[int, Task]] = {}
     silent, changed = "", False
     try:
         changed = _find_ids(scheduler, submission, jobs)
         ids = {name: job.job_id for name, job in jobs.items() if job.job_id}
-        told = scheduler.tasks(ids) if ids else {}
+        tasks = scheduler.tasks(ids) if ids else {}
     except SchedulerError as error:
         silent = str(error)
     for job in submission.jobs:
-        seen = told.setdefault(job.name, {})
+        seen = tasks.setdefault(job.name, {})
         if ALL in seen:
             rest = seen.pop(ALL)
             seen |= {number: rest for number in job.tasks() if number not in seen}
         changed = _keep(job, seen) or changed
     if changed and remember:
         submission.save()
-    return Heard(scheduler.name, told, silent)
+    return Heard(scheduler.name, tasks, silent)
 
 
 def _settled(job: JobRecord) -> set[int]:

@@ -158,7 +158,7 @@ def _prefix(context: JobContext) -> str:
 
 
 def job_json(job: Job, scheduler: str, options: SubmitOptions) -> str:
-    """What `scalade pack` is told: everything but the script."""
+    """The job file that `scalade pack` reads: everything but the script."""
     site = asdict(replace(job.site, environment={}, fabric={}))  # the script has exported them
     content = {
         "scheduler": scheduler,

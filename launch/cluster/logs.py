@@ -7,6 +7,7 @@ from pathlib import Path
 from ...results import files
 from ...results.opened import Refused
 from ..schedulers import SCHEDULERS
+from ..schedulers.base import Scheduler
 from .status import status
 from .submissions import submissions
 
@@ -31,23 +32,27 @@ def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:
     for submission in submissions(results):
         scheduler = SCHEDULERS[submission.scheduler]
         for record in submission.jobs:
-            if record.name not in names:
-                continue
-            told = scheduler.printed(record.job_id, lines) if record.job_id else None
-            if told is not None:
-                ends[record.name] = told.splitlines()
-            printed += [
-                submission.folder / name
-                for name in files.names(submission.folder, results)
-                if name.startswith(f"{record.name}.")
-                and Path(name).suffix not in OURS
-                and (task is None or scheduler.prints_to(name, task))
-            ]
+            if record.name in names:
+                text = scheduler.printed(record.job_id, lines) if record.job_id else None
+                if text is not None:
+                    ends[record.name] = text.splitlines()
+                printed += _log_files(submission.folder, results, record.name, scheduler, task)
     for file in sorted(printed, key=lambda file: (file.lstat().st_mtime, file.name)):
-        try:
-            ends[str(file)] = files.read_end(file, results, MOST).decode(errors="replace").splitlines()[-lines:]
-        except Refused as refused:
-            ends[str(file)] = [f"not read: {refused.strerror}"]
+        ends[str(file)] = _end_of(file, results, lines)
     if not ends:
         raise ValueError(f"{results}: no job has printed anything yet; see `scalade status`")
     return ends
+
+
+def _log_files(folder: Path, results: Path, job: str, scheduler: Scheduler, task: int | None) -> list[Path]:
+    """What a job of that name printed, or (task) the one task of it."""
+    names = [name for name in files.names(folder, results) if name.startswith(f"{job}.")]
+    logs_of_job = [name for name in names if Path(name).suffix not in OURS]
+    return [folder / name for name in logs_of_job if task is None or scheduler.prints_to(name, task)]
+
+
+def _end_of(file: Path, results: Path, lines: int) -> list[str]:
+    try:
+        return files.read_end(file, results, MOST).decode(errors="replace").splitlines()[-lines:]
+    except Refused as refused:
+        return [f"not read: {refused.strerror}"]

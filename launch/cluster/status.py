@@ -1,7 +1,8 @@
 """`scalade status`: what became of submitted jobs, by the scheduler's word and the table's rows.
 
-A job that nobody remembers is judged by its rows: all there is `done`, and one that lacks a row is `lost`. That is no
-failure: it may still run where the scheduler was asked in vain, and nothing is started again for it by itself.
+A job that its scheduler has forgotten is judged by its rows: all there is `done`, and one that lacks a row is `lost`.
+That is no failure: it may still run where the scheduler was asked in vain, and nothing is started again for it by
+itself.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Line:
 
     @property
     def wanting(self) -> bool:
-        """A person has to look at it: it has failed, or nobody can say what became of it."""
+        """A person has to look at it: it has failed, or its end is unknown."""
         return self.failed or self.state in UNHEARD
 
 
@@ -158,7 +159,7 @@ def _line(
 
 
 def _judged(state: State, reason: str, counts: Counter[str]) -> tuple[State, str]:
-    """The scheduler's word with the table's: who has all rows is done, whoever remembers it."""
+    """The scheduler's state with the table's: a job with all rows is done, whether the scheduler knows it or not."""
     missing = counts["missing"]
     if state not in UNHEARD:
         return state, reason

@@ -106,12 +106,17 @@ def _read(file: Path, results: Path) -> Submission:
         if job.closed not in ("", State.CANCELLED, State.FAILED):  # written before `refusal` was a field
             job.closed, job.refusal = State.FAILED, job.closed
     for word in [submission.study, *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
-        if "/" in word or not word.isprintable() or word.startswith("-"):  # they name files, and stand in commands
+        if not _is_name(word):
             raise ValueError(f"{word!r} cannot be")
-    fits = submission.scheduler in SCHEDULERS and all(map(_fits, jobs))
-    if not fits or not 0 <= submission.repeats * sum(len(job.cases) for job in jobs) <= MOST_RUNS:
+    runs = submission.repeats * sum(len(job.cases) for job in jobs)
+    if submission.scheduler not in SCHEDULERS or not all(map(_fits, jobs)) or not 0 <= runs <= MOST_RUNS:
         raise ValueError("what it holds does not fit together")
     return submission
+
+
+def _is_name(word: str) -> bool:
+    """Whether it can name a file, and stand in a command."""
+    return "/" not in word and word.isprintable() and not word.startswith("-")
 
 
 def _fits(job: JobRecord) -> bool:

@@ -1,7 +1,7 @@
 """`scalade submit`: what is missing of a study as jobs of a scheduler.
 
 The cases are those without a finished row and without a job that waits or runs; so submitting again starts nothing
-twice. A job that nobody has heard the end of (it is lost, or the scheduler does not answer) may be running: its cases
+twice. A job whose end is not known (it is lost, or the scheduler does not answer) may be running: its cases
 are left alone until `--resubmit` says otherwise, or `scalade cancel` has ended it.
 """
 

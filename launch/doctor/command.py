@@ -87,8 +87,8 @@ def machine_itself(place: Place) -> Iterator[Finding]:
     cores = machine.cores()
     yield Finding("cores", f"{cores} of {os.cpu_count()} usable, {host.cpu_model()}")
     threads = os.environ.get("OMP_NUM_THREADS")
-    told = f"OMP_NUM_THREADS={threads} here, " if threads else ""
-    yield Finding("threads", f"{told}each rank gets cores // ranks of the largest case, or run.threads_per_rank")
+    ours = f"OMP_NUM_THREADS={threads} here, " if threads else ""
+    yield Finding("threads", f"{ours}each rank gets cores // ranks of the largest case, or run.threads_per_rank")
     yield _load(cores)
     yield from _memory()
     yield from _clock()
@@ -96,13 +96,13 @@ def machine_itself(place: Place) -> Iterator[Finding]:
 
 def _load(cores: int) -> Finding:
     load, now = load_average(), host.cpu_taken()
-    told = [] if load is None else [f"{load:.1f} over the last minute"]
-    told += [f"{now[0]:.0%} of the CPU time taken now", f"{now[1]:.0%} by other machines"] if now else []
+    shares = [] if load is None else [f"{load:.1f} over the last minute"]
+    shares += [f"{now[0]:.0%} of the CPU time taken now", f"{now[1]:.0%} by other machines"] if now else []
     taken = now is not None and now[0] > 0.25
     busy, stolen = (load or 0.0) > max(0.5, 0.25 * cores) or taken, now is not None and now[1] > STEAL
     advice = ["something else is computing: timings will be noisy"] if busy else []
     advice += ["the hypervisor gives this machine's cores to others: timings depend on them"] if stolen else []
-    return Finding("load", ", ".join(told) or "not told", "note" if advice else "ok", "; ".join(advice))
+    return Finding("load", ", ".join(shares) or "not told", "note" if advice else "ok", "; ".join(advice))
 
 
 def _memory() -> Iterator[Finding]:

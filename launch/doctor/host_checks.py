@@ -58,9 +58,9 @@ def cgroup_memory_bytes() -> int | None:
     for line in (read("/proc/self/cgroup") or "").splitlines():
         _, controllers, path = line.split(":", 2)
         file = {"": "/sys/fs/cgroup{}/memory.max", "memory": "/sys/fs/cgroup/memory{}/memory.limit_in_bytes"}
-        told = read(file.get(controllers, "").format(path.rstrip("/"))) or ""
-        if told.isdigit() and int(told) < UNLIMITED:
-            return int(told)
+        text = read(file.get(controllers, "").format(path.rstrip("/"))) or ""
+        if text.isdigit() and int(text) < UNLIMITED:
+            return int(text)
     return None
 
 
@@ -118,11 +118,13 @@ def mpirun() -> tuple[str, str] | None:
     if path is None:
         return None
     try:
-        told = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, errors="replace").stdout
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, errors="replace")
     except (OSError, subprocess.SubprocessError) as error:
         return path, f"does not start ({error})"
-    version = re.search(r"Version:\s*(\S+)", told)
-    return path, f"MPICH's Hydra {version[1]}" if "HYDRA" in told and version else (told.splitlines() or ["unknown"])[0]
+    version = re.search(r"Version:\s*(\S+)", done.stdout)
+    if version and "HYDRA" in done.stdout:
+        return path, f"MPICH's Hydra {version[1]}"
+    return path, (done.stdout.splitlines() or ["unknown"])[0]
 
 
 def existing(folder: Path) -> Path:

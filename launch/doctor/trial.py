@@ -156,15 +156,15 @@ def try_mpi(ranks: int, time_limit_s: float) -> Trial:
             os.killpg(process.pid, 9)
             process.wait()
     lines = text.splitlines()
-    told = re.findall(r"^scalade ([0-9]+) ([0-9]+) (.+)$", text, re.MULTILINE)
-    facts = {"library": told[0][2]} if told else {}
-    if process.returncode or not told:
+    reports = re.findall(r"^scalade ([0-9]+) ([0-9]+) (.+)$", text, re.MULTILINE)
+    facts = {"library": reports[0][2]} if reports else {}
+    if process.returncode or not reports:
         reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")
         return Trial(f"mpirun ended with status {process.returncode}: {reason.strip()}", facts)
-    if any(int(size) != ranks for size, _, _ in told):
-        found = ", ".join(sorted({size for size, _, _ in told}))
+    if any(int(size) != ranks for size, _, _ in reports):
+        found = ", ".join(sorted({size for size, _, _ in reports}))
         return Trial(f"mpirun -n {ranks} made worlds of size {found}: it belongs to another MPI than mpi4py", facts)
-    if len(told) != ranks or any(int(total) != ranks * (ranks + 1) // 2 for _, total, _ in told):
+    if len(reports) != ranks or any(int(total) != ranks * (ranks + 1) // 2 for _, total, _ in reports):
         return Trial("an all-reduce over MPI gave a wrong sum", facts)
     return Trial(None, facts)
 

@@ -117,8 +117,8 @@ def _start_switch(state: State) -> subprocess.Popen:
     if process.stdout.readline().strip() != "ready":
         process.kill()
         process.wait()
-        said = (state.folder / "switch.log").read_text().strip().splitlines()
-        raise OSError(f"the lab's switch did not start: {said[-1] if said else 'it said nothing'}")
+        printed = (state.folder / "switch.log").read_text().strip().splitlines()
+        raise OSError(f"the lab's switch did not start: {printed[-1] if printed else 'it said nothing'}")
     return process
 
 
@@ -212,5 +212,5 @@ def _ip(*arguments: str) -> None:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no word"])[0]
-        raise OSError(f"`{' '.join(command)}` failed: {said}")
+        printed = (done.stderr.strip().splitlines() or ["no word"])[0]
+        raise OSError(f"`{' '.join(command)}` failed: {printed}")

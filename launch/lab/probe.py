@@ -62,10 +62,10 @@ def measure(address: str, port: int, seconds: float) -> dict[str, float]:
         while time.monotonic() < until:
             peer.sendall(CHUNK)
         peer.shutdown(socket.SHUT_WR)
-        told = b""
+        answer = b""
         while part := peer.recv(1024):
-            told += part
-    return {"rtt_s": statistics.median(trips), "rate_bits_per_s": json.loads(told)}
+            answer += part
+    return {"rtt_s": statistics.median(trips), "rate_bits_per_s": json.loads(answer)}
 
 
 if __name__ == "__main__":

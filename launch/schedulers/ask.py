@@ -12,7 +12,7 @@ SUBMIT_PATIENCE_S = 240.0  # sbatch alone tries for two minutes where the contro
 
 
 class SchedulerError(ValueError):
-    """A command of the scheduler failed; one line that says which and what it said.
+    """A command of the scheduler failed; one line that names it and quotes its output.
 
     status: its exit status. unsure: what was asked for may have been done all the same.
     """
@@ -24,25 +24,25 @@ class SchedulerError(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """What a command printed."""
 
     status: int  # its exit status
     out: str
     err: str
 
-    def said(self) -> str:
+    def first_line(self) -> str:
         """One line of it, for a person."""
         return (self.err.strip() or self.out.strip() or f"status {self.status}").splitlines()[0]
 
 
 def answer(
-    who: str,
+    scheduler: str,
     words: Sequence[str],
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> Answer:
-    """Run a command of the scheduler `who`. env: None, this process's.
+    """Run a command of a scheduler. scheduler: its name, for messages; env: None, this process's.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def answer(
             env=env,
         )
     except FileNotFoundError:
-        raise SchedulerError(f"{who}: there is no `{words[0]}` here; is this a login node?") from None
+        raise SchedulerError(f"{scheduler}: there is no `{words[0]}` here; is this a login node?") from None
     except subprocess.TimeoutExpired:
-        raise SchedulerError(f"{who}: `{words[0]}` gave no answer within {patience_s:g} s", unsure=True) from None
+        raise SchedulerError(f"{scheduler}: `{words[0]}` gave no answer within {patience_s:g} s", unsure=True) from None
     return Answer(done.returncode, done.stdout, done.stderr)

@@ -210,8 +210,7 @@ class Scheduler:
         for title, table in (("Environment", site.environment), ("Fabric", site.fabric)):
             if table:
                 lines += ["", f"# {title}", *(f"export {key}={quote(value)}" for key, value in table.items())]
-        told = ["OMP_NUM_THREADS" in table for table in (site.environment, site.fabric)]
-        if not any(told):
+        if "OMP_NUM_THREADS" not in {*site.environment, *site.fabric}:
             lines += ["", "# Of the supervisors; each rank's threads are set by scalade", "export OMP_NUM_THREADS=1"]
         return lines
 
@@ -290,7 +289,7 @@ class Scheduler:
         ]
 
     def warns(self, job: Job) -> bool:
-        """Whether the job is told before its time is up: where it can go on from a checkpoint, or with another run."""
+        """Whether the job is warned before its time is up: where it can resume from a checkpoint or run another run."""
         return bool(
             self.capabilities.signal
             and job.site.signal_s
@@ -320,7 +319,7 @@ class Scheduler:
         ------
         SchedulerError: it is not there, takes too long or fails
         """
-        told = answer(self.name, words, cwd, env, patience_s)
-        if told.status:
-            raise SchedulerError(f"{self.name}: `{words[0]}` failed: {told.said()}", told.status)
-        return told.out
+        done = answer(self.name, words, cwd, env, patience_s)
+        if done.status:
+            raise SchedulerError(f"{self.name}: `{words[0]}` failed: {done.first_line()}", done.status)
+        return done.out

@@ -82,8 +82,8 @@ class Flux(Scheduler):
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         wanted = {
             number_of(job_id): (name, task)
-            for name, told in jobs.items()
-            for task, job_id in enumerate(told.split(","))
+            for name, job_ids in jobs.items()
+            for task, job_id in enumerate(job_ids.split(","))
             if job_id
         }
         ids = [str(number) for number in wanted]
@@ -102,14 +102,16 @@ class Flux(Scheduler):
         ------
         SchedulerError: it says something else
         """
-        told = self.answer(["flux", "jobs", "--json", *arguments])
-        other = [line for line in told.err.splitlines() if line and not re.search(r"JobID \S+ unknown$", line)]
-        if told.status and (other or not told.err.strip()):
-            raise SchedulerError(f"flux: `flux jobs` failed: {(other or [f'status {told.status}'])[0]}", told.status)
-        if not told.out.strip():
+        answer = self.answer(["flux", "jobs", "--json", *arguments])
+        other = [line for line in answer.err.splitlines() if line and not re.search(r"JobID \S+ unknown$", line)]
+        if answer.status and (other or not answer.err.strip()):
+            raise SchedulerError(
+                f"flux: `flux jobs` failed: {(other or [f'status {answer.status}'])[0]}", answer.status
+            )
+        if not answer.out.strip():
             return []
         try:
-            content = json.loads(told.out)
+            content = json.loads(answer.out)
             return content["jobs"] if "jobs" in content else [content]
         except (ValueError, TypeError) as error:
             raise SchedulerError(f"flux: `flux jobs` gave no JSON: {error}") from None

@@ -69,8 +69,12 @@ class Job:
 
 def exports(site: Site, warned: bool, queued_again: bool = False) -> tuple[str, ...]:
     """Variables that the ranks need, for a launcher that hands on none by itself. warned: see `Scheduler.warns`."""
-    told = [STOP_FILE] * warned + [UNDONE_FILE] * queued_again
-    return tuple(dict.fromkeys(["OMP_NUM_THREADS", *told, *site.environment, *site.fabric]))
+    names = ["OMP_NUM_THREADS"]
+    if warned:
+        names.append(STOP_FILE)
+    if queued_again:
+        names.append(UNDONE_FILE)
+    return tuple(dict.fromkeys([*names, *site.environment, *site.fabric]))
 
 
 def walltime(job: Job) -> str:

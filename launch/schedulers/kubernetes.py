@@ -163,10 +163,10 @@ class KubernetesJobs(Scheduler):
         return Limits(self.most_tasks, self.most_tasks, "each is a Job and a Service of its own")
 
     def submit(self, script: Path, tasks: int) -> str:
-        told = self.answer(["kubectl", "create", "-f", str(script)])
-        if told.status:  # what had been created before it failed stays
-            line = f"kubernetes: `kubectl` failed: {told.said() if told.err.strip() else told.status}"
-            raise SchedulerError(line, told.status, unsure=" created" in told.out)
+        answer = self.answer(["kubectl", "create", "-f", str(script)])
+        if answer.status:  # what had been created before it failed stays
+            line = f"kubernetes: `kubectl` failed: {answer.first_line() if answer.err.strip() else answer.status}"
+            raise SchedulerError(line, answer.status, unsure=" created" in answer.out)
         return self._id(script)
 
     def _id(self, script: Path) -> str:
@@ -176,12 +176,12 @@ class KubernetesJobs(Scheduler):
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         found: dict[str, dict[int, Task]] = {}
         for name, job_id in jobs.items():
-            told = {_task_number(each): _task(each.get("status", {})) for each in self._get("jobs", job_id)}
-            if not told:  # its controller may not have made them yet
+            tasks = {_task_number(each): _task(each.get("status", {})) for each in self._get("jobs", job_id)}
+            if not tasks:  # its controller may not have made them yet
                 sets = self._get(JOBSETS, job_id)
-                told = {n: Task(State.WAITING) for each in sets for n in range(len(each["spec"]["replicatedJobs"]))}
-            if told:
-                found[name] = told
+                tasks = {n: Task(State.WAITING) for each in sets for n in range(len(each["spec"]["replicatedJobs"]))}
+            if tasks:
+                found[name] = tasks
         return found
 
     def _get(self, kind: str, job_id: str) -> list[dict[str, Any]]:
@@ -193,8 +193,8 @@ class KubernetesJobs(Scheduler):
         """
         where = _where(job_id)
         try:
-            told = json.loads(self.ask(["kubectl", "get", kind, *where, "--output=json"]))
-            return told.get("items", [])
+            content = json.loads(self.ask(["kubectl", "get", kind, *where, "--output=json"]))
+            return content.get("items", [])
         except SchedulerError as error:
             if kind == JOBSETS and NO_JOBSETS.search(str(error)):
                 return []
@@ -241,8 +241,8 @@ def _task(status: dict[str, Any]) -> Task:
         if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
             if condition["type"] == "Complete":
                 return Task(State.DONE)
-            said = f"{condition.get('reason', 'Failed')}: {condition.get('message', '')}"
-            return Task(State.FAILED, said.rstrip(": "))
+            reason = f"{condition.get('reason', 'Failed')}: {condition.get('message', '')}"
+            return Task(State.FAILED, reason.rstrip(": "))
     runs = status.get("ready") or status.get("active") and "ready" not in status
     return Task(State.RUNNING if runs else State.WAITING)
 

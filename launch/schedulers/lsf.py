@@ -64,10 +64,10 @@ class Lsf(Scheduler):
 
     def submit(self, script: Path, tasks: int) -> str:
         # bsub reads the script from standard input; a shell with the name as its argument does that
-        told = self.ask(["sh", "-c", 'exec bsub < "$1"', "sh", script.name], cwd=script.parent)
-        found = re.search(r"Job <(\d+)>", told)
+        output = self.ask(["sh", "-c", 'exec bsub < "$1"', "sh", script.name], cwd=script.parent)
+        found = re.search(r"Job <(\d+)>", output)
         if found is None:
-            raise SchedulerError(f"lsf: `bsub` gave no job id: {told.strip()[:200]}")
+            raise SchedulerError(f"lsf: `bsub` gave no job id: {output.strip()[:200]}")
         return found[1]
 
     def limits(self) -> Limits:
@@ -92,15 +92,15 @@ class Lsf(Scheduler):
         SchedulerError: it says something else
         """
         fields = "jobid jobindex stat exec_host exit_code exit_reason pend_reason run_time"
-        told = self.answer(["bjobs", "-a", "-json", "-o", fields, *arguments])
-        text = told.out[max(0, told.out.find("{")) :]
+        answer = self.answer(["bjobs", "-a", "-json", "-o", fields, *arguments])
+        text = answer.out[max(0, answer.out.find("{")) :]
         try:
             content = json.loads(text)
             return [each for each in content["RECORDS"] if "ERROR" not in each]
         except (ValueError, TypeError, KeyError):
-            if re.search(r"is not found|no (matching |unfinished )?job", told.err + told.out, re.I):
+            if re.search(r"is not found|no (matching |unfinished )?job", answer.err + answer.out, re.I):
                 return []
-            raise SchedulerError(f"lsf: `bjobs` failed: {told.said()}", told.status) from None
+            raise SchedulerError(f"lsf: `bjobs` failed: {answer.first_line()}", answer.status) from None
 
     def find(self, script: Path) -> str | None:
         records = self._records(["-J", script.name.removesuffix(self.suffix)])

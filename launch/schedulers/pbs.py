@@ -74,10 +74,10 @@ class Pbs(Scheduler):
         return Limits(asked or self.most_tasks)
 
     def submit(self, script: Path, tasks: int) -> str:
-        told = self.ask(["qsub", script.name], cwd=script.parent).strip()
-        if not re.fullmatch(r"\d+(\[\d*\])?(\.[\w.-]+)?", told):
-            raise SchedulerError(f"pbs: `qsub` gave no job id: {' '.join(told.split())[:200]}")
-        return told
+        job_id = self.ask(["qsub", script.name], cwd=script.parent).strip()
+        if not re.fullmatch(r"\d+(\[\d*\])?(\.[\w.-]+)?", job_id):
+            raise SchedulerError(f"pbs: `qsub` gave no job id: {' '.join(job_id.split())[:200]}")
+        return job_id
 
     def tasks(self, jobs: Mapping[str, str]) -> dict[str, dict[int, Task]]:
         found: dict[str, dict[int, Task]] = {}
@@ -98,25 +98,25 @@ class Pbs(Scheduler):
         SchedulerError: there was no answer to any form
         """
         for form in tuple(forms):
-            told = self.answer(["qstat", *form, "-f", job_id])
-            if told.status in UNKNOWN_JOB and (UNKNOWN_WORDS.search(told.err) or not told.err.strip()):
+            answer = self.answer(["qstat", *form, "-f", job_id])
+            if answer.status in UNKNOWN_JOB and (UNKNOWN_WORDS.search(answer.err) or not answer.err.strip()):
                 return ""
-            if not told.status and JOB.search(told.out):  # not the XML that Torque means by -x
+            if not answer.status and JOB.search(answer.out):  # not the XML that Torque means by -x
                 forms.remove(form)
                 forms.insert(0, form)
-                return told.out
-        raise self._silent(told)
+                return answer.out
+        raise self._silent(answer)
 
-    def _silent(self, told: Answer) -> SchedulerError:
-        return SchedulerError(f"pbs: `qstat` failed: {told.said()}", told.status)
+    def _silent(self, answer: Answer) -> SchedulerError:
+        return SchedulerError(f"pbs: `qstat` failed: {answer.first_line()}", answer.status)
 
     def find(self, script: Path) -> str | None:
         """Among all jobs, since not every PBS has a `qselect -N`."""
-        told = self.answer(["qstat", "-f"])
-        if told.status and not (told.status in UNKNOWN_JOB and not told.err.strip()):
-            raise self._silent(told)
+        answer = self.answer(["qstat", "-f"])
+        if answer.status and not (answer.status in UNKNOWN_JOB and not answer.err.strip()):
+            raise self._silent(answer)
         wanted = script.name.removesuffix(self.suffix)[:230]
-        named = (_id(text) for text in _jobs(told.out) if _attributes(text).get("Job_Name") == wanted)
+        named = (_id(text) for text in _jobs(answer.out) if _attributes(text).get("Job_Name") == wanted)
         return next((re.sub(r"\[\d+\]", "[]", job_id) for job_id in named), None)
 
     def cancel(self, job_id: str, task: int | None = None) -> None:
@@ -135,9 +135,9 @@ class Pbs(Scheduler):
         return env.get("PBS_JOBID")  # an array's has the task's number in brackets
 
 
-def _jobs(told: str) -> Iterator[str]:
+def _jobs(output: str) -> Iterator[str]:
     """The jobs of `qstat -f`, each from its id on."""
-    yield from JOB.split(told)[1:]
+    yield from JOB.split(output)[1:]
 
 
 def _id(text: str) -> str:

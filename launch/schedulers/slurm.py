@@ -1,7 +1,7 @@
 """Slurm: sbatch, srun, squeue; accounting (sacct) is used where it is there and not needed where it is not.
 
 Read after Slurm 22.05. squeue is asked by the jobs' names: an id that the controller has forgotten would be an error,
-and nothing would be said of the others.
+and the answer would be silent about the others.
 """
 
 from __future__ import annotations
@@ -55,26 +55,28 @@ class Slurm(Scheduler):
 
     def directives(self, job: Job) -> list[str]:
         site = job.site
-        lines = [f"--job-name={job.name}"]
-        if job.array and len(job.parts) > 1:
-            lines.append(f"--array=0-{len(job.parts) - 1}" + (f"%{job.throttle}" if job.throttle else ""))
-        lines += [
-            f"--{key}={value}"
-            for key, value in (("account", site.account), ("partition", site.partition), ("qos", site.qos))
-            if value
-        ]
-        lines += [f"--nodes={job.nodes}", f"--ntasks-per-node={job.per_node}"]
-        lines += [f"--cpus-per-task={site.cpus_per_rank}"] if site.cpus_per_rank else []
-        lines += [f"--gpus-per-node={site.gpus_per_node}"] if site.gpus_per_node else []
-        lines += ["--exclusive"] if site.exclusive else []
-        lines += [f"--time={walltime(job)}"]
         several = job.array and len(job.parts) > 1
-        lines += [f"--output={job.name}.%{'A_%a' if several else 'j'}.log", "--open-mode=append", "--requeue"]
-        if job.nodes > 1 and (job.quorum or not job.array):  # what does not need the node that failed goes on
-            lines.append("--no-kill")
-        if self.warns(job):
-            lines.append(f"--signal=B:USR1@{site.signal_s}")
-        return lines
+        no_kill = job.nodes > 1 and (job.quorum or not job.array)  # what does not need the node that failed goes on
+        throttle = f"%{job.throttle}" if job.throttle else ""
+        options = (
+            (f"--job-name={job.name}", True),
+            (f"--array=0-{len(job.parts) - 1}{throttle}", several),
+            (f"--account={site.account}", site.account),
+            (f"--partition={site.partition}", site.partition),
+            (f"--qos={site.qos}", site.qos),
+            (f"--nodes={job.nodes}", True),
+            (f"--ntasks-per-node={job.per_node}", True),
+            (f"--cpus-per-task={site.cpus_per_rank}", site.cpus_per_rank),
+            (f"--gpus-per-node={site.gpus_per_node}", site.gpus_per_node),
+            ("--exclusive", site.exclusive),
+            (f"--time={walltime(job)}", True),
+            (f"--output={job.name}.%{'A_%a' if several else 'j'}.log", True),
+            ("--open-mode=append", True),
+            ("--requeue", True),
+            ("--no-kill", no_kill),
+            (f"--signal=B:USR1@{site.signal_s}", self.warns(job)),
+        )
+        return [option for option, wanted in options if wanted]
 
     def requeue(self, job: Job) -> str:
         return 'scontrol requeue "$SLURM_JOB_ID"'
@@ -94,16 +96,16 @@ class Slurm(Scheduler):
         # from inside another job, that job's SLURM_* and SBATCH_* would be options of this one
         ours = ("SLURM_", "SBATCH_")
         env = {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(ours)}
-        told = self.ask(["sbatch", "--parsable", script.name], script.parent, env, SUBMIT_PATIENCE_S)
-        return told.strip().splitlines()[-1].partition(";")[0]  # `id;cluster` where there are several
+        output = self.ask(["sbatch", "--parsable", script.name], script.parent, env, SUBMIT_PATIENCE_S)
+        return output.strip().splitlines()[-1].partition(";")[0]  # `id;cluster` where there are several
 
     def limits(self) -> Limits:
         try:
-            told = self.ask(["scontrol", "show", "config"])
+            output = self.ask(["scontrol", "show", "config"])
         except SchedulerError:
             return Limits(self.most_tasks)
         # MaxArraySize is one past the largest index, which begins at 0; without arrays it is 0
-        array, jobs = (re.search(rf"^{key}\s*=\s*(\d+)", told, re.M) for key in ("MaxArraySize", "MaxJobCount"))
+        array, jobs = (re.search(rf"^{key}\s*=\s*(\d+)", output, re.M) for key in ("MaxArraySize", "MaxJobCount"))
         most = max(1, int(jobs[1]) - 1) if jobs else None  # it refuses the job that would make it full
         why = f"MaxJobCount = {jobs[1]}" if jobs else ""
         return Limits(max(1, int(array[1])) if array else self.most_tasks, most, why)
@@ -113,8 +115,8 @@ class Slurm(Scheduler):
         names = list(jobs)
         for first in range(0, len(names), AT_ONCE):
             some = ",".join(names[first : first + AT_ONCE])
-            told = self.ask(["squeue", "--noheader", "--array", "--states=all", f"--name={some}", f"-o{FIELDS}"])
-            for line in told.splitlines():
+            output = self.ask(["squeue", "--noheader", "--array", "--states=all", f"--name={some}", f"-o{FIELDS}"])
+            for line in output.splitlines():
                 job_id, state, elapsed, name, nodes, reason = (line.strip().split("|", 5) + [""] * 5)[:6]
                 if name in jobs and job_id.partition("_")[0] == jobs[name]:
                     task = Task(STATES.get(state, State.UNKNOWN), _reason(state, reason), nodes, elapsed)
@@ -126,7 +128,7 @@ class Slurm(Scheduler):
         return found
 
     def _from_accounting(self, names: Mapping[str, str], found: dict[str, dict[int, Task]]) -> None:
-        told = self.ask(
+        output = self.ask(
             [
                 "sacct",
                 "--noheader",
@@ -136,7 +138,7 @@ class Slurm(Scheduler):
                 "--format=JobID,State,Elapsed,NodeList,ExitCode,Reason",
             ]
         )
-        for line in told.splitlines():
+        for line in output.splitlines():
             job_id, state, elapsed, nodes, status, reason = (line.split("|", 5) + [""] * 5)[:6]
             name, state = names.get(job_id.partition("_")[0]), state.split(" ")[0]  # `CANCELLED by 0`
             if name:
@@ -151,12 +153,12 @@ class Slurm(Scheduler):
     def find(self, script: Path) -> str | None:
         """As long as the controller knows it; then as accounting has it, where there is any."""
         name = script.name.removesuffix(self.suffix)
-        told = self.ask(["squeue", "--noheader", "--states=all", f"--name={name}", "-o%F"]).split()
-        if not told:
+        output = self.ask(["squeue", "--noheader", "--states=all", f"--name={name}", "-o%F"]).split()
+        if not output:
             with suppress(SchedulerError):
                 asked = ["sacct", "--noheader", "--parsable2", "--allocations", "--starttime=now-30days"]
-                told = self.ask([*asked, f"--name={name}", "--format=JobID"]).split()
-        return told[0].partition("_")[0] if told else None
+                output = self.ask([*asked, f"--name={name}", "--format=JobID"]).split()
+        return output[0].partition("_")[0] if output else None
 
     def cancel(self, job_id: str, task: int | None = None) -> None:
         self.ask(["scancel", job_id if task is None else self.task_name(job_id, task)])
@@ -165,10 +167,10 @@ class Slurm(Scheduler):
         return expand_hosts(env["SLURM_JOB_NODELIST"])
 
     def gone(self, hosts: Sequence[str]) -> list[str]:
-        told = ""
+        output = ""
         with suppress(SchedulerError):
-            told = self.ask(["sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N|%t"])
-        states = dict(line.strip().partition("|")[::2] for line in told.splitlines())
+            output = self.ask(["sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N|%t"])
+        states = dict(line.strip().partition("|")[::2] for line in output.splitlines())
         # a star: it does not respond
         return [host for host in hosts if states.get(host, "").endswith("*") or states.get(host, "").startswith("down")]
 
@@ -189,8 +191,8 @@ def _numbers(job_id: str) -> list[int]:
 
 def _reason(state: str, reason: str) -> str:
     """The scheduler's words; a plain end has none."""
-    said = reason.strip().strip("()")
-    said = "" if said in ("None", "") else said
+    words = reason.strip().strip("()")
+    words = "" if words == "None" else words
     if STATES.get(state) in (State.WAITING, State.RUNNING, State.DONE):
-        return said
-    return f"{state}: {said}" if said else state
+        return words
+    return f"{state}: {words}" if words else state

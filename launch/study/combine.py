@@ -189,7 +189,7 @@ def _build(
     """The cases of all combinations, each once. A value that makes no case at all is the file's mistake.
 
     unsure: sections of which something could not be read: a mistake that hangs on a key which is not given there, or
-    which a rule might have excluded, is not told
+    which a rule might have excluded, is not reported
     """
     cases: dict[str, Case] = {}
     wrong: Counter[tuple[str, bool]] = Counter()  # (line, is in one table of an array) -> cases

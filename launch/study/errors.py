@@ -1,4 +1,4 @@
-"""What a user is told about a wrong study file: file, key, what was found, what is allowed, the nearest known key."""
+"""What the message on a wrong study file says: file, key, what was found, what is allowed, the nearest known key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...results import wording
 
-SHOWN = 30  # problems of one file told at once
+SHOWN = 30  # problems of one file printed at once
 LINE = 500  # characters of a problem
 LONGEST = 60  # characters of a value or a key that are shown
 

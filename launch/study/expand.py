@@ -71,8 +71,8 @@ def too_many_runs(cases: int, repeats: int, limit: int) -> str | None:
 
 
 def limit_is(limit: int, wanted: int) -> str:
-    told = f"the limit is run.max_runs = {limit}"
-    return f"{told}, which may be set to {wanted}" if wanted <= MOST_RUNS else f"{told}, at most {MOST_RUNS} can be set"
+    line = f"the limit is run.max_runs = {limit}"
+    return f"{line}, which may be set to {wanted}" if wanted <= MOST_RUNS else f"{line}, at most {MOST_RUNS} can be set"
 
 
 def expand(

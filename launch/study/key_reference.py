@@ -99,12 +99,12 @@ def _size_row(name: str) -> str:
     shape = ModelShape(**{"kv_heads": size["heads"], "vocab": BYTES, "seq_len": SEQ_LEN} | size)
     mlp = shape.mlp + (", QK-norm" if shape.qk_norm else "")
     vocab = f"{shape.vocab:,}" + ("" if "vocab" in size else " (the data's)")
-    told = []
+    notes = []
     if name in SOURCE_PARAMS:
-        told.append(f"{SOURCE_PARAMS[name]:,} with that model's own body")
-    told.append(f"{replace(shape, tied=not shape.tied).params_total:,} {'untied' if shape.tied else 'tied'}")
+        notes.append(f"{SOURCE_PARAMS[name]:,} with that model's own body")
+    notes.append(f"{replace(shape, tied=not shape.tied).params_total:,} {'untied' if shape.tied else 'tied'}")
     counts = f"{shape.layers} | {shape.heads} | {shape.kv_heads} | {shape.width} | {shape.ffn} | {mlp} | {vocab}"
-    return f"| `{name}` | {counts} | {shape.params_total:,} | {'; '.join(told)} |"
+    return f"| `{name}` | {counts} | {shape.params_total:,} | {'; '.join(notes)} |"
 
 
 def _row(key: Key) -> str:

@@ -19,9 +19,9 @@ def labels(cases: Sequence[Case]) -> list[str]:
     """One for each case, in order."""
     names = [f"{case.model_name or 'model'} {case.layout_name}" for case in cases]
     for part, field in _needed(cases, names):
-        told = PREFIX.get(part, "") + field
+        column = PREFIX.get(part, "") + field
         names = [
-            f"{name} {told}={_value(getattr(getattr(case, part), field))}"
+            f"{name} {column}={_value(getattr(getattr(case, part), field))}"
             for name, case in zip(names, cases, strict=True)
         ]
     return names

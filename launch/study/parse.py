@@ -134,8 +134,8 @@ def _problems(error: ValidationError, single: set[str]) -> list[str]:
             del loc[1]
         where, value = dotted(loc), shown(found["input"])
         if found["type"] == "extra_forbidden":
-            told = _unknown_key(loc) if len(problems) < SHOWN else "unknown key"  # finding the nearest takes a while
-            problems.append(f"{where}: {told}")
+            hint = _unknown_key(loc) if len(problems) < SHOWN else "unknown key"  # finding the nearest takes a while
+            problems.append(f"{where}: {hint}")
         elif found["type"] == "value":
             problems.append(wrong_value(where, found["input"], found["msg"], found.get("ctx")))
         else:

@@ -106,13 +106,13 @@ class Resolver:
 
     def _shape(self, combination: Combination, data: DataSpec | None) -> Made[ModelShape]:
         wrong: list[Mistake] = []
-        given = self.values("model", combination)
-        values, shape, name = _shape(given, wrong), None, ""
+        settings = self.values("model", combination)
+        values, shape, name = _shape(settings, wrong), None, ""
         if values is not None:
             values["vocab"] = values.get("vocab") or _vocab(data, self.vocab_of, wrong)
             shape = _built(wrong, ModelShape, **values)
         if shape is not None:
-            name = name_of(shape, given.get("size", ""))
+            name = name_of(shape, settings.get("size", ""))
         return Made(shape, tuple(wrong), name)
 
     def _recipe(self, combination: Combination, shape: ModelShape | None, ranks: int | None) -> Made[Recipe]:
@@ -150,12 +150,12 @@ def _vocab(data: DataSpec | None, vocab_of: Callable[[DataSpec], int], found: li
 
 def _shape(keys: dict, found: list[Mistake]) -> dict | None:
     """Arguments of ModelShape; without `vocab` where the data decides it."""
-    given = {name: value for name, value in keys.items() if name != "size"}
+    settings = {name: value for name, value in keys.items() if name != "size"}
     size = keys.get("size")
     if size is not None and size not in SIZES:
         found.append(Mistake(("model.size",), f"model.size = {shown(size)}: {unknown(size, SIZES, 'size')}"))
         return None
-    values = {"seq_len": SEQ_LEN} | (SIZES[size] if size else {}) | given
+    values = {"seq_len": SEQ_LEN} | (SIZES[size] if size else {}) | settings
     if "heads" in values:
         values.setdefault("kv_heads", values["heads"])
     needed = [f.name for f in fields(ModelShape) if f.default is MISSING and f.name not in ("kv_heads", "vocab")]
@@ -240,7 +240,7 @@ def _one(table: dict, names: tuple[str, ...], section: str, found: list[Mistake]
     given = [name for name in names if name in table]
     if len(given) == 1:
         return given[0]
-    said = f"found {' and '.join(given)}" if given else "found none"
-    line = f"{section}: give exactly one of {', '.join(names)}; {said}"
+    what_is_there = f"found {' and '.join(given)}" if given else "found none"
+    line = f"{section}: give exactly one of {', '.join(names)}; {what_is_there}"
     found.append(Mistake(tuple(f"{section}.{name}" for name in given or names), line))
     return None

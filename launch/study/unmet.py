@@ -1,4 +1,4 @@
-"""What a study asks of this machine and does not find: the user's mistakes, told before anything starts."""
+"""What a study asks of this machine and does not find: the user's mistakes, reported before anything starts."""
 
 from __future__ import annotations
 
