@@ -78,6 +78,11 @@ def test_what_is_there_is_replaced_by_force_alone(init, tmp_path):
     assert (tmp_path / "first.toml").read_bytes() == (ROOT / "studies" / "first.toml").read_bytes()
 
 
+def test_the_docs_have_a_row_for_every_study():
+    page = (ROOT / "docs" / "studies.md").read_text()
+    assert [name for name in SHIPPED if f"| `{name}` |" not in page] == []
+
+
 def test_the_list_has_every_study_with_its_question(init, tmp_path):
     code, out, _ = init("--list")
     assert code == 0 and not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """CONTRIBUTING, docs/architecture.md and the other papers: every file, name and command in them is there."""
 
 import ast
+import importlib.util
 import re
 from functools import cache
 
@@ -121,3 +122,12 @@ def test_the_hooks_of_pre_commit_fetch_nothing_and_are_the_checks_of_make_lint()
     lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
     tools = set(re.findall(r"-m (ruff check|ruff format|mypy -p scalade)", config))
     assert tools == set(re.findall(r"-m (ruff check|ruff format|mypy -p scalade)", lint)) and len(tools) == 3
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_papers_are_wrapped_as_the_docs_are(page):
+    spec = importlib.util.spec_from_file_location("wrap_lines", ROOT / "docs" / "hooks" / "wrap_lines.py")
+    wrap_lines = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wrap_lines)
+    text = (ROOT / page).read_text()
+    assert wrap_lines.wrapped(text) == text
