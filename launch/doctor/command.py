@@ -10,11 +10,12 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...bench.host import load_average
 from ...parallelism.layout import ENGINES
@@ -28,9 +29,18 @@ from .trial import Trial, try_collectives, try_mpi
 if TYPE_CHECKING:
     from rich.console import Console
 
-STATES = {"ok": "ok", "note": "note", "missing": "absent", "broken": "BROKEN"}
-"""note: works, but could disturb a measurement; missing: something optional; broken: `scalade run` cannot work."""
-STYLES = {"ok": "green", "note": "yellow", "missing": "dim", "broken": "bold red"}
+
+class State(StrEnum):
+    """Of one finding."""
+
+    OK = "ok"
+    NOTE = "note"  # works, but could disturb a measurement
+    MISSING = "missing"  # something optional
+    BROKEN = "broken"  # `scalade run` cannot work
+
+
+WORDS = {State.OK: "ok", State.NOTE: "note", State.MISSING: "absent", State.BROKEN: "BROKEN"}
+STYLES = {State.OK: "green", State.NOTE: "yellow", State.MISSING: "dim", State.BROKEN: "bold red"}
 TRIAL_S = 60.0
 RANKS = 2
 MIB = 2**20
@@ -47,7 +57,7 @@ class Finding:
 
     name: str
     found: str
-    state: str = "ok"
+    state: State = State.OK
     advice: str = ""  # what to do about it
     group: str = ""
 
@@ -70,7 +80,7 @@ def examine(results: Path | None = None) -> list[Finding]:
 
 
 def healthy(findings: list[Finding]) -> bool:
-    return all(finding.state != "broken" for finding in findings)
+    return all(finding.state != State.BROKEN for finding in findings)
 
 
 def scalade_itself(place: Place) -> Iterator[Finding]:
@@ -79,7 +89,7 @@ def scalade_itself(place: Place) -> Iterator[Finding]:
     wanted = metadata.metadata("scalade")["Requires-Python"] or ""
     old = sys.version_info < _version(wanted.lstrip(">= "))
     advice = f"Python {wanted} is needed" if old else ""
-    yield Finding("python", f"{platform.python_version()}, {sys.executable}", "broken" if old else "ok", advice)
+    yield Finding("python", f"{platform.python_version()}, {sys.executable}", State.BROKEN if old else State.OK, advice)
 
 
 def machine_itself(place: Place) -> Iterator[Finding]:
@@ -102,29 +112,41 @@ def _load(cores: int) -> Finding:
     busy, stolen = (load or 0.0) > max(0.5, 0.25 * cores) or taken, now is not None and now[1] > STEAL
     advice = ["something else is computing: timings will be noisy"] if busy else []
     advice += ["the hypervisor gives this machine's cores to others: timings depend on them"] if stolen else []
-    return Finding("load", ", ".join(shares) or "not told", "note" if advice else "ok", "; ".join(advice))
+    return Finding("load", ", ".join(shares) or "not told", State.NOTE if advice else State.OK, "; ".join(advice))
 
 
 def _memory() -> Iterator[Finding]:
     free = machine.host_memory_bytes()
     low = free is not None and free < 2 * 2**30
     advice = "a rank takes 300 MiB before it holds a model" if low else ""
-    yield Finding("memory", f"{_gib(free)} free", "note" if low else "ok", advice)
+    yield Finding("memory", f"{_gib(free)} free", _note(low), advice)
     limit = host.cgroup_memory_bytes()
     if limit is not None:
         yield Finding("memory limit", f"{_gib(limit)} for this control group")
-    for name, what in (("AS", "ulimit -v"), ("DATA", "ulimit -d")):
+    for name, command in (("AS", "ulimit -v"), ("DATA", "ulimit -d")):
         if (bound := host.limit(name)) is not None:
-            yield Finding(what, _gib(bound), "note", f"torch reserves more than it uses: `{what} unlimited`")
-    files = host.limit("NOFILE")
-    few = files is not None and files < 1024
+            advice = f"torch reserves more than it uses: `{command} unlimited`"
+            yield Finding(command, _gib(bound), State.NOTE, advice)
+    yield _open_files()
+    yield _shared_memory()
+
+
+def _note(worth_a_note: bool) -> State:
+    return State.NOTE if worth_a_note else State.OK
+
+
+def _open_files() -> Finding:
+    limit = host.limit("NOFILE")
+    few = limit is not None and limit < 1024
     advice = "each rank keeps a connection to every other: `ulimit -n 65536`" if few else ""
-    yield Finding("open files", "unlimited" if files is None else str(files), "note" if few else "ok", advice)
-    shared = host.free_bytes("/dev/shm")
-    small = shared is None or shared < 512 * MIB
+    return Finding("open files", "unlimited" if limit is None else str(limit), _note(few), advice)
+
+
+def _shared_memory() -> Finding:
+    free = host.free_bytes("/dev/shm")
+    small = free is None or free < 512 * MIB
     advice = "NCCL talks through it on one host: give the container more, `--shm-size=8g`" if small else ""
-    found = "not there" if shared is None else f"{_gib(shared)} free"
-    yield Finding("/dev/shm", found, "note" if small else "ok", advice)
+    return Finding("/dev/shm", "not there" if free is None else f"{_gib(free)} free", _note(small), advice)
 
 
 def _clock() -> Iterator[Finding]:
@@ -132,37 +154,50 @@ def _clock() -> Iterator[Finding]:
     slow = tick > 1e-5 or source in ("hpet", "acpi_pm")
     advice = "every reading of the clock is slow: boot with clocksource=tsc where the CPU allows it" if slow else ""
     found = f"{resolution * 1e9:g} ns resolution, {tick * 1e9:.0f} ns a reading, source {source or 'unknown'}"
-    yield Finding("clock", found, "note" if slow else "ok", advice)
+    yield Finding("clock", found, _note(slow), advice)
     governor, mhz = host.cpu_frequency()
     saving = governor is not None and governor != "performance"
     advice = "`cpupower frequency-set -g performance` for steady timings" if saving else ""
     found = ", ".join(filter(None, [f"governor {governor}" if governor else "no governor shown", mhz]))
-    yield Finding("frequency", found, "note" if saving else "ok", advice)
+    yield Finding("frequency", found, _note(saving), advice)
 
 
 def devices(place: Place) -> Iterator[Finding]:
     gpus, driver, facts = machine.gpus(), host.nvidia_driver(), place.torch.facts
     if driver is None and not gpus:
-        yield Finding("NVIDIA driver", "none: runs are on the CPU", "missing")
-        built = facts.get("cuda_built")
-        if built:
-            advice = "the CPU build is smaller: `pip install torch --index-url https://download.pytorch.org/whl/cpu`"
-            yield Finding("torch", f"built for CUDA {built}, which nothing here uses", "note", advice)
+        yield from _without_driver(facts.get("cuda_built"))
     else:
         yield Finding("NVIDIA driver", driver or "version unknown")
-        names = facts.get("gpus") or []
-        if names:
-            yield Finding("GPUs", ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)))
-            memory = machine.gpu_memory_bytes()
-            yield Finding("GPU memory", _gib(memory) if memory else "nvidia-smi does not tell")
-        elif facts:
-            built = facts.get("cuda_built")
-            why = "torch is a CPU build" if built is None else f"torch (CUDA {built}) cannot use them"
-            how = "`pip install --force-reinstall torch`" if built is None else "update the driver, or fit torch to it"
-            yield Finding("GPUs", f"{gpus}, but {why}", "broken", f"{how}; or run.device = 'cpu' in the study")
+        yield from _gpus(gpus, facts)
     energy = host.energy_source()
     advice = "" if energy else "columns of energy stay null; RAPL is often readable by root alone"
-    yield Finding("energy", energy or "no counter this user may read", "ok" if energy else "missing", advice)
+    state = State.OK if energy else State.MISSING
+    yield Finding("energy", energy or "no counter this user may read", state, advice)
+
+
+def _without_driver(cuda_built: str | None) -> Iterator[Finding]:
+    """cuda_built: CUDA's version that torch was built for."""
+    yield Finding("NVIDIA driver", "none: runs are on the CPU", State.MISSING)
+    if cuda_built:
+        advice = "the CPU build is smaller: `pip install torch --index-url https://download.pytorch.org/whl/cpu`"
+        yield Finding("torch", f"built for CUDA {cuda_built}, which nothing here uses", State.NOTE, advice)
+
+
+def _gpus(count: int, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """facts: of a rank, empty where it did not start."""
+    names = facts.get("gpus") or []
+    if names:
+        yield Finding("GPUs", ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)))
+        memory = machine.gpu_memory_bytes()
+        yield Finding("GPU memory", _gib(memory) if memory else "nvidia-smi does not tell")
+    elif facts:
+        cuda_built = facts.get("cuda_built")
+        if cuda_built is None:
+            why, how = "torch is a CPU build", "`pip install --force-reinstall torch`"
+        else:
+            why, how = f"torch (CUDA {cuda_built}) cannot use them", "update the driver, or fit torch to it"
+        advice = f"{how}; or run.device = 'cpu' in the study"
+        yield Finding("GPUs", f"{count}, but {why}", State.BROKEN, advice)
 
 
 def libraries(place: Place) -> Iterator[Finding]:
@@ -176,13 +211,13 @@ def libraries(place: Place) -> Iterator[Finding]:
             yield Finding(name, have)
         elif extra:
             found = f"{have}, older than {least}" if have else f"for {OPTIONAL[extra]}"
-            yield Finding(name, found, "missing", f"`pip install -U 'scalade[{extra}]'`")
+            yield Finding(name, found, State.MISSING, f"`pip install -U 'scalade[{extra}]'`")
         else:
             found = f"{have}, older than {least}" if have else "not installed"
-            yield Finding(name, found, "broken", f"`pip install -U '{name}>={least}'`")
+            yield Finding(name, found, State.BROKEN, f"`pip install -U '{name}>={least}'`")
     triton = host.installed("triton")
     advice = "" if triton else "comes with torch's CUDA build; without a GPU nothing needs it"
-    yield Finding("triton", triton or "for the GPU kernels", "ok" if triton else "missing", advice)
+    yield Finding("triton", triton or "for the GPU kernels", State.OK if triton else State.MISSING, advice)
 
 
 def communication(place: Place) -> Iterator[Finding]:
@@ -193,13 +228,13 @@ def communication(place: Place) -> Iterator[Finding]:
         version = trial.facts.get("nccl")
         yield _collective(f"NCCL {version}" if version else "NCCL", trial, ranks)
     else:
-        yield Finding("NCCL", "for NVIDIA GPUs", "missing")
+        yield Finding("NCCL", "for NVIDIA GPUs", State.MISSING)
     yield from _mpi()
 
 
 def _collective(name: str, trial: Trial, ranks: int) -> Finding:
     if trial.reason:
-        return Finding(name, f"{count_of(ranks, 'rank')} on this host: {trial.reason}", "broken", ADVICE)
+        return Finding(name, f"{count_of(ranks, 'rank')} on this host: {trial.reason}", State.BROKEN, ADVICE)
     facts = trial.facts
     speed = f"{facts['latency_s'] * 1e6:.0f} us, {facts['bytes_per_s'] / 1e9:.2f} GB/s"
     return Finding(name, f"{count_of(ranks, 'rank')} all-reduced, {speed}")
@@ -211,17 +246,17 @@ ADVICE = "is there a firewall on the loopback? NCCL_DEBUG=INFO and TORCH_DISTRIB
 def _mpi() -> Iterator[Finding]:
     mpirun = host.mpirun()
     if mpirun is None:
-        yield Finding("mpirun", "for launcher = 'mpirun'", "missing", "`pip install 'scalade[mpi]' mpich`")
+        yield Finding("mpirun", "for launcher = 'mpirun'", State.MISSING, "`pip install 'scalade[mpi]' mpich`")
         return
     yield Finding("mpirun", f"{mpirun[1]}, {mpirun[0]}")
     if host.installed("mpi4py") is None:
-        yield Finding("MPI", "mpi4py is not installed", "missing", "`pip install 'scalade[mpi]'`")
+        yield Finding("MPI", "mpi4py is not installed", State.MISSING, "`pip install 'scalade[mpi]'`")
         return
     trial = try_mpi(RANKS, TRIAL_S)
     library = f"mpi4py uses {trial.facts['library']}" if trial.facts else "mpi4py"
     if trial.reason:
         advice = "use the mpirun of mpi4py's MPI; one MPI in one environment. Only launcher = 'mpirun' needs it"
-        yield Finding("MPI", f"{library}: {trial.reason}", "note", advice)
+        yield Finding("MPI", f"{library}: {trial.reason}", State.NOTE, advice)
     else:
         yield Finding("MPI", f"{RANKS} ranks all-reduced, {library}")
 
@@ -232,18 +267,18 @@ def results_folder(place: Place) -> Iterator[Finding]:
     yield Finding("folder", f"{place.results}{there}, {host.filesystem(folder)}")
     free = host.free_bytes(folder)
     low = free is not None and free < 2**30
-    yield Finding("free space", _gib(free), "note" if low else "ok", "a checkpoint may not fit" if low else "")
+    yield Finding("free space", _gib(free), _note(low), "a checkpoint may not fit" if low else "")
     trial = host.try_folder(folder)
     if trial.error:
-        yield Finding("writing", trial.error, "broken", "give another with --results or run.results")
+        yield Finding("writing", trial.error, State.BROKEN, "give another with --results or run.results")
         return
     slow = trial.fsync_s > 0.1
     advice = "each finished run waits for a few of them: a local disk is faster" if slow else ""
     found = f"{trial.fsync_s * 1e3:.1f} ms, the median of {host.SYNCS}"
-    yield Finding("fsync", found, "note" if slow else "ok", advice)
+    yield Finding("fsync", found, _note(slow), advice)
     advice = "" if trial.locks else "mount it with flock (Lustre: -o flock), or give another with --results"
     found = "a second sweep would see what the first holds" if trial.locks else "does nothing: sweeps would collide"
-    yield Finding("flock", found, "ok" if trial.locks else "broken", advice)
+    yield Finding("flock", found, State.OK if trial.locks else State.BROKEN, advice)
 
 
 GROUPS: dict[str, Callable[[Place], Iterator[Finding]]] = {
@@ -262,10 +297,10 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         found = f"{finding.found}\n-> {finding.advice}" if finding.advice else finding.found
         first = finding.group if finding.group != group else ""
         group = finding.group
-        rows.append((Cell(first, "bold"), finding.name, Cell(STATES[finding.state], STYLES[finding.state]), found))
+        rows.append((Cell(first, "bold"), finding.name, Cell(WORDS[finding.state], STYLES[finding.state]), found))
     print_grid(console, ("part", "looked at", "", "found"), rows)
-    broken = [finding.name for finding in findings if finding.state == "broken"]
-    noted = [finding.name for finding in findings if finding.state == "note"]
+    broken = [finding.name for finding in findings if finding.state == State.BROKEN]
+    noted = [finding.name for finding in findings if finding.state == State.NOTE]
     say(console, "")
     if broken:
         say(console, f"`scalade run` cannot work here: {', '.join(broken)}", style="bold red")

@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -44,7 +45,6 @@ MEASURE = Measure(warmup_steps=0, eval_sequences=0, log_every=STEPS, probe_comm=
 ALONE = Layout()
 BUT_SEED = attrgetter(*(field.name for field in fields(Recipe) if field.name != "seed"))
 COMPARED = {"loss": "loss", "grad_norm": "gradient norm"}  # columns of `steps`
-JUDGED = ("pass", "fail", "reference", "skipped", "not run")
 
 Series = Mapping[str, Sequence[float]]  # by column, one value a step
 
@@ -57,12 +57,22 @@ class Check:
     reference: Case
 
 
+class Kind(StrEnum):
+    """Of a verdict."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    REFERENCE = "reference"  # itself: nothing to compare
+    SKIPPED = "skipped"
+    NOT_RUN = "not run"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of one layout. A difference is the worst of all steps, relative; None: not compared."""
 
     check: Check
-    verdict: str  # one of JUDGED
+    verdict: Kind
     reason: str | None = None
     loss: float | None = None
     grad_norm: float | None = None
@@ -77,13 +87,17 @@ class Verification:
     interrupted: str | None = None
 
     @property
-    def counts(self) -> Counter[str]:
+    def counts(self) -> Counter[Kind]:
         return Counter(verdict.verdict for verdict in self.verdicts)
 
     @property
     def passed(self) -> bool:
         """Nothing failed, and not everything was skipped: a check that checked nothing is no pass."""
-        return not self.interrupted and not self.counts["fail"] and self.counts["pass"] + self.counts["reference"] > 0
+        return (
+            not self.interrupted
+            and not self.counts[Kind.FAIL]
+            and self.counts[Kind.PASS] + self.counts[Kind.REFERENCE] > 0
+        )
 
 
 def verify_study(
@@ -117,7 +131,7 @@ def verify_study(
         refuse_here(path, study.run.device, [check.case for check in checks])
         summary = _sweep(runnable, folder, quiet, command)
         verdicts = judge_all(checks, skipped, folder, tolerance)
-        kept = kept or any(verdict.verdict == "fail" for verdict in verdicts)
+        kept = kept or any(verdict.verdict is Kind.FAIL for verdict in verdicts)
     finally:
         if not kept:
             shutil.rmtree(folder, ignore_errors=True)
@@ -228,15 +242,15 @@ def judge_all(
     def judged(check: Check) -> Verdict:
         case, reference = check.case, check.reference
         if reason := skipped.get(case.case_id):
-            return Verdict(check, "skipped", reason)
+            return Verdict(check, Kind.SKIPPED, reason)
         for one, what in ((case, ""), (reference, "its reference, one process: ")):
             status, reason = ran(one)
             if status in (None, "cancelled"):
-                return Verdict(check, "not run", f"{what}{reason or 'not started'}")
+                return Verdict(check, Kind.NOT_RUN, f"{what}{reason or 'not started'}")
             if status != "ok":
-                return Verdict(check, "fail", f"{what}{status}: {reason}")
+                return Verdict(check, Kind.FAIL, f"{what}{status}: {reason}")
         if case.case_id == reference.case_id:
-            return Verdict(check, "reference")
+            return Verdict(check, Kind.REFERENCE)
         allowed = tolerance + allowance(case.outer)
         return compared(check, steps.get(reference.case_id, {}), steps.get(case.case_id, {}), allowed)
 
@@ -250,19 +264,19 @@ def compared(check: Check, reference: Series, steps: Series, tolerance: float) -
     for column, name in COMPARED.items():
         there, here = reference.get(column, ()), steps.get(column, ())
         if not len(there) == len(here) == STEPS:
-            return Verdict(check, "fail", f"the {name} is known of {len(here)} of {STEPS} steps, {len(there)} there")
+            return Verdict(check, Kind.FAIL, f"the {name} is known of {len(here)} of {STEPS} steps, {len(there)} there")
         off = [difference(a, b) for a, b in zip(there, here, strict=True)]
         worst[column] = max(off)
         first[column] = next((step for step in range(STEPS) if off[step] > tolerance), None)
     if first["loss"] is None and first["grad_norm"] is None:
-        return Verdict(check, "pass", None, worst["loss"], worst["grad_norm"])
+        return Verdict(check, Kind.PASS, None, worst["loss"], worst["grad_norm"])
     parts = [
         f"{name} {steps[column][at]:.6g} instead of {reference[column][at]:.6g} at step {at}"
         for column, name in COMPARED.items()
         if (at := first[column]) is not None
     ]
     reason = f"{'; '.join(parts)}: {_what_differs(first['loss'], first['grad_norm'])}"
-    return Verdict(check, "fail", reason, worst["loss"], worst["grad_norm"])
+    return Verdict(check, Kind.FAIL, reason, worst["loss"], worst["grad_norm"])
 
 
 def difference(reference: float | None, value: float | None) -> float:

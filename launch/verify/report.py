@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...parallelism.diloco.config import allowance
 from ...results.terminal import Cell, print_grid, say
-from .command import JUDGED, STEPS, SYNC_EVERY, WARMUP_STEPS, Check, Shortened, Verdict, Verification, cuts_known
+from .command import STEPS, SYNC_EVERY, WARMUP_STEPS, Check, Kind, Shortened, Verdict, Verification, cuts_known
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from ..study.case import Case
     from ..study.study import Study
 
-STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow", "not run": "yellow"}
+STYLES = {Kind.PASS: "green", Kind.FAIL: "bold red", Kind.SKIPPED: "yellow", Kind.NOT_RUN: "yellow"}
+WORDS = {
+    Kind.PASS: "passed",
+    Kind.FAIL: "failed",
+    Kind.REFERENCE: "the reference itself",
+    Kind.SKIPPED: "skipped",
+    Kind.NOT_RUN: "not run",
+}
 
 
 def print_verification(done: Verification, console: Console) -> None:
@@ -30,11 +37,11 @@ def print_verification(done: Verification, console: Console) -> None:
     named = list(zip(done.verdicts, names, strict=True))
     headers = ("model", "layout", ">ranks", "verdict", ">loss", ">gradient norm")
     print_grid(console, headers, [_line(verdict, *name) for verdict, name in named])
-    for kind in ("fail", "not run", "skipped"):
+    for kind in (Kind.FAIL, Kind.NOT_RUN, Kind.SKIPPED):
         for verdict, name in named:
-            if verdict.verdict == kind and verdict.reason:
+            if verdict.verdict is kind and verdict.reason:
                 say(console, f"{kind}: {' '.join(name)}: {verdict.reason}", style=STYLES[kind])
-    counted = [f"{done.counts[kind]} {WORDS[kind]}" for kind in JUDGED if done.counts[kind]]
+    counted = [f"{done.counts[kind]} {WORDS[kind]}" for kind in Kind if done.counts[kind]]
     say(console, f"\n{', '.join(counted)}")
     _print_end(done, console)
 
@@ -42,13 +49,10 @@ def print_verification(done: Verification, console: Console) -> None:
 def _print_end(done: Verification, console: Console) -> None:
     if done.interrupted:
         say(console, f"ended early: {done.interrupted}")
-    elif not done.passed and not done.counts["fail"]:
+    elif not done.passed and not done.counts[Kind.FAIL]:
         say(console, "no layout could be verified here")
     if done.results:
         say(console, f"the runs: {done.results}")
-
-
-WORDS = {"pass": "passed", "fail": "failed", "reference": "the reference itself"} | {k: k for k in JUDGED[3:]}
 
 
 def _line(verdict: Verdict, model: str, layout: str) -> list[str | Cell]:
@@ -85,7 +89,7 @@ def as_json(done: Verification) -> dict[str, object]:
         "passed": done.passed,
         "steps": STEPS,
         "tolerance": done.tolerance,
-        "counts": {kind: done.counts[kind] for kind in JUDGED},
+        "counts": {kind: done.counts[kind] for kind in Kind},
         "notes": notes(done.study),
         "interrupted": done.interrupted,
         "results": None if done.results is None else str(done.results),

@@ -221,7 +221,7 @@ def test_only_what_is_broken_is_a_verdict_against(state, healthy_too):
     findings = [Finding("a", "x", "ok", group="g"), Finding("b", "y", state, "do this", group="g")]
     assert healthy(findings) is healthy_too and as_json(findings)["healthy"] is healthy_too
     text = printed(findings)
-    assert ("can work here" in text) is healthy_too and "-> do this" in text and doctor.STATES[state] in text
+    assert ("can work here" in text) is healthy_too and "-> do this" in text and doctor.WORDS[state] in text
 
 
 def test_examine_runs_every_group_in_order(monkeypatch, tmp_path):
