@@ -39,7 +39,8 @@ def site_path(target: str) -> str:
     """Where a repository path is among the site's Markdown files."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
-    return f"source/{target}" if target.endswith(".md") else f"source/{target}.md"
+    shown = re.sub(r"(^|/)\.", r"\1dot-", target)  # MkDocs leaves out what begins with a dot
+    return f"source/{shown}" if target.endswith(".md") else f"source/{shown}.md"
 
 
 def rewritten(markdown: str, page: str) -> str:

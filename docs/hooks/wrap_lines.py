@@ -23,7 +23,7 @@ BLOCK_START = re.compile(r"[-*+#>|]|\d+[.)]$|#{1,6}$|:::")  # a word that must n
 
 def pages() -> list[Path]:
     """The pages that are held to this."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def filled(words: list[str], first: str, rest: str) -> list[str]:
