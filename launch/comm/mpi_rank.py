@@ -23,7 +23,7 @@ from ...results.wording import count_of
 from ..host import mpi
 from ..host.launchers import LAUNCHERS
 from ..host.placement import WorldError
-from ..process.cause import StopDemand, StopReason
+from ..process.cause import Status, StopDemand, StopReason
 from ..process.diagnosis import diagnose
 from ..process.error_report import ErrorReport, error_kind, one_line, read_report, write_report
 from ..process.guard import MARK, Guard, end_marked, new_mark
@@ -166,8 +166,8 @@ class MpiWorldExecutor:
             measure_over_mpi(spec)
         except Exception as error:
             self.broken = StopDemand(StopReason.LEFT, one_line(error))
-            return Outcome("failed", self.broken.line)
-        return Outcome("ok")
+            return Outcome(Status.FAILED, self.broken.line)
+        return Outcome(Status.OK)
 
     def close(self) -> None:
         if self.broken:

@@ -1,4 +1,5 @@
-"""Why ranks end: the words that programs decide by. What stands beside them is for people, and nobody reads it back."""
+"""What became of a run, and why its ranks ended: the words that programs decide by. Any text beside them is for people
+and is never parsed."""
 
 from __future__ import annotations
 
@@ -6,8 +7,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+class Status(StrEnum):
+    """What became of a run: the column `status`, and what is not in it yet."""
+
+    OK = "ok"
+    FAILED = "failed"
+    OOM = "oom"
+    TIMEOUT = "timeout"
+    DIVERGED = "diverged"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+    PREEMPTED = "preempted"  # in no row: the run is not finished
+
+
 class Cause(StrEnum):
-    """How one supervisor's ranks came to their end."""
+    """How one supervisor's ranks ended."""
 
     DONE = "done"
     FAILED = "failed"
@@ -16,7 +30,7 @@ class Cause(StrEnum):
     CANCELLED = "cancelled"
     PREEMPTED = "preempted"
     STOPPED = "stopped"  # for what happened at another supervisor
-    LINGERED = "lingered"  # some ended well, and one never did
+    LINGERED = "lingered"  # some exited with 0, and one never did
     LOST = "lost"  # with a quorum: the run goes on without the replicas that were here
     HOST_GONE = "host gone"  # a host or its supervisor disappeared: no fault of the run
 
@@ -28,9 +42,9 @@ class StopReason(StrEnum):
     TIMEOUT = "timeout"
     HANG = "hang"
     PARTED = "parted"  # with a quorum: replica 0 is done
-    NO_SUPERVISOR = "no supervisor"  # nothing is heard of one any more
+    NO_SUPERVISOR = "no supervisor"  # one gives no sign of life any more
     LEFT = "left"  # one has ended by itself in the middle of a run
-    NO_STORE = "no store"  # what the supervisors share does not answer
+    NO_STORE = "no store"  # the one that the supervisors share does not answer
 
 
 class ErrorKind(StrEnum):

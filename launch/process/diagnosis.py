@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...results import files
-from .cause import Cause, ErrorKind, StopDemand, StopReason
+from .cause import Cause, ErrorKind, Status, StopDemand, StopReason
 from .error_report import ErrorReport
 from .outcome import Ending, Outcome, all_exits
 from .progress import read_progress
@@ -35,7 +35,7 @@ def diagnose(
 ) -> Outcome:
     """What became of the run, given how each supervisor's ranks ended. Peers' connection errors take no blame."""
     if quorum and quorum.first_is_done(all_exits(endings)):
-        return Outcome("ok")  # how the others ended is the row's `quorum_missed`
+        return Outcome(Status.OK)  # how the others ended is the row's `quorum_missed`
     evidence = Evidence.of(endings, scratch, time_limit_s)
     outcome = next(outcome for rule in RULES if (outcome := rule(evidence)) is not None)
     quorum_lost = [ending.detail for ending in endings if ending.cause == Cause.FAILED and ending.detail]
@@ -80,7 +80,7 @@ class Evidence:
 
 def _cancelled(evidence: Evidence) -> Outcome | None:
     ending = evidence.causes.get(Cause.CANCELLED)
-    return Outcome("cancelled", f"cancelled by {ending.detail or 'a signal'}", Cause.CANCELLED) if ending else None
+    return Outcome(Status.CANCELLED, f"cancelled by {ending.detail or 'a signal'}", Cause.CANCELLED) if ending else None
 
 
 def _preempted(evidence: Evidence) -> Outcome | None:
@@ -88,7 +88,7 @@ def _preempted(evidence: Evidence) -> Outcome | None:
     if not endings:
         return None
     detail = next((ending.detail for ending in endings if ending.detail), "stopped")
-    return Outcome("preempted", f"{detail} {evidence.where}", Cause.PREEMPTED)
+    return Outcome(Status.PREEMPTED, f"{detail} {evidence.where}", Cause.PREEMPTED)
 
 
 def _hung(evidence: Evidence) -> Outcome | None:
@@ -97,13 +97,13 @@ def _hung(evidence: Evidence) -> Outcome | None:
     halted = sorted(rank for ending in evidence.endings for rank in ending.halted)
     more = "".join(f"; rank {rank} was stopped by a signal" for rank in halted)
     line = f"hang: {evidence.causes[Cause.HANG].detail} {evidence.where}{more}"
-    return Outcome("timeout", line, Cause.HANG, halted[0] if halted else None)
+    return Outcome(Status.TIMEOUT, line, Cause.HANG, halted[0] if halted else None)
 
 
 def _timed_out(evidence: Evidence) -> Outcome | None:
     if Cause.TIMEOUT not in evidence.causes:
         return None
-    return Outcome("timeout", f"time limit {evidence.time_limit_s:g} s reached {evidence.where}", Cause.TIMEOUT)
+    return Outcome(Status.TIMEOUT, f"time limit {evidence.time_limit_s:g} s reached {evidence.where}", Cause.TIMEOUT)
 
 
 def _ended_by_supervisor(evidence: Evidence) -> Outcome | None:
@@ -116,7 +116,7 @@ def _ended_by_supervisor(evidence: Evidence) -> Outcome | None:
 
 def _completed(evidence: Evidence) -> Outcome | None:
     done = set(evidence.causes) <= {Cause.DONE} and all(code == 0 for _, code in evidence.exits)
-    return Outcome("ok", cause=Cause.DONE) if done else None
+    return Outcome(Status.OK, cause=Cause.DONE) if done else None
 
 
 def _killed_for_memory(evidence: Evidence) -> Outcome | None:
@@ -124,28 +124,28 @@ def _killed_for_memory(evidence: Evidence) -> Outcome | None:
     if rank is None or not any(ending.oom_kills for ending in evidence.endings):
         return None
     line = f"rank {rank} was killed by the kernel's out-of-memory killer {evidence.where}"
-    return Outcome("oom", line, Cause.FAILED, rank)
+    return Outcome(Status.OOM, line, Cause.FAILED, rank)
 
 
 def _host_gone(evidence: Evidence) -> Outcome | None:
     stop = evidence.stop(*GONE)
     if stop is None or evidence.first_report(*CERTAIN):
         return None
-    return Outcome("preempted", f"{stop.line} {evidence.where}", Cause.HOST_GONE, stop.rank)
+    return Outcome(Status.PREEMPTED, f"{stop.line} {evidence.where}", Cause.HOST_GONE, stop.rank)
 
 
 def _killed(evidence: Evidence) -> Outcome | None:
     rank = _killed_rank(evidence)
     if rank is None:
         return None
-    return Outcome("failed", f"rank {rank} was killed by SIGKILL {evidence.where}", Cause.FAILED, rank)
+    return Outcome(Status.FAILED, f"rank {rank} was killed by SIGKILL {evidence.where}", Cause.FAILED, rank)
 
 
 def _raised(evidence: Evidence) -> Outcome | None:
     report = evidence.first_report(*(CERTAIN if evidence.stop(*GONE) else OWN))
     if report is None:
         return None
-    status = {ErrorKind.OOM: "oom", ErrorKind.NAN: "diverged"}.get(report.kind, "failed")
+    status = {ErrorKind.OOM: Status.OOM, ErrorKind.NAN: Status.DIVERGED}.get(report.kind, Status.FAILED)
     line = report.line if report.kind == ErrorKind.WORLD else f"rank {report.rank}: {report.line}"
     return Outcome(status, line, Cause.FAILED, report.rank, report.kind)
 
@@ -155,13 +155,13 @@ def _killed_by_signal(evidence: Evidence) -> Outcome | None:
         if code is not None and code < 0:
             line = f"rank {rank} was killed by {_signal_name(-code)} {evidence.where}"
             last = last_line(evidence.scratch, rank) if -code == signal.SIGABRT else ""  # C++ says why it aborts
-            return Outcome("failed", f"{line}: {last}" if last else line, Cause.FAILED, rank)
+            return Outcome(Status.FAILED, f"{line}: {last}" if last else line, Cause.FAILED, rank)
     return None
 
 
 def _supervisor_left(evidence: Evidence) -> Outcome | None:
     stop = evidence.stop(StopReason.LEFT)
-    return Outcome("failed", stop.line, Cause.STOPPED, stop.rank) if stop else None
+    return Outcome(Status.FAILED, stop.line, Cause.STOPPED, stop.rank) if stop else None
 
 
 def _lost_peer(evidence: Evidence) -> Outcome | None:
@@ -169,7 +169,7 @@ def _lost_peer(evidence: Evidence) -> Outcome | None:
     if not evidence.reports:
         return None
     report = evidence.reports[0]
-    return Outcome("failed", f"rank {report.rank}: {report.line}", Cause.FAILED, report.rank, report.kind)
+    return Outcome(Status.FAILED, f"rank {report.rank}: {report.line}", Cause.FAILED, report.rank, report.kind)
 
 
 def _lingered(evidence: Evidence) -> Outcome | None:
@@ -177,13 +177,13 @@ def _lingered(evidence: Evidence) -> Outcome | None:
         return None
     stuck = [rank for rank, code in evidence.exits if code is None]
     line = f"rank {', '.join(map(str, stuck))} did not end within {LINGER_S:g} s of the others"
-    return Outcome("failed", line, Cause.LINGERED, stuck[0] if stuck else None)
+    return Outcome(Status.FAILED, line, Cause.LINGERED, stuck[0] if stuck else None)
 
 
 def _unexplained(evidence: Evidence) -> Outcome:
     rank, code = next(((rank, code) for rank, code in evidence.exits if code), (0, None))
     line = f"rank {rank} ended with status {code} and no report: {last_line(evidence.scratch, rank)}"
-    return Outcome("failed", line, Cause.FAILED, rank)
+    return Outcome(Status.FAILED, line, Cause.FAILED, rank)
 
 
 RULES: tuple[Callable[[Evidence], Outcome | None], ...] = (

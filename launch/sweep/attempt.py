@@ -14,7 +14,7 @@ from ...results import files
 from ...results.store.run_folder import Claim
 from ..host.clock import Moment
 from ..host.link import link_columns
-from ..process.cause import Cause
+from ..process.cause import Cause, Status
 from ..process.goodput import StartLog, chances_used_up, goodput_columns, read_log, read_starts
 from ..process.outcome import Outcome
 from ..process.run_spec import RunSpec, utc
@@ -110,7 +110,9 @@ class RunAttempt:
         """Starts of this attempt that took their host, and this supervisor, with them; None: it may start again."""
         starts = read_starts(self.run.path)
         reason = chances_used_up(starts, self.claim.attempt, self.job)
-        return Outcome("failed", f"{reason}; the last host: {starts[-1].host}", Cause.HOST_GONE) if reason else None
+        return (
+            Outcome(Status.FAILED, f"{reason}; the last host: {starts[-1].host}", Cause.HOST_GONE) if reason else None
+        )
 
     def _started(self) -> None:
         self.on_started()
@@ -122,9 +124,9 @@ class RunAttempt:
         self.ended_at = self.spec.launched.time_now()
         if row is not None and row["attempt"] == self.claim.attempt:
             return self._finished(row)
-        if outcome.status == "preempted":
+        if outcome.status == Status.PREEMPTED:
             return self._preempted(outcome)
-        if outcome.status == "failed" and not self.run.has_room():  # whatever failed, it had no disk
+        if outcome.status == Status.FAILED and not self.run.has_room():  # whatever failed, it had no disk
             self._log_end(outcome.status)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return self._failed(outcome)
@@ -133,7 +135,7 @@ class RunAttempt:
         outcome = outcome_of(row)
         self._log_end(outcome.status)
         self.display.ended(self.planned, outcome, row, self.scratch)
-        if outcome.status == "ok":
+        if outcome.status == Status.OK:
             self.run.clean_scratch()
         return outcome
 
@@ -141,14 +143,14 @@ class RunAttempt:
         """Its row comes when it is finished, unless it has been started too often for nothing."""
         self._log_end(outcome.cause if outcome.cause is Cause.HOST_GONE else outcome.status)
         if reason := chances_used_up(read_starts(self.run.path), self.claim.attempt, self.job):
-            return self._write_failed(replace(outcome, status="failed", reason=f"{outcome.reason}; {reason}"))
+            return self._write_failed(replace(outcome, status=Status.FAILED, reason=f"{outcome.reason}; {reason}"))
         self.display.ended(self.planned, outcome, {}, self.scratch)
         return outcome
 
     def _failed(self, outcome: Outcome) -> Outcome:
-        if outcome.status == "ok":
-            outcome = Outcome("failed", "every rank ended well, but rank 0 wrote no row")
-        if outcome.status == "timeout":
+        if outcome.status == Status.OK:
+            outcome = Outcome(Status.FAILED, "every rank ended well, but rank 0 wrote no row")
+        if outcome.status == Status.TIMEOUT:
             stacks = keep_stacks(self.scratch, self.run.path, self.claim.attempt)
             if stacks and outcome.cause is Cause.HANG:
                 where = stacks.relative_to(self.run.results.absolute())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ...results.store.attempts import known_status
 from ...results.store.store import RunStore
+from ..process.cause import Status
 from ..process.outcome import Outcome
 from ..study.case import Case
 from ..study.comm_case import CommCase
@@ -240,7 +241,7 @@ def damaged_lines(damaged: Mapping[str, str], parts: Mapping[str, str]) -> list[
 
 def outcome_of(row: Mapping[str, Any]) -> Outcome:
     """What the table has of a run."""
-    return Outcome(row["status"], row.get("reason"))
+    return Outcome(Status(row["status"]), row.get("reason"))
 
 
 def wanted(status: str | None, retry_failed: bool) -> bool:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 from ...results.store.run_folder import FULL, Claim, RunFolder
 from ...results.store.store import RunStore
-from ..process.cause import StopReason
+from ..process.cause import Status, StopReason
 from ..process.outcome import Outcome
 from ..process.supervisor import Signals
 from .attempt import RunAttempt, run_spec
@@ -103,9 +103,9 @@ class Sweep:
                 self._pass_over(planned, status, summary)
                 return True
             outcome = summary.outcomes[planned.run_id] = self._execute(planned, claim)
-        if outcome.status == "cancelled":
+        if outcome.status == Status.CANCELLED:
             summary.interrupt(self.signals.received or outcome.reason or "cancelled", signal=self.signals.received)
-        elif outcome.status == "preempted":
+        elif outcome.status == Status.PREEMPTED:
             summary.interrupt(outcome.reason or "preempted", requeue=True)
         return True
 
