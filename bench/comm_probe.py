@@ -19,6 +19,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -128,7 +129,7 @@ def _ranks_of(args: tuple) -> tuple[int, ...]:
                 group = dist.ProcessGroup.unbox(argument)
             except (RuntimeError, TypeError):
                 continue  # the reduce operation is boxed, too
-            ranks = dist.get_process_group_ranks(dist.distributed_c10d._resolve_process_group(group.group_name))
+            ranks = dist.get_process_group_ranks(_resolve_process_group(group.group_name))
             return tuple(ranks)
     return ()
 

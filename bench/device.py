@@ -8,7 +8,7 @@ import time
 import torch
 
 # Dense peaks in FLOP/s from the vendors' datasheets, by a part of the device's name; the first match counts.
-# fp32 is without TF32, which torch leaves off unless told.
+# fp32 is without TF32, which torch leaves off by default.
 DATASHEET: tuple[tuple[str, dict[str, float]], ...] = (
     ("GB200", {"bf16": 2500e12, "fp32": 80e12}),
     ("B200", {"bf16": 2250e12, "fp32": 75e12}),
@@ -38,7 +38,11 @@ def peak_resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def mark(device: torch.device) -> torch.cuda.Event | float:
+Mark = torch.cuda.Event | float
+"""A point in time: on a GPU an event in its stream, on a CPU time.perf_counter."""
+
+
+def mark(device: torch.device) -> Mark:
     """Now: on a GPU an event in its stream, on a CPU the clock."""
     if device.type != "cuda":
         return time.perf_counter()
@@ -57,13 +61,14 @@ class Device:
             torch.cuda.set_device(self.torch)
             torch.cuda.reset_peak_memory_stats()
 
-    def mark(self) -> torch.cuda.Event | float:
+    def mark(self) -> Mark:
         return mark(self.torch)
 
-    def between_s(self, begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    def between_s(self, begin: Mark, end: Mark) -> float:
         """Seconds between two marks; waits until the device has passed the second."""
-        if not self.cuda:
+        if isinstance(begin, float) and isinstance(end, float):
             return end - begin
+        assert not isinstance(begin, float) and not isinstance(end, float)
         end.synchronize()
         return begin.elapsed_time(end) / 1e3
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint_files import Outgoing, Saved
+    from .device import Mark
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class StepOutput:
     loss: torch.Tensor  # 0-dim fp32: this rank's share; the sum over all ranks is the mean over the global batch
     grad_norm: torch.Tensor  # 0-dim fp32: global L2 norm before clipping, the same on every rank
     extra: dict[str, float | torch.Tensor] = field(default_factory=dict)  # more columns of `steps`
-    update_began: torch.cuda.Event | float | None = None  # bench.device.mark between backward and update
-    update_ended: torch.cuda.Event | float | None = None  # mark between the update and an outer step
+    update_began: Mark | None = None  # between backward and update
+    update_ended: Mark | None = None  # between the update and an outer step
 
 
 @dataclass(frozen=True)

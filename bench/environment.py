@@ -52,10 +52,10 @@ def version_of(package: str) -> str | None:
 
 def _cpu_model() -> str | None:
     try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
         return None
-    return found[1] if found else platform.machine()
+    return name[1] if name else platform.machine()
 
 
 def _git(*arguments: str) -> str | None:
@@ -63,17 +63,18 @@ def _git(*arguments: str) -> str | None:
     if not (CHECKOUT / ".git").exists():
         return None
     try:
-        told = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, timeout=10)
+        result = subprocess.run(["git", "-C", str(CHECKOUT), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() if told.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _driver() -> str | None:
     try:
-        return re.search(r"Module\s+([\d.]+)", Path("/proc/driver/nvidia/version").read_text())[1]
-    except (OSError, TypeError):
+        version = re.search(r"Module\s+([\d.]+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
         return None
+    return version[1] if version else None
 
 
 def _mpi_version() -> str | None:

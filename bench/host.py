@@ -1,4 +1,4 @@
-"""What a host does beside the ranks: load, stolen time, other processes, clocks, throttling. None is: not told.
+"""What a host does beside the ranks: load, stolen time, other processes, clocks, throttling. None: not known.
 
 Of Linux's counters (man 5 proc, Documentation/admin-guide/cgroup-v2.rst, .../cpu-freq). A meter reads them before the
 first timed step and after the last, never in a step. Needs no torch.
@@ -11,9 +11,10 @@ import re
 import socket
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from .nvml import GpuClocks
 
@@ -57,43 +58,50 @@ class CpuTime:
 
 def cpu_time(cpus: Collection[int], root: Path = ROOT) -> CpuTime | None:
     """Of these CPUs together; None where one of them is not in /proc/stat."""
-    found = []
+    times: list[CpuTime] = []
     for line in (read(root / "proc/stat") or "").splitlines():
         name, _, rest = line.partition(" ")
         if re.fullmatch(r"cpu\d+", name) and int(name[3:]) in cpus:
             user, nice, system, idle, iowait, irq, softirq, stolen = (*map(int, rest.split()[:8]), *[0] * 8)[:8]
-            times = (user + nice + system + irq + softirq, stolen, idle + iowait)
-            found.append(CpuTime(*(ticks / TICKS for ticks in times)))
-    if len(found) < len(cpus) or not found:
+            busy = user + nice + system + irq + softirq
+            times.append(CpuTime(busy / TICKS, stolen / TICKS, (idle + iowait) / TICKS))
+    if len(times) < len(cpus) or not times:
         return None
-    return CpuTime(*(sum(getattr(each, name) for each in found) for name in ("busy", "stolen", "idle")))
+    return CpuTime(
+        sum(each.busy for each in times), sum(each.stolen for each in times), sum(each.idle for each in times)
+    )
 
 
 def clocks_mhz(cpus: Collection[int], root: Path = ROOT) -> list[float]:
-    """Of each of these CPUs, now: cpufreq's, else those in /proc/cpuinfo; empty where neither tells."""
+    """Of each of these CPUs, now: cpufreq's, else those in /proc/cpuinfo; empty where neither has them."""
     folder = root / "sys/devices/system/cpu"
-    told = [read(folder / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus]
-    if all(each and each.isdigit() for each in told):
-        return [int(each) / 1e3 for each in told]
+    kilohertz = _counters(read(folder / f"cpu{cpu}/cpufreq/scaling_cur_freq") for cpu in cpus)
+    if len(kilohertz) == len(cpus):
+        return [each / 1e3 for each in kilohertz]
     pairs = re.findall(r"^(processor|cpu MHz)\s*: ([\d.]+)", read(root / "proc/cpuinfo") or "", re.M)
-    cpu, found = None, []
+    cpu, clocks = None, []
     for name, value in pairs:
         if name == "processor":
             cpu = int(value) if value.isdigit() else None
         elif cpu in cpus:
-            found.append(float(value))
-    return found
+            clocks.append(float(value))
+    return clocks
+
+
+def _counters(contents: Iterable[str | None]) -> list[int]:
+    """The numbers among the contents of files that may be missing, or hold something else."""
+    return [int(content) for content in contents if content and content.isdigit()]
 
 
 def heat_throttles(cpus: Collection[int], root: Path = ROOT) -> dict[int, int]:
     """Times each of these CPUs, or its package, slowed itself for heat; empty where it is not counted."""
-    found = {}
+    counts = {}
     for cpu in cpus:
         folder = root / f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle"
-        told = [read(folder / f"{what}_throttle_count") for what in ("core", "package")]
-        if any(each and each.isdigit() for each in told):
-            found[cpu] = sum(int(each) for each in told if each and each.isdigit())
-    return found
+        own = _counters(read(folder / f"{part}_throttle_count") for part in ("core", "package"))
+        if own:
+            counts[cpu] = sum(own)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -107,21 +115,39 @@ class Quota:
 
 def quotas(root: Path = ROOT) -> dict[str, Quota]:
     """Of this process's control group and those above it that have a CPU quota, v2 and v1."""
-    found = {}
+    quotas = {}
+    for file in _quota_files(root):
+        counters = {name: int(count) for name, count in re.findall(r"^(\w+) (\d+)$", read(file) or "", re.M)}
+        if counters.get("nr_periods"):
+            throttled_s = counters.get("throttled_usec", 0) / 1e6 + counters.get("throttled_time", 0) / 1e9
+            quotas[str(file)] = Quota(counters["nr_periods"], counters.get("nr_throttled", 0), throttled_s)
+    return quotas
+
+
+def _quota_files(root: Path) -> Iterator[Path]:
     for line in (read(root / "proc/self/cgroup") or "").splitlines():
         parts = line.split(":", 2)
         if len(parts) < 3 or (parts[1] and "cpu" not in parts[1].split(",")):
             continue
-        mounts = [parts[1], "cpu"] if parts[1] else ["", "unified"]
         path = Path(parts[2].lstrip("/"))
-        for mount in mounts:
-            for above in (path, *path.parents):
-                file = root / "sys/fs/cgroup" / mount / above / "cpu.stat"
-                told = dict(re.findall(r"^(\w+) (\d+)$", read(file) or "", re.M))
-                if int(told.get("nr_periods", 0)):
-                    held_s = int(told.get("throttled_usec", 0)) / 1e6 + int(told.get("throttled_time", 0)) / 1e9
-                    found[str(file)] = Quota(int(told["nr_periods"]), int(told.get("nr_throttled", 0)), held_s)
-    return found
+        for mount in (parts[1], "cpu") if parts[1] else ("", "unified"):
+            for group in (path, *path.parents):
+                yield root / "sys/fs/cgroup" / mount / group / "cpu.stat"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one rank's meter reads at one moment."""
+
+    at: float  # time.monotonic
+    own_s: float  # CPU time of this process
+    cpu: CpuTime | None
+    gpu: dict[str, float]
+    load: float | None = None
+    # Read by the rank that leads only:
+    mhz: list[float] = field(default_factory=list)
+    heat: dict[int, int] = field(default_factory=dict)
+    quotas: dict[str, Quota] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,8 +165,8 @@ class HostMeter:
     root: Path = ROOT
     cpus: frozenset[int] = field(default_factory=lambda: frozenset(os.sched_getaffinity(0)))
     own_s: Callable[[], float] = time.process_time
-    _begin: dict | None = field(default=None, init=False)
-    _end: dict | None = field(default=None, init=False)
+    _begin: Reading | None = field(default=None, init=False)
+    _end: Reading | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._gpu = GpuClocks(self.cuda_index)
@@ -154,85 +180,84 @@ class HostMeter:
             self.stop()
 
     def start(self) -> None:
-        self._begin = self._read() | {"load": load_average(self.root)}
+        self._begin = replace(self._read(), load=load_average(self.root))
 
     def stop(self) -> None:
         if self._begin is not None and self._end is None:
             self._end = self._read()
 
-    def _read(self) -> dict:
-        told = {
-            "at": time.monotonic(),
-            "own": self.own_s(),
-            "cpu": cpu_time(self.cpus, self.root),
-            "gpu": self._gpu.read(),
-        }
-        if self.leads:
-            told |= {
-                "mhz": clocks_mhz(self.cpus, self.root),
-                "heat": heat_throttles(self.cpus, self.root),
-                "quotas": quotas(self.root),
-            }
-        return told
+    def _read(self) -> Reading:
+        reading = Reading(time.monotonic(), self.own_s(), cpu_time(self.cpus, self.root), self._gpu.read())
+        if not self.leads:
+            return reading
+        return replace(
+            reading,
+            mhz=clocks_mhz(self.cpus, self.root),
+            heat=heat_throttles(self.cpus, self.root),
+            quotas=quotas(self.root),
+        )
 
-    def told(self) -> dict[str, object]:
-        """What host_columns takes, of this rank; goes through JSON. Empty where nothing was timed."""
+    def summary(self) -> dict[str, object]:
+        """This rank's argument of host_columns; goes through JSON. Empty where nothing was timed."""
         begin, end = self._begin, self._end
         if begin is None or end is None:
             return {}
-        seconds = end["at"] - begin["at"]
-        cpu = end["cpu"].since(begin["cpu"]) if begin["cpu"] and end["cpu"] else None
-        mine = {
+        cpu = end.cpu.since(begin.cpu) if begin.cpu and end.cpu else None
+        summary = {
             "host": machine_id(self.root),
             "cpus": sorted(self.cpus),
-            "own_s": end["own"] - begin["own"],
-            "load": begin["load"],
+            "own_s": end.own_s - begin.own_s,
+            "load": begin.load,
             "cpu": [cpu.busy, cpu.stolen, cpu.all] if cpu and cpu.all > 0 else None,
-        } | self._gpu.between(begin["gpu"], end["gpu"], seconds)
+        } | self._gpu.between(begin.gpu, end.gpu, end.at - begin.at)
         if self.leads:
-            mine["mhz"] = begin["mhz"] + end["mhz"]
-            mine["heat"] = max(
-                (end["heat"][cpu] - count for cpu, count in begin["heat"].items() if cpu in end["heat"]), default=None
-            )
-            mine["quota"] = _worst_quota(begin["quotas"], end["quotas"])
-        return mine
+            summary["mhz"] = begin.mhz + end.mhz
+            throttles = [end.heat[cpu] - count for cpu, count in begin.heat.items() if cpu in end.heat]
+            summary["heat"] = max(throttles, default=None)
+            summary["quota"] = _worst_quota(begin.quotas, end.quotas)
+        return summary
 
 
 def _worst_quota(begin: Mapping[str, Quota], end: Mapping[str, Quota]) -> list[float] | None:
     """[share of the periods that were throttled, throttled seconds] of the group that was held back most."""
-    none, found = Quota(0, 0, 0.0), []
+    none, throttled = Quota(0, 0, 0.0), []
     for name, now in end.items():
         was = begin.get(name, none)
         if now.periods > was.periods:
             share = (now.throttled - was.throttled) / (now.periods - was.periods)
-            found.append([share, now.throttled_s - was.throttled_s])
-    return max(found, default=None)
+            throttled.append([share, now.throttled_s - was.throttled_s])
+    return max(throttled, default=None)
 
 
 def host_columns(ranks: Sequence[Mapping], all_there: bool = True) -> dict[str, object]:
-    """Columns of the group "Machine" from what each rank's meter told: those of the worst host.
+    """Columns of the group "Machine" from each rank's HostMeter.summary: those of the worst host.
 
-    all_there: False: some ranks are gone, so what they took of the CPU is not known
+    all_there: False: some ranks are gone, so the CPU time they used is not known
     """
     ranks = [rank for rank in ranks if rank]
     timed = [rank for rank in ranks if rank["cpu"]]
-    clocks = [rank["mhz"] for rank in ranks if rank.get("mhz")]
-    quotas = [rank["quota"] for rank in ranks if rank.get("quota")]
-    reasons = [set(rank["gpu_reasons"]) for rank in ranks if rank.get("gpu_reasons") is not None]
+    clocks = [clocks for clocks in _values(ranks, "mhz") if clocks]
+    quotas = _values(ranks, "quota")
+    reasons = _values(ranks, "gpu_reasons")
     return {
-        "load_average": _most(rank["load"] for rank in ranks),
+        "load_average": _most(_values(ranks, "load")),
         "cpu_others_share": _others(timed) if all_there and len(timed) == len(ranks) else None,
-        "cpu_steal_share": _most(rank["cpu"][1] / rank["cpu"][2] for rank in timed),
-        "cpu_mhz": min((statistics.median(each) for each in clocks), default=None),
-        "cpu_mhz_min": min((min(each) for each in clocks), default=None),
-        "cpu_heat_throttles": _most(rank.get("heat") for rank in ranks),
+        "cpu_steal_share": _most(stolen / every for _, stolen, every in _values(timed, "cpu")),
+        "cpu_mhz": min(map(statistics.median, clocks), default=None),
+        "cpu_mhz_min": min(map(min, clocks), default=None),
+        "cpu_heat_throttles": _most(_values(ranks, "heat")),
         "cgroup_throttled_share": _most(share for share, _ in quotas),
         "cgroup_throttled_s": _most(seconds for _, seconds in quotas),
-        "gpu_mhz_min": min((rank["gpu_mhz"] for rank in ranks if rank.get("gpu_mhz") is not None), default=None),
-        "gpu_heat_share": _most(rank.get("gpu_heat_share") for rank in ranks),
-        "gpu_power_share": _most(rank.get("gpu_power_share") for rank in ranks),
+        "gpu_mhz_min": min(_values(ranks, "gpu_mhz"), default=None),
+        "gpu_heat_share": _most(_values(ranks, "gpu_heat_share")),
+        "gpu_power_share": _most(_values(ranks, "gpu_power_share")),
         "gpu_throttle_reasons": ", ".join(sorted(set().union(*reasons))) if reasons else None,
     }
+
+
+def _values(ranks: Sequence[Mapping], name: str) -> list[Any]:
+    """Of the ranks that have one."""
+    return [rank[name] for rank in ranks if rank.get(name) is not None]
 
 
 def _others(ranks: Sequence[Mapping]) -> float | None:
@@ -242,7 +267,7 @@ def _others(ranks: Sequence[Mapping]) -> float | None:
         groups.setdefault((rank["host"], tuple(rank["cpus"])), []).append(rank)
     for host, cpus in groups:
         if any(host == other and cpus != some and set(cpus) & set(some) for other, some in groups):
-            return None  # who of the ranks was on which of them is not told
+            return None  # which rank ran on which of the shared CPUs is not known
     shares = []
     for members in groups.values():
         busy, _, every = max((rank["cpu"] for rank in members), key=lambda cpu: cpu[2])
@@ -250,5 +275,5 @@ def _others(ranks: Sequence[Mapping]) -> float | None:
     return _most(shares)
 
 
-def _most(values: Iterable[float | None]) -> float | None:
-    return max((value for value in values if value is not None), default=None)
+def _most(values: Iterable[float]) -> float | None:
+    return max(values, default=None)

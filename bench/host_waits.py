@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from .device import Mark
 
 MESSAGES = (12, 13, 14)  # c10d::OpType SEND, RECV, RECVANYSOURCE
 _open: Waits | None = None
@@ -55,20 +57,20 @@ class Waits:
         _open = self
         if dist.is_available():
             self._wait = dist.Work.wait
-            dist.Work.wait = self._timed(self._wait)
+            dist.Work.wait = self._timed(self._wait)  # type: ignore[method-assign]  # until the end of the block
         return self
 
     def __exit__(self, *error: object) -> None:
         global _open
         _open = None
         if dist.is_available():
-            dist.Work.wait = self._wait
+            dist.Work.wait = self._wait  # type: ignore[method-assign]
 
     def _timed(self, wait: Callable) -> Callable:
         clock, note = time.perf_counter, self.note
         message = "bubble" if self.pipeline else "comm"
 
-        def timed(work: dist.Work, *args, **kwargs):
+        def timed(work: Any, *args, **kwargs):  # a dist.Work; torch does not declare _get_op_type
             begin = clock()
             try:
                 return wait(work, *args, **kwargs)
@@ -80,12 +82,13 @@ class Waits:
     def note(self, kind: str, begin: float, end: float) -> None:
         self.found.append(Wait(self.kind or kind, begin, end))
 
-    def take(self, update_began: float | None, update_ended: float | None) -> dict[str, float]:
+    def take(self, update_began: Mark | None, update_ended: Mark | None) -> dict[str, float]:
         """This rank's columns of the step that has ended, s; begins the next. Arguments: as StepOutput's.
 
         Waits after update_ended are the outer step's, which has a clock of its own.
         """
         found, self.found = self.found, []
+        assert not isinstance(update_began, torch.cuda.Event) and not isinstance(update_ended, torch.cuda.Event)
         if update_ended is not None:
             found = [wait for wait in found if wait.begin < update_ended]
         kinds = {"comm_time_s": "comm"} | ({"bubble_time_s": "bubble"} if self.pipeline else {})
@@ -101,17 +104,17 @@ def _seconds(waits: Iterator[Wait]) -> float:
 
 
 @contextmanager
-def _counted(kind: str) -> Iterator[None]:
-    before, _open.kind = _open.kind, kind
+def _counted(waits: Waits, kind: str) -> Iterator[None]:
+    before, waits.kind = waits.kind, kind
     try:
         yield
     finally:
-        _open.kind = before
+        waits.kind = before
 
 
-def counted_as(kind: str):
+def counted_as(kind: str) -> AbstractContextManager[None]:
     """Around a call: what it waits for is of this kind, whatever the operation."""
-    return nullcontext() if _open is None else _counted(kind)
+    return nullcontext() if _open is None else _counted(_open, kind)
 
 
 def time_end_of_backward(output: torch.Tensor, waits_there: Callable[[], bool]) -> None:
@@ -127,6 +130,11 @@ def time_end_of_backward(output: torch.Tensor, waits_there: Callable[[], bool]) 
 
     def before_others() -> None:
         begin = time.perf_counter()
-        queue(lambda: _open and _open.note("comm", begin, time.perf_counter()))
+
+        def after_others() -> None:
+            if _open is not None:
+                _open.note("comm", begin, time.perf_counter())
+
+        queue(after_others)
 
     output.register_hook(on_begin)

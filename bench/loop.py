@@ -24,7 +24,7 @@ from .measure import Measure
 from .recipe import Recipe
 from .step_record import StepRecord
 
-COMPARE_S = 5.0  # so often at least, whole steps, the ranks meet: who asks them to stop does not wait longer
+COMPARE_S = 5.0  # the ranks meet at least so often, in whole steps: a request to stop does not wait longer
 
 
 @dataclass
@@ -40,114 +40,138 @@ class Training:
     stopped: bool = False  # before the end, with a checkpoint, since it was asked to
 
 
-def train(
-    engine: Engine,
-    source: Source,
-    recipe: Recipe,
-    measure: Measure,
-    seq_len: int,
-    device: Device,
-    energy: EnergyMeter,
-    training: Training,
-    *,
-    first_step: int = 0,
-    on_step: Callable[[int, Training], None] = lambda done, training: None,
-    checkpoint: Callable[[int, Training], None] | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> Training:
-    """Train from `first_step` to the end of the recipe, or to the first loss that is not finite. Collective.
+@dataclass(frozen=True)
+class Setup:
+    """What this rank trains, on which data, and how it is measured."""
+
+    engine: Engine
+    source: Source
+    recipe: Recipe
+    measure: Measure
+    seq_len: int
+    device: Device
+    energy: EnergyMeter
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls between two steps.
 
     on_step(done, training) follows every step; checkpoint(done, training) every measure.checkpoint_every steps, with
-    all rows flushed. stop(): whether this rank has heard that the run is to end before its end; then all ranks write
-    a checkpoint after the step in which they next meet, and the training is `stopped`.
+    all rows flushed. stop(): whether this rank was asked to end the run before its end; then all ranks write a
+    checkpoint after the step in which they next meet, and the training is `stopped`.
     """
+
+    on_step: Callable[[int, Training], None] = lambda done, training: None
+    checkpoint: Callable[[int, Training], None] | None = None
+    stop: Callable[[], bool] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def train(setup: Setup, training: Training, *, first_step: int = 0, hooks: Hooks = NO_HOOKS) -> Training:
+    """Train from `first_step` to the end of the recipe, or to the first loss that is not finite. Collective."""
+    engine = setup.engine
     waits = Waits(pipeline="pp" in engine.talks()) if getattr(engine, "waits_on_host", False) else None
     with waits or nullcontext():
-        return _train(
-            engine,
-            source,
-            recipe,
-            measure,
-            seq_len,
-            device,
-            energy,
-            training,
-            first_step,
-            on_step,
-            checkpoint,
-            stop,
-            waits,
-        )
+        return _Loop(setup, training, first_step, hooks, waits).run()
 
 
-def _train(
-    engine: Engine,
-    source: Source,
-    recipe: Recipe,
-    measure: Measure,
-    seq_len: int,
-    device: Device,
-    energy: EnergyMeter,
-    training: Training,
-    first_step: int,
-    on_step: Callable[[int, Training], None],
-    checkpoint: Callable[[int, Training], None] | None,
-    stop: Callable[[], bool] | None,
-    waits: Waits | None,
-) -> Training:
-    begin_row, end_row = engine.rows()
-    tokens_per_step = recipe.global_batch * seq_len
-    # The last warm-up step, but not the first two, in which pipelines agree on shapes and DDP on buckets.
-    probed = first_step + measure.warmup_steps - 1 if measure.probe_comm and measure.warmup_steps > 2 else None
-    timed_from = first_step + measure.warmup_steps
-    # What a killed attempt used is not known, so a resumed run has no energy.
-    joules = TimedEnergy(energy, device, training, None if first_step else timed_from)
-    meet_at = first_step + 1
-    if measure.eval_start and measure.eval_sequences and not first_step:
-        training.evals += evaluate(engine, source, recipe, measure, device, 0, 0)
-    for step in range(first_step, recipe.steps):
-        joules.before(step)
-        watched = _probed(engine, training) if step == probed else nullcontext()
+class _Loop:
+    """One call of `train`."""
+
+    def __init__(self, setup: Setup, training: Training, first_step: int, hooks: Hooks, waits: Waits | None) -> None:
+        recipe, measure = setup.recipe, setup.measure
+        self.setup, self.training, self.first_step, self.hooks, self.waits = setup, training, first_step, hooks, waits
+        self.begin_row, self.end_row = setup.engine.rows()
+        self.tokens_per_step = recipe.global_batch * setup.seq_len
+        self.timed_from = first_step + measure.warmup_steps
+        # The last warm-up step, but not the first two, in which pipelines agree on shapes and DDP on buckets.
+        probes = measure.probe_comm and measure.warmup_steps > 2
+        self.probed_step = self.timed_from - 1 if probes else None
+        # What a killed attempt used is not known, so a resumed run has no energy.
+        energy_from = None if first_step else self.timed_from
+        self.energy = TimedEnergy(setup.energy, setup.device, training, energy_from)
+        self.meet_at = first_step + 1
+
+    def run(self) -> Training:
+        measure = self.setup.measure
+        if measure.eval_start and measure.eval_sequences and not self.first_step:
+            self._evaluate(0)
+        for step in range(self.first_step, self.setup.recipe.steps):
+            self._step(step)
+            if not self._continues(step + 1):
+                break
+        return self.training
+
+    def _step(self, step: int) -> None:
+        engine, source, recipe, device = self.setup.engine, self.setup.source, self.setup.recipe, self.setup.device
+        waits, probed = self.waits, step == self.probed_step
+        self.energy.before(step)
+        watched = _probed(engine, self.training) if probed else nullcontext()
         lr = recipe.lr_at(step)
         if waits:
             waits.found.clear()  # those of evaluations and checkpoints
         begin = device.mark()
         position = step * recipe.global_batch
-        tokens = to_device(source.train_rows(position + begin_row, position + end_row), device)
+        tokens = to_device(source.train_rows(position + self.begin_row, position + self.end_row), device)
         loaded = device.mark()
         with watched:
             output = engine.train_step(tokens, lr)
         end = device.mark()
-        done = step + 1
-        row = {"step": step, "warmup": step < timed_from, "tokens_seen": done * tokens_per_step, "lr": lr}
-        if waits and step != probed:  # the probe itself waits for each collective
+        row = {
+            "step": step,
+            "warmup": step < self.timed_from,
+            "tokens_seen": (step + 1) * self.tokens_per_step,
+            "lr": lr,
+        }
+        if waits and not probed:  # the probe itself waits for each collective
             row |= waits.take(output.update_began, output.update_ended)
-        training.steps.add(row, (begin, loaded, end), output)
-        saves = bool(checkpoint and measure.checkpoint_every and done % measure.checkpoint_every == 0)
-        evaluates = bool(measure.eval_every and done % measure.eval_every == 0) or done == recipe.steps
-        if done == meet_at or done % measure.log_every == 0 or saves or evaluates:
-            training.finite = training.steps.flush(stop is not None and stop())
-            if stop is not None:  # the slowest rank's time, so the same step on every rank
-                meet_at = done + max(1, int(COMPARE_S / max(training.steps.rows[-1]["step_time_s"], 1e-6)))
+        self.training.steps.add(row, (begin, loaded, end), output)
+
+    def _continues(self, done: int) -> bool:
+        """What lies between two steps; False: the next one does not follow."""
+        measure, training, hooks = self.setup.measure, self.training, self.hooks
+        last = done == self.setup.recipe.steps
+        saves = hooks.checkpoint is not None and _is_due(done, measure.checkpoint_every)
+        evaluates = last or _is_due(done, measure.eval_every)
+        if done == self.meet_at or _is_due(done, measure.log_every) or saves or evaluates:
+            self._meet(done)
             if not training.finite:
                 training.energy_j = None
-                break
+                return False
         if saves or evaluates:
-            joules.pause()
-        on_step(done, training)
+            self.energy.pause()
+        hooks.on_step(done, training)
         if evaluates and measure.eval_sequences:
-            training.evals += evaluate(engine, source, recipe, measure, device, done, done * tokens_per_step)
-        training.stopped = training.steps.stop and done < recipe.steps
-        if checkpoint and done < recipe.steps and (saves or training.stopped):
-            checkpoint(done, training)
-        if training.stopped:
-            break
-    return training
+            self._evaluate(done)
+        training.stopped = training.steps.stop and not last
+        if hooks.checkpoint and not last and (saves or training.stopped):
+            hooks.checkpoint(done, training)
+        return not training.stopped
+
+    def _meet(self, done: int) -> None:
+        """The ranks compare what they have measured, and whether one of them was asked to stop."""
+        steps, stop = self.training.steps, self.hooks.stop
+        self.training.finite = steps.flush(stop is not None and stop())
+        if stop is not None:  # by the slowest rank's time, so at the same step on every rank
+            self.meet_at = done + max(1, int(COMPARE_S / max(steps.rows[-1]["step_time_s"], 1e-6)))
+
+    def _evaluate(self, done: int) -> None:
+        setup = self.setup
+        self.training.evals += evaluate(
+            setup.engine, setup.source, setup.recipe, setup.measure, setup.device, done, done * self.tokens_per_step
+        )
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
 
 
 def _probed(engine: Engine, training: Training) -> CommProbe:
-    """What is to be around the probed step. Counts a round of outer steps first, where the engine has them: between
-    two steps, as no step's time has it."""
+    """The context of the probed step. Counts a round of outer steps first, where the engine has them: between two
+    steps, so that it is in no step's time."""
     training.round_probe = getattr(engine, "count_round", lambda: None)()
     training.probe = CommProbe(engine.talks())
     return training.probe
@@ -182,11 +206,11 @@ def evaluate(
     Collective."""
     asked, batch = measure.eval_sequences, recipe.global_batch
     begin_row, end_row = getattr(engine, "eval_rows", engine.rows)()
-    batches = [
+    on_host = [
         filled_up(source, start, min(batch, asked - start), batch, begin_row, end_row)
         for start in range(0, asked, batch)
     ]
-    batches = [(to_device(rows, device), torch.from_numpy(counted).to(device.torch)) for rows, counted in batches]
+    batches = [(to_device(rows, device), torch.from_numpy(counted).to(device.torch)) for rows, counted in on_host]
     kinds = engine.evaluations()
     total = torch.stack([torch.stack([loss(*each) for each in batches]).sum() for loss in kinds.values()]) / asked
     if dist.is_initialized():
@@ -212,7 +236,7 @@ def filled_up(
     return rows, counted
 
 
-def to_device(rows, device: Device) -> torch.Tensor:
+def to_device(rows: np.ndarray, device: Device) -> torch.Tensor:
     """Rows of a source, (rows, seq_len + 1) int64."""
     tokens = torch.from_numpy(rows)
     return tokens.pin_memory().to(device.torch, non_blocking=True) if device.cuda else tokens

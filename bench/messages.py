@@ -35,10 +35,12 @@ def at_first(value: Any, group: dist.ProcessGroup | None = None) -> list[Any] | 
     content, lengths = _with_lengths(value, group)
     padded = torch.zeros(max(lengths), dtype=torch.uint8)
     padded[: content.numel()] = content
-    first = dist.get_rank(group) == 0
-    every = [torch.empty_like(padded) for _ in lengths] if first else None
+    if dist.get_rank(group) != 0:
+        dist.gather(padded, None, group=group, group_dst=0)
+        return None
+    every = [torch.empty_like(padded) for _ in lengths]
     dist.gather(padded, every, group=group, group_dst=0)
-    return [_decoded(each[:n]) for each, n in zip(every, lengths, strict=True)] if first else None
+    return [_decoded(each[:n]) for each, n in zip(every, lengths, strict=True)]
 
 
 def everywhere(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -55,10 +57,12 @@ def everywhere(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 def to_each(values: list[Any] | None, group: dist.ProcessGroup | None = None) -> Any:
     """Of the first rank's list, the one for this rank."""
+    first = not dist.is_initialized() or dist.get_rank(group) == 0
+    own = values if first and values is not None else []
     if not dist.is_initialized():
-        return values[0]
-    first, mine = dist.get_rank(group) == 0, torch.empty((), dtype=torch.int64)
-    contents = [_encoded(value) for value in values] if first else []
+        return own[0]
+    mine = torch.empty((), dtype=torch.int64)
+    contents = [_encoded(value) for value in own]
     lengths = [torch.tensor(content.numel()) for content in contents]
     dist.scatter(mine, lengths or None, group=group, group_src=0)
     longest = torch.tensor(max(map(int, lengths), default=0))
@@ -86,7 +90,8 @@ def _decoded(content: Tensor) -> Any:
     return json.loads(content.numpy().tobytes())
 
 
-def _length(told: Tensor) -> int:
-    if not 0 < int(told) <= LIMIT_BYTES:
-        raise ValueError(f"a message between ranks of {int(told)} bytes: 1 to {LIMIT_BYTES} are allowed")
-    return int(told)
+def _length(announced: Tensor) -> int:
+    length = int(announced)
+    if not 0 < length <= LIMIT_BYTES:
+        raise ValueError(f"a message between ranks of {length} bytes: 1 to {LIMIT_BYTES} are allowed")
+    return length

@@ -86,7 +86,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _turned(grad, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, -1), None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
@@ -118,7 +119,7 @@ class Attention(nn.Module):
     def forward(self, x_bsw: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = self.seams.enter(x_bsw)
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.wq, self.wk, self.wv))
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         context = self.seams.attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
         return self.seams.leave(self.wo(context.flatten(-2)))
@@ -138,6 +139,10 @@ class MLP(nn.Module):
         return self.seams.leave(self.down(hidden))
 
 
+def _call(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    return function(*args)
+
+
 class Block(nn.Module):
     def __init__(self, shape: ModelShape, seams: Seams) -> None:
         super().__init__()
@@ -145,7 +150,7 @@ class Block(nn.Module):
         self.attention = Attention(shape, seams)
         self.mlp_norm = RMSNorm(shape.width, shape.norm_eps)
         self.mlp = MLP(shape, seams)
-        self.run = lambda function, *args: function(*args)  # activation recompute replaces this
+        self.run: Callable[..., Tensor] = _call  # activation recompute replaces this
 
     def compute(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin)
@@ -167,6 +172,9 @@ class Decoder(nn.Module):
     layers: global numbers of the blocks held; first / last: whether embedding / final norm and head are held.
     """
 
+    cos: Tensor  # the RoPE tables, from set_positions
+    sin: Tensor
+
     def __init__(
         self,
         shape: ModelShape,
@@ -184,7 +192,10 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(shape.width, shape.norm_eps) if last else None
         self.head = Linear(shape.width, shape.vocab) if last and not shape.tied else None
         self.first, self.last = first, last
-        self.cos = self.sin = None
+
+    def own_blocks(self) -> list[Block]:
+        """Those that are held here, in the order of their layers."""
+        return [block for block in self.blocks.values() if isinstance(block, Block)]
 
     def set_positions(self, positions_s: Tensor) -> None:
         """Fill the RoPE tables for the positions (int64, on the device) of the tokens this rank attends with."""
@@ -197,10 +208,18 @@ class Decoder(nn.Module):
         """x: (b, s) tokens on the first stage, else (b, s, w) hidden -> hidden, or on the last stage logits
         (b, s, vocab) in the compute dtype."""
         if self.first:
-            x = self.seams.leave(self.seams.look_up(x, local(self.embedding.weight)).to(self.dtype))
+            x = self.seams.leave(self.seams.look_up(x, self._table()).to(self.dtype))
         for block in self.blocks.values():
             x = block(x, self.cos, self.sin)
         if not self.last:
             return x
-        x = self.seams.enter(self.norm(x))
-        return F.linear(x, local(self.embedding.weight).to(x.dtype)) if self.head is None else self.head(x)
+        norm, head = self.norm, self.head
+        assert norm is not None
+        x = self.seams.enter(norm(x))
+        return F.linear(x, self._table().to(x.dtype)) if head is None else head(x)
+
+    def _table(self) -> Tensor:
+        """Of the embedding, which a tied head shares."""
+        embedding = self.embedding
+        assert embedding is not None
+        return local(embedding.weight)

@@ -1,4 +1,4 @@
-"""One GPU through NVML: its energy counter, its clock and why that was held down. Null where NVML does not tell."""
+"""One GPU through NVML: its energy counter, its clock and why that was held down. Null where NVML has no answer."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ class GpuClocks:
         if self._gpu is None:
             return {}
         nvml, handle = self._gpu
-        asked = {
+        queries = {
             "mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
             "power_ns": lambda: nvml.nvmlDeviceGetViolationStatus(handle, POWER).violationTime,
             "heat_ns": lambda: nvml.nvmlDeviceGetViolationStatus(handle, THERMAL).violationTime,
         }
-        told = {}
-        for name, ask in asked.items():
-            with contextlib.suppress(Exception):  # what one GPU does not tell costs its column only
-                told[name] = ask()
-        return told
+        reading = {}
+        for name, query in queries.items():
+            with contextlib.suppress(Exception):  # what a GPU cannot answer costs that column only
+                reading[name] = query()
+        return reading
 
     @staticmethod
     def between(begin: dict[str, float], end: dict[str, float], seconds: float) -> dict[str, object]:
         """Of two readings so many seconds apart."""
-        told: dict[str, object] = {}
+        columns: dict[str, object] = {}
         both = begin.keys() & end.keys()
         if "mhz" in both:
-            told["gpu_mhz"] = min(begin["mhz"], end["mhz"])
+            columns["gpu_mhz"] = min(begin["mhz"], end["mhz"])
         if "reasons" in both:
             seen = int(begin["reasons"]) | int(end["reasons"])
-            told["gpu_reasons"] = [name for bit, name in REASONS.items() if seen & bit]
+            columns["gpu_reasons"] = [name for bit, name in REASONS.items() if seen & bit]
         for name in ("heat", "power"):
             if f"{name}_ns" in both and seconds > 0:
-                told[f"gpu_{name}_share"] = (end[f"{name}_ns"] - begin[f"{name}_ns"]) / 1e9 / seconds
-        return told
+                columns[f"gpu_{name}_share"] = (end[f"{name}_ns"] - begin[f"{name}_ns"]) / 1e9 / seconds
+        return columns

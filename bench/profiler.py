@@ -11,9 +11,10 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
-import torch
 import torch.distributed as dist
+from torch._C._autograd import DeviceType
 
 from .device import Device
 from .host_waits import Wait, Waits
@@ -49,22 +50,28 @@ def profile(step: Callable[[], object], steps: int, pipeline: bool, waits_on_hos
         device.finish()
     events = found.events()
     rows = list(_operations(events, device.cuda))
-    for kind, op in KINDS.items() if waits else ():
-        waited = [wait for wait in waits.found if wait.kind == kind]
-        if waited:
-            seconds = sum(wait.end - wait.begin for wait in waited) - _computed_in(waited, events, origin)
-            rows.append(("wait", op, len(waited), max(seconds, 0.0), None))
+    if waits:
+        rows += _waiting(waits, events, origin)
     rows.append(("step", "step", steps, device.between_s(begin, end), None))
     rank = dist.get_rank() if dist.is_initialized() else 0
     mine = [
         (rank, part, op, calls / steps, time_s / steps, None if device_s is None else device_s / steps)
         for part, op, calls, time_s, device_s in rows
     ]
-    every = [mine]
+    every: list[Any] = [mine]
     if dist.is_initialized():
         every = [None] * dist.get_world_size()
         dist.all_gather_object(every, mine)
     return dict(zip(COLUMNS, zip(*(row for one in every for row in one), strict=True), strict=True))
+
+
+def _waiting(waits: Waits, events, origin: float) -> Iterator[tuple]:
+    """The rows of what this thread waited for, by kind."""
+    for kind, op in KINDS.items():
+        waited = [wait for wait in waits.found if wait.kind == kind]
+        if waited:
+            seconds = sum(wait.end - wait.begin for wait in waited) - _computed_in(waited, events, origin)
+            yield "wait", op, len(waited), max(seconds, 0.0), None
 
 
 def _computed_in(waits: list[Wait], events, origin: float) -> float:
@@ -87,7 +94,7 @@ def _computed_in(waits: list[Wait], events, origin: float) -> float:
 def _is_operation(event) -> bool:
     # A user's annotation is the time of the Python inside, of which nothing else is known either; and an event of
     # the device is counted with the operation that started it.
-    return not event.is_user_annotation and event.device_type == torch.autograd.DeviceType.CPU
+    return not event.is_user_annotation and event.device_type == DeviceType.CPU
 
 
 def _operations(events, cuda: bool) -> Iterator[tuple]:

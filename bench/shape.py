@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from .mistakes import Finder
 
@@ -111,7 +112,7 @@ def _named() -> dict[str, dict]:
         "5m": (6, 8, 256, 704),
         "12m": (8, 8, 352, 960),
     }
-    named = {}
+    named: dict[str, dict[str, Any]] = {}
     for name, (layers, heads, width, ffn) in tiny.items():
         named[f"tiny-{name}"] = dict(layers=layers, heads=heads, width=width, ffn=ffn, tied=True)
     for name, (layers, heads, width, ffn) in diloco.items():

@@ -12,13 +12,15 @@ import math
 import torch
 import torch.distributed as dist
 
-from .device import Device
+from .device import Device, Mark
 from .engine import StepOutput
 
-# Who computes longer waits less: the maxima of these parts would exceed a step.
+# The rank that computes longest waits least: the maxima of these parts would exceed a step.
 MEANS = ("compute_time_s", "optimizer_time_s", "comm_time_s", "bubble_time_s", "optimizer_wait_s")
 MAXIMA = ("step_time_s", "data_time_s", "outer_time_s", "outer_exposed_s")
 MINIMA = ("comm_time_min_s",)
+Marks = tuple[Mark, Mark, Mark]
+"""Before the data, before and after the step."""
 
 
 class StepRecord:
@@ -27,11 +29,11 @@ class StepRecord:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.rows: list[dict] = []
-        self._pending: list[tuple[dict, tuple, StepOutput]] = []
+        self._pending: list[tuple[dict, Marks, StepOutput]] = []
         self.stop = False  # a rank asked for it when they last met; the same on every rank
 
-    def add(self, row: dict, marks: tuple, output: StepOutput) -> None:
-        """row: what is known already; marks: before the data, before and after the step (Device.mark)."""
+    def add(self, row: dict, marks: Marks, output: StepOutput) -> None:
+        """row: what is known already."""
         self._pending.append((row, marks, output))
 
     def flush(self, stop: bool = False) -> bool:
@@ -44,20 +46,11 @@ class StepRecord:
         pending, self._pending = self._pending, []
         world = dist.get_world_size() if dist.is_initialized() else 1
         sums = torch.stack([torch.stack((o.loss.float(), o.grad_norm.float() / world)) for _, _, o in pending])
-        rows = []
-        for row, (begin, loaded, end), output in pending:
-            extra = {name: float(value) for name, value in output.extra.items()}
-            times = {"step_time_s": self.device.between_s(begin, end)}
-            times["data_time_s"] = self.device.between_s(begin, loaded)
-            if output.update_began is not None:
-                times["compute_time_s"] = self.device.between_s(loaded, output.update_began)
-                ended = end if output.update_ended is None else output.update_ended
-                times["optimizer_time_s"] = self.device.between_s(output.update_began, ended)
-            rows.append(row | extra | times)
-        means = torch.tensor([[row.get(name, 0.0) / world for name in MEANS] for row in rows])
-        sums = torch.cat((sums, means.to(sums)), dim=1)
+        rows = [row | self._own(marks, output) for row, marks, output in pending]
         signs = {name: 1.0 for name in MAXIMA} | {name: -1.0 for name in MINIMA}
         signs = {name: sign for name, sign in signs.items() if any(name in row for row in rows)}
+        means = torch.tensor([[row.get(name, 0.0) / world for name in MEANS] for row in rows])
+        sums = torch.cat((sums, means.to(sums)), dim=1)
         maxima = torch.tensor(
             [[s * row.get(name, 0.0) for name, s in signs.items()] + [float(stop)] for row in rows], dtype=torch.float64
         )
@@ -73,6 +66,18 @@ class StepRecord:
             row |= {name: value for name, value in over if name in row}
         self.rows += rows
         return all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in rows)
+
+    def _own(self, marks: Marks, output: StepOutput) -> dict[str, float]:
+        """Columns of a step as this rank measured it; waits until the device has passed it."""
+        begin, loaded, end = marks
+        columns = {name: float(value) for name, value in output.extra.items()}
+        columns["step_time_s"] = self.device.between_s(begin, end)
+        columns["data_time_s"] = self.device.between_s(begin, loaded)
+        if output.update_began is not None:
+            columns["compute_time_s"] = self.device.between_s(loaded, output.update_began)
+            ended = end if output.update_ended is None else output.update_ended
+            columns["optimizer_time_s"] = self.device.between_s(output.update_began, ended)
+        return columns
 
     def columns(self) -> dict[str, list]:
         """By column, None where a row lacks it."""

@@ -124,7 +124,7 @@ def write_tensors(
             if tensors[name].numel():
                 tensor = tensors[name].detach()
                 flat = tensor.cpu().contiguous().reshape(-1)
-                file.write(memoryview(flat.view(torch.uint8).numpy()))
+                file.write(flat.view(torch.uint8).numpy().data)
                 if flat.data_ptr() != tensor.data_ptr():  # a copy: of these there is one at a time
                     file.catch_up()
         return file.close()

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .shape import ModelShape
 
@@ -40,8 +40,8 @@ def problem_with(weights: Mapping[str, torch.Tensor], shape: ModelShape) -> str 
     if not wrong:
         return None
     name, more = wrong[0], f" ({len(set(wrong))} differ)" if len(set(wrong)) > 1 else ""
-    said = f"is {found[name]}" if name in found else "is missing"
-    return f"weights of another model: {name} {said}, wanted {wanted.get(name, 'nothing of that name')}{more}"
+    difference = f"is {found[name]}" if name in found else "is missing"
+    return f"weights of another model: {name} {difference}, wanted {wanted.get(name, 'nothing of that name')}{more}"
 
 
 def gathered(mine: Weights, group: dist.ProcessGroup | None) -> Weights:
@@ -50,10 +50,12 @@ def gathered(mine: Weights, group: dist.ProcessGroup | None) -> Weights:
 
     if group is None:
         return mine
-    first = dist.get_rank(group) == 0
-    parts = [None] * dist.get_world_size(group) if first else None
+    if dist.get_rank(group) != 0:
+        dist.gather_object(mine, None, group=group, group_dst=0)
+        return {}
+    parts: list[Any] = [None] * dist.get_world_size(group)
     dist.gather_object(mine, parts, group=group, group_dst=0)
-    return {name: tensor for part in parts for name, tensor in part.items()} if first else {}
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def handed_out(
@@ -71,13 +73,14 @@ def handed_out(
     import torch.distributed as dist
 
     first = group is None or dist.get_rank(group) == 0
-    problem = [problem_with(weights or {}, shape) if first else None]
+    own = weights or {}
+    problem = [problem_with(own, shape) if first else None]
     if group is not None:
         dist.broadcast_object_list(problem, group=group, group_src=0)
     if problem[0]:
         raise ValueError(problem[0])
     for name, size in shapes_of(shape).items():
-        whole = weights[name].to(device, torch.float32).contiguous() if first else torch.empty(size, device=device)
+        whole = own[name].to(device, torch.float32).contiguous() if first else torch.empty(size, device=device)
         if group is not None:
             dist.broadcast(whole, group=group, group_src=0)
         yield name, whole
@@ -90,7 +93,8 @@ def write(file: Path, weights: Weights) -> None:
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with open(aside, "wb") as out:
-            np.savez(out, **{name: tensor.numpy() for name, tensor in weights.items()})
+            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in weights.items()}
+            np.savez(out, **arrays)
             out.flush()
             os.fsync(out.fileno())
         os.replace(aside, file)
@@ -112,8 +116,8 @@ def read(file: Path) -> Weights:
         with np.load(file, allow_pickle=False) as arrays:
             weights = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file} holds no weights: {said}") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file} holds no weights: {reason}") from None
     wrong = [name for name, array in weights.items() if array.dtype != np.float32]
     if wrong:
         raise ValueError(f"{file} holds no weights: {wrong[0]} is {weights[wrong[0]].dtype}, wanted float32")

@@ -36,7 +36,7 @@ def pack(x: Tensor, kind: str, keep: int = 0) -> Tensor:
     head_bytes, body_bytes = _row_bytes(kind, x.shape[1], keep)
     message = torch.empty(x.shape[0] * (head_bytes + body_bytes), dtype=torch.uint8, device=x.device)
     head, body = _regions(message, x.shape[0], head_bytes)
-    finite = True
+    finite = torch.ones((), dtype=torch.bool, device=x.device)
     for rows in _chunks(x):
         if kind == "bf16":
             values = body[rows].view(torch.bfloat16).copy_(x[rows])
@@ -57,7 +57,7 @@ def pack(x: Tensor, kind: str, keep: int = 0) -> Tensor:
 def unpack_add(message: Tensor, kind: str, out: Tensor, weight: float = 1.0, keep: int = 0) -> None:
     """out += weight * what `message` says. out: (blocks, block) fp32, of the shape given to `pack`."""
     head, body = _regions(message, out.shape[0], _row_bytes(kind, out.shape[1], keep)[0])
-    pairs = _pair_table(kind).to(out.device) if kind in ("int4", "fp4") else None  # (256, 2)
+    pairs = _pair_table(kind).to(out.device) if kind in ("int4", "fp4") else out  # (256, 2); unused by the others
     for rows in _chunks(out):
         if kind == "bf16":
             out[rows].add_(body[rows].view(torch.bfloat16).float(), alpha=weight)

@@ -17,10 +17,11 @@ BEGIN, END = "<!-- abilities: generated, see parallelism/capability_table.py -->
 SHAPE = ModelShape(layers=8, heads=8, kv_heads=8, width=64, ffn=128, vocab=256, seq_len=64)
 PIPELINE = {"pp": 2, "microbatches": 4}
 # What is asked: a name, what it sets, and settings (of layout, else of recipe) with any one of which it is possible.
-AS_IT_IS = ({},)
-TENSOR = ({}, {"sp": False, "loss_parallel": False})
-PLAIN_SGD = ({}, {"weight_decay": 0.0})
-ASKED: tuple[tuple[str, dict, tuple[dict, ...]], ...] = (
+Ways = tuple[dict, ...]
+AS_IT_IS: Ways = ({},)
+TENSOR: Ways = ({}, {"sp": False, "loss_parallel": False})
+PLAIN_SGD: Ways = ({}, {"weight_decay": 0.0})
+ASKED: tuple[tuple[str, dict, Ways], ...] = (
     ("copies, gradients averaged", {"dp_replicate": 2}, AS_IT_IS),
     ("optimizer state sharded", {"dp_shard": 2, "zero_stage": 1}, AS_IT_IS),
     ("gradients sharded, too", {"dp_shard": 2, "zero_stage": 2}, AS_IT_IS),
@@ -50,7 +51,7 @@ ASKED: tuple[tuple[str, dict, tuple[dict, ...]], ...] = (
 )
 
 
-def ability(engine: str, wanted: dict, ways: tuple[dict, ...]) -> str:
+def ability(engine: str, wanted: dict, ways: Ways) -> str:
     """`yes`, `yes, with ...`, or `-`."""
     for way in ways:
         said = wanted | way

@@ -14,18 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..bench.checkpoint_files import Outgoing, Saved
+from ..bench.engine import LocalParameter
 from ..bench.messages import at_first, to_each
 from .optimizer import Optimizer
 from .sharded import part_and_offset
 
 BOXES = "boxes.json"
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offset, shape
+
+
+class _Read(NamedTuple):
+    """A box of a tensor in a file, all of it where `box` is None, and the local tensor that takes it."""
+
+    name: str
+    box: tuple[slice, ...] | None
+    into: Tensor
 
 
 class Checkpoint:
@@ -40,13 +50,13 @@ class Checkpoint:
     def save(self, out: Outgoing) -> None:
         """Write this rank's boxes. Collective over the replica the first time."""
         held = dict(self._held())
-        if self._mine is None:
-            told = [[name, *each] for name, each in held.items()]
-            every = at_first(told, self.group)
+        mine = self._mine
+        if mine is None:
+            every = at_first([[name, *each] for name, each in held.items()], self.group)
             self._boxes, orders = (None, None) if every is None else assigned(every)
-            self._mine = to_each(orders, self.group)
+            mine = self._mine = to_each(orders, self.group)
         tensors = self._tensors()
-        for file, names in self._mine.items():
+        for file, names in mine.items():
             out.tensors(file, {key: tensor for name in names for key, tensor in tensors[name].items()})
         if self._boxes is not None:
             out.json(BOXES, {"step": self._step(), "parameters": self._boxes})
@@ -87,37 +97,49 @@ class Checkpoint:
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{BOXES} does not say what lies where: {type(error).__name__} {error}") from None
 
-    def _load(self, saved: Saved, told: dict) -> None:
-        reads: dict[str, list[tuple[str, Box, Tensor]]] = {}  # by file: what of which tensor goes where
+    def _load(self, saved: Saved, index: dict) -> None:
+        reads: dict[str, list[_Read]] = {}  # by file
         tensors = self._tensors()
         for parameter, part in self.optimizer.parts:
-            if part.name not in told["parameters"]:
-                raise ValueError(f"{BOXES} has no {part.name}: it is the checkpoint of another model")
-            entry, states = told["parameters"][part.name], self._states(part.data)
-            if entry["shape"] != list(parameter.shape) or entry["states"] != states:
-                raise ValueError(
-                    f"{BOXES} has {part.name} as {entry['shape']} with {entry['states']}, "
-                    f"here it is {list(parameter.shape)} with {states}"
-                )
+            entry = self._entry(index, parameter, part)
             _, offset = part_and_offset(parameter)
+            mine = (offset, tuple(part.data.shape))
             missing = part.data.numel()
-            for file, *box in entry["boxes"]:
-                common = overlap((offset, tuple(part.data.shape)), box)
+            for file, *corners in entry["boxes"]:
+                box = (tuple(corners[0]), tuple(corners[1]))
+                common = overlap(mine, box)
                 if common is None:
                     continue
                 missing -= prod(common[1])
                 for name, tensor in tensors[part.name].items():
                     here = tensor[slices(common, offset)] if tensor.ndim else tensor
-                    reads.setdefault(file, []).append((name, (box, common), here))
+                    reads.setdefault(file, []).append(_Read(name, _slices_of(box, common), here))
             if missing:
                 raise ValueError(f"{BOXES} misses a part of {part.name}")
         for file, wanted in reads.items():
             with saved.tensors(file) as found:
-                for name, (box, common), here in wanted:
-                    here.copy_(_same_type(found.get(name, _slices_of(box, common)), here, name))
+                for read in wanted:
+                    read.into.copy_(_same_type(found.get(read.name, read.box), read.into, read.name))
         for state in self.optimizer.state.values():
             if "step" in state:
-                state["step"].fill_(told["step"])
+                state["step"].fill_(index["step"])
+
+    def _entry(self, index: dict, parameter: Tensor, part: LocalParameter) -> dict:
+        """What boxes.json says of a parameter.
+
+        Raises
+        ------
+        ValueError: it is the checkpoint of another model or optimizer
+        """
+        if part.name not in index["parameters"]:
+            raise ValueError(f"{BOXES} has no {part.name}: it is the checkpoint of another model")
+        entry, states = index["parameters"][part.name], self._states(part.data)
+        if entry["shape"] != list(parameter.shape) or entry["states"] != states:
+            raise ValueError(
+                f"{BOXES} has {part.name} as {entry['shape']} with {entry['states']}, "
+                f"here it is {list(parameter.shape)} with {states}"
+            )
+        return entry
 
 
 def assigned(every: Sequence[Sequence[Sequence]]) -> tuple[dict[str, dict], list[dict[str, list[str]]]]:
@@ -147,7 +169,7 @@ def assigned(every: Sequence[Sequence[Sequence]]) -> tuple[dict[str, dict], list
     return boxes, orders
 
 
-def overlap(one: Box, other: Sequence[Sequence[int]]) -> Box | None:
+def overlap(one: Box, other: Box) -> Box | None:
     """The box that two boxes of the same whole have in common, None where there is none."""
     begins = tuple(max(a, b) for a, b in zip(one[0], other[0], strict=True))
     ends = (min(a + n, b + m) for a, n, b, m in zip(one[0], one[1], other[0], other[1], strict=True))
@@ -160,9 +182,9 @@ def slices(box: Box, origin: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(begin - o, begin - o + n) for begin, n, o in zip(*box, origin, strict=True))
 
 
-def _slices_of(box: Sequence[Sequence[int]], common: Box) -> tuple[slice, ...] | None:
+def _slices_of(box: Box, common: Box) -> tuple[slice, ...] | None:
     """What of the box in a file to read; None: all of it."""
-    return None if tuple(box[1]) == common[1] else slices(common, box[0])
+    return None if box[1] == common[1] else slices(common, box[0])
 
 
 def _same_type(found: Tensor, wanted: Tensor, name: str) -> Tensor:

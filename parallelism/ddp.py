@@ -20,8 +20,9 @@ from ..bench.host_waits import time_end_of_backward
 
 
 class EagerDDP(DistributedDataParallel):
-    def _inside_ddp_forward(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()  # torch's marks the module for the compiler to find
+    # torch's marks the module for the compiler to find, and is declared to return contextlib's private class.
+    def _inside_ddp_forward(self) -> contextlib.AbstractContextManager:  # type: ignore[override]
+        return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def _answered() -> Iterator[None]:
         yield
         return
     answer = SimpleNamespace(utils=SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer"))
-    torch._dynamo = answer
+    vars(torch)["_dynamo"] = answer
     try:
         yield
     finally:
@@ -41,18 +42,23 @@ def _answered() -> Iterator[None]:
 
 def replicated(model: nn.Module, group: dist.ProcessGroup | None, compiled: bool) -> DistributedDataParallel:
     """`model` in DDP over `group`; its parameters are already the same on all ranks. compiled: parts of it are."""
-    options = {"process_group": group, "gradient_as_bucket_view": True, "init_sync": False}
-    wrapped = DistributedDataParallel(model, **options) if compiled else _eager(model, options)
+    wrapped = _wrap(DistributedDataParallel, model, group) if compiled else _eager(model, group)
     wrapped.register_forward_hook(_time_its_wait)
     return wrapped
 
 
-def _eager(model: nn.Module, options: dict) -> DistributedDataParallel:
+def _wrap(
+    kind: type[DistributedDataParallel], model: nn.Module, group: dist.ProcessGroup | None
+) -> DistributedDataParallel:
+    return kind(model, process_group=group, gradient_as_bucket_view=True, init_sync=False)
+
+
+def _eager(model: nn.Module, group: dist.ProcessGroup | None) -> DistributedDataParallel:
     try:
         with _answered():
-            return EagerDDP(model, **options)
-    except AttributeError:  # a torch that asks more
-        return DistributedDataParallel(model, **options)
+            return _wrap(EagerDDP, model, group)
+    except AttributeError:  # a newer torch that asks for more
+        return _wrap(DistributedDataParallel, model, group)
 
 
 def _time_its_wait(model: DistributedDataParallel, _: tuple, output: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from math import prod
+from typing import Any
 
 from ..bench.mistakes import Finder
 from ..bench.recipe import Recipe
@@ -149,7 +150,7 @@ def stages_of_rank(rank: int, layout: Layout) -> list[int]:
 
 def canonical(layout: Layout) -> Layout:
     """The same split with every setting that means nothing in it at its default, so that it is one case, once."""
-    idle = {
+    meaningless = {
         "sp": layout.tp == 1,
         "loss_parallel": layout.tp == 1,
         "pp_schedule": layout.pp == 1,
@@ -159,7 +160,8 @@ def canonical(layout: Layout) -> Layout:
         "hpz": layout.dp_shard == 1,
     }
     defaults = {field.name: field.default for field in fields(Layout)}
-    return replace(layout, **{name: defaults[name] for name, is_idle in idle.items() if is_idle})
+    reset: dict[str, Any] = {name: defaults[name] for name, is_idle in meaningless.items() if is_idle}
+    return replace(layout, **reset)
 
 
 def impossible(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:

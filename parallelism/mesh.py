@@ -9,11 +9,15 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from ..results.schema.columns import MESH_DIMS
 from .layout import Layout
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 DIMENSIONS = MESH_DIMS  # one list with the columns: comm_bytes_dim_<name>
 
@@ -27,7 +31,7 @@ class Mesh:
     sizes: dict[str, int]
     at: dict[str, int]
     groups: dict[str, dist.ProcessGroup]
-    parameters: object | None  # DeviceMesh of FSDP and TP; None where parameters are plain tensors
+    parameters: DeviceMesh | None  # of FSDP and TP; None where parameters are plain tensors
 
     def group(self, dimension: str) -> dist.ProcessGroup | None:
         return self.groups.get(dimension)
@@ -52,6 +56,7 @@ class Mesh:
         """By dimension, the ranks this rank talks to along it. FSDP's traffic counts as dp_shard's, or cp's alone."""
         talks = {name: tuple(dist.get_process_group_ranks(group)) for name, group in self.groups.items()}
         if self.layout.dp_shard > 1 and self.layout.cp > 1:
+            assert self.parameters is not None
             talks["dp_shard"] = tuple(dist.get_process_group_ranks(self.parameters.get_group("fsdp")))
         return talks
 
@@ -89,13 +94,15 @@ def build_mesh(layout: Layout, replicas: int, device_type: str) -> Mesh:
 def group_of(sets: list[list[int]], rank: int, world: int) -> dist.ProcessGroup:
     """The group of this rank's set; collective. sets: as ranks_along gives them."""
     if len(sets[0]) == world:
-        return dist.group.WORLD
+        whole = dist.group.WORLD
+        assert whole is not None
+        return whole
     made = [(ranks, dist.new_group(ranks)) for ranks in sets]  # collective: all ranks make all groups, in one order
     return next(group for ranks, group in made if rank in ranks)
 
 
-def _parameter_mesh(layout: Layout, replicas: int, device_type: str) -> object | None:
-    """DeviceMesh with dimensions out of (dp_replicate, fsdp, tp), this rank's slice of the whole."""
+def _parameter_mesh(layout: Layout, replicas: int, device_type: str) -> DeviceMesh | None:
+    """With dimensions out of (dp_replicate, fsdp, tp), this rank's slice of the whole."""
     if layout.engine != "torch":
         return None
     names = ["dp_replicate"] if layout.sharded and layout.dp_replicate > 1 else []

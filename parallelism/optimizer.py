@@ -27,6 +27,7 @@ from ..bench.engine import LocalParameter
 from ..bench.host_waits import counted_as
 from ..bench.recipe import Recipe
 from .mesh import Mesh
+from .sharded import is_distributed
 
 Part = tuple[nn.Parameter, LocalParameter]
 STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",), "muon": ("momentum_buffer",)}
@@ -38,8 +39,9 @@ def local_parts(parameters: Iterable[tuple[str, nn.Parameter]], mesh: Mesh) -> l
     holders = mesh.layout.ranks // mesh.layout.pp
     parts = []
     for name, parameter in parameters:
-        tensor, shards = parameter, 1
-        if hasattr(parameter, "placements"):
+        tensor: Tensor = parameter
+        shards = 1
+        if is_distributed(parameter):
             tensor = parameter.to_local()
             # FSDP over a tensor-parallel dimension is a strided shard, which does not call itself a shard.
             sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
@@ -104,16 +106,16 @@ class Optimizer:
         return norm
 
     def _update(self, rule: str, tensors: list[Tensor], weight_decay: float, lr: float) -> None:
-        grads, recipe = [tensor.grad for tensor in tensors], self.recipe
-        kept = {name: [self.state[tensor].get(name) for tensor in tensors] for name in (*STATE[rule], "step")}
+        recipe, states = self.recipe, [self.state[tensor] for tensor in tensors]
+        grads = [grad for tensor in tensors if (grad := tensor.grad) is not None]  # all of them have one
         if rule == "adamw":
             adamw(
                 tensors,
                 grads,
-                kept["exp_avg"],
-                kept["exp_avg_sq"],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
                 [],
-                kept["step"],
+                [state["step"] for state in states],
                 fused=True,
                 amsgrad=False,
                 beta1=recipe.beta1,
@@ -127,7 +129,7 @@ class Optimizer:
             _muon()(
                 tensors,
                 grads,
-                kept["momentum_buffer"],
+                [state["momentum_buffer"] for state in states],
                 lr=lr,
                 weight_decay=weight_decay,
                 momentum=recipe.beta1,
@@ -144,7 +146,7 @@ class Optimizer:
             sgd(
                 tensors,
                 grads,
-                kept["momentum_buffer"],
+                [state.get("momentum_buffer") for state in states],
                 fused=True,
                 momentum=recipe.beta1,
                 lr=lr,

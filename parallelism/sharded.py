@@ -9,6 +9,7 @@ bf16: FSDP gathers in bf16 and reduces in fp32; the model itself casts, so DDP's
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,19 @@ from torch import Tensor, nn
 from ..bench.model import Decoder
 from .layout import Layout
 from .mesh import Mesh
+
+if TYPE_CHECKING:  # both cost a second of import, which plain data parallelism need not pay
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
+
+def is_distributed(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor, of which this rank holds a part."""
+    return hasattr(tensor, "placements")
+
+
+def _is_fsdp(module: nn.Module) -> TypeGuard[FSDPModule]:
+    return hasattr(module, "reshard")
 
 
 def replicate(model: Decoder, layout: Layout, mesh: Mesh) -> nn.Module:
@@ -40,8 +54,9 @@ def shard(model: Decoder, layout: Layout, mesh: Mesh, precision: str) -> None:
         else MixedPrecisionPolicy()
     )
     whole = mesh.parameters
-    data = whole if tuple(whole.mesh_dim_names) == names else whole[names]
-    for block in model.blocks.values():
+    assert whole is not None
+    data = whole if whole.mesh_dim_names == names else whole[names]
+    for block in model.own_blocks():
         fully_shard(block, mesh=data, mp_policy=policy, reshard_after_forward=layout.reshard_after_forward)
     # The root's own parameters (embedding, head) are needed first and last: regathering them would only cost.
     fully_shard(model, mesh=data, mp_policy=policy, reshard_after_forward=False)
@@ -49,9 +64,9 @@ def shard(model: Decoder, layout: Layout, mesh: Mesh, precision: str) -> None:
 
 def synchronise_gradients(model: nn.Module, now: bool) -> contextlib.AbstractContextManager:
     """Around one microbatch: whether its backward pass also reduces the gradients over the ranks."""
-    if hasattr(model, "set_requires_gradient_sync"):
+    if _is_fsdp(model):
         model.set_requires_gradient_sync(now)
-    elif hasattr(model, "no_sync") and not now:
+    elif isinstance(model, nn.parallel.DistributedDataParallel) and not now:
         return model.no_sync()
     return contextlib.nullcontext()
 
@@ -60,13 +75,13 @@ def forget_gathered(model: nn.Module) -> None:
     """After a forward pass without a backward pass: FSDP would go on with the parameters it has gathered, even when
     the shards are changed meanwhile (DiLoCo puts the outer parameters in for an evaluation)."""
     for module in model.modules():
-        if hasattr(module, "reshard"):
+        if _is_fsdp(module):
             module.reshard()
 
 
 def part_and_offset(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """The local tensor and where it begins in the whole parameter."""
-    if not hasattr(parameter, "placements"):
+    if not is_distributed(parameter):
         return parameter.detach(), (0,) * parameter.ndim
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 

@@ -35,8 +35,8 @@ def read_state(saved: Saved, name: str, device: torch.device | str = "cpu") -> A
         try:
             return _whole(_parsed(found.about[STATE]), found, device)
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
-            said = str(error).splitlines() or [""]
-            raise ValueError(f"{name} holds no state: {type(error).__name__} {said[0][:100]}") from None
+            lines = str(error).splitlines() or [""]
+            raise ValueError(f"{name} holds no state: {type(error).__name__} {lines[0][:100]}") from None
 
 
 def _parsed(text: str) -> Any:

@@ -12,12 +12,17 @@ only its heads'): `partial_gradients` names them, the engine sums them once a st
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..bench.model import Decoder, Seams
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 COLUMNS = ("wq", "wk", "wv", "gate", "up", "head", "embedding")  # Shard(0) of (out, in)
 ROWS = ("wo", "down")  # Shard(1)
@@ -139,7 +144,7 @@ class TensorParallel:
         whole = _Conjugate.apply(logits.T, _gather_rows, _own_rows, self.group).T
         return F.cross_entropy(whole, targets, reduction="none"), torch.logsumexp(whole, dim=1)
 
-    def distribute(self, model: Decoder, mesh: object) -> None:
+    def distribute(self, model: Decoder, mesh: DeviceMesh) -> None:
         """Replace the model's (meta) parameters by DTensors on the one-dimensional `mesh`."""
         from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 

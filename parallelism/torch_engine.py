@@ -6,8 +6,9 @@ canonical start values, wrap in DDP.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,12 @@ from .checkpoint import Checkpoint
 from .layout import Layout, stage_layers, stages_of_rank
 from .mesh import Mesh
 from .optimizer import Optimizer, local_parts
-from .sharded import forget_gathered, part_and_offset, replicate, shard, synchronise_gradients
+from .sharded import forget_gathered, is_distributed, part_and_offset, replicate, shard, synchronise_gradients
+
+if TYPE_CHECKING:
+    from .context import ContextParallel
+    from .pipeline import Pipeline
+    from .tensor import TensorParallel
 
 
 class TorchEngine:
@@ -36,7 +42,9 @@ class TorchEngine:
         self.shape, self.recipe, self.layout, self.mesh, self.device = shape, recipe, layout, mesh, device
         # Under torch.compile a context-parallel block waits inside its graph.
         self.waits_on_host = device.type == "cpu" and not (layout.compile and layout.cp > 1)
-        self.tensor = self.context = self.pipeline = None
+        self.tensor: TensorParallel | None = None
+        self.context: ContextParallel | None = None
+        self.pipeline: Pipeline | None = None
         seams = Seams()
         if layout.tp > 1:
             from .tensor import TensorParallel
@@ -50,7 +58,9 @@ class TorchEngine:
             seams.attend = self.context.attend
         self.positions = self.context.positions if self.context else torch.arange(shape.seq_len, device=device)
         self.parts = [self._build(part, seams) for part in self._cut(seams)]
-        self.partial = [p for part in self.parts for p in self.tensor.partial_gradients(part)] if self.tensor else []
+        self.partial: list[nn.Parameter] = []
+        if self.tensor:
+            self.partial = [p for part in self.parts for p in self.tensor.partial_gradients(_module(part))]
         self.optimizer = Optimizer(local_parts(self._named(), mesh), recipe, mesh)
         self.checkpoint = Checkpoint(self.optimizer, mesh.group("inside"))
         first, last = self.rows()
@@ -79,8 +89,9 @@ class TorchEngine:
     def _build(self, model: Decoder, seams: Seams) -> nn.Module:
         if self.tensor:
             mesh = self.mesh.parameters
+            assert mesh is not None
             self.tensor.distribute(model, mesh["tp"] if mesh.ndim > 1 else mesh)
-        for block in model.blocks.values():
+        for block in model.own_blocks():
             if self.layout.recompute != "none":
                 block.run = _recompute(self.layout.recompute)
             if self.layout.compile:
@@ -161,9 +172,9 @@ class TorchEngine:
 
     @torch.no_grad()
     def weights(self) -> Weights:
-        mine = {}
+        mine: Weights = {}
         for name, parameter in self._named():
-            whole = parameter.full_tensor() if hasattr(parameter, "placements") else parameter
+            whole = parameter.full_tensor() if is_distributed(parameter) else parameter
             if self.mesh.holds_first_of_stage:
                 mine[name] = whole.detach().to("cpu", torch.float32, copy=True)
         return gathered(mine, self.mesh.group("pp")) if self.mesh.holds_first_of_stage else {}
@@ -191,30 +202,39 @@ class TorchEngine:
         self.checkpoint.load(saved)
 
     def close(self) -> None:
-        self.parts, self.pipeline, self.optimizer, self.checkpoint = [], None, None, None
+        self.parts, self.pipeline = [], None
+        del self.optimizer, self.checkpoint  # nothing is asked of a closed engine
 
 
 def _module(part: nn.Module) -> Decoder:
     """The model inside DDP."""
-    return part.module if hasattr(part, "module") else part
+    model = part.module if isinstance(part, nn.parallel.DistributedDataParallel) else part
+    assert isinstance(model, Decoder)
+    return model
 
 
 def _sum_gradients(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> None:
     """Sum the local gradients over the group, all in one collective."""
-    grads = [p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad for p in parameters]
+    grads = [_local_gradient(parameter) for parameter in parameters]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat, group=group)
     torch._foreach_copy_([grad.view(-1) for grad in grads], list(flat.split([grad.numel() for grad in grads])))
 
 
-def _recompute(mode: str):
+def _local_gradient(parameter: nn.Parameter) -> Tensor:
+    grad = parameter.grad
+    assert grad is not None
+    return grad.to_local() if is_distributed(grad) else grad
+
+
+def _recompute(mode: str) -> Callable[..., Tensor]:
     """How a block is run so that its activations are recomputed in the backward pass (arXiv 1604.06174).
 
     full: all of them; selective: all but the results of matrix products and attention (arXiv 2205.05198).
     """
     from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-    options = {"use_reentrant": False, "preserve_rng_state": False}
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         aten = torch.ops.aten
         kept = [

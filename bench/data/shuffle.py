@@ -49,7 +49,8 @@ def _network(n: int, order: int) -> tuple[np.uint64, np.uint64, list[np.uint64]]
 
 
 def _rounds(x: np.ndarray, a: np.uint64, b: np.uint64, keys: list[np.uint64]) -> np.ndarray:
-    left, right = x // b, x % b
+    left: np.ndarray = x // b
+    right: np.ndarray = x % b
     for i, k in enumerate(keys):
         if i % 2 == 0:
             left = (left + mix64(right ^ k) % a) % a

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import ModuleType
+from typing import TypeVar
 
 from ..mistakes import Finder
+
+T = TypeVar("T")
 
 SOURCES: dict[str, dict[str, object]] = {
     "stdlib": {"val_fraction": 0.05},
@@ -34,6 +37,12 @@ DTYPES = ("auto", *HOLDS)
 RANGES = {"vocab": (1, 2**31), "zipf_exponent": (0, 100), "zipf_levels": (1, 4096), "chain_seed": (0, 2**63 - 1)}
 
 
+def in_use(setting: T | None) -> T:
+    """A setting of `DataSpec` that belongs to its source: it was set or has its default, and is never None."""
+    assert setting is not None
+    return setting
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """Where the tokens come from. A setting that is not the source's own is None, and null in the table.
@@ -57,7 +66,23 @@ class DataSpec:
         find = Finder("data")
         if self.source not in SOURCES:
             find.add("source", f"source = {self.source!r}: allowed are {', '.join(SOURCES)}")
-            find.done()  # what else is there is that source's
+            find.done()  # the other settings belong to a source that is not known
+        self._set_defaults(find)
+        if self.source == "tokens" and not self.path:
+            find.add("path", "path is missing: source 'tokens' reads the file it names (.bin, or Megatron's pair)")
+        self._check_dtype(find)
+        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:  # also refuses NaN
+            find.add("val_fraction", f"val_fraction = {self.val_fraction}: must be at least 0 and less than 1")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                find.add(name, f"{name} = {value}: must be between {low} and {high}")
+        if self.source == "zipf-markov":
+            self._check_chain(find)
+        find.done()
+
+    def _set_defaults(self, find: Finder) -> None:
+        """Give each setting of the source that is not set its default; report those of another source."""
         settings = SOURCES[self.source]
         for field in fields(self)[1:]:
             if getattr(self, field.name) == "":
@@ -73,27 +98,22 @@ class DataSpec:
                 find.add("val_fraction val_path", f"val_fraction = {value}: give this or data.val_path, not both")
         if self.val_path:
             object.__setattr__(self, "val_fraction", None)
-        if self.source == "tokens" and not self.path:
-            find.add("path", "path is missing: source 'tokens' reads the file it names (.bin, or Megatron's pair)")
+
+    def _check_dtype(self, find: Finder) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             find.add("dtype", f"dtype = {self.dtype!r}: allowed are {', '.join(DTYPES)}")
         if self.dtype in HOLDS and self.vocab is not None and self.vocab > HOLDS[self.dtype]:
             line = f"dtype = {self.dtype!r}: its tokens end at {HOLDS[self.dtype] - 1}, data.vocab = {self.vocab} "
             find.add("dtype vocab", f"{line}needs a wider one; leave it at 'auto', or write what the file holds")
-        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:  # also refuses NaN
-            find.add("val_fraction", f"val_fraction = {self.val_fraction}: must be at least 0 and less than 1")
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                find.add(name, f"{name} = {value}: must be between {low} and {high}")
-        if self.source == "zipf-markov" and not find.wrong("vocab"):
-            if not 2 <= self.vocab <= 4096:
-                line = f"vocab = {self.vocab}: must be between 2 and 4096 for source 'zipf-markov'"
-                find.add("vocab source", line)
-            elif self.zipf_levels > self.vocab and not find.wrong("zipf_levels"):
-                line = f"zipf_levels = {self.zipf_levels}: must be at most data.vocab = {self.vocab}"
-                find.add("zipf_levels vocab", line)
-        find.done()
+
+    def _check_chain(self, find: Finder) -> None:
+        states, levels = in_use(self.vocab), in_use(self.zipf_levels)
+        if find.wrong("vocab"):
+            return
+        if not 2 <= states <= 4096:
+            find.add("vocab source", f"vocab = {states}: must be between 2 and 4096 for source 'zipf-markov'")
+        elif levels > states and not find.wrong("zipf_levels"):
+            find.add("zipf_levels vocab", f"zipf_levels = {levels}: must be at most data.vocab = {states}")
 
     def module(self) -> ModuleType:
         """The source's own module."""

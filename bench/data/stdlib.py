@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .spec import DataSpec
+from .spec import DataSpec, in_use
 from .windows import Text, WindowedSource
 
 LEFT_OUT = {
@@ -35,7 +35,7 @@ LEFT_OUT_PREFIXES = (".", "config-", "_sysconfigdata")
 
 
 def open_source(spec: DataSpec, seq_len: int, seed: int) -> WindowedSource:
-    return WindowedSource(read_text(spec.val_fraction), seq_len, seed)
+    return WindowedSource(read_text(in_use(spec.val_fraction)), seq_len, seed)
 
 
 def read_text(val_fraction: float, root: str | None = None) -> Text:
@@ -56,7 +56,8 @@ def read_text(val_fraction: float, root: str | None = None) -> Text:
             cached = _read_cache(cache) or cached
     about, text = cached
     held = _held_out(about["units"], val_fraction)
-    train, val = [], []
+    train: list[np.ndarray] = []
+    val: list[np.ndarray] = []
     start = 0
     for unit, length in about["units"]:
         (val if unit in held else train).append(text[start : start + length])

@@ -171,12 +171,31 @@ def _llmc(raw: np.ndarray, where: str, asked: str) -> np.ndarray | None:
     kind = np.dtype(LLMC_HEADERS[magic, version])
     _same_dtype(kind, asked, where)
     if len(body) != count * kind.itemsize:
-        told = count * kind.itemsize
-        raise ValueError(f"{where}: its header tells of {told} bytes of tokens, {len(body)} follow: truncated")
+        announced = count * kind.itemsize
+        raise ValueError(f"{where}: its header tells of {announced} bytes of tokens, {len(body)} follow: truncated")
     return body.view(kind)
 
 
 def _megatron(data: Path, index: Path, where: str, asked: str) -> TokenFile:
+    kind, lengths, pointers, documents = _megatron_index(index, where, asked)
+    sequences, boundaries = len(lengths), len(documents)
+    tokens = _view(_map(data, where), kind, where)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if (lengths < 0).any() or not np.array_equal(pointers, (ends - lengths) * kind.itemsize):
+        raise ValueError(f"{where}: the sequences of {index.name} do not lie end to end in {data.name}")
+    total = int(ends[-1]) if sequences else 0
+    if total != len(tokens):
+        raise ValueError(
+            f"{where}: {index.name} tells of {total} tokens, {data.name} holds {len(tokens)}: truncated or no pair"
+        )
+    if boundaries and (documents[0] != 0 or documents[-1] != sequences or (np.diff(documents) < 0).any()):
+        raise ValueError(f"{where}: the document boundaries of {index.name} do not ascend from 0 to {sequences}")
+    starts = np.append(0, ends)[documents[:-1]] if boundaries else None
+    return TokenFile(tokens, starts, (data, index))
+
+
+def _megatron_index(index: Path, where: str, asked: str) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:
+    """(dtype of the tokens, tokens of each sequence, where each begins in bytes, first sequence of each document)."""
     raw = _map(index, where)
     if raw[: len(MEGATRON_MAGIC)].tobytes() != MEGATRON_MAGIC:
         raise ValueError(f"{where}: {index.name} beside it is no Megatron index (it does not begin with MMIDIDX)")
@@ -199,16 +218,4 @@ def _megatron(data: Path, index: Path, where: str, asked: str) -> TokenFile:
     lengths = body[: sizes[0]].view("<i4")
     pointers = body[sizes[0] : sizes[0] + sizes[1]].view("<i8")
     documents = body[sizes[0] + sizes[1] : sum(sizes)].view("<i8")
-    tokens = _view(_map(data, where), kind, where)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    if (lengths < 0).any() or not np.array_equal(pointers, (ends - lengths) * kind.itemsize):
-        raise ValueError(f"{where}: the sequences of {index.name} do not lie end to end in {data.name}")
-    total = int(ends[-1]) if sequences else 0
-    if total != len(tokens):
-        raise ValueError(
-            f"{where}: {index.name} tells of {total} tokens, {data.name} holds {len(tokens)}: truncated or no pair"
-        )
-    if boundaries and (documents[0] != 0 or documents[-1] != sequences or (np.diff(documents) < 0).any()):
-        raise ValueError(f"{where}: the document boundaries of {index.name} do not ascend from 0 to {sequences}")
-    starts = np.append(0, ends)[documents[:-1]] if boundaries else None
-    return TokenFile(tokens, starts, (data, index))
+    return kind, lengths, pointers, documents

@@ -54,11 +54,35 @@ def sample(raw: np.ndarray) -> np.ndarray:
     return np.concatenate([raw[start : start + BLOCK_BYTES] for start in starts])
 
 
+def _read_as(kind: np.dtype, some: np.ndarray) -> np.ndarray:
+    return some[: len(some) // kind.itemsize * kind.itemsize].view(kind)
+
+
 def impossible(some: np.ndarray, kind: np.dtype, vocab: int) -> Witness | None:
     """Why `some` bytes (of `sample`) are no tokens of this dtype; None: they may be. vocab 0: not known."""
-    values = some[: len(some) // kind.itemsize * kind.itemsize].view(kind)
+    values = _read_as(kind, some)
     if not len(values):
         return None
+    witness = _wrong_values(values, kind, vocab)
+    if witness is not None:
+        return witness
+    nonzero = values != 0
+    if np.count_nonzero(nonzero) < NONZERO:
+        return None
+    witness = _parts_of_wider(some, kind, vocab, nonzero)
+    if witness is not None or kind.kind not in "iu":
+        return witness
+    if any(_whole(some, code, vocab) for code in ("<f4", "<f8")):
+        return Witness(f"read as {kind.name} it is possible, and as floats it holds whole numbers only")
+    if kind.itemsize > 1:
+        different = np.unique(values[nonzero][: 4 * EQUAL])
+        if len(different) > 3 and not (values & 255).any():
+            return Witness(f"read as {kind.name}, every token is a multiple of 256: bytes in the other order")
+    return None
+
+
+def _wrong_values(values: np.ndarray, kind: np.dtype, vocab: int) -> Witness | None:
+    """Numbers that are not whole, a token outside the vocabulary, or one token all over."""
     if kind.kind == "f" and not (np.isfinite(values).all() and (values == np.floor(values)).all()):
         return Witness("holds numbers that are not whole")
     low, high = values.min(), values.max()
@@ -67,23 +91,20 @@ def impossible(some: np.ndarray, kind: np.dtype, vocab: int) -> Witness | None:
         return Witness(f"token {token} is outside the vocabulary, data.vocab = {vocab}", outside=True)
     if low == high and len(values) >= EQUAL and vocab != 1:
         return Witness(f"all {len(values)} tokens looked at are {int(low)}: no text, but a file that was never filled")
-    nonzero = values != 0
-    if np.count_nonzero(nonzero) < NONZERO:
-        return None
-    places = WORD // kind.itemsize
-    used = nonzero[: len(values) // places * places].reshape(-1, places).any(axis=0)
-    halved = used.any() and 2 * np.count_nonzero(used) <= places
-    if places > 1 and halved and any(_wider(some, kind, vocab)):
-        zeros = np.count_nonzero(~used)
-        every = "every second token is 0" if 2 * zeros == places else f"{zeros} of every {places} tokens are 0"
-        return Witness(f"read as {kind.name}, {every}, always in the same places: parts of wider numbers")
-    if kind.kind in "iu" and any(_whole(some, code, vocab) for code in ("<f4", "<f8")):
-        return Witness(f"read as {kind.name} it is possible, and as floats it holds whole numbers only")
-    if kind.kind in "iu" and kind.itemsize > 1:
-        different = np.unique(values[nonzero][: 4 * EQUAL])
-        if len(different) > 3 and not (values & 255).any():
-            return Witness(f"read as {kind.name}, every token is a multiple of 256: bytes in the other order")
     return None
+
+
+def _parts_of_wider(some: np.ndarray, kind: np.dtype, vocab: int, nonzero: np.ndarray) -> Witness | None:
+    """Zeros in the same half, or more, of every 8 bytes."""
+    places = WORD // kind.itemsize
+    if places == 1:
+        return None
+    used = nonzero[: len(nonzero) // places * places].reshape(-1, places).any(axis=0)
+    if not used.any() or 2 * np.count_nonzero(used) > places or not any(_wider(some, kind, vocab)):
+        return None
+    zeros = np.count_nonzero(~used)
+    every = "every second token is 0" if 2 * zeros == places else f"{zeros} of every {places} tokens are 0"
+    return Witness(f"read as {kind.name}, {every}, always in the same places: parts of wider numbers")
 
 
 def _wider(some: np.ndarray, kind: np.dtype, vocab: int) -> Iterator[str]:
@@ -91,7 +112,7 @@ def _wider(some: np.ndarray, kind: np.dtype, vocab: int) -> Iterator[str]:
     for name, code in (READABLE | OTHERS).items():
         other = np.dtype(code)
         if other.itemsize > kind.itemsize and len(some) >= other.itemsize and impossible(some, other, vocab) is None:
-            values = some[: len(some) // other.itemsize * other.itemsize].view(other)
+            values = _read_as(other, some)
             if values.min() != values.max():
                 yield name
 
@@ -99,7 +120,7 @@ def _wider(some: np.ndarray, kind: np.dtype, vocab: int) -> Iterator[str]:
 def _whole(some: np.ndarray, code: str, vocab: int) -> bool:
     """Whether the bytes are whole floats that are tokens, of some variety."""
     kind = np.dtype(code)
-    values = some[: len(some) // kind.itemsize * kind.itemsize].view(kind)
+    values = _read_as(kind, some)
     nonzero = values[values != 0]
     return len(nonzero) >= NONZERO and len(np.unique(nonzero[:EQUAL])) > 3 and not impossible(some, kind, vocab)
 
@@ -125,20 +146,20 @@ def refuse(some: np.ndarray, size: int, kind: np.dtype, vocab: int, where: str, 
     """
     holds = HOLDS.get(kind.name, 2 ** (8 * kind.itemsize - (kind.kind == "i")))
     if vocab > holds:
-        who = "holds" if own_header else "data.dtype ="
+        declared = ("holds" if own_header else "data.dtype =") + f" {kind.name}"
         raise ValueError(
-            f"{where}: {who} {kind.name}, whose tokens end at {holds - 1}; data.vocab = {vocab} needs {_able(vocab)}"
+            f"{where}: {declared}, whose tokens end at {holds - 1}; data.vocab = {vocab} needs {_able(vocab)}"
             + _instead(some, size, kind, vocab, own_header)
         )
-    found = impossible(some, kind, vocab)
-    if found is None:
+    witness = impossible(some, kind, vocab)
+    if witness is None:
         return
     other = _instead(some, size, kind, vocab, own_header) or _negative(some, size, vocab)
-    if not other and found.outside:
+    if not other and witness.outside:
         other = _too_large(some, size, vocab) or "; this, the file or data.dtype is wrong"
         if vocab == 256 and kind.itemsize > 1:  # nothing speaks against bytes, whatever they are
             other += "; if every byte is a token, write data.dtype = 'uint8'"
-    raise ValueError(f"{where}: {found.what}{other}")
+    raise ValueError(f"{where}: {witness.what}{other}")
 
 
 def _instead(some: np.ndarray, size: int, kind: np.dtype, vocab: int, own_header: bool) -> str:
@@ -162,7 +183,7 @@ def _negative(some: np.ndarray, size: int, vocab: int) -> str:
     for code in ("<i2", "<i4", "<i8"):
         kind = np.dtype(code)
         if not size % kind.itemsize:
-            values = some[: len(some) // kind.itemsize * kind.itemsize].view(kind)
+            values = _read_as(kind, some)
             low, tokens = int(values.min()), np.ascontiguousarray(np.maximum(values, 0)).view(np.uint8)
             if -1000 <= low < 0 and impossible(tokens, kind, vocab) is None:
                 return f"; as {kind.name} it holds negative numbers ({low}), which are no tokens"

@@ -6,7 +6,7 @@ import os
 import pickletools
 from pathlib import Path
 
-from .spec import DataSpec
+from .spec import DataSpec, in_use
 from .token_file import fingerprint, open_tokens
 from .windows import Text, WindowedSource, hold_out
 
@@ -19,29 +19,30 @@ def vocab(spec: DataSpec) -> int:
     ValueError: neither is there. The largest token in the file is no answer: rare tokens may be absent from it, and the
     model's shape would then depend on the text.
     """
-    found = spec.vocab or _nanogpt_vocab(Path(os.path.expanduser(spec.path)).parent / "meta.pkl")
-    if not found:
+    size = spec.vocab or _nanogpt_vocab(Path(os.path.expanduser(in_use(spec.path))).parent / "meta.pkl")
+    if not size:
         raise ValueError(
             f"data.vocab is missing: {spec.path!r} does not tell the size of its tokenizer, and its largest token may "
             f"be smaller; give it, such as data.vocab = 50257 for GPT-2"
         )
-    return found
+    return size
 
 
 def open_source(spec: DataSpec, seq_len: int, seed: int) -> WindowedSource:
     size = vocab(spec)
     name = val_name = f"data.path = {spec.path!r}"
-    file = open_tokens(spec.path, spec.dtype, size)
+    dtype = in_use(spec.dtype)
+    file = open_tokens(in_use(spec.path), dtype, size)
     files = file.files
     if spec.val_path:
-        held = open_tokens(spec.val_path, spec.dtype, size, "data.val_path")
+        held = open_tokens(spec.val_path, dtype, size, "data.val_path")
         if os.path.samefile(file.files[0], held.files[0]):
             raise ValueError(f"data.val_path = {spec.val_path!r}: is the file that is trained on, data.path")
         val_name = f"data.val_path = {spec.val_path!r}"
         files += held.files
         train, val = [file.tokens], [held.tokens]
     else:
-        train, val = hold_out(file.tokens, spec.val_fraction, file.documents)
+        train, val = hold_out(file.tokens, in_use(spec.val_fraction), file.documents)
     return WindowedSource(Text(train, val, size, lambda: fingerprint(files), name, val_name), seq_len, seed)
 
 

@@ -26,7 +26,7 @@ import math
 import numpy as np
 
 from .shuffle import GAMMA, key, mix64
-from .spec import DataSpec
+from .spec import DataSpec, in_use
 
 
 def open_source(spec: DataSpec, seq_len: int, seed: int) -> ZipfMarkov:
@@ -39,15 +39,15 @@ class ZipfMarkov:
     val_windows = None
 
     def __init__(self, spec: DataSpec, seq_len: int, seed: int) -> None:
-        self.vocab = spec.vocab
+        self.vocab, exponent, chain_seed = in_use(spec.vocab), in_use(spec.zipf_exponent), in_use(spec.chain_seed)
         self.seq_len = seq_len
-        self.probabilities, self.entropy_nats = zipf(spec.vocab, spec.zipf_exponent)
-        self.table = transitions(spec.vocab, spec.zipf_levels, spec.chain_seed)
+        self.probabilities, self.entropy_nats = zipf(self.vocab, exponent)
+        self.table = transitions(self.vocab, in_use(spec.zipf_levels), chain_seed)
         self._cdf = np.cumsum(self.probabilities)
         self._cdf[-1] = 1.0
-        self._train_key = key("zipf-markov train", spec.chain_seed, seed)
-        self._val_key = key("zipf-markov val", spec.chain_seed)
-        chain = self.table.astype("<u2").tobytes() + repr(float(spec.zipf_exponent)).encode()
+        self._train_key = key("zipf-markov train", chain_seed, seed)
+        self._val_key = key("zipf-markov val", chain_seed)
+        chain = self.table.astype("<u2").tobytes() + repr(float(exponent)).encode()
         self._hash = hashlib.sha256(chain).hexdigest()
 
     def train_rows(self, start: int, stop: int) -> np.ndarray:

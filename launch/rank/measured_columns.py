@@ -94,7 +94,7 @@ def _totals(training: Training, device: Device, energy: EnergyMeter, host: HostM
         "comm_s": probe.seconds if probe else None,
         "comm": probe.totals() if probe else None,
         "round": round_probe.totals() if round_probe else None,
-        "host": host.told(),
+        "host": host.summary(),
     }
 
 
@@ -111,9 +111,9 @@ def _add_other_replicas(ranks: list[RankTotals], mine: RankTotals, meeting: Meet
     """With a quorum, where each replica has a process group of its own: rank 0 adds those of the others to its own.
     False: one is missing."""
     if meeting.replica:
-        meeting.tell(json.dumps(mine))
+        meeting.send_measurements(json.dumps(mine))
     elif not meeting.position:
-        ranks += [json.loads(content) for content in meeting.told() if content is not None]
+        ranks += [json.loads(content) for content in meeting.collect_measurements() if content is not None]
         return len(ranks) == meeting.positions * meeting.outer.replicas
     return True
 

@@ -16,7 +16,7 @@ from ...bench.energy import EnergyMeter
 from ...bench.engine import Engine
 from ...bench.environment import environment_columns
 from ...bench.host import HostMeter
-from ...bench.loop import Training, to_device, train
+from ...bench.loop import Hooks, Setup, Training, to_device, train
 from ...bench.profiler import profile
 from ...bench.step_record import StepRecord
 from ...parallelism.engines import build_engine
@@ -105,20 +105,13 @@ class RankTraining:
             reporter.step(done, last.get("loss"), speed)
 
         host.reached(first_step, timed_from, case.recipe.steps)
-        train(
-            engine,
-            self.source,
-            case.recipe,
-            case.measure,
-            case.shape.seq_len,
-            self.device,
-            self.energy,
-            training,
-            first_step=first_step,
+        hooks = Hooks(
             on_step=on_step,
             checkpoint=lambda done, now: self.checkpoints.save(engine, done, now),
             stop=None if self.world.meeting else lambda: asked_to_stop(reporter.folder),
         )
+        setup = Setup(engine, self.source, case.recipe, case.measure, case.shape.seq_len, self.device, self.energy)
+        train(setup, training, first_step=first_step, hooks=hooks)
         self.device.finish()
         host.stop()  # of a run that ended before its last step
         journal.close()

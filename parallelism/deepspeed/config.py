@@ -1,6 +1,6 @@
-"""What DeepSpeed is told: its configuration for a recipe and a layout. Needs neither it nor torch.
+"""What DeepSpeed is configured with: its settings for a recipe and a layout. Needs neither it nor torch.
 
-Everything not said here is its default. Buckets are no larger than the model, so that a small model does not reserve
+Everything not named here is its default. Buckets are no larger than the model, so that a small model does not reserve
 gigabytes. At stage 3 norms stay whole (its default for all that is under 100,000 elements, which in a small model
 would be everything).
 
@@ -45,10 +45,9 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, nvme_folder
         }
     for what, where in (("optimizer", layout.offload_optimizer), ("param", layout.offload_parameters)):
         if where != "none":
-            zero[f"offload_{what}"] = {"device": where, "pin_memory": pin}
-        if where == "nvme":
-            zero[f"offload_{what}"] |= {"nvme_path": nvme_folder}
-    said: dict[str, object] = {
+            path = {"nvme_path": nvme_folder} if where == "nvme" else {}
+            zero[f"offload_{what}"] = {"device": where, "pin_memory": pin} | path
+    config: dict[str, object] = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": layout.microbatches,
         # At ZeRO 0 the engine clips by the whole model's norm itself: a pipeline's would be the first stage's only.
@@ -59,13 +58,13 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, nvme_folder
         "steps_per_print": sys.maxsize,
     }
     if own_bf16(recipe, layout):
-        said |= {
+        config |= {
             "bf16": {"enabled": True},
             "communication_data_type": "fp32",
             "data_types": {"grad_accum_dtype": "fp32"},
         }
     if layout.tp > 1:
-        said["tensor_parallel"] = {
+        config["tensor_parallel"] = {
             "autotp_size": layout.tp,
             "partition_config": {
                 "use_default_specs": False,
@@ -81,4 +80,4 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, nvme_folder
                 ],
             },
         }
-    return said
+    return config

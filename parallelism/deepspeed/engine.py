@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -73,10 +74,10 @@ class DeepSpeedEngine:
             )
             if layout.recompute != "none":
                 deepspeed.checkpointing.configure(None)
-        named = {_canonical(name): p for name, p in self.engine.module.named_parameters()}  # AutoTP makes new ones
-        self.masters = Masters(wrapped, self.stage, named, sizes, mesh.group("tp"))
-        self.replicated = [self._replicated(name) for name in named]
-        for name in named:
+        parameters = {_canonical(name): p for name, p in self.engine.module.named_parameters()}  # AutoTP makes new ones
+        self.masters = Masters(wrapped, self.stage, parameters, sizes, mesh.group("tp"))
+        self.replicated = [self._replicated(name) for name in parameters]
+        for name in parameters:
             start = torch.empty(sizes[name])
             fill(start, name, sizes[name], (0,) * len(sizes[name]), recipe.seed, shape.layers, recipe.init_std)
             self.masters.put(name, start.to(device))
@@ -172,7 +173,8 @@ class DeepSpeedEngine:
         self.masters.refresh()
 
     def weights(self) -> Weights:
-        first, mine = self.mesh.holds_first_of_stage, {}
+        first = self.mesh.holds_first_of_stage
+        mine: Weights = {}
         for name in self.masters.parameters:
             whole = self.masters.whole(name)
             if first:
@@ -202,7 +204,9 @@ class DeepSpeedEngine:
         write_state(out, self._file(), {"layout": self.layout.name(), "state": self.masters.state()})
 
     def load(self, saved: Saved) -> None:
-        content = read_state(saved, self._file()) if saved.has(self._file()) else {"layout": "of other ranks"}
+        content: dict[str, Any] = {"layout": "of other ranks"}
+        if saved.has(self._file()):
+            content = read_state(saved, self._file())
         if content["layout"] != self.layout.name():
             raise ValueError(f"it was written under layout {content['layout']}, this is {self.layout.name()}")
         self.masters.load_state(content["state"])
@@ -210,7 +214,7 @@ class DeepSpeedEngine:
     def close(self) -> None:
         with package.quiet():
             self.engine.destroy()
-        self.engine = self.masters = None
+        del self.engine, self.masters  # nothing is asked of a closed engine
         package.forget()
         if self.swapped:
             shutil.rmtree(self.swapped, ignore_errors=True)

@@ -8,6 +8,7 @@ on disk. Their names in DeepSpeed are attributes of its optimizers; tests/parall
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,17 +16,21 @@ from torch import Tensor, nn
 
 
 class Masters:
-    """parameters: by canonical name. whole_shapes: of the whole model. tp: group and rank along it, or None."""
+    """parameters: by canonical name. whole_shapes: of the whole model. tp: group and rank along it, or None.
+
+    DeepSpeed is not typed: its optimizers, and the parameters with the attributes that it gives them, are Any here.
+    """
 
     def __init__(
         self,
-        optimizer: object,
+        optimizer: Any,
         stage: int,
         parameters: dict[str, nn.Parameter],
         whole_shapes: dict[str, tuple[int, ...]],
         tp: dist.ProcessGroup | None,
     ) -> None:
-        self.optimizer, self.stage, self.parameters, self.whole_shapes = optimizer, stage, parameters, whole_shapes
+        self.optimizer, self.stage, self.whole_shapes = optimizer, stage, whole_shapes
+        self.parameters: dict[str, Any] = dict(parameters)
         self.tp = tp
         self.tp_rank, self.ways = (dist.get_rank(tp), dist.get_world_size(tp)) if tp else (0, 1)
 
@@ -60,7 +65,7 @@ class Masters:
             elif parameter._hp_mapping is not None:
                 yield name, parameter._hp_mapping.hp_fragment.detach()
 
-    def _piece(self, parameter: nn.Parameter) -> tuple[int, int, int]:
+    def _piece(self, parameter: Any) -> tuple[int, int, int]:
         """ZeRO 3: (sub-group, offset in it, elements) of this rank's piece, padding included."""
         return self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
 
@@ -151,7 +156,7 @@ class Masters:
         ]
 
     @torch.no_grad()
-    def load_state(self, states: list[dict[str, object]]) -> None:
+    def load_state(self, states: list[dict[str, Any]]) -> None:
         """Inverse of `state`; the parameters follow with `refresh`.
 
         Raises

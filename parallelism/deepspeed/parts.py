@@ -51,6 +51,7 @@ def whole_model(
     with deepspeed.zero.Init(data_parallel_group=group, config_dict_or_path=config, enabled=cut):
         model = Decoder(shape, precision)
     if stage == 3:  # it has no forward of its own that would fetch it
+        assert model.embedding is not None
         deepspeed.zero.register_external_parameter(model, model.embedding.weight)
     if layout.tp > 1:
         _use_torch_linears(model)
@@ -85,5 +86,5 @@ def recompute_blocks(model: Decoder) -> None:
     """Block by block. Reentrant: the other kind would free what ZeRO 3 has gathered for the backward pass."""
     from deepspeed import checkpointing
 
-    for block in model.blocks.values():
+    for block in model.own_blocks():
         block.run = checkpointing.checkpoint

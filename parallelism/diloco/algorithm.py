@@ -56,7 +56,7 @@ class Algorithm:
 
     def due(self, step: int) -> bool:
         """Whether `exchange` is to be called after this inner step (1, 2, ...)."""
-        return step % self.outer.sync_every == 0
+        return step % self.outer.interval == 0
 
     def exchange(self, step: int) -> Exchange:
         """Send, receive and apply what is due."""

@@ -30,7 +30,7 @@ class OuterCopy:
         self.outer, self.share = outer, 1 / outer.replicas
         self.flat = torch.zeros(plan.numel, device=parameters[0].device)
         self.views = split(plan, self.flat, parameters)
-        torch._foreach_copy_(self.views, parameters)
+        torch._foreach_copy_(self.views, list(parameters))
         self.momentum = torch.zeros_like(self.flat) if outer.momentum else None
 
     def descend(self, total: Tensor) -> None:
@@ -44,8 +44,8 @@ class OuterCopy:
             [self.momentum],
             fused=True,
             lr=self.outer.lr * self.share,
-            momentum=self.outer.momentum,
-            nesterov=self.outer.nesterov,
+            momentum=self.outer.momentum or 0.0,
+            nesterov=bool(self.outer.nesterov),
             dampening=0.0,
             weight_decay=0.0,
             maximize=False,

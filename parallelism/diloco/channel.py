@@ -36,9 +36,6 @@ class Received:
     sent_bytes: int = 0  # of a second message, sent on the arrival of the first
 
 
-RECEIVED = ("total", "total_square", "squares")
-
-
 class Channel:
     """Base of both kinds. At most one message is under way."""
 
@@ -65,6 +62,7 @@ class Channel:
         if self.arrived is not None:
             received, self.arrived = self.arrived, None
             return received, 0.0
+        assert self.transfer is not None, "nothing was sent"
         hidden = self.transfer.wait()
         self.transfer = None
         return self._finish(), hidden
@@ -78,11 +76,17 @@ class Channel:
             self.arrived, _ = self.receive()
         if self.arrived is None:
             return {}
-        return {name: getattr(self.arrived, name).clone() for name in RECEIVED}
+        arrived = self.arrived
+        return {
+            "total": arrived.total.clone(),
+            "total_square": arrived.total_square.clone(),
+            "squares": arrived.squares.clone(),
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.transfer = None
-        self.arrived = Received(**{k: state[k] for k in RECEIVED}) if "total" in state else None
+        arrived = "total" in state
+        self.arrived = Received(state["total"], state["total_square"], state["squares"]) if arrived else None
 
 
 class DenseChannel(Channel):
@@ -91,7 +95,7 @@ class DenseChannel(Channel):
     def __init__(self, *args) -> None:
         super().__init__(*args)
         self.buffer = torch.zeros(self.numel + 1, device=self.device)
-        self.scratch = torch.zeros(self.numel, device=self.device) if self.link.local > 1 else None
+        self.scratch = torch.zeros(self.numel if self.link.local > 1 else 0, device=self.device)
 
     def send(self, fill: Fill) -> int:
         total = self.buffer[:-1]
@@ -121,9 +125,10 @@ class PackedChannel(Channel):
         self.keep = self.outer.kept_per_block if self.outer.compression == "topk" else 0
         self.vector = torch.zeros(self.numel, device=self.device)
         self.total = torch.zeros(self.numel, device=self.device)
-        feeds_back = self.outer.error_decay > 0
+        self.error_decay = self.outer.error_decay or 0.0
+        feeds_back = self.error_decay > 0
         self.residuals = [torch.zeros_like(self.vector) for _ in range(self.link.local if feeds_back else 0)]
-        self.everyone: Tensor | None = None  # (replicas, bytes)
+        self.everyone = torch.empty(0)  # (replicas, bytes) of the message on its way
 
     def _add(self, message: Tensor, total: Tensor, weight: float) -> None:
         unpack_add(message, self.outer.compression, total.view(self.shape), weight, self.keep)
@@ -135,7 +140,7 @@ class PackedChannel(Channel):
         """The message for `vector`; with error feedback `error` is added to it first, and keeps what is not sent."""
         if error is None:
             return self._pack(vector)
-        message = self._pack(error.mul_(self.outer.error_decay).add_(vector))
+        message = self._pack(error.mul_(self.error_decay).add_(vector))
         self._add(message, error, -1.0)
         return message
 

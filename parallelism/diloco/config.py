@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from ...bench.mistakes import Finder
+
+T = TypeVar("T")
 
 ALGORITHMS = ("none", "localsgd", "diloco", "streaming", "delayed", "eager")
 PLACEMENTS = ("distributed", "folded")
@@ -34,6 +37,12 @@ An outer step moves the model by the message, so losses of two such runs differ 
 changed; rounded up. A shard's message that is dropped, or scaled by 0.9, is a share of 0.1 and more.
 """
 OUTER_LR = {1: 0.4, 2: 0.6, 4: 0.6, 8: 0.8}  # by replicas; between two of them the smaller one's
+
+
+def in_use(setting: T | None) -> T:
+    """A setting of `Outer` that the chosen algorithm uses: it was given, or has its default, and is never None."""
+    assert setting is not None
+    return setting
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Outer:
                 find.add("replicas algorithm", f"{line}allowed algorithms are {', '.join(ALGORITHMS[1:])}")
             object.__setattr__(self, "compression", "none")
         if self.quorum:
-            self._check_quorum(find)
+            self._check_quorum(find, self.quorum)
         defaults = self._defaults()
         for field in fields(self):
             if field.default is None:
@@ -131,9 +140,9 @@ class Outer:
             defaults |= dict(quorum=self.quorum, quorum_timeout_s=60.0)
         return defaults
 
-    def _check_quorum(self, find: Finder) -> None:
-        at = f"quorum = {self.quorum}"
-        if not 1 <= self.quorum <= self.replicas:
+    def _check_quorum(self, find: Finder, quorum: int) -> None:
+        at = f"quorum = {quorum}"
+        if not 1 <= quorum <= self.replicas:
             find.add("quorum replicas", f"{at}: must be from 1 to outer.replicas = {self.replicas}, or 0: all of them")
         if self.algorithm not in ("none", "localsgd", "diloco"):
             why = f"{self.algorithm} has messages on their way between outer steps, which a replica that comes back"
@@ -166,14 +175,20 @@ class Outer:
             find.add("block_size", f"block_size = {self.block_size}: must be a multiple of 8")
         if self.density == 0:
             find.add("density", "density = 0: must be above 0, or nothing is ever sent")
-        if None not in (self.overlap_steps, self.sync_every) and self.overlap_steps >= self.sync_every:
-            line = f"overlap_steps = {self.overlap_steps}: must be below outer.sync_every = {self.sync_every}"
+        overlap, every = self.overlap_steps, self.sync_every
+        if overlap is not None and every is not None and overlap >= every:
+            line = f"overlap_steps = {overlap}: must be below outer.sync_every = {every}"
             find.add("overlap_steps sync_every", line)
         if self.exchange == "twoshot" and (self.compression == "topk" or self.quorum):
             why = "the sum of what they kept is no longer sparse" if not self.quorum else "an owner may be missing"
             at = f"outer.compression = {self.compression!r}" if not self.quorum else f"outer.quorum = {self.quorum}"
             line = f"exchange = 'twoshot' with {at}: {why}; set exchange = 'allgather'"
             find.add("exchange compression quorum", line)
+
+    @property
+    def interval(self) -> int:
+        """H of an algorithm that has outer steps: inner steps between two synchronisations of a parameter."""
+        return in_use(self.sync_every)
 
     @property
     def placed_replicas(self) -> int:
@@ -193,7 +208,7 @@ class Outer:
     @property
     def kept_per_block(self) -> int:
         """topk: elements sent of each block."""
-        return max(1, round(self.density * self.block_size))
+        return max(1, round(in_use(self.density) * in_use(self.block_size)))
 
 
 def allowance(outer: Outer) -> float:

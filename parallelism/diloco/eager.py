@@ -28,7 +28,7 @@ from .link import Link
 class Delayed(Algorithm):
     @torch.no_grad()
     def exchange(self, step: int) -> Exchange:
-        first_round = step == self.outer.sync_every
+        first_round = step == self.outer.interval
         exchange = Exchange(received_any=not first_round)
         for bucket in self.buckets():
             bucket.channel.advance()
@@ -54,7 +54,7 @@ class Eager(Algorithm):
 
     @torch.no_grad()
     def exchange(self, step: int) -> Exchange:
-        first_round = step == self.outer.sync_every
+        first_round = step == self.outer.interval
         exchange = Exchange(received_any=not first_round)
         for bucket in self.buckets():
             bucket.channel.advance()

@@ -8,9 +8,10 @@ only the optimizer states wait in host memory where `offload` asks for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -66,10 +67,11 @@ def build_outer(
     own = replace(recipe, global_batch=recipe.global_batch // outer.replicas)
     local = outer.replicas // outer.placed_replicas
     assert bool(outer.quorum) == (meeting is not None)
-    if meeting:
-        link = MeetingLink(outer.replicas, local, meeting=meeting)
-    else:
-        link = Link(outer.replicas, local, replica_group if outer.placed_replicas > 1 else None)
+    link: Link = (
+        MeetingLink(outer.replicas, local, meeting=meeting)
+        if meeting
+        else Link(outer.replicas, local, replica_group if outer.placed_replicas > 1 else None)
+    )
     engines = [make_engine(own) for _ in range(local)]
     return OuterEngine(
         outer,
@@ -153,13 +155,13 @@ class OuterEngine:
             with self._on_device(r):
                 outputs.append(engine.train_step(part, lr))
         self.steps_done += 1
-        loss = sum(output.loss for output in outputs) / self.averaged
-        grad_norm = sum(output.grad_norm for output in outputs) / len(outputs)
+        loss = _sum(output.loss for output in outputs) / self.averaged
+        grad_norm = _sum(output.grad_norm for output in outputs) / len(outputs)
         began, ended = outputs[0].update_began if len(outputs) == 1 else None, mark(self.device)
         return StepOutput(loss, grad_norm, outputs[0].extra | self._outer_step(), began, ended)
 
-    def _on_device(self, replica: int):
-        return self.stashes[replica].on_device() if self.stashes else _nothing()
+    def _on_device(self, replica: int) -> AbstractContextManager[None]:
+        return self.stashes[replica].on_device() if self.stashes else nullcontext()
 
     def _outer_step(self) -> dict[str, float | Tensor]:
         if not self.algorithm.due(self.steps_done):
@@ -205,19 +207,21 @@ class OuterEngine:
         if self.device.type != "cpu":  # this stream only: collectives that overlap run on another
             torch.accelerator.current_stream().synchronize()
 
-    def _spread(self, exchange: Exchange) -> dict[str, Tensor]:
+    def _spread(self, exchange: Exchange) -> dict[str, float | Tensor]:
         """S = sum_m D_m:  mean |D_m - S/M|^2 = mean |D_m|^2 - |S/M|^2,  sum_{i != j} D_i D_j = |S|^2 - sum |D_m|^2."""
         count = exchange.present or self.outer.replicas
-        present = {} if exchange.present is None else {"replicas_present": float(exchange.present)}
+        spread: dict[str, float | Tensor] = {}
+        if exchange.present is not None:
+            spread["replicas_present"] = float(exchange.present)
         if not exchange.received_any or count == 1:
-            return present
+            return spread
         norms = torch.zeros(2, device=self.device)  # also where a rank holds nothing of the fragment
         if exchange.squares:
             norms += torch.stack([torch.stack(exchange.total_square).sum(), torch.stack(exchange.squares).sum()])
         if self.inner_group is not None:
             dist.all_reduce(norms, group=self.inner_group)
         total_square, squares = norms
-        spread = present | {"pseudograd_cosine": (total_square - squares) / ((count - 1) * squares)}
+        spread["pseudograd_cosine"] = (total_square - squares) / ((count - 1) * squares)
         if self.outer.compression != "topk":  # what top-k sends is not where the replica stands
             spread["replica_drift"] = (squares / count - total_square / count**2).clamp(min=0).sqrt()
         return spread
@@ -233,7 +237,9 @@ class OuterEngine:
             return self._eval_inner(tokens, counted)
 
     def _eval_inner(self, tokens: Tensor, counted: Tensor) -> Tensor:
-        return sum(next(iter(engine.evaluations().values()))(*part) for _, engine, part in self._parts(tokens, counted))
+        return _sum(
+            next(iter(engine.evaluations().values()))(*part) for _, engine, part in self._parts(tokens, counted)
+        )
 
     @contextmanager
     def _outer_weights(self) -> Iterator[None]:
@@ -241,7 +247,7 @@ class OuterEngine:
         inner = [[parameter.clone() for parameter, _ in replica] for replica in pairs]
         with torch.no_grad():
             for replica in pairs:
-                torch._foreach_copy_(*map(list, zip(*replica, strict=True)))
+                torch._foreach_copy_([parameter for parameter, _ in replica], [outer for _, outer in replica])
         self.parameters_written()
         try:
             yield
@@ -311,6 +317,6 @@ class OuterEngine:
             engine.close()
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    """In their order; from 0, as `sum` adds."""
+    return cast(Tensor, sum(values))  # of at least one

@@ -59,7 +59,9 @@ class Link:
 
     def all_reduce(self, total: Tensor) -> Transfer:
         """Sum over the group, in place."""
-        return Transfer(self.group and dist.all_reduce(total, group=self.group, async_op=True))
+        if self.group is None:
+            return Transfer(None)
+        return Transfer(dist.all_reduce(total, group=self.group, async_op=True))
 
     def all_gather(self, messages: Tensor) -> tuple[Tensor, Transfer]:
         """(local, bytes) uint8 of each process -> (replicas, bytes), replica by replica."""

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...results.table.outer_cost import Round
-from .config import Outer
+from .config import Outer, in_use
 
 NORM_BYTES = 8  # behind a piece of a sum: |S|^2 and sum |Delta_m|^2, fp32
 
@@ -29,7 +29,7 @@ class BucketPlan:
 
 
 def fragment_count(outer: Outer, layers: int) -> int:
-    return -(-layers // outer.fragment_layers) if outer.algorithm == "streaming" else 1
+    return -(-layers // in_use(outer.fragment_layers)) if outer.algorithm == "streaming" else 1
 
 
 def fragment_of(outer: Outer, layer: int | None, name: str, layers: int) -> int:
@@ -49,33 +49,33 @@ def fragment_of(outer: Outer, layer: int | None, name: str, layers: int) -> int:
 
 def send_offset(outer: Outer, fragment: int, count: int) -> int:
     """t_p: fragment p is sent after the inner steps t with t mod H = t_p (1-based t); evenly staggered."""
-    return fragment * outer.sync_every // count
+    return fragment * outer.interval // count
 
 
 def round_of(outer: Outer, layers: int) -> Round:
     """When the exchanges of a round of H inner steps come."""
     count, tau = fragment_count(outer, layers), outer.overlap_steps or 0
     offsets = [send_offset(outer, fragment, count) for fragment in range(count)]
-    phases = frozenset(t % outer.sync_every for offset in offsets for t in (offset, offset + tau))
+    phases = frozenset(t % outer.interval for offset in offsets for t in (offset, offset + tau))
     late = outer.algorithm in ("delayed", "eager")  # nothing is received after the first round
-    return Round(outer.sync_every, phases, 2 * outer.sync_every if late else tau + 1)
+    return Round(outer.interval, phases, 2 * outer.interval if late else tau + 1)
 
 
 def receiving_phases(outer: Outer, layers: int) -> frozenset[int]:
     """t mod H of the inner steps after which something is applied."""
     count, tau = fragment_count(outer, layers), outer.overlap_steps or 0
-    return frozenset((send_offset(outer, p, count) + tau) % outer.sync_every for p in range(count))
+    return frozenset((send_offset(outer, p, count) + tau) % outer.interval for p in range(count))
 
 
 def first_outer_step(outer: Outer) -> int:
     """Inner steps until an outer step has moved every parameter: fragment 0 is first sent after H of them."""
     late = outer.algorithm in ("delayed", "eager")
-    return outer.sync_every * (2 if late else 1) + (outer.overlap_steps or 0)
+    return outer.interval * (2 if late else 1) + (outer.overlap_steps or 0)
 
 
 def steps_after_outer(outer: Outer, steps: int) -> int:
     """Inner steps at the end of a run of `steps` that no outer step follows (streaming: of fragment 0)."""
-    return (steps - (outer.overlap_steps or 0)) % outer.sync_every
+    return (steps - (outer.overlap_steps or 0)) % outer.interval
 
 
 def plan(
@@ -87,10 +87,13 @@ def plan(
     """
     fragments = fragments if fragments is not None else [0] * len(sizes)
     block = outer.block_size or 1
-    limit = outer.bucket_mb * 2**20 / 4
+    limit = in_use(outer.bucket_mb) * 2**20 / 4
     planned = []
     for fragment in range(count):
-        buckets, indices, offsets, end = [], [], [], 0
+        buckets: list[BucketPlan] = []
+        indices: list[int] = []
+        offsets: list[int] = []
+        end = 0
         for index, size in enumerate(sizes):
             if fragments[index] != fragment or not size:
                 continue
@@ -122,7 +125,7 @@ def payload_bytes(outer: Outer, numel: int) -> int:
         return 4 * (numel + 1)
     if outer.compression == "bf16":
         return 2 * numel
-    blocks = numel // outer.block_size
+    blocks = numel // in_use(outer.block_size)
     if outer.compression == "topk":
         return blocks * outer.kept_per_block * (2 + 2)  # bf16 value, 16-bit position in the block
     return blocks * 4 + numel * (8 if outer.compression == "int8" else 4) // 8  # fp32 scale a block, codes
@@ -166,8 +169,8 @@ def state_bytes(outer: Outer, numel: int) -> int:
         return 4 * numel * (kept + 1 + (local > 1) + (outer.replicas if outer.quorum else 0))
     kept += 2 + (local if outer.error_decay else 0)  # the vector at work, the sum, the residuals
     if outer.exchange == "twoshot":
-        kept += local / outer.replicas if outer.error_decay else 0  # the owner's residual
+        owned = local / outer.replicas if outer.error_decay else 0  # the owner's residual
         messages = outer.replicas if local > 1 else 2  # one sent and one received
     else:
-        messages = outer.replicas
-    return round(4 * numel * kept) + messages * payload_bytes(outer, numel)
+        owned, messages = 0, outer.replicas
+    return round(4 * numel * (kept + owned)) + messages * payload_bytes(outer, numel)

@@ -21,20 +21,34 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 
 from ...bench.tensor_file import from_bytes, size_limit, to_bytes
 from .algorithm import Exchange, Synchronous
-from .config import Outer
+from .config import Outer, in_use
 from .link import Link, Transfer
 
 CHUNK_BYTES = 4 * 2**20  # TCPStore refuses values above 8 MiB
 POLL_S = 0.002
-TOLD_LIMIT_BYTES = 64 * 2**20
+MEASURED_LIMIT_BYTES = 64 * 2**20
+
+
+class Store(Protocol):
+    """What is used of torch.distributed.Store; torch's own declaration lacks `timeout` and values that are bytes."""
+
+    @property
+    def timeout(self) -> timedelta: ...
+    def set_timeout(self, timeout: timedelta) -> None: ...
+    def set(self, key: str, value: str | bytes) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def add(self, key: str, value: int) -> int: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def delete_key(self, key: str) -> bool: ...
 
 
 class Meeting:
@@ -47,7 +61,8 @@ class Meeting:
     def __init__(
         self, store: Any, outer: Outer, replica: int, position: int, positions: int, dead: Callable[[], set[int]] = set
     ) -> None:
-        self.store, self.outer, self.dead = dist.PrefixStore("outer", store), outer, dead
+        self.store, self.outer, self.dead = cast(Store, PrefixStore("outer", store)), outer, dead
+        self.quorum, self.timeout_s = in_use(outer.quorum), in_use(outer.quorum_timeout_s)
         self.replica, self.position, self.positions = replica, position, positions
         self.members = frozenset(range(outer.replicas))  # of the last round
         self.inside = positions > 1
@@ -134,8 +149,8 @@ class Meeting:
             ]
             back = {m for m in range(self.outer.replicas) if self._back(m) == round - 1}
             expected = self.members.union(back) - self.dead()
-            late = time.monotonic() - begun > self.outer.quorum_timeout_s
-            if 0 in here and len(here) >= self.outer.quorum and (late or expected <= set(here)):
+            late = time.monotonic() - begun > self.timeout_s
+            if 0 in here and len(here) >= self.quorum and (late or expected <= set(here)):
                 return here
             time.sleep(POLL_S)
 
@@ -145,8 +160,9 @@ class Meeting:
     def messages(self, round: int, size_bytes: int) -> dict[int, bytes] | None:
         """By member, what its rank at this position sent, of this size each; None where this replica came too late to
         read it all. Collective in the replica."""
-        found = {m: self.take(f"{round}/{m}/{self.position}", size_bytes) for m in sorted(self.members)}
-        return found if self.all_inside(None not in found.values()) else None
+        taken = {m: self.take(f"{round}/{m}/{self.position}", size_bytes) for m in sorted(self.members)}
+        complete = {m: content for m, content in taken.items() if content is not None}
+        return complete if self.all_inside(len(complete) == len(taken)) else None
 
     def leave_state(self, round: int, content: bytes) -> None:
         self.drop(f"state/{round - 2}/{self.position}")
@@ -156,14 +172,15 @@ class Meeting:
         """(round, what replica 0's rank at this position left after it). Collective in the replica."""
         while True:
             now = self._from_first(int(self.await_key("now")) if self.position == 0 else 0)
-            begun, found = time.monotonic(), None
-            while found is None and time.monotonic() - begun < 1.0:
-                found = self.take(f"state/{now}/{self.position}", limit_bytes)
+            begun, content = time.monotonic(), None
+            while content is None and time.monotonic() - begun < 1.0:
+                content = self.take(f"state/{now}/{self.position}", limit_bytes)
                 time.sleep(POLL_S)
-            if self.all_inside(found is not None):
+            if self.all_inside(content is not None):
+                assert content is not None
                 if self.position == 0:
                     self.store.set(f"back/{self.replica}", str(now))
-                return now, found
+                return now, content
 
     def all_inside(self, mine: bool) -> bool:
         """Whether it is so on every rank of this replica."""
@@ -174,29 +191,30 @@ class Meeting:
         return bool(flag)
 
     def _from_first(self, number: int) -> int:
-        told = torch.tensor(number)
+        shared = torch.tensor(number)
         if self.inside:
-            dist.broadcast(told, src=0)
-        return int(told)
+            dist.broadcast(shared, src=0)
+        return int(shared)
 
     # The end of the run.
 
-    def tell(self, content: str) -> None:
+    def send_measurements(self, content: str) -> None:
         """This rank's measurements, for rank 0."""
-        self.put(f"told/{self.replica}/{self.position}", content.encode())
+        self.put(f"measured/{self.replica}/{self.position}", content.encode())
 
-    def told(self) -> list[str | None]:
+    def collect_measurements(self) -> list[str | None]:
         """Of every rank of the other replicas, None for those that are missing: members of the last round that live
         get `quorum_timeout_s` to come."""
-        deadline, found = time.monotonic() + self.outer.quorum_timeout_s, []
+        deadline = time.monotonic() + self.timeout_s
+        contents: list[str | None] = []
         for m in range(1, self.outer.replicas):
             for p in range(self.positions):
-                content = self.take(f"told/{m}/{p}", TOLD_LIMIT_BYTES)
+                content = self.take(f"measured/{m}/{p}", MEASURED_LIMIT_BYTES)
                 while content is None and m in self.members - self.dead() and time.monotonic() < deadline:
                     time.sleep(POLL_S)
-                    content = self.take(f"told/{m}/{p}", TOLD_LIMIT_BYTES)
-                found.append(None if content is None else content.decode())
-        return found
+                    content = self.take(f"measured/{m}/{p}", MEASURED_LIMIT_BYTES)
+                contents.append(None if content is None else content.decode())
+        return contents
 
     def leave(self, patience_s: float = 5.0) -> None:
         """Rank 0 serves the store: it goes when the last round's members have gone, or after some seconds."""
@@ -228,7 +246,7 @@ class MeetingLink(Link):
     """Messages of one round gather here and are left in the store together. Absent replicas' are zeros: the zero
     pseudo-gradient in every codec."""
 
-    meeting: Meeting | None = None
+    meeting: Meeting = field(kw_only=True)
     pending: list[Tensor] = field(default_factory=list)
     received: dict[int, bytes] = field(default_factory=dict)
 
@@ -274,19 +292,22 @@ class MeetingLink(Link):
         self.pending.clear()
         self.received.clear()
         self.meeting.leave_messages(round, content)
-        found = self.meeting.messages(round, len(content)) if self.meeting.decide(round) else None
-        if found is None:
+        messages = self.meeting.messages(round, len(content)) if self.meeting.decide(round) else None
+        if messages is None:
             self.meeting.take_back(round)
-        self.received.update(found or {})
-        return found is not None
+            return False
+        self.received.update(messages)
+        return True
 
 
 class Quorate(Synchronous):
-    """LocalSGD or DiLoCo over the replicas that are there."""
+    """LocalSGD or DiLoCo over the replicas that are present."""
+
+    link: MeetingLink
 
     @torch.no_grad()
     def exchange(self, step: int) -> Exchange:
-        round, meeting = step // self.outer.sync_every, self.link.meeting
+        round, meeting = step // self.outer.interval, self.link.meeting
         sent_bytes = sum(bucket.send() for bucket in self.buckets())
         if not self.link.meet(round):
             return self._rejoin(sent_bytes)
@@ -309,4 +330,4 @@ class Quorate(Synchronous):
         self.load_state(from_bytes(content, like))
         for bucket in self.buckets():
             bucket.give_to_replicas()
-        return Exchange(sent_bytes=sent_bytes, go_on_after=round * self.outer.sync_every)
+        return Exchange(sent_bytes=sent_bytes, go_on_after=round * self.outer.interval)

@@ -22,19 +22,19 @@ from .plan import send_offset
 class Streaming(Algorithm):
     def _sends(self, p: int, step: int) -> bool:
         """Whether fragment p is sent after inner step `step`; nothing is before the first."""
-        return step > 0 and (step - send_offset(self.outer, p, len(self.fragments))) % self.outer.sync_every == 0
+        return step > 0 and (step - send_offset(self.outer, p, len(self.fragments))) % self.outer.interval == 0
 
     def due(self, step: int) -> bool:
-        tau = self.outer.overlap_steps
+        tau = self.outer.overlap_steps or 0
         return any(self._sends(p, step) or self._sends(p, step - tau) for p in range(len(self.fragments)))
 
     @torch.no_grad()
     def exchange(self, step: int) -> Exchange:
-        exchange = Exchange()
+        exchange, tau = Exchange(), self.outer.overlap_steps or 0
         for p, fragment in enumerate(self.fragments):
             if self._sends(p, step):
                 exchange.sent_bytes += sum(bucket.send() for bucket in fragment)
-            if self._sends(p, step - self.outer.overlap_steps):
+            if self._sends(p, step - tau):
                 exchange.received_any = True
                 for bucket in fragment:
                     bucket.channel.advance()
@@ -42,5 +42,5 @@ class Streaming(Algorithm):
                     received, hidden_s = bucket.receive()
                     exchange.note(received, hidden_s)
                     bucket.copies[0].descend(received.total)
-                    bucket.give_to_replicas(keep=self.outer.mixing_alpha)
+                    bucket.give_to_replicas(keep=self.outer.mixing_alpha or 0.0)
         return exchange

@@ -53,6 +53,7 @@ class TwoShotChannel(PackedChannel):
     def advance(self) -> None:
         if self.first is None:
             return
+        assert self.transfer is not None
         self.hidden_s = self.transfer.wait()
         messages, self.first = self.first, None
         second = []

@@ -99,8 +99,8 @@ def _torch_for_megatron() -> types.ModuleType:
     vars(stand_in).update(vars(torch))
     for name in FACTORIES:
         setattr(stand_in, name, _on_cpu(getattr(torch, name)))
-    stand_in.cuda = CpuCuda()
-    stand_in.__getattr__ = lambda name: getattr(torch, name)  # what torch imports lazily
+    # __getattr__: what torch imports lazily
+    vars(stand_in).update(cuda=CpuCuda(), __getattr__=lambda name: getattr(torch, name))
     return stand_in
 
 
@@ -112,10 +112,10 @@ _type, _cuda = torch.Tensor.type, torch.Tensor.cuda
 
 
 def _type_as_on_gpu(self, *args, **kwargs):
-    told = _type(self, *args, **kwargs)
+    name = _type(self, *args, **kwargs)
     if not args and not kwargs and _asked_by_megatron():
-        return told.replace("torch.", "torch.cuda.", 1)
-    return told
+        return name.replace("torch.", "torch.cuda.", 1)
+    return name
 
 
 def _cuda_stays(self, *args, **kwargs):
@@ -143,5 +143,6 @@ def install() -> None:
     stand_in = _torch_for_megatron()
     for name, module in list(sys.modules.items()):
         if name.startswith("megatron.core") and vars(module).get("torch") is torch:
-            module.torch = stand_in
-    torch.Tensor.type, torch.Tensor.cuda = _type_as_on_gpu, _cuda_stays
+            vars(module)["torch"] = stand_in
+    for name, method in (("type", _type_as_on_gpu), ("cuda", _cuda_stays)):
+        setattr(torch.Tensor, name, method)

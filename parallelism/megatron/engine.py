@@ -12,10 +12,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore  # torch.distributed has it, undeclared
 
 from ...bench.checkpoint_files import Outgoing, Saved
 from ...bench.device import mark
@@ -41,7 +43,7 @@ with warnings.catch_warnings():  # that Transformer Engine and Apex are not ther
     from . import cpu
     from .groups import announce, build_groups, forget
     from .model import build_chunks, configuration
-    from .weights import Held, held
+    from .weights import LocalWeight, local_weights
 
 logging.getLogger("megatron.core").setLevel(logging.ERROR)
 
@@ -58,7 +60,7 @@ class MegatronEngine:
         self.made_world = not dist.is_initialized()  # Megatron-Core has no way to do without
         if self.made_world:
             backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         self.groups = build_groups(mesh, shape.tied)
         announce(self.groups, layout.virtual_stages)
         self.tp_rank = self.groups.tp.rank()
@@ -74,7 +76,9 @@ class MegatronEngine:
         layout, recipe, groups = self.layout, self.recipe, self.groups
         config = configuration(self.shape, recipe, layout, self.device)
         models = build_chunks(self.shape, layout, config, groups, self.device)
-        self.held: list[Held] = [h for model in models for h in held(model, self.shape, layout.tp, self.tp_rank)]
+        self.held: list[LocalWeight] = [
+            weight for model in models for weight in local_weights(model, self.shape, layout.tp, self.tp_rank)
+        ]
         reduction = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=layout.dp > 1,
@@ -126,7 +130,7 @@ class MegatronEngine:
 
     # A parameter's fp32 values are the parameter itself, an fp32 copy of it, or this rank's flat part of either.
 
-    def _part_of(self, h: Held) -> slice | None:
+    def _part_of(self, h: LocalWeight) -> slice | None:
         """Where this rank's part of the flat parameter is; None: the distributed optimizer has none of it here."""
         if not self.distributed_optimizer:
             return slice(0, h.parameter.numel())
@@ -135,20 +139,20 @@ class MegatronEngine:
         part = self.inner._get_model_param_range_map(h.parameter)["param"]
         return slice(part.start, part.end)
 
-    def _masters(self) -> Iterator[tuple[Held, slice, Tensor]]:
+    def _masters(self) -> Iterator[tuple[LocalWeight, slice, Tensor]]:
         """(parameter, which part of it flat, its fp32 values there: flat under the distributed optimizer)."""
         for h in self.held:
             part = self._part_of(h)
             if part is None:
                 continue
             if self.recipe.precision == "bf16":
-                yield h, part, h.parameter.main_param.detach()
+                yield h, part, h.fp32_copy
             elif self.distributed_optimizer:
                 yield h, part, h.parameter.detach().view(-1)[part]
             else:
                 yield h, part, h.parameter.detach()
 
-    def _start_values(self) -> Iterator[tuple[Held, Tensor]]:
+    def _start_values(self) -> Iterator[tuple[LocalWeight, Tensor]]:
         for h in self.held:
             local = torch.empty(h.parameter.shape, device=self.device)
             for piece in h.pieces:
@@ -166,7 +170,7 @@ class MegatronEngine:
             yield h, local
 
     @torch.no_grad()
-    def _fill(self, values: Iterator[tuple[Held, Tensor]]) -> None:
+    def _fill(self, values: Iterator[tuple[LocalWeight, Tensor]]) -> None:
         """Give every parameter of this rank, and its fp32 copy, these values."""
         masters = {h.parameter: (part, master) for h, part, master in self._masters()}
         for h, local in values:
@@ -302,7 +306,9 @@ class MegatronEngine:
 
     @torch.no_grad()
     def load(self, saved: Saved) -> None:
-        content = read_state(saved, self._file(), self.device) if saved.has(self._file()) else {"layout": None}
+        content: dict[str, Any] = {"layout": None}
+        if saved.has(self._file()):
+            content = read_state(saved, self._file(), self.device)
         if content["layout"] != json.dumps(asdict(self.layout)):
             raise ValueError("it is of another layout: megatron's checkpoints are loaded under their own only")
         parts = zip(content["steps"], content["values"], content["state"], strict=True)

@@ -54,6 +54,7 @@ def _along(mesh: Mesh, *dimensions: str) -> dist.ProcessGroup:
     if len(used) == 1:
         return mesh.groups[used[0]]
     if used == tuple(d for d in INSIDE if mesh.sizes[d] > 1):
+        assert mesh.inside is not None
         return mesh.inside
     return group_of(ranks_along(used, mesh.sizes), dist.get_rank(), dist.get_world_size())
 

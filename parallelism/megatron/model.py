@@ -7,6 +7,7 @@ spec"). None of the path with a GPU is covered by this project's tests, which ru
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ class Norm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
+        weight: Any = self.weight  # Megatron-Core keeps its marks on the parameters
+        weight.sequence_parallel = config.sequence_parallel
 
 
 def transformer_engine(device: torch.device) -> bool:
@@ -40,11 +42,11 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: tor
     """Everything Megatron-Core is told about the model and its splits."""
     cuda, te, dtype = device.type == "cuda", transformer_engine(device), COMPUTE_DTYPES[recipe.precision]
     swiglu = shape.mlp == "swiglu"
-    recompute = {
+    by_mode: dict[str, dict[str, Any]] = {
         "none": {},
         "selective": {"recompute_granularity": "selective"},
         "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
-    }[layout.recompute]
+    }
     parts, last = stage_layers(shape.layers, layout.stages), layout.stages - 1
     # Needed for uneven stages only: what each holds, the vocabulary's two ends included.
     uneven = (
@@ -91,7 +93,7 @@ def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: tor
         cross_entropy_loss_fusion=cuda,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
-        **recompute,
+        **by_mode[layout.recompute],
     )
 
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ...bench.shape import ModelShape
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
 
 NAMES = {  # of megatron, within a layer or without: ours
     "embedding.word_embeddings.weight": "embedding.weight",
@@ -56,13 +60,19 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Held:
+class LocalWeight:
     """A Megatron parameter of this rank."""
 
     name: str  # canonical, the fused ones wqkv and gate_up
     parameter: nn.Parameter
     layer: int | None
     pieces: tuple[Piece, ...]
+
+    @property
+    def fp32_copy(self) -> Tensor:
+        """Of a bf16 parameter: the values that Megatron's optimizer updates."""
+        parameter: Any = self.parameter
+        return parameter.main_param.detach()
 
     @property
     def duplicate(self) -> bool:
@@ -75,10 +85,10 @@ class Held:
         return self.parameter.ndim > 1
 
 
-def held(chunk: nn.Module, shape: ModelShape, tp: int, rank: int) -> list[Held]:
+def local_weights(chunk: GPTModel, shape: ModelShape, tp: int, rank: int) -> list[LocalWeight]:
     """All parameters of a GPTModel, marked as split. rank: place in the tensor parallel group of `tp` ranks."""
     numbers = {str(i): layer.layer_number - 1 for i, layer in enumerate(chunk.decoder.layers)}
-    found = []
+    weights = []
     for name, parameter in chunk.named_parameters():
         layer, prefix = None, ""
         if name.startswith("decoder.layers."):
@@ -88,15 +98,16 @@ def held(chunk: nn.Module, shape: ModelShape, tp: int, rank: int) -> list[Held]:
         if parameter.ndim > 1 and not getattr(parameter, "tensor_model_parallel", False):
             # Set by Megatron's own initialisation, left out here. Without it the gradient norm counts what the first
             # tensor parallel rank holds only.
-            parameter.tensor_model_parallel = True
-            parameter.partition_dim, parameter.partition_stride = int(name.endswith(ROW_PARALLEL)), 1
+            marked: Any = parameter
+            marked.tensor_model_parallel = True
+            marked.partition_dim, marked.partition_stride = int(name.endswith(ROW_PARALLEL)), 1
         ours = prefix + NAMES[name]
         if name == "output_layer.weight" and shape.tied:
             ours = "embedding.weight"
         if ours.endswith("up.weight") and shape.mlp == "swiglu":
             ours = ours.replace("up.", "gate_up.")
-        found.append(Held(ours, parameter, layer, tuple(_pieces(ours, parameter, shape, tp, rank))))
-    return found
+        weights.append(LocalWeight(ours, parameter, layer, tuple(_pieces(ours, parameter, shape, tp, rank))))
+    return weights
 
 
 def _pieces(name: str, parameter: Tensor, shape: ModelShape, tp: int, rank: int) -> list[Piece]:

@@ -13,7 +13,7 @@ from scalade.bench import loop
 from scalade.bench.data import DataSpec, open_source
 from scalade.bench.device import Device
 from scalade.bench.engine import StepOutput
-from scalade.bench.loop import Training, train
+from scalade.bench.loop import Hooks, Setup, Training, train
 from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
@@ -112,19 +112,9 @@ def run(losses, *, steps=None, first_step=0, source=None, on_step=None, **measur
     engine = Scripted(losses, clock)
     recipe = Recipe(global_batch=4, steps=steps or len(losses), lr=1.0, lr_schedule="constant")
     measure = Measure(**{"warmup_steps": 2, "eval_sequences": 0, "probe_comm": False} | measure)
-    on_step = {"on_step": on_step} if on_step else {}
-    training = train(
-        engine,
-        source or SlowSource(clock),
-        recipe,
-        measure,
-        8,
-        clock,
-        Meter(clock),
-        Training(StepRecord(clock)),
-        first_step=first_step,
-        **on_step,
-    )
+    hooks = Hooks(on_step=on_step) if on_step else Hooks()
+    setup = Setup(engine, source or SlowSource(clock), recipe, measure, 8, clock, Meter(clock))
+    training = train(setup, Training(StepRecord(clock)), first_step=first_step, hooks=hooks)
     return training, engine
 
 

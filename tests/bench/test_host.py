@@ -71,7 +71,7 @@ def timed(machine, meters, *, seconds, meanwhile=lambda: None):
     meanwhile()
     for meter in meters:
         meter.stop()
-    return host_columns(json.loads(json.dumps([meter.told() for meter in meters])))
+    return host_columns(json.loads(json.dumps([meter.summary() for meter in meters])))
 
 
 def test_the_columns_are_those_of_the_group(machine):
@@ -147,11 +147,11 @@ def test_what_is_not_told_is_null_and_never_0(tmp_path):
     meter = HostMeter(True, root=tmp_path, cpus=frozenset({0}))
     meter.start()
     meter.stop()
-    told = host_columns([meter.told()])
+    told = host_columns([meter.summary()])
     assert told == dict.fromkeys(NAMES)
     never = HostMeter(True, root=tmp_path)  # every step was warm-up
     never.stop()
-    assert never.told() == {} and host_columns([{}]) == dict.fromkeys(NAMES)
+    assert never.summary() == {} and host_columns([{}]) == dict.fromkeys(NAMES)
 
 
 @pytest.mark.parametrize("leads", [True, False])
@@ -169,7 +169,7 @@ def test_where_every_step_is_warm_up_nothing_is_read(machine):
     meter = machine.meter()
     for done in range(5):
         meter.reached(done, 4, 4)
-    assert meter.told() == {}
+    assert meter.summary() == {}
 
 
 def test_a_clock_that_stands_still_tells_nothing(machine):
@@ -184,7 +184,7 @@ def test_stopped_twice_it_keeps_the_first_end(machine):
     meter.stop()
     machine.run({0: (100, 0, 0)})
     meter.stop()
-    assert meter.told()["cpu"] == pytest.approx([1.0, 0.0, 2.0])
+    assert meter.summary()["cpu"] == pytest.approx([1.0, 0.0, 2.0])
 
 
 def test_a_gpu_tells_of_its_clock_and_why_it_was_held_down(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from scalade.bench.data import DataSpec, Source, open_source
 from scalade.bench.device import Device
 from scalade.bench.energy import EnergyMeter
-from scalade.bench.loop import Training, train
+from scalade.bench.loop import Hooks, Setup, Training, train
 from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import SIZES, ModelShape
@@ -57,7 +57,8 @@ def measured_loop(size: str, recipe: Recipe, folder, other: Callable[[int], None
     measure = Measure(warmup_steps=WARMUP, eval_sequences=0, log_every=GROUP)
     source, training = text(recipe), Training(StepRecord(device))
     since[0] = time.perf_counter()
-    train(engine, source, recipe, measure, SEQ_LEN, device, EnergyMeter(None, 1), training, on_step=on_step)
+    setup = Setup(engine, source, recipe, measure, SEQ_LEN, device, EnergyMeter(None, 1))
+    train(setup, training, hooks=Hooks(on_step=on_step))
     return grouped(ours), grouped(theirs)
 
 

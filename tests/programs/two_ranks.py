@@ -18,7 +18,7 @@ import torch.distributed as dist
 from scalade.bench.data import DataSpec
 from scalade.bench.device import Device
 from scalade.bench.engine import LocalParameter, StepOutput
-from scalade.bench.loop import Training, train
+from scalade.bench.loop import Setup, Training, train
 from scalade.bench.measure import Measure
 from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
@@ -134,8 +134,9 @@ def run(rank, outer):
             replica_index=rank,
             inner_group=None,
         )
-    meter, host = Meter(clock), SimpleNamespace(told=dict)
-    training = train(engine, Source(), recipe, measure, SHAPE.seq_len, clock, meter, Training(StepRecord(clock)))
+    meter, host = Meter(clock), SimpleNamespace(summary=dict)
+    setup = Setup(engine, Source(), recipe, measure, SHAPE.seq_len, clock, meter)
+    training = train(setup, Training(StepRecord(clock)))
     row = over_ranks(training, clock, meter, host, outer)
     steps = training.steps.columns()
     row |= speed_columns(case, steps, 2, peak=None) | loss_columns(case, steps, training) | outer_columns(case, steps)
