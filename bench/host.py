@@ -143,7 +143,6 @@ class Reading:
     own_s: float  # CPU time of this process
     cpu: CpuTime | None
     gpu: dict[str, float]
-    load: float | None = None
     # Read by the rank that leads only:
     mhz: list[float] = field(default_factory=list)
     heat: dict[int, int] = field(default_factory=dict)
@@ -167,6 +166,7 @@ class HostMeter:
     own_s: Callable[[], float] = time.process_time
     _begin: Reading | None = field(default=None, init=False)
     _end: Reading | None = field(default=None, init=False)
+    _load: float | None = field(default=None, init=False)  # when it began
 
     def __post_init__(self) -> None:
         self._gpu = GpuClocks(self.cuda_index)
@@ -180,7 +180,7 @@ class HostMeter:
             self.stop()
 
     def start(self) -> None:
-        self._begin = replace(self._read(), load=load_average(self.root))
+        self._begin, self._load = self._read(), load_average(self.root)
 
     def stop(self) -> None:
         if self._begin is not None and self._end is None:
@@ -207,7 +207,7 @@ class HostMeter:
             "host": machine_id(self.root),
             "cpus": sorted(self.cpus),
             "own_s": end.own_s - begin.own_s,
-            "load": begin.load,
+            "load": self._load,
             "cpu": [cpu.busy, cpu.stolen, cpu.all] if cpu and cpu.all > 0 else None,
         } | self._gpu.between(begin.gpu, end.gpu, end.at - begin.at)
         if self.leads:

@@ -92,11 +92,11 @@ def compare(
 
         comparison = compare_results(locate(Path(base)), locate(Path(head)), rule, runs.where, confirm)
     if outputs.markdown:
-        outputs.markdown.write_text(formats.as_markdown(comparison))
+        outputs.markdown.write_text(formats.to_markdown(comparison))
     if outputs.junit:
-        outputs.junit.write_text(formats.as_junit(comparison))
+        outputs.junit.write_text(formats.to_junit(comparison))
     exit_code = {"exit_code": comparison.exit_code}
-    say(formats.as_dict(comparison) | exit_code if as_json else formats.as_text(comparison))
+    say(formats.to_dict(comparison) | exit_code if as_json else formats.to_text(comparison))
     if outputs.move_baseline:
         _move_baseline(comparison)
     raise typer.Exit(comparison.exit_code)

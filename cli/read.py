@@ -118,7 +118,7 @@ def ops(
             op_profile.one_case(cases, "--filter"),
             op_profile.one_case(op_profile.case_ops(path, against), "--against"),
         )
-        say(op_profile.against_dict(case, base) if as_json else op_profile.against_text(case, base, rows))
+        say(op_profile.difference_to_dict(case, base) if as_json else op_profile.difference_to_text(case, base, rows))
 
 
 @app.command(epilog="Example: scalade check quickstart")

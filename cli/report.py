@@ -104,4 +104,4 @@ def history(
     from .locate import locate
 
     changes = change_points.history([locate(path) for path in results], metric, alpha, where)
-    say(change_points.as_dict(changes) if as_json else change_points.as_text(changes))
+    say(change_points.to_dict(changes) if as_json else change_points.to_text(changes))

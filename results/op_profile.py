@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from .aligned import aligned
+from .terminal import aligned
 from .table.read import rows_table, runs_table
 from .table.work import work_of
 
@@ -162,11 +162,11 @@ def to_text(cases: Sequence[CaseOps]) -> Iterator[str]:
     yield "ms of a step: mean over the ranks, median over the runs"
 
 
-def against_dict(case: CaseOps, base: CaseOps) -> dict:
+def difference_to_dict(case: CaseOps, base: CaseOps) -> dict:
     return {"case": vars(case), "base": vars(base), "difference_s": case.step_s - base.step_s}
 
 
-def against_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
+def difference_to_text(case: CaseOps, base: CaseOps, rows: int = 12) -> Iterator[str]:
     """Where the difference between two cases is: group by group, then the operations that differ most."""
     yield f"{case.name} (runs: {case.runs}) against {base.name} (runs: {base.runs}), ms of a step"
     if case.tokens != base.tokens:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median as middle
 
-from ..aligned import aligned, listed
 from ..published import COMPARED_BY, Against, against
 from ..stats.rank_intervals import Estimate
+from ..terminal import aligned, listed
 from ..wording import count_of
 from .breakdown import Breakdown
 from .fastest import Fastest, tokens_text

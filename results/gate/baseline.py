@@ -14,7 +14,7 @@ from .. import files
 from ..store.packing import unpack
 from ..store.part import part_names
 from .compare import Comparison
-from .rule import NEW
+from .rule import Verdict
 
 LEFT_BEHIND = ("lock", "scratch")  # of the process that ran the run, no part of its rows
 
@@ -23,7 +23,7 @@ def movable(comparison: Comparison) -> list[str]:
     """case_ids whose baseline moves: new, or a confirmed improvement in one metric and none that fails."""
     failing = {one.case_id for one in comparison.findings if one.fails}
     failing |= {case_id for one in comparison.losses if one.fails for case_id in one.case_ids}
-    moving = {one.case_id: None for one in comparison.findings if one.verdict == NEW or one.confirmed}
+    moving = {one.case_id: None for one in comparison.findings if one.verdict == Verdict.NEW or one.confirmed}
     return [case_id for case_id in moving if case_id not in failing]
 
 

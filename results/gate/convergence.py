@@ -12,13 +12,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from ..schema.columns import RUNS
+from ..schema.rows import AnyRow
 from ..table.held_out import refusal
 from ..table.names import name_of
 from ..wording import count_of
-from .rule import BETTER, FAILING, MISSING, SAME, WORSE
+from .rule import FAILING, Verdict
 
 SEEDS = 3  # from which a tolerance can be learned
 NEARLY = 0.01  # of the tokens seen, where steps differ in tokens: packed sequences
@@ -56,7 +58,7 @@ class LossFinding:
     name: str
     case_ids: tuple[str, ...]
     loss: str  # the column: val_loss where every run has one
-    verdict: str  # worse, better, same, missing
+    verdict: Verdict  # worse, better, same, missing
     reason: str | None
     base_seeds: int
     head_seeds: int
@@ -72,12 +74,12 @@ class LossFinding:
         return self.verdict in FAILING
 
 
-def compare_losses(base: list[dict], head: list[dict], alpha: float, declared: float) -> list[LossFinding]:
+def compare_losses(base: Sequence[AnyRow], head: Sequence[AnyRow], alpha: float, declared: float) -> list[LossFinding]:
     """One finding for each group of cases that has ok runs on both sides.
 
     declared: relative tolerance, for groups in which the base has fewer than SEEDS seeds
     """
-    groups: dict[tuple, tuple[list[dict], list[dict]]] = defaultdict(lambda: ([], []))
+    groups: dict[tuple, tuple[list[AnyRow], list[AnyRow]]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((base, head)):
         for row in rows:
             if row["status"] == "ok":
@@ -86,52 +88,71 @@ def compare_losses(base: list[dict], head: list[dict], alpha: float, declared: f
     return [_compared(name_of(rows[0][0]), *rows, alpha / len(both), declared) for rows in both]
 
 
-def _compared(name: str, base: list[dict], head: list[dict], alpha: float, declared: float) -> LossFinding:
+def _compared(name: str, base: Sequence[AnyRow], head: Sequence[AnyRow], alpha: float, declared: float) -> LossFinding:
     rows = (*base, *head)
     loss = "val_loss" if all(row["val_loss"] is not None for row in rows) else "loss"
-    case_ids = tuple(sorted({row["case_id"] for row in rows}))
-
-    def finding(verdict: str, reason: str | None, **more) -> LossFinding:
-        seeds = [len({row["seed"] for row in side}) for side in (base, head)]
-        return LossFinding(name, case_ids, loss, verdict, reason, *seeds, **more)
-
-    differ = refusal(rows) if loss == "val_loss" else None
-    if differ:
-        return finding(MISSING, differ)
+    blank = LossFinding(
+        name,
+        case_ids=tuple(sorted({row["case_id"] for row in rows})),
+        loss=loss,
+        verdict=Verdict.MISSING,
+        reason=_obstacle(rows, loss),
+        base_seeds=len({row["seed"] for row in base}),
+        head_seeds=len({row["seed"] for row in head}),
+    )
+    if blank.reason is not None:
+        return blank
+    base_losses, head_losses = list(_by_seed(base, loss).values()), list(_by_seed(head, loss).values())
+    mean, head_mean = statistics.fmean(base_losses), statistics.fmean(head_losses)
+    learned = len(base_losses) >= SEEDS
+    tolerance = _learned_tolerance(base_losses, len(head_losses), alpha) if learned else declared * abs(mean)
+    difference = head_mean - mean
+    reasons = [] if learned else [f"tolerance declared, not learned: {len(base_losses)} of {SEEDS} seeds in BASE"]
     tokens = {row["tokens_seen"] for row in rows}
-    if len(tokens) > 1 and not _nearly(rows):
-        return finding(MISSING, f"no loss at equal tokens: tokens_seen is {' and '.join(sorted(map(str, tokens)))}")
-    without = sum(row[loss] is None for row in rows)
-    if without:
-        return finding(MISSING, f"{without} of {count_of(len(rows), 'run')} have no loss")
-    seeds = [_by_seed(side, loss) for side in (base, head)]
-    means = [statistics.fmean(side.values()) for side in seeds]
-    learned = len(seeds[0]) >= SEEDS
-    if learned:
-        from scipy.stats import t
-
-        quantile = float(t.isf(alpha / 2, len(seeds[0]) - 1))
-        spread = statistics.stdev(seeds[0].values())
-        tolerance = quantile * spread * math.sqrt(1 / len(seeds[0]) + 1 / len(seeds[1]))
-        tolerance = max(tolerance, ROUNDING * abs(means[0]))
-    else:
-        tolerance = declared * abs(means[0])
-    difference = means[1] - means[0]
-    reasons = [] if learned else [f"tolerance declared, not learned: {len(seeds[0])} of {SEEDS} seeds in BASE"]
-    reasons += [f"steps differ in tokens: tokens_seen is {min(tokens)} to {max(tokens)}"] if len(tokens) > 1 else []
-    return finding(
-        SAME if abs(difference) <= tolerance else WORSE if difference > 0 else BETTER,
-        "; ".join(reasons) or None,
+    if len(tokens) > 1:
+        reasons.append(f"steps differ in tokens: tokens_seen is {min(tokens)} to {max(tokens)}")
+    return replace(
+        blank,
+        verdict=_verdict(difference, tolerance),
+        reason="; ".join(reasons) or None,
         tokens_seen=tokens.pop() if len(tokens) == 1 else None,
-        base=means[0],
-        head=means[1],
+        base=mean,
+        head=head_mean,
         difference=difference,
         tolerance=tolerance,
         learned=learned,
     )
 
 
-def _nearly(rows: list[dict]) -> bool:
+def _obstacle(rows: Sequence[AnyRow], loss: str) -> str | None:
+    """Why there is no loss at equal tokens to compare, in one line."""
+    differ = refusal(rows) if loss == "val_loss" else None
+    if differ:
+        return differ
+    tokens = {row["tokens_seen"] for row in rows}
+    if len(tokens) > 1 and not _nearly(rows):
+        return f"no loss at equal tokens: tokens_seen is {' and '.join(sorted(map(str, tokens)))}"
+    without = sum(row[loss] is None for row in rows)
+    return f"{without} of {count_of(len(rows), 'run')} have no loss" if without else None
+
+
+def _learned_tolerance(losses: Sequence[float], head_seeds: int, alpha: float) -> float:
+    """From the losses of the base's seeds."""
+    from scipy.stats import t
+
+    seeds = len(losses)
+    quantile = float(t.isf(alpha / 2, seeds - 1))
+    tolerance = quantile * statistics.stdev(losses) * math.sqrt(1 / seeds + 1 / head_seeds)
+    return max(tolerance, ROUNDING * abs(statistics.fmean(losses)))
+
+
+def _verdict(difference: float, tolerance: float) -> Verdict:
+    if abs(difference) <= tolerance:
+        return Verdict.SAME
+    return Verdict.WORSE if difference > 0 else Verdict.BETTER
+
+
+def _nearly(rows: Sequence[AnyRow]) -> bool:
     """Whether runs whose steps differ in tokens saw as many, but for NEARLY."""
     tokens = [row["tokens_seen"] for row in rows]
     if None in tokens or any(row["tokens_per_step"] is not None or row["parity"] is None for row in rows):
@@ -139,7 +160,7 @@ def _nearly(rows: list[dict]) -> bool:
     return max(tokens) - min(tokens) <= NEARLY * max(tokens)
 
 
-def _by_seed(rows: list[dict], loss: str) -> dict[object, float]:
+def _by_seed(rows: Sequence[AnyRow], loss: str) -> dict[object, float]:
     seeds = defaultdict(list)
     for row in rows:
         seeds[row["seed"]].append(row[loss])

@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from xml.etree import ElementTree
 
-from ..aligned import aligned
 from ..table.read import printable
+from ..terminal import aligned
 from .compare import JSON_KIND, Comparison, Finding
 from .convergence import LossFinding
-from .rule import METRICS, NEW, NOISY, SKIPPED
+from .rule import METRICS, Verdict
 
 MARKDOWN_ROWS = 200  # GitHub cuts a comment at 65,536 characters
 CELL = 300  # characters of a name or a reason in Markdown
-UNJUDGED = (NOISY, NEW, SKIPPED)  # neither passed nor failed, unless the rule fails what is too noisy
+UNJUDGED = (
+    Verdict.NOISY,
+    Verdict.NEW,
+    Verdict.SKIPPED,
+)  # neither passed nor failed, unless the rule fails what is too noisy
 
 
-def as_dict(comparison: Comparison) -> dict[str, object]:
+def to_dict(comparison: Comparison) -> dict[str, object]:
     """For programs, and for a later comparison's `confirm`. Missing is null."""
     return {
         "kind": JSON_KIND,
@@ -39,7 +43,7 @@ def as_dict(comparison: Comparison) -> dict[str, object]:
     }
 
 
-def as_text(comparison: Comparison) -> list[str]:
+def to_text(comparison: Comparison) -> list[str]:
     """For the terminal: one block of aligned columns, then what needs words."""
     grids = [[HEADER, *map(cells, comparison.findings)]]
     if comparison.losses:
@@ -52,7 +56,7 @@ def as_text(comparison: Comparison) -> list[str]:
     return [*lines, summary(comparison)]
 
 
-def as_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: Comparison) -> str:
     """For a pull request's comment: what fails in sight, the rest folded away."""
     lines = [f"### {'✅' if comparison.passed else '❌'} {summary(comparison)}", ""]
     lines += [f"BASE {_code(comparison.base)}, HEAD {_code(comparison.head)}", ""]
@@ -70,9 +74,9 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_junit(comparison: Comparison) -> str:
+def to_junit(comparison: Comparison) -> str:
     """For a CI's list of tests: one test case for each metric of each case and each group's loss."""
-    everything = (*comparison.findings, *comparison.losses)
+    everything = _everything(comparison)
     suite = ElementTree.Element(
         "testsuite",
         {
@@ -84,14 +88,14 @@ def as_junit(comparison: Comparison) -> str:
         },
     )
     for one in everything:
-        label, said = _label(one), printable("; ".join(_facts(one)))
+        label, message = _label(one), printable("; ".join(_facts(one)))
         case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": printable(label)})
         if one.fails:
-            ElementTree.SubElement(case, "failure", {"type": one.verdict, "message": said})
+            ElementTree.SubElement(case, "failure", {"type": one.verdict, "message": message})
         elif one.verdict in UNJUDGED:
-            ElementTree.SubElement(case, "skipped", {"message": said})
+            ElementTree.SubElement(case, "skipped", {"message": message})
         else:
-            ElementTree.SubElement(case, "system-out").text = said
+            ElementTree.SubElement(case, "system-out").text = message
     # Of its own, for no list of tests is green because it is empty.
     case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": "something was compared"})
     if comparison.compared == 0:
@@ -110,9 +114,9 @@ def cells(one: Finding) -> list[str]:
     """A row under HEADER."""
     text = METRICS[one.metric].text
     bounds = "-" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
-    verdict = {True: f"{one.verdict}, confirmed", False: f"{one.verdict}, to be confirmed"}.get(
-        one.confirmed, one.verdict
-    )
+    verdict = str(one.verdict)
+    if one.confirmed is not None:
+        verdict += ", confirmed" if one.confirmed else ", to be confirmed"
     return [
         one.name,
         one.case_id,
@@ -143,8 +147,12 @@ def loss_cells(one: LossFinding) -> list[str]:
     ]
 
 
-def _or_dash(value: float | None, text) -> str:
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
     return "-" if value is None else text(value)
+
+
+def _everything(comparison: Comparison) -> list[Finding | LossFinding]:
+    return [*comparison.findings, *comparison.losses]
 
 
 def _label(one: Finding | LossFinding) -> str:
@@ -164,13 +172,13 @@ def _facts(one: Finding | LossFinding) -> Iterator[str]:
 
 
 def _reasons(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    for one in (*comparison.findings, *comparison.losses):
+    for one in _everything(comparison):
         if one.reason:
             yield _label(one), f"{one.verdict}: {one.reason}"
 
 
 def _counts(comparison: Comparison) -> dict[str, int]:
-    return dict(Counter(one.verdict for one in (*comparison.findings, *comparison.losses)))
+    return dict(Counter(str(one.verdict) for one in _everything(comparison)))
 
 
 def summary(comparison: Comparison) -> str:
@@ -178,7 +186,9 @@ def summary(comparison: Comparison) -> str:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(comparison).items())
     if comparison.compared == 0:
         return f"gate failed: no case could be compared ({counts})"
-    noise = " (--fail-on-noise)" if any(one.fails and one.verdict == NOISY for one in comparison.findings) else ""
+    noise = (
+        " (--fail-on-noise)" if any(one.fails and one.verdict == Verdict.NOISY for one in comparison.findings) else ""
+    )
     return f"gate {'passed' if comparison.passed else 'failed'}: {counts}{noise}"
 
 

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..schema.rows import rows_of
+from ..schema.rows import AnyRow, rows_of
 from ..stats.rank_test import holm, rank_sum_p
 from ..table.names import name_of
 from ..table.read import printable, runs_table
-from ..table.work import levels, work_of
+from ..table.work import Work, levels, work_of
 from ..wording import count_of
 from .rule import METRICS, Rule
 
@@ -95,50 +95,52 @@ def history(
     """
     Rule(metrics=(metric,), alpha=alpha)  # refuses what is neither
     paths = [paths] if isinstance(paths, str | Path) else paths
-    rows: dict[tuple, dict] = {}
+    rows: dict[tuple, AnyRow] = {}
     for path in paths:
         for folder in _results_in(Path(path)):
             for row in rows_of(runs_table(folder, all_attempts=True, where=where)):
                 if row["status"] == "ok" and row["started_at"] and (row[metric] or 0) > 0:
                     rows[row["run_id"], row["attempt"], row["started_at"]] = row  # a copied run counts once
     cases = _by_work(sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"])))
-    series = {key: np.log([row[metric] for row in found]) for key, found in cases.items()}
+    series = {key: np.log([row[metric] for row in members]) for key, members in cases.items()}
     long = [key for key, values in series.items() if len(values) >= 2 * SIDE]
     first = {key: _cut(series[key]) for key in long}
     adjusted = dict(zip(long, holm([p for _, p in first.values()]), strict=True))
     several = Counter(case_id for case_id, _ in cases)
     return [
-        _history(found, series[key], metric, alpha, adjusted.get(key), several[key[0]] > 1)
-        for key, found in cases.items()
+        _history(members, series[key], metric, alpha, adjusted.get(key), several[key[0]] > 1)
+        for key, members in cases.items()
     ]
 
 
-def _by_work(rows: Sequence[dict]) -> dict[tuple, list[dict]]:
+def _by_work(rows: Sequence[AnyRow]) -> dict[tuple, list[AnyRow]]:
     """The runs by case and tokens of a step: recorded runs of one case may differ in them, and that is no change."""
-    works: dict[str, set] = defaultdict(set)
+    works: dict[str, set[Work]] = defaultdict(set)
     for row in rows:
-        works[row["case_id"]] |= {work for work in (work_of(row),) if work is not None}
+        if (work := work_of(row)) is not None:
+            works[row["case_id"]].add(work)
     level = {case_id: levels(some, repeats=True) for case_id, some in works.items()}
     cases = defaultdict(list)
     for row in rows:
-        cases[row["case_id"], level[row["case_id"]].get(work_of(row))].append(row)
+        work = work_of(row)
+        cases[row["case_id"], None if work is None else level[row["case_id"]][work]].append(row)
     return cases
 
 
-def as_dict(histories: Sequence[History]) -> dict[str, object]:
+def to_dict(histories: Sequence[History]) -> dict[str, object]:
     """For programs."""
     return {"kind": "scalade history", "cases": [asdict(one) for one in histories]}
 
 
-def as_text(histories: Sequence[History]) -> list[str]:
+def to_text(histories: Sequence[History]) -> list[str]:
     """For people: one line for each case, one for each change point under it."""
     lines = []
     for one in histories:
         text = METRICS[one.metric].text
         drift = "" if one.autocorrelation is None else f", autocorrelation {one.autocorrelation:.2f}"
         judged = f"change points: {len(one.changes)}{drift}"
-        said = judged if one.judged else f"too few runs: {2 * SIDE} are needed"
-        lines.append(printable(f"{one.name} {one.case_id} {one.metric}: {count_of(len(one.values), 'run')}, {said}"))
+        result = judged if one.judged else f"too few runs: {2 * SIDE} are needed"
+        lines.append(printable(f"{one.name} {one.case_id} {one.metric}: {count_of(len(one.values), 'run')}, {result}"))
         for change in one.changes:
             lines.append(
                 printable(
@@ -192,8 +194,8 @@ def autocorrelation(values: np.ndarray, positions: Sequence[int]) -> float | Non
     squares = float((left**2).sum())
     if squares <= 0:
         return 0.0
-    found = float((left[1:] * left[:-1]).sum()) / squares
-    unbiased = found + (1 + 3 * found) * len(parts) / len(values)  # of a short series, Kendall 1954
+    biased = float((left[1:] * left[:-1]).sum()) / squares
+    unbiased = biased + (1 + 3 * biased) * len(parts) / len(values)  # of a short series, Kendall 1954
     return float(np.clip(unbiased, -1, 1))
 
 
@@ -203,9 +205,10 @@ def _cut(values: np.ndarray) -> tuple[list[int], float]:
     distance, best = _statistic(values[None])
     count = len(values)
     cuts = [int(edge) for edge in _stretches(count)[:, best[0]] if 0 < edge < count]
-    found = autocorrelation(values, cuts)
+    own = autocorrelation(values, cuts)
+    assert own is not None, "the caller has refused short series"
     # An upper bound: the best cuts also take away some of the drift they are to be judged by.
-    phi = min(max(found + CAUTION * math.sqrt((1 - found**2) / count), 0.0), 0.95)
+    phi = min(max(own + CAUTION * math.sqrt((1 - own**2) / count), 0.0), 0.95)
     random = np.random.default_rng(0)  # the same verdict for the same table
     as_good, left = 0, SIMULATED
     while left:
@@ -242,11 +245,11 @@ def _statistic(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _history(
-    rows: list[dict], values: np.ndarray, metric: str, alpha: float, first_p: float | None, several: bool
+    rows: Sequence[AnyRow], values: np.ndarray, metric: str, alpha: float, first_p: float | None, several: bool
 ) -> History:
     """several: the case has series of other work beside this one, so that its name says how much."""
-    found = change_points(values, alpha, first_p)
-    edges = [0, *(position for position, _ in found), len(values)]
+    points = change_points(values, alpha, first_p)
+    edges = [0, *(position for position, _ in points), len(values)]
     levels = [float(np.exp(np.median(values[a:b]))) for a, b in zip(edges, edges[1:], strict=False)]
     changes = [
         ChangePoint(
@@ -259,7 +262,7 @@ def _history(
             p=p,
             changed=tuple(_changed(rows[position - 1], rows[position])),
         )
-        for (position, p), before, after in zip(found, levels, levels[1:], strict=False)
+        for (position, p), before, after in zip(points, levels, levels[1:], strict=False)
     ]
     work = f" {work_of(rows[-1]) or 'unknown'} tokens a step"
     return History(
@@ -274,11 +277,11 @@ def _history(
     )
 
 
-def _execution(row: dict) -> str:
+def _execution(row: AnyRow) -> str:
     return f"{row['run_id']} {row['started_at']}"
 
 
-def _changed(before: dict, after: dict) -> list[str]:
+def _changed(before: AnyRow, after: AnyRow) -> list[str]:
     return [f"{name} {before[name]} -> {after[name]}" for name in MACHINE if before[name] != after[name]]
 
 

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from ..wording import nearest
 
-FASTER, SLOWER, SMALLER, LARGER = "faster", "slower", "smaller", "larger"
-SAME, NOISY, MISSING, NEW, SKIPPED = "same", "too noisy", "missing", "new", "skipped"
-WORSE, BETTER = "worse", "better"  # of losses
-IMPROVED = (FASTER, SMALLER)
-FAILING = (MISSING, SLOWER, LARGER, WORSE)
+
+class Verdict(StrEnum):
+    """What the gate says of one metric of one case, or of one group's loss."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    SMALLER = "smaller"
+    LARGER = "larger"
+    SAME = "same"
+    NOISY = "too noisy"
+    MISSING = "missing"
+    NEW = "new"
+    SKIPPED = "skipped"
+    WORSE = "worse"  # of losses
+    BETTER = "better"
+
+
+IMPROVED = (Verdict.FASTER, Verdict.SMALLER)
+FAILING = (Verdict.MISSING, Verdict.SLOWER, Verdict.LARGER, Verdict.WORSE)
 
 
 @dataclass(frozen=True)
@@ -20,30 +35,34 @@ class Metric:
 
     column: str
     less_is_better: bool
-    worse: str
-    better: str
+    worse: Verdict
+    better: Verdict
     text: Callable[[float], str]  # as people read it
-    always: bool = False  # an ok run without it was not measured; else null means that this machine does not tell
+    always: bool = False  # an ok run without it was not measured; else null means that this machine cannot measure it
 
 
 def _time(column: str, scale: float, digits: int, unit: str, always: bool = False) -> Metric:
-    return Metric(column, True, SLOWER, FASTER, lambda value: f"{value * scale:,.{digits}f} {unit}", always)
+    return Metric(
+        column, True, Verdict.SLOWER, Verdict.FASTER, lambda value: f"{value * scale:,.{digits}f} {unit}", always
+    )
 
 
 def _memory(column: str) -> Metric:
-    return Metric(column, True, LARGER, SMALLER, lambda value: f"{value / 2**20:,.1f} MiB")
+    return Metric(column, True, Verdict.LARGER, Verdict.SMALLER, lambda value: f"{value / 2**20:,.1f} MiB")
 
 
 METRICS = {
     metric.column: metric
     for metric in (
         _time("step_time_s", 1e3, 2, "ms", always=True),
-        Metric("tokens_per_s", False, SLOWER, FASTER, lambda value: f"{value:,.0f} tokens/s", always=True),
+        Metric(
+            "tokens_per_s", False, Verdict.SLOWER, Verdict.FASTER, lambda value: f"{value:,.0f} tokens/s", always=True
+        ),
         _memory("peak_memory_bytes"),
         _memory("peak_host_memory_bytes"),
         _time("first_step_s", 1, 2, "s"),
         _time("startup_s", 1, 2, "s"),
-        Metric("energy_j", True, LARGER, SMALLER, lambda value: f"{value:,.0f} J"),
+        Metric("energy_j", True, Verdict.LARGER, Verdict.SMALLER, lambda value: f"{value:,.0f} J"),
     )
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..aligned import aligned
+from ..terminal import aligned
 
 
 def number(x: float | None, digits: int = 4) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..gate.compare import Comparison, Finding
 from ..gate.convergence import LossFinding
 from ..gate.formats import HEADER, LOSS_HEADER, cells, loss_cells, summary
-from ..gate.rule import IMPROVED, NOISY
+from ..gate.rule import IMPROVED, Verdict
 from ..table.read import printable
 from ..wording import count_of
 from .drawing import GREY, Drawn, Figures, Undrawn, in_parts, legend, log_scale, named_rows
@@ -114,4 +114,4 @@ def _kind(one: Finding) -> str:
         return "fails"
     if one.verdict in IMPROVED:
         return "improved"
-    return "too noisy" if one.verdict == NOISY else "same"
+    return "too noisy" if one.verdict == Verdict.NOISY else "same"

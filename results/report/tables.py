@@ -10,13 +10,13 @@ from statistics import median
 
 import numpy as np
 
-from ..aligned import listed
 from ..efficiency.series import Point
 from ..efficiency.workload import Group
 from ..schema.columns import RUNS
 from ..stats.rank_intervals import Estimate
 from ..table.held_out import refusal
 from ..table.read import printable
+from ..terminal import listed
 from ..wording import count_of
 from .layouts import throughput_estimate
 from .source import Source, by_size, spread

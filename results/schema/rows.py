@@ -7,14 +7,18 @@ values per column, made the first time that somebody asks for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 
-class Row(Mapping):
+AnyRow = Mapping[str, Any]
+"""A row of a table by column: a `Row` or a dict. What a column holds, results/schema/columns.py says."""
+
+
+class Row(Mapping[str, Any]):
     """One row, read-only; `dict(row)` is a copy that may be changed. Two rows are equal where they are the same one."""
 
     __slots__ = ("_columns", "_at")
@@ -22,10 +26,10 @@ class Row(Mapping):
     def __init__(self, columns: _Columns, at: int) -> None:
         self._columns, self._at = columns, at
 
-    def __getitem__(self, name: str) -> object:
+    def __getitem__(self, name: str) -> Any:
         return self._columns[name][self._at]
 
-    def get(self, name: str, default: object = None) -> object:
+    def get(self, name: str, default: Any = None) -> Any:
         try:
             return self._columns[name][self._at]
         except KeyError:
@@ -52,16 +56,18 @@ def rows_of(table: pa.Table) -> list[Row]:
     return [Row(columns, at) for at in range(len(table))]
 
 
-def source_of(rows: pa.Table | Sequence[Mapping]) -> tuple[_Columns | None, np.ndarray | None]:
+def source_of(rows: pa.Table | Sequence[AnyRow]) -> tuple[_Columns | None, np.ndarray | None]:
     """The columns that these rows are of, and the place (rows,) of each there; (None, None): not of one table."""
     import numpy as np
 
     if hasattr(rows, "column_names"):
         return _Columns(rows), np.arange(len(rows))
-    source = rows[0]._columns if len(rows) and isinstance(rows[0], Row) else None
-    if source is None or not all(isinstance(row, Row) and row._columns is source for row in rows):
+    first = rows[0] if len(rows) else None
+    if not isinstance(first, Row):
         return None, None
-    return source, np.fromiter((row._at for row in rows), np.int64, len(rows))
+    source = first._columns
+    places = [row._at for row in rows if isinstance(row, Row) and row._columns is source]
+    return (source, np.array(places, np.int64)) if len(places) == len(rows) else (None, None)
 
 
 def codes_of(column: pa.ChunkedArray) -> np.ndarray:
@@ -104,7 +110,7 @@ def values_of(column: pa.ChunkedArray) -> list:
     return values.tolist()
 
 
-class _Columns(dict):
+class _Columns(dict[str, list]):
     """name -> values, made when first asked for. Raises KeyError: the table has no such column."""
 
     def __init__(self, table: pa.Table) -> None:

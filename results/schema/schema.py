@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from ..wording import nearest
-from .columns import TABLES, Column
+from .column import Column
+from .columns import TABLES
 
 SCHEMA_VERSION = 2
 

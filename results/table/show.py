@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from rich.cells import cell_len
 
 from .. import files
-from ..aligned import listed
 from ..schema.aliases import ALIASES, resolved
 from ..schema.rows import rows_of
 from ..schema.schema import SCHEMA_VERSION, columns, known_column
+from ..terminal import listed
 from ..wording import count_of
 from . import screen
 from .filter import mask

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scalade.results.gate.baseline import move_baseline
 from scalade.results.gate.compare import compare
-from scalade.results.gate.formats import _code, as_dict, as_junit, as_markdown, as_text
+from scalade.results.gate.formats import _code, to_dict, to_junit, to_markdown, to_text
 from scalade.results.gate.rule import Rule
 from scalade.results.table.read import printable, read_runs
 
@@ -184,7 +184,7 @@ def test_an_improvement_is_confirmed_by_other_runs_only_and_then_moves_the_basel
     assert {one.confirmed for one in first.findings if one.verdict == "faster"} == {False}
     assert move_baseline(first) == []
     report = tmp_path / "first.json"
-    report.write_text(json.dumps(as_dict(first)))
+    report.write_text(json.dumps(to_dict(first)))
     with pytest.raises(ValueError, match="the same runs of HEAD"):
         compare(base, heads[0], confirm=report)
     with pytest.raises(ValueError, match="the same runs of HEAD"):
@@ -203,7 +203,7 @@ def test_a_baseline_with_more_runs_than_head_keeps_none_of_them(tmp_path):
     base = stored(tmp_path / "base", runs(TIMES, A))
     first = compare(base, stored(tmp_path / "one", runs(TIMES[:6] * 0.9, A, range(6))))
     report = tmp_path / "first.json"
-    report.write_text(json.dumps(as_dict(first)))
+    report.write_text(json.dumps(to_dict(first)))
     head = stored(tmp_path / "two", runs(TIMES[:6] * 0.9, A, range(10, 16)) + runs(TIMES, B, range(10, 18)))
     assert move_baseline(compare(base, head, confirm=report)) == [A, B]  # B is new
     assert len(read_runs(base, where=f"case_id == {A}")) == 6 and len(read_runs(base)) == 14
@@ -224,7 +224,7 @@ def rendered(text):
 
 
 def test_markdown_shows_hostile_names_as_text(hostile):
-    text = as_markdown(hostile)
+    text = to_markdown(hostile)
     html = rendered(text)
     rows = re.findall(r"<tr>\n<td>.*?</tr>", html, re.S)
     assert [row.count("<td>") for row in rows] == [11, 11]
@@ -244,7 +244,7 @@ def test_any_text_is_one_cell_of_code(text):
 
 
 def test_junit_is_xml_that_a_ci_counts(hostile):
-    suite = ElementTree.fromstring(as_junit(hostile).encode()).find("testsuite")
+    suite = ElementTree.fromstring(to_junit(hostile).encode()).find("testsuite")
     cases = suite.findall("testcase")
     failures = [case.find("failure").get("type") for case in cases if case.find("failure") is not None]
     assert failures == ["slower", "missing"] and suite.get("failures") == "2"
@@ -254,13 +254,13 @@ def test_junit_is_xml_that_a_ci_counts(hostile):
 
 def test_junit_of_nothing_compared_fails(compared):
     found = compared([run(A, status="skipped", reason="so", step_time_s=None)], runs(TIMES, B))
-    suite = ElementTree.fromstring(as_junit(found).encode()).find("testsuite")
+    suite = ElementTree.fromstring(to_junit(found).encode()).find("testsuite")
     assert suite.get("failures") == "2"
     assert [case.find("failure") is not None for case in suite.findall("testcase")] == [True, False, True]
 
 
 def test_json_is_strict_and_whole(hostile):
-    content = json.loads(json.dumps(as_dict(hostile), allow_nan=False))
+    content = json.loads(json.dumps(to_dict(hostile), allow_nan=False))
     assert content["passed"] is False and content["verdicts"] == {"slower": 1, "missing": 1}
     assert [one["fails"] for one in content["findings"]] == [True, True]
     assert content["findings"][1]["ratio"] is None and len(content["evidence"]) == 8
@@ -273,11 +273,11 @@ def test_noise_fails_where_it_is_asked_to(compared, tmp_path):
     assert quiet.exit_code == 0 and [one.verdict for one in quiet.findings] == ["too noisy", "same"]
     found = compared(runs(loud[0], A) + runs(TIMES, B), runs(loud[1], A) + runs(TIMES, B), Rule(fail_on_noise=True))
     assert found.exit_code == 1 and [one.fails for one in found.findings] == [True, False]
-    assert as_text(found)[-1] == "gate failed: 1 too noisy, 1 same (--fail-on-noise)"
-    suite = ElementTree.fromstring(as_junit(found).encode()).find("testsuite")
+    assert to_text(found)[-1] == "gate failed: 1 too noisy, 1 same (--fail-on-noise)"
+    suite = ElementTree.fromstring(to_junit(found).encode()).find("testsuite")
     assert (suite.get("failures"), suite.get("skipped")) == ("1", "0")
     assert suite.find("testcase/failure").get("type") == "too noisy"
-    shown, _, folded = as_markdown(found).partition("<details>")
+    shown, _, folded = to_markdown(found).partition("<details>")
     assert "❌" in shown and "too noisy" in shown and A in shown and B in folded
     few = compared(runs(TIMES[:2], A), runs(TIMES[:2], A), Rule(fail_on_noise=True))  # two runs exclude nothing
     assert few.exit_code == 1
@@ -294,4 +294,4 @@ gate failed: 1 slower, 1 same
 
 def test_the_text_a_person_sees(compared):
     found = compared(runs(TIMES, A) + runs(TIMES, B), runs(TIMES * 1.2, A) + runs(TIMES, B))
-    assert "\n".join(as_text(found)) + "\n" == GOLDEN
+    assert "\n".join(to_text(found)) + "\n" == GOLDEN

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gate_rows import run, runs, stored
 
-from scalade.results.gate.history import as_dict, as_text, autocorrelation, change_points, history
+from scalade.results.gate.history import autocorrelation, change_points, history, to_dict, to_text
 
 
 def noise(random, count, phi=0.0):
@@ -82,10 +82,10 @@ def test_history_of_a_folder_says_when_how_much_and_what_else_changed(tmp_path):
     assert change.last_before.startswith("cccccccccccccccc-r11 ")
     assert change.first_after.startswith("cccccccccccccccc-r12 ")
     assert not short.judged and short.changes == ()
-    text = as_text([changed, short])
+    text = to_text([changed, short])
     assert "24 runs, change points: 1, auto" in text[0] and "(x 1.079" in text[1] and "torch_version" in text[2]
     assert text[3].endswith("1 run, too few runs: 8 are needed")
-    content = json.loads(json.dumps(as_dict([changed, short]), allow_nan=False))
+    content = json.loads(json.dumps(to_dict([changed, short]), allow_nan=False))
     assert content["cases"][0]["changes"][0]["position"] == 12
 
 
@@ -109,4 +109,4 @@ def test_only_ok_runs_count_and_mistakes_are_told(tmp_path):
         history(tmp_path / "nothing")
     with pytest.raises(ValueError, match="did you mean step_time_s"):
         history(tmp_path / "r", metric="step_times")
-    assert as_text(history(stored(tmp_path / "e", []))) == ["no ok run that says when it started"]
+    assert to_text(history(stored(tmp_path / "e", []))) == ["no ok run that says when it started"]

@@ -200,8 +200,8 @@ def test_the_gate_and_the_history_form_no_ratio_of_other_work(tmp_path):
 def test_operations_of_other_work_are_set_side_by_side_with_a_word():
     one = CaseOps("a", "m", "x", 1, 1, 0.1, 0.1, dict.fromkeys(ops.COLUMNS, 0.01), {}, tokens=1000.0)
     said = "other work: 1,000 tokens a step against 7,000"
-    assert any(said in line for line in ops.against_text(one, replace(one, tokens=7000.0)))
-    assert not any("other work" in line for line in ops.against_text(one, one))
+    assert any(said in line for line in ops.difference_to_text(one, replace(one, tokens=7000.0)))
+    assert not any("other work" in line for line in ops.difference_to_text(one, one))
 
 
 def test_the_report_names_a_fastest_layout_for_each_amount_of_work(tmp_path):
