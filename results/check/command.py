@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..schema.rows import rows_of
+from ..schema.rows import AnyRow, rows_of
 from ..store.damage import damaged_tables
 from ..table.held_out import unbelieved
 from ..table.quiet import quiet
@@ -92,33 +92,33 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
     ------
     ValueError: nothing at the path, no run, or not a filter; what was left out is warned of
     """
-    with noted() as told:
+    with noted() as warnings:
         seen = runs_and_attempts(path, where, clocks.COLUMNS)
     rows, attempts = rows_of(seen.runs), rows_of(seen.attempts)
     if not rows:
-        raise no_runs(path, where, told)
-    lines = (*told, *damaged_tables(seen.sources), *unbelieved(rows))
+        raise no_runs(path, where, warnings)
+    lines = (*warnings, *damaged_tables(seen.sources), *unbelieved(rows))
     notes = [f"warning: {printable(line)}" for line in lines]
     return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))
 
 
-def findings(rows: Sequence[Mapping]) -> list[Finding]:
+def findings(rows: Sequence[AnyRow]) -> list[Finding]:
     """The twelve, in order, over rows of `runs`."""
     table = Table.of(rows)
     with np.errstate(all="ignore"):  # numbers that no measurement gives
         return [_finding(number, title, rule(table)) for number, (title, rule) in enumerate(RULES, 1)]
 
 
-def beyond(rows: Sequence[Mapping]) -> Finding:
+def beyond(rows: Sequence[AnyRow]) -> Finding:
     """What the twelve do not ask of the rows of `runs`: a quiet machine."""
     with np.errstate(all="ignore"):
-        return _finding(BEYOND, "the machine was quiet", quiet(ok_rows(rows), outcome_of, SKIP))
+        return _finding(BEYOND, "the machine was quiet", Outcome(*quiet(ok_rows(rows), outcome_of, SKIP)))
 
 
-def agreeing(attempts: Sequence[Mapping]) -> Finding:
+def agreeing(attempts: Sequence[AnyRow]) -> Finding:
     """Nor this, of rows of all attempts: clocks that nobody set."""
     with np.errstate(all="ignore"):
-        return _finding(BEYOND, "clocks agree", clocks.clocks(attempts, outcome_of, SKIP))
+        return _finding(BEYOND, "clocks agree", Outcome(*clocks.clocks(attempts, outcome_of, SKIP)))
 
 
 def _finding(number: int, title: str, outcome: Outcome) -> Finding:

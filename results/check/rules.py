@@ -7,15 +7,17 @@ with it does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from ..efficiency.grouping import groups
 from ..efficiency.series import MODES
 from ..efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, work_keys
+from ..schema.rows import AnyRow
 from ..stats.many_tests import kruskal_p, shapiro_p
 from ..stats.rank_intervals import MIN_RUNS
 from ..table.column_codes import Coded, first_of, joint, parts
@@ -57,19 +59,26 @@ UNINTENDED = (
     "cpu_model",
     "scalade_version",
 )
-Outcome = tuple[str, str, Sequence[Mapping]]
+
+
+class Outcome(NamedTuple):
+    """One rule's verdict, why, and the rows that fail it."""
+
+    verdict: str
+    why: str
+    failed: Sequence[AnyRow] = ()
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows of `runs`, those that are ok, and the groups of the timed ones among them."""
 
-    rows: tuple[Mapping, ...]
-    ok: tuple[Mapping, ...]
+    rows: tuple[AnyRow, ...]
+    ok: tuple[AnyRow, ...]
     groups: tuple[Group, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping]) -> Table:
+    def of(cls, rows: Sequence[AnyRow]) -> Table:
         return cls(tuple(rows), ok_rows(rows), tuple(groups(rows)[0]))
 
     @cached_property
@@ -88,12 +97,12 @@ class Table:
         return np.array([len(group.rows) for group in self.groups], np.int64)
 
 
-def ok_rows(rows: Sequence[Mapping]) -> tuple[Mapping, ...]:
+def ok_rows(rows: Sequence[AnyRow]) -> tuple[AnyRow, ...]:
     return tuple(row for row in rows if row["status"] == "ok")
 
 
-def outcome_of(failed: Sequence[Mapping], fails: str, passes: str) -> Outcome:
-    return (FAIL, fails, failed) if failed else (PASS, passes, ())
+def outcome_of(failed: Sequence[AnyRow], fails: str, passes: str) -> Outcome:
+    return Outcome(FAIL, fails, failed) if failed else Outcome(PASS, passes)
 
 
 def _base(table: Table) -> Outcome:
@@ -105,7 +114,8 @@ def _base(table: Table) -> Outcome:
     for group, some in zip(table.groups, keys, strict=True):
         for key in some:
             smallest[key] = min(smallest.get(key, group.devices), group.devices)
-    bases, failed = set(), []
+    bases: set[int] = set()
+    failed: list[AnyRow] = []
     for group, (workload, *modes) in zip(table.groups, keys, strict=True):
         least = min(smallest[key] for key in modes)
         if least < group.devices:
@@ -113,7 +123,7 @@ def _base(table: Table) -> Outcome:
         elif group.devices > smallest[workload]:
             failed += group.rows
     if not bases and not failed:
-        return SKIP, "one device count for each workload: no speedup" if table.groups else "no timed run", ()
+        return Outcome(SKIP, "one device count for each workload: no speedup" if table.groups else "no timed run")
     kinds = " and ".join("a single process" if n == 1 else f"{n} processes" for n in sorted(bases))
     return outcome_of(
         failed,
@@ -148,7 +158,7 @@ def _means(table: Table) -> Outcome:
     rate, timed, seen, step_s = map(number, ("tokens_per_s", "timed_tokens", "tokens_seen", "step_time_s"))
     rated = ~np.isnan(rate)
     if not rated.any():
-        return SKIP, "no rate in the table", ()
+        return Outcome(SKIP, "no rate in the table")
     partly = np.isnan(timed) & _true(number("quorum_missed"))  # batches of missing replicas do not count
     there = _over(_over(seen, number("step_rows")), step_s)
     wanted = np.where(partly, there, _over(number("tokens_per_step"), step_s))
@@ -171,7 +181,7 @@ def _ratios(table: Table) -> Outcome:
         failed |= ~np.isnan(ratio) & ~_close(ratio, wanted)
         given = given or not np.isnan(ratio).all()
     if not given:
-        return SKIP, "no ratio in the table (no mfu: the peak is unknown)", ()
+        return Outcome(SKIP, "no ratio in the table (no mfu: the peak is unknown)")
     return outcome_of(
         _once(_those(table.ok, failed)),
         "mfu is not FLOPs x rate / peak of its row",
@@ -182,7 +192,7 @@ def _ratios(table: Table) -> Outcome:
 def _intervals(table: Table) -> Outcome:
     """5: say whether values are deterministic; where not, give intervals."""
     if not table.groups:
-        return SKIP, "no timed run", ()
+        return Outcome(SKIP, "no timed run")
     few = _of_few(table, np.arange(len(table.groups)))
     repeated = (table.sizes > 1) & _alike(table, "seed")
     same = (repeated & _alike(table, "train_loss_last")).sum()
@@ -199,11 +209,11 @@ def _normality(table: Table) -> Outcome:
     """6: no assumption of normality without a test. Nothing here assumes it, so this passes or does not apply."""
     enough = table.sizes >= MIN_RUNS
     if not enough.any():
-        return SKIP, f"no case has {MIN_RUNS} runs: nothing is estimated that could assume it", ()
+        return Outcome(SKIP, f"no case has {MIN_RUNS} runs: nothing is estimated that could assume it")
     times = table.members.numbers("step_time_s")[np.repeat(enough, table.sizes)]
     rejected = (shapiro_p(times, table.sizes[enough]) < 0.05 / enough.sum()).sum()
     tested = f"Shapiro-Wilk rejects it in {rejected} of {count_of(enough.sum(), 'case')}"
-    return PASS, f"intervals are rank-based and assume none; {tested}", ()
+    return Outcome(PASS, f"intervals are rank-based and assume none; {tested}")
 
 
 def _comparison(table: Table) -> Outcome:
@@ -211,7 +221,7 @@ def _comparison(table: Table) -> Outcome:
     works = work_keys(table.groups, "strong") if table.groups else np.zeros(0, np.int64)
     compared = [some for some in parts(works) if len(some) > 1]
     if not compared:
-        return SKIP, "no two cases do the same work", ()
+        return Outcome(SKIP, "no two cases do the same work")
     few = _of_few(table, np.concatenate(compared))
     group = np.repeat(np.arange(len(works)), table.sizes)
     enough = (table.sizes >= MIN_RUNS)[group]
@@ -232,39 +242,54 @@ def _center(table: Table) -> Outcome:
     median, tail, steps = map(table.of_ok.numbers, ("step_time_s", "step_time_p95_s", "timed_steps"))
     timed = ~np.isnan(median)
     if not timed.any():
-        return SKIP, "no timed run", ()
+        return Outcome(SKIP, "no timed run")
     known = ~np.isnan(tail) & (steps >= TAIL_STEPS)
     short = _those(table.ok, timed & ~known)
     heavy = _those(table.ok, timed & known & (tail > TAIL * median))
-    some, many = count_of(len(short), "run times", "runs time"), count_of(len(heavy), "run")
-    said = [f"{some} fewer than {TAIL_STEPS} steps: no 95th percentile"] if short else []
-    said += [f"in {many} the 95th percentile is above {TAIL:g} medians: report it too"] if heavy else []
-    return outcome_of(short + heavy, "; ".join(said), f"the 95th percentile is known and within {TAIL:g} medians")
+    reasons = []
+    if short:
+        reasons.append(
+            f"{count_of(len(short), 'run times', 'runs time')} fewer than {TAIL_STEPS} steps: no 95th percentile"
+        )
+    if heavy:
+        runs = count_of(len(heavy), "run")
+        reasons.append(f"in {runs} the 95th percentile is above {TAIL:g} medians: report it too")
+    return outcome_of(short + heavy, "; ".join(reasons), f"the 95th percentile is known and within {TAIL:g} medians")
 
 
 def _factors(table: Table) -> Outcome:
     """9: every factor, its levels and the whole set-up are written down."""
     if not table.ok:
-        return SKIP, "no run with status ok", ()
+        return Outcome(SKIP, "no run with status ok")
     columns = table.of_ok
-    lacking = {name: np.flatnonzero(columns.null(name)) for name in NOT_NULL}
-    lacking[TOKENS] = [at for at in lacking[TOKENS] if work_of(table.ok[at]) is None]  # null where steps differ
-    lacking = {name: some for name, some in lacking.items() if len(some)}
-    unnamed = np.flatnonzero(columns.null("device_name") & columns.null("cpu_model"))
-    dirty = np.flatnonzero(_true(columns.numbers("git_dirty")))
-    failed = dict.fromkeys(int(at) for some in (*lacking.values(), unnamed, dirty) for at in some)
+    gaps, failed = _set_up_gaps(table)
     mixed = [name for name in UNINTENDED if _kinds(columns, name) > 1]
+    if mixed and not failed:
+        why = f"varying without being a factor: {', '.join(mixed)}"
+        return Outcome(FAIL, why, _minority(table.ok, columns, mixed))
+    also = f"; not factors, yet varying: {', '.join(mixed)}" if mixed else ""
     levels = {name: _kinds(columns, name) for name in FACTORS}
     varied = ", ".join(f"{name} ({count})" for name, count in levels.items() if count > 1) or "none"
-    said = [f"null: {', '.join(lacking)}"] if lacking else []
-    said += ["no device or CPU model"] if len(unnamed) else []
-    said += [f"{count_of(len(dirty), 'run')} of uncommitted code"] if len(dirty) else []
-    also = f"; not factors, yet varying: {', '.join(mixed)}" if mixed else ""
-    if mixed and not failed:
-        return FAIL, f"varying without being a factor: {', '.join(mixed)}", _minority(table.ok, columns, mixed)
-    return outcome_of(
-        _once(table.ok[at] for at in failed), "; ".join(said) + also, f"set-up complete; factors (levels): {varied}"
-    )
+    return outcome_of(failed, "; ".join(gaps) + also, f"set-up complete; factors (levels): {varied}")
+
+
+def _set_up_gaps(table: Table) -> tuple[list[str], list[AnyRow]]:
+    """What of the set-up is not written down, and the runs that lack it."""
+    columns = table.of_ok
+    lacking = {name: list(map(int, np.flatnonzero(columns.null(name)))) for name in NOT_NULL}
+    lacking[TOKENS] = [at for at in lacking[TOKENS] if work_of(table.ok[at]) is None]  # null where steps differ
+    lacking = {name: some for name, some in lacking.items() if some}
+    unnamed = list(map(int, np.flatnonzero(columns.null("device_name") & columns.null("cpu_model"))))
+    dirty = list(map(int, np.flatnonzero(_true(columns.numbers("git_dirty")))))
+    gaps = []
+    if lacking:
+        gaps.append(f"null: {', '.join(lacking)}")
+    if unnamed:
+        gaps.append("no device or CPU model")
+    if dirty:
+        gaps.append(f"{count_of(len(dirty), 'run')} of uncommitted code")
+    places = dict.fromkeys(at for some in (*lacking.values(), unnamed, dirty) for at in some)
+    return gaps, _once(table.ok[at] for at in places)
 
 
 def _time(table: Table) -> Outcome:
@@ -272,7 +297,7 @@ def _time(table: Table) -> Outcome:
     number = table.of_ok.numbers
     timed = ~np.isnan(number("step_time_s"))
     if not timed.any():
-        return SKIP, "no timed run", ()
+        return Outcome(SKIP, "no timed run")
     maps = joint([table.of_ok.of("ranks_json")], len(table.ok))
     mapped = np.array([len(hosts_of(table.ok[at]["ranks_json"])) for at in first_of(maps)])[maps]
     holds = _true(number("measure_warmup_steps")) & _true(number("timed_steps")) & (mapped == number("world_size"))
@@ -287,7 +312,7 @@ def _time(table: Table) -> Outcome:
 def _bounds(table: Table) -> Outcome:
     """11: upper bounds of performance."""
     if not table.ok:
-        return SKIP, "no run with status ok", ()
+        return Outcome(SKIP, "no run with status ok")
     failed = _those(table.ok, table.of_ok.null("peak_flops") & table.of_ok.null("predicted_step_time_s"))
     return outcome_of(
         failed,
@@ -299,7 +324,7 @@ def _bounds(table: Table) -> Outcome:
 def _plots(table: Table) -> Outcome:
     """12: enough to plot, and lines only where they mean a trend."""
     if not table.ok:
-        return SKIP, "no run with status ok", ()
+        return Outcome(SKIP, "no run with status ok")
     kept, wanted = map(table.of_ok.numbers, ("step_rows", "steps"))
     failed = _those(table.ok, (kept != wanted) & ~(np.isnan(kept) & np.isnan(wanted)))
     counts: dict[tuple, set[int]] = {}
@@ -332,11 +357,11 @@ RULES: tuple[tuple[str, Callable[[Table], Outcome]], ...] = (
 )
 
 
-def _those(rows: Sequence[Mapping], which: np.ndarray) -> list[Mapping]:
-    return [rows[at] for at in np.flatnonzero(which)]
+def _those(rows: Sequence[AnyRow], which: np.ndarray) -> list[AnyRow]:
+    return [rows[int(at)] for at in np.flatnonzero(which)]
 
 
-def _once(rows: Iterable[Mapping]) -> list[Mapping]:
+def _once(rows: Iterable[AnyRow]) -> list[AnyRow]:
     """One row of each run."""
     return list({row["run_id"]: row for row in rows}.values())
 
@@ -370,7 +395,7 @@ def _kinds(columns: Coded, name: str) -> int:
     return len(np.unique(columns.of(name)))
 
 
-def _minority(rows: Sequence[Mapping], columns: Coded, names: Sequence[str]) -> list[Mapping]:
+def _minority(rows: Sequence[AnyRow], columns: Coded, names: Sequence[str]) -> list[AnyRow]:
     """The rows that are not like most."""
     kinds = columns.joint(names)
     return _those(rows, kinds != np.bincount(kinds).argmax())

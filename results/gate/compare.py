@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..schema.rows import AnyRow, rows_of
@@ -362,7 +363,7 @@ def _compared_again(base: Sequence[AnyRow], path: Path, where: str | None, rule:
 def _compared_before(path: Path) -> tuple[set[_Key], set[str]]:
     """What an earlier comparison in a file shows, and of which runs of HEAD."""
     try:
-        earlier = files.parse_json(files.read_named(path, 2**26))
+        earlier: Any = files.parse_json(files.read_named(path, 2**26))
         assert earlier["kind"] == JSON_KIND
         keys = {(one["case_id"], one["metric"], one["verdict"]) for one in earlier["findings"]}
         return keys, set(earlier["evidence"])

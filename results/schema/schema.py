@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..wording import nearest
 from .column import Column
@@ -54,7 +55,11 @@ def known_column(table: str, name: str) -> Column:
     return known[name]
 
 
-def checked(column: Column, value: object) -> str | int | float | bool | None:
+Value = str | int | float | bool | None
+_WRONG = object()  # of another type than the column's
+
+
+def checked(column: Column, value: object) -> Value:
     """The value as the table holds it: numpy and torch scalars unwrapped, NaN and infinity null unless kept.
 
     What comes off a device is a float: a whole one is a count where a count is wanted, 0.0 and 1.0 are truth values.
@@ -66,26 +71,47 @@ def checked(column: Column, value: object) -> str | int | float | bool | None:
     if value is None and not column.required:
         return None
     value = value.item() if hasattr(value, "item") else value
-    kind = type(value)
-    if column.type == "string" and isinstance(value, str) and (not column.values or value in column.values):
-        return value.encode("utf-8", "replace").decode()  # a file name may hold what UTF-8 cannot
-    if column.type == "bool" and (kind is bool or (kind is float and value in (0.0, 1.0))):
-        return bool(value)
-    whole = kind is int or (kind is float and value.is_integer())
-    if column.type == "int64" and whole and -(2**63) <= value < 2**63:
-        return int(value)
-    if column.type == "float64" and (kind is float or (kind is int and abs(value) < 10**300)):
-        return float(value) if column.keeps_nan or math.isfinite(value) else None
+    held = _HELD[column.type](column, value)
+    if held is not _WRONG:
+        return held
     wanted = f"one of {', '.join(column.values)}" if column.values else column.type
-    raise SchemaError(f"column {column.name} is {wanted}{', never null' * column.required}, found {value!r}")
+    never = ", never null" if column.required else ""
+    raise SchemaError(f"column {column.name} is {wanted}{never}, found {value!r}")
+
+
+def _text(column: Column, value: Any) -> Any:
+    if not isinstance(value, str) or (column.values and value not in column.values):
+        return _WRONG
+    return value.encode("utf-8", "replace").decode()  # a file name may hold what UTF-8 cannot
+
+
+def _truth(column: Column, value: Any) -> Any:
+    kind = type(value)
+    return bool(value) if kind is bool or (kind is float and value in (0.0, 1.0)) else _WRONG
+
+
+def _count(column: Column, value: Any) -> Any:
+    kind = type(value)
+    whole = kind is int or (kind is float and value.is_integer())
+    return int(value) if whole and -(2**63) <= value < 2**63 else _WRONG
+
+
+def _real(column: Column, value: Any) -> Any:
+    kind = type(value)
+    if kind is not float and (kind is not int or abs(value) >= 10**300):
+        return _WRONG
+    return float(value) if column.keeps_nan or math.isfinite(value) else None
+
+
+_HELD: dict[str, Callable[[Column, Any], Any]] = {"string": _text, "bool": _truth, "int64": _count, "float64": _real}
 
 
 def refuse_unknown(table: str, names: Iterable[str]) -> None:
     """Raise SchemaError where a name is not a column of the table."""
     unknown = sorted(set(names) - set(columns(table)))
     if unknown:
-        names = ", ".join(map(repr, unknown))
-        raise SchemaError(f"not columns of {table}: {names} (results/schema/columns.py lists them)")
+        listed = ", ".join(map(repr, unknown))
+        raise SchemaError(f"not columns of {table}: {listed} (results/schema/columns.py lists them)")
 
 
 def checked_row(table: str, row: Mapping[str, object]) -> dict[str, object]:

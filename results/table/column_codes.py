@@ -6,8 +6,8 @@ that lack a column its values are null.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from ..schema.rows import source_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ..schema.rows import AnyRow
+
+    Rows: TypeAlias = pa.Table | Sequence[AnyRow]
 
 NULL = -1
 ROOM = 2**62  # of joint codes
@@ -26,8 +30,8 @@ class Coded:
     rows: a table, `rows_of` one, any of them in any order, or other mappings, which are read one by one.
     """
 
-    def __init__(self, rows: pa.Table | Sequence[Mapping]) -> None:
-        self.rows = rows
+    def __init__(self, rows: Rows) -> None:
+        self.rows: Any = rows
         self._source, self._at = source_of(rows)
 
     def __len__(self) -> int:

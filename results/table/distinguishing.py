@@ -8,7 +8,7 @@ By codes (column_codes.py), so that parts of any number and size cost one pass o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +16,10 @@ import numpy as np
 from .column_codes import NULL, Coded, coded, joint
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    Some = pa.Table | Sequence[Mapping]
+    from .column_codes import Rows
 
 
-def differing(rows: Some, names: Iterable[str], nulls: Collection[str] | None = None) -> list[str]:
+def differing(rows: Rows, names: Iterable[str], nulls: Collection[str] | None = None) -> list[str]:
     """The columns in which these rows differ, in the order of `names`.
 
     nulls: the columns in which a null is a value beside others; None: all of them.
@@ -32,7 +30,7 @@ def differing(rows: Some, names: Iterable[str], nulls: Collection[str] | None = 
 
 
 def differing_in_parts(
-    rows: Some, part_of: Sequence[Hashable], names: Sequence[str], most: int | None = None
+    rows: Rows, part_of: Sequence[Hashable], names: Sequence[str], most: int | None = None
 ) -> list[tuple[str, ...]]:
     """Of each row the columns in which its part differs, in the order of `names`, the first `most` of them.
 
@@ -44,7 +42,7 @@ def differing_in_parts(
     return [of_part[at] for at in part]
 
 
-def said_by(rows: Some, names: Sequence[str], by: Iterable[str]) -> list[str]:
+def said_by(rows: Rows, names: Sequence[str], by: Iterable[str]) -> list[str]:
     """Of these columns those that the columns `by` tell: rows that agree in `by`, where none is null, agree in them."""
     found = Coded(rows)
     keys = [found.of(one) for one in by] if names else []

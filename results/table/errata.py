@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..schema.columns import COLLECTIVES, MESH_DIMS
+from ..schema.columns import MESH_DIMS
+from ..schema.row_columns import COLLECTIVES
+from ..schema.rows import AnyRow
 from ..wording import count_of
 from .filter import mask
 from .filter import named as words
@@ -131,25 +133,33 @@ def of_runs(table: pa.Table) -> tuple[pa.Table, list[Taken]]:
     if not concerned:
         return table, []
     names = [text.split(", ") if text else [] for text in table[NAMES].to_pylist()]
-    reasons = [text or "" for text in table[WHY].to_pylist()]
-    found, wrong = [], {}
+    reasons = [[text] if text else [] for text in table[WHY].to_pylist()]
+    removed: list[Taken] = []
+    wrong: dict[str, np.ndarray] = {}  # by column: the rows that hold it wrong
     for one, rows in concerned:
         held = {column: rows & table[column].is_valid().to_numpy() for column in one.columns["runs"]}
-        before = np.array([one.why in reason for reason in reasons])  # an export of such rows has said it
+        before = np.array(
+            [any(one.why in text for text in texts) for texts in reasons]
+        )  # rows of an export name it already
         taken = Taken(one, "runs", rows & np.logical_or.reduce([before, *held.values()]))
-        found += [taken] if taken.rows.any() else []
-        for column, where in held.items():
-            wrong[column] = wrong.get(column, False) | where
-            for row in where.nonzero()[0]:
-                names[row].append(column)
-        for row in (taken.rows & ~before).nonzero()[0]:
-            reasons[row] += f"; {one.why}" if reasons[row] else one.why
-    for column, where in wrong.items():
-        table = _nulled(table, column, where)
-    texts = {NAMES: [", ".join(dict.fromkeys(some)) or None for some in names], WHY: [why or None for why in reasons]}
-    for column, values in texts.items():
+        if taken.rows.any():
+            removed.append(taken)
+        for column, of_column in held.items():
+            wrong[column] = wrong[column] | of_column if column in wrong else of_column
+            _append_to(names, of_column, column)
+        _append_to(reasons, taken.rows & ~before, one.why)
+    for column, of_column in wrong.items():
+        table = _nulled(table, column, of_column)
+    listed = [", ".join(dict.fromkeys(columns)) or None for columns in names]
+    why = ["; ".join(texts) or None for texts in reasons]
+    for column, values in ((NAMES, listed), (WHY, why)):
         table = _replaced(table, column, pa.array(values, pa.string()))
-    return table, found
+    return table, removed
+
+
+def _append_to(lists: list[list[str]], rows: np.ndarray, text: str) -> None:
+    for row in rows.nonzero()[0]:
+        lists[row].append(text)
 
 
 def named(name: str) -> list[str]:
@@ -210,17 +220,17 @@ def lines(found: list[Taken], kept: np.ndarray | None = None, where: str | None 
     kept: rows that `where` keeps. One that reads a column which was taken out drops such rows: they count, too.
     """
     named = set(re.findall(r"[^\W\d]\w*", where or ""))
-    said = []
+    notes = []
     for taken in found:
         rows = taken.rows
         if kept is not None and not named & set(taken.erratum.columns[taken.name]):
             rows = rows & kept
         if rows.any():
-            said.append(taken.line(int(rows.sum())))
-    return said
+            notes.append(taken.line(int(rows.sum())))
+    return notes
 
 
-def why_missing(row: Mapping, column: str) -> str | None:
+def why_missing(row: AnyRow, column: str) -> str | None:
     """Why reading took that column out of a row of `runs`; None: it did not."""
     if column not in (row.get(NAMES) or "").split(", "):
         return None

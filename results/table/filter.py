@@ -130,17 +130,17 @@ def where(frame: pd.DataFrame, text: str) -> pd.Series:
 class _Reader:
     """Reads a filter from left to right and works it out as it goes; each method is a line of the grammar."""
 
-    def __init__(self, text: str, column: Callable[[str], Cells]):
+    def __init__(self, text: str, column: Callable[[str], Cells]) -> None:
         self.text, self.column, self.at, self.depth = str(text), column, 0, 0
 
     def mask(self, rows: int) -> np.ndarray:
         if len(self.text) > LONGEST:
             raise self.wrong(f"longer than {LONGEST} characters")
-        found = self.either()
+        cells = self.either()
         if self.text[self.at :].strip():
             raise self.unread()
-        found = self.condition(found)
-        return np.broadcast_to(found.values & found.known, rows).copy()
+        cells = self.condition(cells)
+        return np.broadcast_to(cells.values & cells.known, rows).copy()
 
     def either(self) -> Cells:
         self.depth += 1
@@ -163,8 +163,10 @@ class _Reader:
         times = 0
         while self.took("not", "~"):
             times += 1
-        found = self.comparison()
-        return found if not times else _not(self.condition(found)) if times % 2 else self.condition(found)
+        cells = self.comparison()
+        if not times:
+            return cells
+        return _not(self.condition(cells)) if times % 2 else self.condition(cells)
 
     def comparison(self) -> Cells:
         left, found = self.sum(), None
@@ -172,7 +174,7 @@ class _Reader:
             if op := self.took(*COMPARE):
                 right = self.word(left) or self.sum(beside=left)
                 part = self.compared(op, left, right)
-            elif op := self.took("in") or (self.took("not") and (self.took("in") and "not in" or self.refuse())):
+            elif op := self.membership():
                 right, part = left, self.one_of(left)
                 part = _not(part) if op == "not in" else part
             else:
@@ -180,11 +182,22 @@ class _Reader:
             found = part if found is None else _not(_or(_not(found), _not(part)))
             left = right
 
+    def membership(self) -> str | None:
+        """`in` or `not in`, if it follows."""
+        if self.took("in"):
+            return "in"
+        if not self.took("not"):
+            return None
+        if not self.took("in"):
+            raise self.unread()
+        return "not in"
+
     def compared(self, op: str, left: Cells, right: Cells) -> Cells:
+        kinds = (left.kind, right.kind)
+        for kind in (NULL, TRUTH):
+            if kind in kinds and op not in ("==", "!="):
+                raise self.wrong(f"{kind} goes with == and != only")
         for one, other in ((left, right), (right, left)):
-            if NULL in (one.kind, other.kind) or TRUTH in (one.kind, other.kind):
-                if op not in ("==", "!="):
-                    raise self.wrong(f"{NULL if NULL in (one.kind, other.kind) else TRUTH} goes with == and != only")
             if one.kind == NULL:
                 return Cells(TRUTH, np.asarray(other.known == (op == "!=")), np.asarray(True))
         if left.kind != right.kind:
@@ -223,11 +236,13 @@ class _Reader:
         return found
 
     def signed(self, beside: Cells | None) -> Cells:
-        minus = signs = 0
+        signs = []
         while op := self.took("-", "+"):
-            minus, signs = minus + (op == "-"), signs + 1
-        found = self.atom(beside)
-        return self.computed("*", Cells(NUMBER, np.asarray((-1) ** minus), np.asarray(True)), found) if signs else found
+            signs.append(op)
+        cells = self.atom(beside)
+        if not signs:
+            return cells
+        return self.computed("*", Cells(NUMBER, np.asarray((-1) ** signs.count("-")), np.asarray(True)), cells)
 
     def computed(self, op: str, left: Cells, right: Cells) -> Cells:
         if (left.kind, right.kind) != (NUMBER, NUMBER):
@@ -241,29 +256,34 @@ class _Reader:
     def atom(self, beside: Cells | None) -> Cells:
         """beside: what it is compared with, for the message."""
         match = TOKEN.match(self.text, self.at)
-        kind = match.lastgroup if match else None
-        if kind is None or (kind == "sign" and match["sign"] != "(") or match["name"] in ("and", "or", "not", "in"):
+        if match is None or match["name"] in ("and", "or", "not", "in") or match["sign"] not in (None, "("):
             raise self.unread()
         self.at = match.end()
-        if kind == "sign":
-            found = self.either()
-            if not self.took(")"):
-                raise self.unread()
-            return Cells(found.kind, found.values, found.known)
-        if kind == "number":
+        if match["sign"]:
+            return self.parenthesised()
+        if match["number"]:
             whole = re.fullmatch(r"\d{1,18}", match["number"])
             return Cells(NUMBER, np.asarray(int(whole[0]) if whole else float(match["number"])), np.asarray(True))
-        if kind == "text":
+        if match["text"]:
             return Cells(TEXT, np.asarray(match["text"][1:-1], object), np.asarray(True))
         if match["name"] in CONSTANTS:
             value = CONSTANTS[match["name"]]
             return Cells(NULL if value is None else TRUTH, np.asarray(bool(value)), np.asarray(value is not None))
+        return self.named_column(match, beside)
+
+    def parenthesised(self) -> Cells:
+        inner = self.either()
+        if not self.took(")"):
+            raise self.unread()
+        return Cells(inner.kind, inner.values, inner.known)
+
+    def named_column(self, match: re.Match[str], beside: Cells | None) -> Cells:
+        name = match["name"]
         try:
-            return self.column(match["name"] or match["column"][1:-1])
+            return self.column(name or match["column"][1:-1])
         except ValueError as error:
-            if beside is not None and beside.column and match["name"]:
-                kind = beside.kind
-                raise self.wrong(f"{beside.column} is compared with {kind}, found {match['name']}; {error}") from None
+            if beside is not None and beside.column and name:
+                raise self.wrong(f"{beside.column} is compared with {beside.kind}, found {name}; {error}") from None
             raise self.wrong(str(error)) from None
 
     def word(self, beside: Cells) -> Cells | None:
@@ -277,24 +297,20 @@ class _Reader:
     def took(self, *wanted: str) -> str | None:
         """The next token, if it is one of these words or signs."""
         match = TOKEN.match(self.text, self.at)
-        found = match and (match["name"] or match["sign"])
-        if found not in wanted:
+        if match is None or (token := match["name"] or match["sign"]) not in wanted:
             return None
         self.at = match.end()
-        return found
+        return token
 
     def condition(self, cells: Cells) -> Cells:
         if cells.kind != TRUTH:
-            what = f"{cells.column} is {cells.kind}" if cells.column else f"{cells.kind} is"
-            raise self.wrong(f"{what}, not a condition: compare it, as in loss < 3")
+            value = f"{cells.column} is {cells.kind}" if cells.column else f"{cells.kind} is"
+            raise self.wrong(f"{value}, not a condition: compare it, as in loss < 3")
         return cells
 
     def unread(self) -> ValueError:
         rest = self.text[self.at :].strip()
         return self.wrong(f"cannot read {rest[:40]!r}: {HOW}" if rest else f"ends where a value belongs: {HOW}")
-
-    def refuse(self) -> None:
-        raise self.unread()
 
     def wrong(self, why: str) -> ValueError:
         text = self.text if len(self.text) <= 80 else self.text[:77] + "..."

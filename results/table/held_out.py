@@ -11,6 +11,7 @@ import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..schema.rows import AnyRow
 from ..wording import count_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
             raise ValueError(f"sequences of shape {tokens.shape}: must be (rows, seq_len + 1), all of one length")
         if tokens.dtype.kind not in "iu" or (tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**32):
             raise ValueError("tokens of sequences are integers from 0 to 2**32 - 1")
-        digest.update(np.ascontiguousarray(tokens, "<u4"))
+        digest.update(np.ascontiguousarray(tokens, "<u4").data)
         rows, length = rows + len(tokens), tokens.shape[1]
     if not rows:
         raise ValueError("no sequences to hash")
@@ -46,9 +47,9 @@ def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
     return digest.hexdigest()[:16]
 
 
-def refusal(rows: Sequence[Mapping]) -> str | None:
+def refusal(rows: Sequence[AnyRow]) -> str | None:
     """Why the held-out losses of these rows of `runs` may not be set side by side, in one line; None: they may."""
-    first: dict[str, Mapping] = {}
+    first: dict[str, AnyRow] = {}
     for row in rows:
         if row.get("val_loss") is not None and row.get("val_hash"):
             first.setdefault(row["val_hash"], row)
@@ -63,18 +64,19 @@ def refusal(rows: Sequence[Mapping]) -> str | None:
     )
 
 
-def unknown(rows: Sequence[Mapping]) -> str | None:
+def unknown(rows: Sequence[AnyRow]) -> str | None:
     """A note where some or all rows with a held-out loss have no val_hash; None: all have, or none has a loss."""
-    told = [row for row in rows if row.get("val_loss") is not None]
-    silent = sum(not row.get("val_hash") for row in told)
-    if not silent:
+    evaluated = [row for row in rows if row.get("val_loss") is not None]
+    unhashed = sum(not row.get("val_hash") for row in evaluated)
+    if not unhashed:
         return None
-    if silent == len(told):
-        return f"val_hash is null in all {count_of(silent, 'row')}: held-out losses may be over different sequences"
-    return f"val_hash is null in {silent} of {count_of(len(told), 'row')}: held-out losses may be over other sequences"
+    if unhashed == len(evaluated):
+        return f"val_hash is null in all {count_of(unhashed, 'row')}: held-out losses may be over different sequences"
+    rows_with = f"{unhashed} of {count_of(len(evaluated), 'row')}"
+    return f"val_hash is null in {rows_with}: held-out losses may be over other sequences"
 
 
-def unbelieved(rows: Sequence[Mapping]) -> list[str]:
+def unbelieved(rows: Sequence[AnyRow]) -> list[str]:
     """One line for each different val_warning of the rows, with the runs."""
     by_why: dict[str, list[str]] = {}
     for row in rows:
@@ -100,6 +102,6 @@ def one_set(frame: pd.DataFrame, names: Collection[str]) -> str | None:
     return unknown(rows)
 
 
-def _name(row: Mapping) -> str:
+def _name(row: AnyRow) -> str:
     """The row for people: layout and run_id, as far as it has them."""
     return " ".join(str(row[name]) for name in ("layout", "run_id") if row.get(name)) or "a row"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,4 +55,8 @@ def _finite(number: float) -> str:
     return repr(number) if math.isfinite(number) else "null"
 
 
-WRITERS = {pa.float64(): _finite, pa.int64(): repr, pa.string(): json.encoder.encode_basestring_ascii}
+WRITERS: dict[pa.DataType, Callable[[Any], str]] = {
+    pa.float64(): _finite,
+    pa.int64(): repr,
+    pa.string(): json.encoder.encode_basestring_ascii,
+}

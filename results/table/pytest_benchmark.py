@@ -13,8 +13,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from .. import files
+from ..schema.rows import AnyRow
 from .names import name_of
 from .rank_places import hosts_of
 from .read import printable, runs_table
@@ -36,7 +38,7 @@ EXTRA = (
 )
 
 
-def to_pytest_benchmark(path: str | Path, metric: str = "step_time_s", where: str | None = None) -> dict[str, object]:
+def to_pytest_benchmark(path: str | Path, metric: str = "step_time_s", where: str | None = None) -> dict[str, Any]:
     """The ok runs of a table, every case with what it measured of `metric` (one of TIMES).
 
     machine_info and commit_info are of the newest run.
@@ -91,14 +93,15 @@ def export_pytest_benchmark(
     ValueError: as to_pytest_benchmark, or the file cannot be written
     """
     content, out = to_pytest_benchmark(path, metric, where), Path(out)
+    benchmarks = content["benchmarks"]
     try:
         files.write(out, json.dumps(content, indent=1, allow_nan=False) + "\n", sync=False)
     except OSError as error:
         raise ValueError(f"cannot write {printable(out)}: {error.strerror or error}") from None
-    return len(content["benchmarks"])
+    return len(benchmarks)
 
 
-def _benchmark(case_id: str, rows: list[dict], metric: str) -> dict[str, object]:
+def _benchmark(case_id: str, rows: Sequence[AnyRow], metric: str) -> dict[str, object]:
     row = rows[-1]
     name = f"{metric}[{printable(name_of(row))} {case_id}]"
     return {
@@ -151,5 +154,5 @@ def _quartile(ordered: list[float]) -> float:
     return statistics.median(ordered[: len(ordered) // 2])
 
 
-def _host(row: dict) -> str | None:
+def _host(row: AnyRow) -> str | None:
     return next(iter(hosts_of(row["ranks_json"]).values()), None)

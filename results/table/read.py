@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -202,6 +202,16 @@ def runs_and_attempts(path: str | Path, where: str | None, of_attempts: Sequence
     return Seen(runs, attempts, snapshot.sources)
 
 
+def _run_ids(runs: Iterable[str] | pd.DataFrame | None) -> pa.Array | None:
+    """Of one id, several, or a frame of runs, each once; None: of all runs."""
+    if runs is None:
+        return None
+    if isinstance(runs, str):
+        return pa.array([runs], pa.string())
+    ids: Any = runs
+    return pa.array(dict.fromkeys(ids["run_id"] if hasattr(ids, "columns") else ids), pa.string())
+
+
 def rows_table(
     path: str | Path,
     name: str,
@@ -214,8 +224,7 @@ def rows_table(
     columns: names, in the order wanted; None: all.
     """
     columns = arrow_schema(name).names if columns is None else list(columns)
-    runs = [runs] if isinstance(runs, str) else runs["run_id"] if hasattr(runs, "columns") else runs
-    wanted = None if runs is None else pa.array(dict.fromkeys(runs), pa.string())
+    wanted = _run_ids(runs)
     if Path(path).is_file():
         table = _exported(Path(path), name)
         table = table if wanted is None else table.filter(pc.is_in(table["run_id"], wanted))

@@ -4,12 +4,12 @@
         for ... : run.step(loss=loss, tokens=65536, step_time_s=seconds)
         run.evaluate(val_loss=3.1)
 
-Columns are those of docs/table.md, as far as the trainer knows them; what it computes (model, data, recipe, layout,
-outer loop) makes the case, and the next free repeat of it is this run. Rank 0 records, elsewhere nothing happens. The
-row is marked `parity: not checked`: nobody has seen these losses follow one process's. Imports no torch.
+Columns are those of docs/table.md, as far as the trainer knows them; what decides the computation (model, data, recipe,
+layout, outer loop) makes the case, and the next free repeat of it is this run. Rank 0 records, elsewhere nothing
+happens. The row is marked `parity: not checked`: these losses were not compared with one process's. Imports no torch.
 
 Steps go to the run's scratch folder as they come; the row is written when the `with` ends, whole or not at all
-(store.py). A process that is killed leaves its steps, and whoever records next into that folder writes its row: failed.
+(store.py). A process that is killed leaves its steps; the next recorder in that folder writes its row: failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .. import files
 from ..out_of_memory import is_out_of_memory
-from ..schema.columns import Column
+from ..schema.column import Column
 from ..schema.schema import SchemaError, checked, known_column
 from ..store.attempts import RUN_ID
 from ..store.run_folder import Claim
@@ -48,8 +48,8 @@ def record(results: str | Path, *, name: str, rank: int | None = None, **known: 
     ValueError: no such column (names the nearest), one that the recorder finds out itself, a value of another kind,
         degrees that do not multiply to world_size, or a folder that cannot be written
     """
-    rank = _told(RANKS, 0) if rank is None else rank
-    settings = {"engine": "external", "measure_warmup_steps": 5, "world_size": _told(SIZES, 1)} | known
+    rank = _from_launcher(RANKS, 0) if rank is None else rank
+    settings = {"engine": "external", "measure_warmup_steps": 5, "world_size": _from_launcher(SIZES, 1)} | known
     settings = checked_settings(settings | {"study": name})
     return Recorder(RunStore(results) if rank == 0 else None, settings)
 
@@ -72,29 +72,29 @@ class Recorder:
         """Null on ranks that do not record."""
         return None if self._store is None else self._claim.run_id
 
-    def step(self, **told: object) -> None:
+    def step(self, **measured: object) -> None:
         """One optimizer step: columns of `steps` (loss, step_time_s, lr, grad_norm, ...), and `tokens` of this step.
 
         step_time_s is that of the slowest rank: where ranks wait for each other in every step, any rank's will do.
         """
-        row = _checked("steps", told, (*OF_STEP, "tokens_seen"), more=("tokens",))
+        row = _checked("steps", measured, (*OF_STEP, "tokens_seen"), more=("tokens",))
         self._say({"step": row | {"step": self._step}})
         self._step += 1
 
-    def evaluate(self, **told: object) -> None:
+    def evaluate(self, **measured: object) -> None:
         """One evaluation of the weights as they are: columns of `evals` (val_loss, val_sequences, val_hash)."""
-        self._say({"eval": {"step": self._step} | _checked("evals", told, OF_EVAL)})
+        self._say({"eval": {"step": self._step} | _checked("evals", measured, OF_EVAL)})
 
-    def note(self, **told: object) -> None:
+    def note(self, **measured: object) -> None:
         """Columns of `runs` that were measured over the run: peak_memory_bytes, energy_j, comm_bytes_per_step, ..."""
-        for column in told:
+        for column in measured:
             if known_column("runs", column).name not in MEASURED:
                 raise ValueError(f"note: {column} {f'is {BY_US}' if column in FOUND else SAY_FIRST}")
-        self._say({"note": _checked("runs", told, ())})
+        self._say({"note": _checked("runs", measured, ())})
 
     def finish(self, status: str = "ok", reason: str | None = None) -> None:
-        """Write the row; what comes after is nobody's. `ok` becomes `diverged` where the loss is not finite."""
-        if self._file is None or self._file.closed:
+        """Write the row; anything recorded later raises. `ok` becomes `diverged` where the loss is not finite."""
+        if self._store is None or self._file is None or self._file.closed:
             return
         end = {"finished_at": datetime.now(UTC).isoformat(), "monotonic": time.monotonic()}
         self._say(end | {"status": status, "reason": reason})
@@ -125,7 +125,7 @@ SAY_FIRST = "decides what is computed: give it to record()"
 
 
 def recover(store: RunStore) -> list[str]:
-    """Write the rows of runs whose recorder died without a word; returns their run_ids."""
+    """Write the rows of runs whose recorder was killed; returns their run_ids."""
     found = []
     for name in files.names(store.runs, store.folder):
         log = store.runs / name / "scratch" / LOG
@@ -159,9 +159,9 @@ def _claimed(store: RunStore, case: str) -> Claim:
     raise AssertionError
 
 
-def _checked(table: str, told: dict[str, object], ours: tuple[str, ...], more: tuple[str, ...] = ()) -> dict:
+def _checked(table: str, given: dict[str, object], ours: tuple[str, ...], more: tuple[str, ...] = ()) -> dict:
     row = {}
-    for name, value in told.items():
+    for name, value in given.items():
         if name in ours:
             raise ValueError(f"{name} is {BY_US}")
         column = Column(name, "int64", "", "") if name in more else known_column(table, name)
@@ -173,6 +173,6 @@ def _checked(table: str, told: dict[str, object], ours: tuple[str, ...], more: t
     return row
 
 
-def _told(names: tuple[str, ...], default: int) -> int:
-    """What the launcher says; torchrun first, for srun counts daemons under mpirun."""
+def _from_launcher(names: tuple[str, ...], default: int) -> int:
+    """The number in the launcher's environment variable; torchrun first, for srun counts daemons under mpirun."""
     return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)

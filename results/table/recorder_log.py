@@ -1,4 +1,4 @@
-"""What a recorder wrote while its run lasted, and the row that it comes to. See recorder.py.
+"""The lines that a recorder writes while its run lasts, and the row made of them. See recorder.py.
 
 scratch/recorded.jsonl    {"settings": ...}, then one line for each step, evaluation and note, at last the end
 """
@@ -15,10 +15,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .. import files
 from ..schema.columns import DEGREE_LABELS, MESH_DIMS, RUNS
-from ..schema.schema import SchemaError, checked, columns, known_column
+from ..schema.schema import SchemaError, Value, checked, columns, known_column
 from ..wording import count_of
 
 LOG = "recorded.jsonl"
@@ -71,11 +72,12 @@ DEGREES = {name: label for name, label in DEGREE_LABELS.items() if name in MESH_
 class Written:
     """The lines of a log, as far as it is whole."""
 
-    settings: dict
+    settings: dict[str, Any]
     started_at: str
+    began: Any = None  # the first line's clock, s
     seconds: float | None = None  # from the first line to the last; null: it was cut off
     finished_at: str | None = None
-    ending: tuple[str, str | None] | None = None  # status and reason, as the recorder said them
+    ending: tuple[str, str | None] | None = None  # status and reason, as the recorder gave them
     steps: list[dict] = field(default_factory=list)
     evals: list[dict] = field(default_factory=list)
     notes: dict = field(default_factory=dict)
@@ -94,28 +96,11 @@ def refuse_negative(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value:g}: must be at least {least}")
 
 
-def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
-    """Columns as the table holds them, with what can be said of this process; ValueError on a mistake."""
-    known = {}
-    for name, value in given.items():
-        column = known_column("runs", name)
-        if name not in SETTINGS:
-            raise ValueError(f"{name} is {BY_US if name in FOUND else 'measured over the run: give it to note()'}")
-        try:
-            known[name] = checked(column, value)
-        except SchemaError as error:
-            raise ValueError(str(error)) from None
-        refuse_negative(name, known[name])
-    degrees = {name: known.get(name) for name in DEGREES}
-    ranks = math.prod(value or 1 for value in degrees.values())
-    ranks *= (known.get("outer_replicas") or 1) if known.get("outer_placement") == "distributed" else 1
-    if any(degrees.values()) and ranks != known["world_size"]:
-        said = ", ".join(f"{name} {value}" for name, value in degrees.items() if value)
-        raise ValueError(f"{said}: these multiply to {count_of(ranks, 'rank')}, world_size is {known['world_size']}")
-    used = ".".join(f"{short}{degrees[name]}" for name, short in DEGREES.items() if (degrees[name] or 1) > 1)
-    layout = used or ("single" if known["world_size"] == 1 else None)
+def checked_settings(given: Mapping[str, object]) -> dict[str, Any]:
+    """Columns as the table holds them, with what this process knows of itself; ValueError on a mistake."""
+    known: dict[str, Any] = {name: _checked_setting(name, value) for name, value in given.items()}
     return {
-        "layout": layout,
+        "layout": _layout(known),
         "outer_algorithm": "none",
         "os": f"{platform.system()} {platform.release()}",
         "kernel": platform.release(),
@@ -126,8 +111,38 @@ def checked_settings(given: Mapping[str, object]) -> dict[str, object]:
     } | {name: value for name, value in known.items() if value is not None}
 
 
+def _checked_setting(name: str, given: object) -> Value:
+    column = known_column("runs", name)
+    if name not in SETTINGS:
+        raise ValueError(f"{name} is {BY_US if name in FOUND else 'measured over the run: give it to note()'}")
+    try:
+        value = checked(column, given)
+    except SchemaError as error:
+        raise ValueError(str(error)) from None
+    refuse_negative(name, value)
+    return value
+
+
+def _layout(known: Mapping[str, Any]) -> str | None:
+    """Its short name by the degrees of parallelism; None: they are not given.
+
+    Raises
+    ------
+    ValueError: they do not multiply to world_size
+    """
+    degrees = {name: known[name] for name in DEGREES if known.get(name)}
+    ranks = math.prod(degrees.values())
+    if known.get("outer_placement") == "distributed":
+        ranks *= known.get("outer_replicas") or 1
+    if degrees and ranks != known["world_size"]:
+        product = ", ".join(f"{name} {value}" for name, value in degrees.items())
+        raise ValueError(f"{product}: these multiply to {count_of(ranks, 'rank')}, world_size is {known['world_size']}")
+    parts = [f"{DEGREES[name]}{value}" for name, value in degrees.items() if value > 1]
+    return ".".join(parts) or ("single" if known["world_size"] == 1 else None)
+
+
 def case_of(settings: Mapping[str, object]) -> str:
-    """16 hexadecimal digits of what is computed, as far as it was told; never those of a case of ours."""
+    """16 hexadecimal digits of what is computed, as far as it is known; never those of a case of ours."""
     names = [c.name for group in COMPUTED for c in RUNS[group] if c.name in SETTINGS and c.name not in NOT_CASE]
     content = {name: settings[name] for name in (*names, "world_size") if settings.get(name) is not None}
     text = json.dumps({"recorded": content}, sort_keys=True, separators=(",", ":"))
@@ -135,67 +150,85 @@ def case_of(settings: Mapping[str, object]) -> str:
 
 
 def written_of(log: Path) -> Written | None:
-    """What the log says, up to the first line that is cut off or not ours; None: not even what was run."""
+    """The log's content, up to the first line that is cut off or not ours; None: not even what was run."""
     written: Written | None = None
-    begun = None
     try:
         for line in files.read(log, limit=2**28).split(b"\n")[:-1]:
             content = json.loads(line)
             if "settings" in content:
-                written, begun = Written(checked_settings(content["settings"]), str(content["started_at"])), content
-            elif "finished_at" in content:
-                written.ending = str(content["status"]), content["reason"] and str(content["reason"])
-                written.finished_at = str(content["finished_at"])
-                written.seconds = float(content["monotonic"]) - float(begun["monotonic"])
-            elif "note" in content:
-                written.notes |= {k: checked(known_column("runs", k), v) for k, v in content["note"].items()}
+                written = Written(checked_settings(content["settings"]), str(content["started_at"]))
+                written.began = content.get("monotonic")
+            elif written is None:
+                break
             else:
-                name = "step" if "step" in content else "eval"
-                tokens = content[name].pop("tokens", None)
-                row = {k: checked(known_column(f"{name}s", k), v) for k, v in content[name].items()}
-                (written.steps if name == "step" else written.evals).append(row | {"tokens": tokens})
+                _add(written, content)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SchemaError):
         pass
     return written
 
 
+def _add(written: Written, content: dict[str, Any]) -> None:
+    """One line of the log after the first."""
+    if "finished_at" in content:
+        written.ending = str(content["status"]), content["reason"] and str(content["reason"])
+        written.finished_at = str(content["finished_at"])
+        written.seconds = float(content["monotonic"]) - float(written.began)
+    elif "note" in content:
+        written.notes |= {k: checked(known_column("runs", k), v) for k, v in content["note"].items()}
+    else:
+        name = "step" if "step" in content else "eval"
+        tokens = content[name].pop("tokens", None)
+        row = {k: checked(known_column(f"{name}s", k), v) for k, v in content[name].items()}
+        (written.steps if name == "step" else written.evals).append(row | {"tokens": tokens})
+
+
 def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
     """(row of `runs` without its identity, columns of steps, columns of evals)."""
     steps, settings = written.steps, written.settings
-    status, reason = written.ending or ("failed", "killed, or its machine: the recorder ended without a word")
-    warm = settings["measure_warmup_steps"]
-    seen = 0
-    for index, row in enumerate(steps):
-        tokens = row.pop("tokens")
-        seen = None if seen is None or tokens is None else seen + tokens
-        row |= {"warmup": index < warm, "tokens_seen": seen, "tokens": tokens}
-    row = (
-        settings
-        | written.notes
-        | {
-            "parity": "not checked",
-            "started_at": written.started_at,
-            "finished_at": written.finished_at,
-            "wall_s": written.seconds,
-            "tokens_seen": seen or None,
-        }
-    )
+    seen = _count_tokens(steps, settings["measure_warmup_steps"])
+    row = settings | written.notes
+    row |= {
+        "parity": "not checked",
+        "started_at": written.started_at,
+        "finished_at": written.finished_at,
+        "wall_s": written.seconds,
+        "tokens_seen": seen or None,
+    }
     row |= _losses(steps)
     row["tokens_per_step"] = _per_step(steps, settings.get("tokens_per_step"))
     row.setdefault("steps", len(steps) or None)
     row |= _speed(steps, row)
-    if row.get("params_total"):
-        row.setdefault("flops_per_token_6n", 6.0 * row["params_total"])
-    for name in ("6n", "palm", "causal"):
-        flops, rate = row.get(f"flops_per_token_{name}"), row.get("tokens_per_s_per_device")
-        row[f"train_flops_{name}"] = flops * seen if flops and seen else None
-        row[f"mfu_{name}"] = flops * rate / row["peak_flops"] if flops and rate and row.get("peak_flops") else None
+    row |= _flops(row)
     last = [one for one in written.evals if one["step"] == len(steps)]
     row |= {name: last[-1].get(name) if last else None for name in ("val_loss", "val_sequences", "val_hash")}
+    status, reason = written.ending or ("failed", "killed, or its machine: the recorder ended without a word")
     if status == "ok":
         status, reason = _judged(row, steps)
     row |= {"status": status, "reason": reason}
     return row, _columns(steps), _columns(written.evals)
+
+
+def _count_tokens(steps: list[dict], warmup: int) -> int | None:
+    """Mark the warm-up and give every step its tokens_seen. All tokens; None: a step does not say its own."""
+    seen: int | None = 0
+    for index, row in enumerate(steps):
+        tokens = row.pop("tokens")
+        seen = None if seen is None or tokens is None else seen + tokens
+        row |= {"warmup": index < warmup, "tokens_seen": seen, "tokens": tokens}
+    return seen
+
+
+def _flops(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """FLOPs of the run and utilisation, by each convention whose FLOPs per token are known."""
+    columns: dict[str, float | None] = {}
+    if row.get("params_total") and "flops_per_token_6n" not in row:
+        columns["flops_per_token_6n"] = 6.0 * row["params_total"]
+    seen, rate, peak = row["tokens_seen"], row.get("tokens_per_s_per_device"), row.get("peak_flops")
+    for name in ("6n", "palm", "causal"):
+        flops = columns.get(f"flops_per_token_{name}", row.get(f"flops_per_token_{name}"))
+        columns[f"train_flops_{name}"] = flops * seen if flops and seen else None
+        columns[f"mfu_{name}"] = flops * rate / peak if flops and rate and peak else None
+    return columns
 
 
 def _judged(row: dict, steps: list[dict]) -> tuple[str, str | None]:
@@ -210,38 +243,40 @@ def _judged(row: dict, steps: list[dict]) -> tuple[str, str | None]:
 
 
 def _losses(steps: list[dict]) -> dict[str, object]:
-    """As for our own runs (docs/table.md); of a trainer that tells every so-many-th loss, of those it told."""
-    told = [one["loss"] for one in steps if one.get("loss") is not None]
-    tail = [one["loss"] for one in steps[-max(1, len(steps) // 10) :] if one.get("loss") is not None] or told[-1:]
+    """As for our own runs (docs/table.md); of a trainer that records only every so-many-th loss, of those."""
+    losses = [one["loss"] for one in steps if one.get("loss") is not None]
+    tail = [one["loss"] for one in steps[-max(1, len(steps) // 10) :] if one.get("loss") is not None] or losses[-1:]
     return {
         "train_loss_first": steps[0].get("loss") if steps else None,
         "train_loss_last": steps[-1].get("loss") if steps else None,
-        "loss": statistics.fmean(tail) if told else None,
+        "loss": statistics.fmean(tail) if losses else None,
     }
 
 
 def _per_step(steps: list[dict], declared: int | None) -> int | None:
     """Tokens of a step: as the steps say; null where they differ, what was declared where none of them says."""
-    told = {one["tokens"] for one in steps if one["tokens"] is not None}
-    return declared if not told else told.pop() if len(told) == 1 else None
+    recorded = {one["tokens"] for one in steps if one["tokens"] is not None}
+    if not recorded:
+        return declared
+    return recorded.pop() if len(recorded) == 1 else None
 
 
-def _speed(steps: list[dict], row: dict) -> dict[str, object]:
+def _speed(steps: list[dict], row: dict) -> dict[str, Any]:
     timed = [one for one in steps if not one["warmup"] and one.get("step_time_s") is not None]
-    found = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
+    first = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
     step = _step_time(steps, timed, row) if timed else {"step_time_s_reason": _untimed(steps, row)}
-    found |= step | _rate(steps, timed, row, step)
+    columns = first | step | _rate(steps, timed, row, step)
     if not timed:
-        return found
+        return columns
     times = sorted(one["step_time_s"] for one in timed)
     for name in _TIMES:
-        parts = [one.get(name) for one in timed]
-        found[name] = statistics.median(parts) if None not in parts else None
-    return found | {"step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95)}
+        parts = [one[name] for one in timed if one.get(name) is not None]
+        columns[name] = statistics.median(parts) if len(parts) == len(timed) else None
+    return columns | {"step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95)}
 
 
-def _step_time(steps: list[dict], timed: list[dict], row: dict) -> dict[str, object]:
-    """step_time_s: the median; with an outer loop as outer_cost.py has it, where each step says what it waited for its
+def _step_time(steps: list[dict], timed: list[dict], row: dict) -> dict[str, Any]:
+    """step_time_s: the median; with an outer loop as outer_cost.py has it, where each step records its wait for the
     outer step, else (streaming: always) the mean over the last whole rounds; or why there is none."""
     if (row.get("outer_algorithm") or "none") == "none":
         return {"step_time_s": statistics.median(one["step_time_s"] for one in timed)}
@@ -255,11 +290,11 @@ def _step_time(steps: list[dict], timed: list[dict], row: dict) -> dict[str, obj
         return {"step_time_s": statistics.fmean(one["step_time_s"] for one in rounds)}
     waits = [one["outer_exposed_s"] for one in timed if one.get("outer_step", one["outer_exposed_s"] > 0)]
     inner = statistics.median(one["step_time_s"] - one["outer_exposed_s"] for one in timed)
-    found = {"inner_step_time_s": inner, "timed_outer_steps": len(waits)}
+    columns = {"inner_step_time_s": inner, "timed_outer_steps": len(waits)}
     if not waits:
-        return found | {"step_time_s_reason": f"no outer step is among the {len(timed)} timed steps: more steps"}
+        return columns | {"step_time_s_reason": f"no outer step is among the {len(timed)} timed steps: more steps"}
     exposed = statistics.fmean(waits)
-    return found | {"outer_round_exposed_s": exposed, "step_time_s": inner + exposed / period}
+    return columns | {"outer_round_exposed_s": exposed, "step_time_s": inner + exposed / period}
 
 
 def _whole_rounds(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
@@ -274,33 +309,32 @@ def _whole_rounds(steps: list[dict], timed: list[dict], row: dict) -> tuple[list
     return rounds, None if rounds else f"{len(timed)} timed steps are no whole round of {period}: more steps"
 
 
-def _rate(steps: list[dict], timed: list[dict], row: dict, step: dict) -> dict[str, object]:
+def _rate(steps: list[dict], timed: list[dict], row: dict, step: Mapping[str, Any]) -> dict[str, Any]:
     """tokens/s: the tokens of a step over step_time_s; of steps that differ in tokens all over all.
 
-    A median step of varying work is no step that anything is known of: 90 steps of 100 tokens in 1 s and 10 of 1000
+    The median step of varying work stands for no rate: 90 steps of 100 tokens in 1 s and 10 of 1000
     in 2 s make 172.7 tokens/s, and neither 100 nor 500.
     """
     if "step_time_s" not in step:
         return {"tokens_per_s_reason": step["step_time_s_reason"]}
-    found: dict[str, object] = {}
+    columns: dict[str, Any] = {}
     if row["tokens_per_step"] is not None:
         tokens, seconds = row["tokens_per_step"], step["step_time_s"]
     else:
-        told, why = _told(steps, timed, row)
+        counted, why = _with_tokens(steps, timed, row)
         if why:
             return {"tokens_per_s_reason": why}
-        tokens, seconds = sum(one["tokens"] for one in told), math.fsum(one["step_time_s"] for one in told)
-        found = {"timed_tokens": tokens, "timed_s": seconds}
+        tokens, seconds = sum(one["tokens"] for one in counted), math.fsum(one["step_time_s"] for one in counted)
+        columns = {"timed_tokens": tokens, "timed_s": seconds}
     if not tokens or not 0 < seconds < math.inf:
-        what = f"{tokens} tokens in {seconds:g} s is no rate"
-        return found | {"tokens_per_s_reason": f"{what}: tokens and step_time_s must be above 0"}
-    return found | {"tokens_per_s": tokens / seconds, "tokens_per_s_per_device": tokens / seconds / row["world_size"]}
+        why = f"{tokens} tokens in {seconds:g} s is no rate: tokens and step_time_s must be above 0"
+        return columns | {"tokens_per_s_reason": why}
+    return columns | {"tokens_per_s": tokens / seconds, "tokens_per_s_per_device": tokens / seconds / row["world_size"]}
 
 
-def _told(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
-    """The timed steps that say their tokens, with an outer loop of whole rounds; or why there are none."""
-    told = [one for one in timed if one["tokens"] is not None]
-    if not told:
+def _with_tokens(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
+    """The timed steps that record their tokens, with an outer loop of whole rounds; or why there are none."""
+    if all(one["tokens"] is None for one in timed):
         which = "no timed step" if any(one["tokens"] is not None for one in steps) else "no step"
         return [], f"tokens per step unknown: {which} says run.step(tokens=...)"
     rounds, why = _whole_rounds(steps, timed, row)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from .. import files
 from ..schema.aliases import ALIASES, resolved
-from ..schema.rows import rows_of
+from ..schema.rows import AnyRow, rows_of
 from ..schema.schema import SCHEMA_VERSION, columns, known_column
 from ..terminal import listed
 from ..wording import count_of
@@ -38,11 +38,11 @@ class Shown:
 
     header: str
     column: str
-    text: Callable[[object], str]
+    text: Callable[[Any], str]
     left: bool = False
 
 
-def _scaled(factor: float, digits: int) -> Callable[[object], str]:
+def _scaled(factor: float, digits: int) -> Callable[[Any], str]:
     return lambda value: f"{value * factor:,.{digits}f}"
 
 
@@ -73,7 +73,14 @@ DEFAULT = (
 LABELS = ("model", "layout", "ranks", "rep")  # that come first
 WANTED = ("layout", "model", "ranks", "status", "tokens_per_s", "loss")  # first on a narrow screen, where they differ
 NEXT = ("loss", "tokens_per_s", "val_loss", "step_ms", "status", "ranks", "rep", "model")
-TOLD = ("run_id", "status", "reason", "tokens_per_s", "tokens_per_s_reason", "val_hash")  # read for the lines below
+EXPLAINED = (
+    "run_id",
+    "status",
+    "reason",
+    "tokens_per_s",
+    "tokens_per_s_reason",
+    "val_hash",
+)  # read for the lines below
 ON_TERMINAL = 200  # rows
 SHORT = {"git_commit": 8}  # characters that tell two apart
 
@@ -110,7 +117,7 @@ def show(
         console = Console(highlight=False)
         if not console.is_terminal:
             console.width = 10_000  # a pipe or a file has no edge: nothing is cut
-    with noted() as told:
+    with noted() as warnings:
         picked = _picked(columns)
         wanted = _wanted_columns(picked, sort, as_json and not columns)
         table = _sorted(runs_table(path, all_attempts, where, wanted), sort)
@@ -119,14 +126,14 @@ def show(
         limit = ON_TERMINAL if console.is_terminal and not as_json else 0
     shown = table.slice(0, limit) if limit else table
     if as_json:
-        for piece in json_pieces(_told(shown, picked if columns else None)):
+        for piece in json_pieces(_by_asked_name(shown, picked if columns else None)):
             console.file.write(piece)
         console.file.write("\n")
     else:
         _print(console, path, shown, picked, total, where)
         if len(shown) < len(table):
             _say(console, "", f"{len(table) - len(shown):,} more rows: --limit 0 shows all, --filter and --sort choose")
-    for line in told:
+    for line in warnings:
         _say(Console(stderr=True) if as_json else console, f"warning: {line}", style="yellow")
     return len(table)
 
@@ -206,19 +213,19 @@ def _wanted_columns(picked: Sequence[Shown], sort: str | None, everything: bool)
     if everything:
         return None
     more = screen.settings() if picked is DEFAULT else []
-    return list(dict.fromkeys([*(one.column for one in picked), *TOLD, *_sort_keys(sort), *more]))
+    return list(dict.fromkeys([*(one.column for one in picked), *EXPLAINED, *_sort_keys(sort), *more]))
 
 
-def _told(table: pa.Table, picked: Sequence[Shown] | None) -> dict[str, pa.ChunkedArray]:
+def _by_asked_name(table: pa.Table, picked: Sequence[Shown] | None) -> dict[str, pa.ChunkedArray]:
     """For programs: the columns by the names they were asked for by."""
     if picked is None:
         return dict(zip(table.column_names, table.columns, strict=True))
 
-    def told(name: str) -> pa.ChunkedArray:
+    def values(name: str) -> pa.ChunkedArray:
         column, factor = table[resolved(name).column], resolved(name).factor
         return column if factor == 1 else pc.multiply(column, factor)
 
-    return {one.header: told(one.header) for one in picked}
+    return {one.header: values(one.header) for one in picked}
 
 
 def _sort_keys(sort: str | None) -> tuple[str, ...]:
@@ -226,13 +233,14 @@ def _sort_keys(sort: str | None) -> tuple[str, ...]:
 
 
 def _sorted(table: pa.Table, sort: str | None) -> pa.Table:
-    descending = bool(sort) and sort.startswith("-")
-    order = "descending" if descending else "ascending"
+    order = "descending" if sort is not None and sort.startswith("-") else "ascending"
     keys = dict.fromkeys(_sort_keys(sort), "ascending") | {_sort_keys(sort)[0]: order}
     return table.take(pc.sort_indices(table, sort_keys=list(keys.items())))  # nulls come last
 
 
-def _print(console: Console, path, table: pa.Table, picked, total: int, where: str | None) -> None:
+def _print(
+    console: Console, path: str | Path, table: pa.Table, picked: Sequence[Shown], total: int, where: str | None
+) -> None:
     if not total:
         return _say(console, f"no runs in {printable(path)} yet: `scalade run STUDY.toml` writes them")
     if not len(table):
@@ -249,37 +257,43 @@ def _print(console: Console, path, table: pa.Table, picked, total: int, where: s
     no_room = ", ".join(picked[at].header for at in laid.left_out)
     _paragraph(console, [f"no room for {no_room}: --columns NAMES or a wider window shows them"] if no_room else [])
     _paragraph(console, _causes(rows))
-    sets, seen = set(table["val_hash"].drop_null().to_pylist()), {one.column for one in picked}
+    _note_other_sequences(console, table, {one.column for one in picked})
+
+
+def _note_other_sequences(console: Console, table: pa.Table, seen: Collection[str]) -> None:
+    sets = set(table["val_hash"].drop_null().to_pylist())
     if len(sets) > 1 and "val_loss" in seen and "val_hash" not in seen:
         _say(console, f"note: val_loss is over {len(sets)} sets of held-out sequences: see the column val_hash")
 
 
-def _causes(rows: Sequence[dict]) -> list[str]:
+def _causes(rows: Sequence[AnyRow]) -> list[str]:
     """What became of runs that are not ok, then why others have no throughput: a line each cause, with its runs."""
-    found: dict[tuple[bool, str], list[str]] = {}
+    causes: dict[tuple[bool, str], list[str]] = {}
     for row in rows:
         if row["status"] != "ok":
-            found.setdefault((False, f"{row['status']}: {row['reason']}"), []).append(row["run_id"])
+            causes.setdefault((False, f"{row['status']}: {row['reason']}"), []).append(row["run_id"])
         elif row["tokens_per_s"] is None and row["tokens_per_s_reason"]:
-            found.setdefault((True, f"no tokens_per_s: {row['tokens_per_s_reason']}"), []).append(row["run_id"])
+            causes.setdefault((True, f"no tokens_per_s: {row['tokens_per_s_reason']}"), []).append(row["run_id"])
     return [
         f"{runs[0]} {cause}" if len(runs) == 1 else f"{len(runs)} x {cause} ({listed(runs)})"
-        for (_, cause), runs in sorted(found.items(), key=lambda one: one[0][0])
+        for (_, cause), runs in sorted(causes.items(), key=lambda one: one[0][0])
     ]
 
 
 def _with_varying(picked: list[Shown], table: pa.Table) -> list[Shown]:
     """The columns, and after the labels those in which the rows differ."""
     names = varying(table, [one.column for one in picked])
-    more = [
-        replace(_named(name), text=lambda value, most=SHORT[name]: value[:most]) if name in SHORT else _named(name)
-        for name in names
-    ]
+    more = [_shortened(name) if name in SHORT else _named(name) for name in names]
     at = sum(one.header in LABELS for one in picked)
     return [*picked[:at], *more, *picked[at:]]
 
 
-def _wanted(picked: Sequence[Shown], rows: Sequence[dict]) -> list[int]:
+def _shortened(name: str) -> Shown:
+    most = SHORT[name]
+    return replace(_named(name), text=lambda value: value[:most])
+
+
+def _wanted(picked: Sequence[Shown], rows: Sequence[AnyRow]) -> list[int]:
     """Columns in the order in which a narrow screen takes them: what tells rows apart before what is the same."""
     same = {one.header for one in picked if len(rows) > 1 and len({row[one.column] for row in rows}) == 1}
     usual = [one.header for one in DEFAULT]
@@ -291,7 +305,7 @@ def _wanted(picked: Sequence[Shown], rows: Sequence[dict]) -> list[int]:
     return [places[name] for name in dict.fromkeys((*order, *usual)) if name in places]
 
 
-def _cell(one: Shown, row: dict) -> str:
+def _cell(one: Shown, row: AnyRow) -> str:
     value = row[one.column]
     return "-" if value is None else printable(one.text(value))
 

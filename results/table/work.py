@@ -11,10 +11,11 @@ each other within REPEATS, for chance makes them differ more than those of many 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..schema.rows import AnyRow
 from .errata import why_missing
 
 VARIES, REPEATS = Fraction(1, 10), Fraction(1, 4)
@@ -37,7 +38,7 @@ class Work:
         return f"{int(self.tokens):,}" if whole else f"{float(self.tokens):,.1f}"
 
 
-def work_of(row: Mapping) -> Work | None:
+def work_of(row: AnyRow) -> Work | None:
     """The work of a step of this run; None: the row does not tell."""
     if row.get("tokens_per_step"):
         return Work(Fraction(row["tokens_per_step"])) if row["tokens_per_step"] > 0 else None
@@ -47,7 +48,7 @@ def work_of(row: Mapping) -> Work | None:
     return Work(Fraction(row["tokens_seen"], steps), varies=True)
 
 
-def rate_of(row: Mapping) -> float | None:
+def rate_of(row: AnyRow) -> float | None:
     """tokens/s of a run, all ranks together; None: not measured."""
     if row.get("tokens_per_s") is not None or _no_rate(row):
         return row["tokens_per_s"] if (row.get("tokens_per_s") or 0) > 0 else None
@@ -57,19 +58,19 @@ def rate_of(row: Mapping) -> float | None:
     return rate if math.isfinite(rate) else None
 
 
-def is_timed(row: Mapping) -> bool:
+def is_timed(row: AnyRow) -> bool:
     """Whether a rate and its ratios can be formed of this run, if its work is known."""
     positive = (row.get("step_time_s") or 0) > 0 and (row.get("world_size") or 0) > 0
     return row["status"] == "ok" and positive and rate_of(row) is not None
 
 
-def mean_step_s(row: Mapping) -> float:
+def mean_step_s(row: AnyRow) -> float:
     """Seconds of a step, for a sum over steps: step_time_s, or the mean where steps differ in tokens."""
     work, rate = work_of(row), rate_of(row)
     return float(work.tokens) / rate if work is not None and work.varies and rate else row["step_time_s"]
 
 
-def no_work(row: Mapping) -> str | None:
+def no_work(row: AnyRow) -> str | None:
     """Why no ratio is formed of a run with status ok; None: its work and its rate are known."""
     for name in ("step_time_s", "tokens_per_step", "tokens_seen", "tokens_per_s", "world_size"):
         if (row.get(name) or 0) < 0:
@@ -85,7 +86,7 @@ def no_work(row: Mapping) -> str | None:
     return _no_rate(row) or f"no tokens_per_s, and steps differ in tokens ({known} on average)"
 
 
-def _no_rate(row: Mapping) -> str | None:
+def _no_rate(row: AnyRow) -> str | None:
     """Why tokens_per_s is null, as the row says."""
     why = why_missing(row, "tokens_per_s")
     return row.get("tokens_per_s_reason") or (None if why is None else f"no tokens_per_s: {why}")
@@ -107,7 +108,7 @@ def levels(works: Iterable[Work], repeats: bool = False) -> dict[Work, Fraction]
         else:
             together.append([one])
     for members in together:
-        mean = sum(one.tokens for one in members) / len(members)
+        mean = sum((one.tokens for one in members), Fraction()) / len(members)
         near = min(fixed, key=lambda tokens: abs(tokens - mean), default=mean)
         result |= dict.fromkeys(members, near if _close(near, mean, within) else mean)
     return result
