@@ -60,13 +60,13 @@ def sweep(
     dimensions: Sequence[Dimension],
     ranks: Ranks,
     device: str = "cpu",
-    told: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """The rows, on every rank alike; collective. told: called with each row as it is measured."""
     rows = []
     for dimension, kind, size in points(asked, dimensions):
         rows.append(_measure(asked, dimension, kind, size, ranks, device))
-        told(rows[-1])
+        on_row(rows[-1])
     return rows
 
 

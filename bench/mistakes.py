@@ -17,9 +17,9 @@ class Mistake:
 class Mistakes(ValueError):
     """Its text is the lines of all."""
 
-    def __init__(self, found: Sequence[Mistake]) -> None:
-        self.found = tuple(found)
-        super().__init__("\n".join(mistake.line for mistake in found))
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        self.found = tuple(mistakes)
+        super().__init__("\n".join(mistake.line for mistake in mistakes))
 
 
 class Finder:

@@ -8,6 +8,7 @@ checkpoints.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from .engine import StepOutput
 MEANS = ("compute_time_s", "optimizer_time_s", "comm_time_s", "bubble_time_s", "optimizer_wait_s")
 MAXIMA = ("step_time_s", "data_time_s", "outer_time_s", "outer_exposed_s")
 MINIMA = ("comm_time_min_s",)
+SIGNS = {name: 1.0 for name in MAXIMA} | {name: -1.0 for name in MINIMA}  # a minimum is the maximum of the negatives
 Marks = tuple[Mark, Mark, Mark]
 """Before the data, before and after the step."""
 
@@ -47,10 +49,9 @@ class StepRecord:
         world = dist.get_world_size() if dist.is_initialized() else 1
         sums = torch.stack([torch.stack((o.loss.float(), o.grad_norm.float() / world)) for _, _, o in pending])
         rows = [row | self._own(marks, output) for row, marks, output in pending]
-        signs = {name: 1.0 for name in MAXIMA} | {name: -1.0 for name in MINIMA}
-        signs = {name: sign for name, sign in signs.items() if any(name in row for row in rows)}
         means = torch.tensor([[row.get(name, 0.0) / world for name in MEANS] for row in rows])
         sums = torch.cat((sums, means.to(sums)), dim=1)
+        signs = {name: sign for name, sign in SIGNS.items() if any(name in row for row in rows)}
         maxima = torch.tensor(
             [[s * row.get(name, 0.0) for name, s in signs.items()] + [float(stop)] for row in rows], dtype=torch.float64
         )
@@ -60,10 +61,9 @@ class StepRecord:
             dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
         self.stop = bool(maxima[0, -1])
         for row, (loss, norm, *mean), (*slowest, _) in zip(rows, sums.tolist(), maxima.tolist(), strict=True):
-            row |= {"loss": loss, "grad_norm": norm}
             extremes = [sign * value for sign, value in zip(signs.values(), slowest, strict=True)]
-            over = zip((*MEANS, *signs), (*mean, *extremes), strict=True)
-            row |= {name: value for name, value in over if name in row}
+            _replace(row, (*MEANS, *signs), (*mean, *extremes))
+            row |= {"loss": loss, "grad_norm": norm}
         self.rows += rows
         return all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in rows)
 
@@ -83,3 +83,8 @@ class StepRecord:
         """By column, None where a row lacks it."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         return {name: [row.get(name) for row in self.rows] for name in names}
+
+
+def _replace(row: dict, names: Iterable[str], values: Iterable[float]) -> None:
+    """This rank's values by those over all ranks, where the row has the column."""
+    row |= {name: value for name, value in zip(names, values, strict=True) if name in row}

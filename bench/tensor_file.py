@@ -144,8 +144,8 @@ def _opened(path: Path, below: Path, digest: Digest) -> Iterator[BinaryIO]:
         yield file
 
 
-def _judge(found: str, path: Path, digest: Digest) -> None:
-    if found != digest.sha256:
+def _verify(sha256: str, path: Path, digest: Digest) -> None:
+    if sha256 != digest.sha256:
         raise ValueError(f"{path.name} is not what was written: its SHA-256 differs")
 
 
@@ -155,7 +155,7 @@ def _check(descriptor: int, path: Path, digest: Digest) -> None:
     while count := os.preadv(descriptor, [piece], at):
         sha256.update(piece[:count])
         at += count
-    _judge(sha256.hexdigest(), path, digest)
+    _verify(sha256.hexdigest(), path, digest)
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def read_bytes(path: Path, below: Path, digest: Digest, limit_bytes: int) -> byt
         raise ValueError(f"{path.name} has {digest.size_bytes} bytes, {limit_bytes} are read at most")
     with _opened(path, below, digest) as file:
         content = file.read(digest.size_bytes)
-    _judge(hashlib.sha256(content).hexdigest(), path, digest)
+    _verify(hashlib.sha256(content).hexdigest(), path, digest)
     return content
 
 
@@ -261,13 +261,13 @@ def from_bytes(content: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     try:
-        found = load(content)
+        tensors = load(content)
     except SafetensorError as error:
         raise ValueError(f"a message of tensors cannot be read: {error}") from None
-    kinds, wanted = ({name: (each.dtype, each.shape) for name, each in of.items()} for of in (found, like))
+    kinds, wanted = ({name: (each.dtype, each.shape) for name, each in of.items()} for of in (tensors, like))
     wrong = sorted(name for name in kinds.keys() | wanted.keys() if kinds.get(name) != wanted.get(name))
     if wrong:
         raise ValueError(
             f"a message of tensors has {wrong[0]!r:.100} as {kinds.get(wrong[0])}, wanted {wanted.get(wrong[0])}"
         )
-    return {name: tensor.to(like[name].device) for name, tensor in found.items()}
+    return {name: tensor.to(like[name].device) for name, tensor in tensors.items()}

@@ -35,12 +35,12 @@ def shapes_of(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 
 def problem_with(weights: Mapping[str, torch.Tensor], shape: ModelShape) -> str | None:
     """Why these are not the whole weights of a model of that shape, in one line, or None."""
-    wanted, found = shapes_of(shape), {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = [name for name in (*wanted, *found) if wanted.get(name) != found.get(name)]
+    wanted, sizes = shapes_of(shape), {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name in (*wanted, *sizes) if wanted.get(name) != sizes.get(name)]
     if not wrong:
         return None
     name, more = wrong[0], f" ({len(set(wrong))} differ)" if len(set(wrong)) > 1 else ""
-    difference = f"is {found[name]}" if name in found else "is missing"
+    difference = f"is {sizes[name]}" if name in sizes else "is missing"
     return f"weights of another model: {name} {difference}, wanted {wanted.get(name, 'nothing of that name')}{more}"
 
 

@@ -54,10 +54,10 @@ ASKED: tuple[tuple[str, dict, Ways], ...] = (
 def ability(engine: str, wanted: dict, ways: Ways) -> str:
     """`yes`, `yes, with ...`, or `-`."""
     for way in ways:
-        said = wanted | way
-        replicas = said.pop("replicas", 1)
-        recipe = {name: said.pop(name) for name in tuple(said) if name in Recipe.__dataclass_fields__}
-        layout = Layout(engine=engine, **said)
+        settings = wanted | way
+        replicas = settings.pop("replicas", 1)
+        recipe = {name: settings.pop(name) for name in tuple(settings) if name in Recipe.__dataclass_fields__}
+        layout = Layout(engine=engine, **settings)
         if refuse(layout, SHAPE, Recipe(global_batch=64, steps=1, **recipe), replicas) is None:
             return "yes" + (f", with {_keys(way)}" if way else "")
     return "-"
@@ -65,8 +65,8 @@ def ability(engine: str, wanted: dict, ways: Ways) -> str:
 
 def _keys(settings: dict) -> str:
     """As a study says them."""
-    said = {name: str(value).lower() if isinstance(value, bool) else value for name, value in settings.items()}
-    return ", ".join(f'`{k} = "{v}"`' if isinstance(settings[k], str) else f"`{k} = {v}`" for k, v in said.items())
+    shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in settings.items()}
+    return ", ".join(f'`{k} = "{v}"`' if isinstance(settings[k], str) else f"`{k} = {v}`" for k, v in shown.items())
 
 
 def table() -> str:

@@ -73,13 +73,13 @@ class Checkpoint:
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """By parameter: this rank's tensors under their names in a file."""
-        found = {}
+        tensors = {}
         for _, part in self.optimizer.parts:
             state = self.optimizer.state[part.data]
-            found[part.name] = {f"model.{part.name}": part.data} | {
+            tensors[part.name] = {f"model.{part.name}": part.data} | {
                 f"optimizer.{name}.{part.name}": state[name] for name in self._states(part.data)
             }
-        return found
+        return tensors
 
     def _step(self) -> float:
         return next((float(state["step"]) for state in self.optimizer.state.values() if "step" in state), 0.0)
@@ -117,9 +117,9 @@ class Checkpoint:
             if missing:
                 raise ValueError(f"{BOXES} misses a part of {part.name}")
         for file, wanted in reads.items():
-            with saved.tensors(file) as found:
+            with saved.tensors(file) as stored:
                 for read in wanted:
-                    read.into.copy_(_same_type(found.get(read.name, read.box), read.into, read.name))
+                    read.into.copy_(_same_type(stored.get(read.name, read.box), read.into, read.name))
         for state in self.optimizer.state.values():
             if "step" in state:
                 state["step"].fill_(index["step"])
@@ -187,7 +187,7 @@ def _slices_of(box: Box, common: Box) -> tuple[slice, ...] | None:
     return None if box[1] == common[1] else slices(common, box[0])
 
 
-def _same_type(found: Tensor, wanted: Tensor, name: str) -> Tensor:
-    if found.dtype != wanted.dtype or found.shape != wanted.shape:
-        raise ValueError(f"{name} is {found.dtype} {list(found.shape)}, wanted {wanted.dtype} {list(wanted.shape)}")
-    return found
+def _same_type(stored: Tensor, wanted: Tensor, name: str) -> Tensor:
+    if stored.dtype != wanted.dtype or stored.shape != wanted.shape:
+        raise ValueError(f"{name} is {stored.dtype} {list(stored.shape)}, wanted {wanted.dtype} {list(wanted.shape)}")
+    return stored

@@ -8,7 +8,7 @@ import importlib.util
 def missing(module: str, extra: str) -> str | None:
     """One line that says which extra brings the module; None where it is there."""
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ImportError:  # no such parent package
-        found = None
-    return None if found else f"{extra} is not installed: pip install 'scalade[{extra}]'"
+        spec = None
+    return None if spec else f"{extra} is not installed: pip install 'scalade[{extra}]'"

@@ -1,7 +1,7 @@
 """The layout: how the work of one training step is split over ranks, and which splits are possible.
 
 A layout never changes what is computed (but for DiLoCo's outer step, which has its own part: `outer`).
-What no engine could do is said here (`impossible`); what one engine cannot do, in its own `can` file. Neither needs
+What no engine could do is stated here (`impossible`); what one engine cannot do, in its own `can` file. Neither needs
 torch: a study is checked and pruned before anything heavy is imported.
 """
 
@@ -46,7 +46,7 @@ class Layout:
     loss_parallel: bool = True  # cross-entropy on logits sharded over the vocabulary
     pp: int = 1  # pipeline parallel: layers split
     pp_schedule: str = "1F1B"
-    virtual_stages: int = 1  # stages a rank; looped schedules want 2 or more
+    virtual_stages: int = 1  # stages a rank; looped schedules require 2 or more
     microbatches: int = 1  # of the local batch: gradient accumulation, or what flows through the pipeline
     cp: int = 1  # context parallel: sequence split
     cp_method: str = "allgather"  # of keys and values; ulysses: heads for sequence
@@ -67,8 +67,8 @@ class Layout:
         ):
             if getattr(self, name) not in allowed:
                 hint = " (0 is dp_replicate)" if name == "zero_stage" else ""
-                told = ", ".join(map(str, allowed))
-                find.add(name, f"{name} = {getattr(self, name)!r}: allowed are {told}{hint}")
+                choices = ", ".join(map(str, allowed))
+                find.add(name, f"{name} = {getattr(self, name)!r}: allowed are {choices}{hint}")
         for name in ("dp_replicate", "dp_shard", "hpz", "tp", "pp", "virtual_stages", "microbatches", "cp", "ep"):
             if getattr(self, name) < 1:
                 find.add(name, f"{name} = {getattr(self, name)}: must be at least 1")
@@ -106,32 +106,38 @@ class Layout:
     def name(self) -> str:
         """Short and stable, for tables: `dp2`, `fsdp2.tp2`, `pp2-1F1B.m4`, `deepspeed.zero2-4`; `single` for one
         rank."""
-        parts = [] if self.engine == "torch" else [self.engine]
+        engine = [] if self.engine == "torch" else [self.engine]
+        return ".".join([*engine, *(self._degrees() or ["single"]), *self._settings()])
+
+    def _degrees(self) -> list[str]:
+        """Of its name: the degrees above one."""
         shard = "fsdp" if self.engine == "torch" else f"zero{self.zero_stage}-"
+        suffixes = {
+            "dp_shard": ("" if self.reshard_after_forward else "z2") + (f"h{self.hpz}" if self.hpz > 1 else ""),
+            "cp": "" if self.cp_method == "allgather" else "u",
+            "tp": ("" if self.sp else "nosp") + ("" if self.loss_parallel else "nolp"),
+        }
+        parts = []
         for key, label in (("dp_replicate", "dp"), ("dp_shard", shard), ("cp", "cp"), ("tp", "tp"), ("ep", "ep")):
             degree = getattr(self, key)
             if degree > 1 or (key == "dp_shard" and self.offloads):
-                suffix = {
-                    "dp_shard": ("" if self.reshard_after_forward else "z2") + (f"h{self.hpz}" if self.hpz > 1 else ""),
-                    "cp": "" if self.cp_method == "allgather" else "u",
-                    "tp": ("" if self.sp else "nosp") + ("" if self.loss_parallel else "nolp"),
-                }.get(key, "")
-                parts.append(f"{label}{degree}{suffix}")
+                parts.append(f"{label}{degree}{suffixes.get(key, '')}")
         if self.pp > 1:
             stages = f"v{self.virtual_stages}" if self.virtual_stages > 1 else ""
             parts.append(f"pp{self.pp}{stages}-{self.pp_schedule}")
-        if not parts or parts == [self.engine]:
-            parts.append("single")
-        if self.microbatches > 1:
-            parts.append(f"m{self.microbatches}")
-        for what, where in (("opt", self.offload_optimizer), ("par", self.offload_parameters)):
-            if where != "none":
-                parts.append(f"{what}-{where}")
+        return parts
+
+    def _settings(self) -> list[str]:
+        """Of its name: what is not at its default."""
+        parts = [f"m{self.microbatches}"] if self.microbatches > 1 else []
+        for label, place in (("opt", self.offload_optimizer), ("par", self.offload_parameters)):
+            if place != "none":
+                parts.append(f"{label}-{place}")
         if self.recompute != "none":
             parts.append(f"rc-{self.recompute}")
         if self.compile:
             parts.append("compile")
-        return ".".join(parts)
+        return parts
 
 
 def stage_layers(layers: int, stages: int) -> list[range]:
@@ -197,7 +203,7 @@ def impossible(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int 
         (layout.pp > 1 or layout.virtual_stages == 1, f"virtual_stages {layout.virtual_stages} needs pp > 1"),
         (
             layout.pp == 1 or looped == (layout.virtual_stages > 1),
-            f"{layout.pp_schedule} wants virtual_stages {'of 2 or more' if looped else '= 1'}, "
+            f"{layout.pp_schedule} requires virtual_stages {'of 2 or more' if looped else '= 1'}, "
             f"found {layout.virtual_stages}",
         ),
     ]

@@ -31,9 +31,9 @@ def read_state(saved: Saved, name: str, device: torch.device | str = "cpu") -> A
     ------
     ValueError: the file is missing or damaged, or holds no state
     """
-    with saved.tensors(name) as found:
+    with saved.tensors(name) as tensors:
         try:
-            return _whole(_parsed(found.about[STATE]), found, device)
+            return _whole(_parsed(tensors.about[STATE]), tensors, device)
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             lines = str(error).splitlines() or [""]
             raise ValueError(f"{name} holds no state: {type(error).__name__} {lines[0][:100]}") from None
@@ -61,11 +61,11 @@ def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _whole(plain: Any, found: Tensors, device: torch.device | str) -> Any:
+def _whole(plain: Any, tensors: Tensors, device: torch.device | str) -> Any:
     if isinstance(plain, dict):
         if "tensor" in plain:
-            return found.get(plain["tensor"]).to(device, copy=True)  # the file is mapped, and goes
-        return {key: _whole(each, found, device) for key, each in plain["of"].items()}
+            return tensors.get(plain["tensor"]).to(device, copy=True)  # the file is mapped, and goes
+        return {key: _whole(each, tensors, device) for key, each in plain["of"].items()}
     if isinstance(plain, list):
-        return [_whole(each, found, device) for each in plain]
+        return [_whole(each, tensors, device) for each in plain]
     return plain

@@ -66,13 +66,16 @@ def _pipeline_checks(layout: Layout, shape: ModelShape) -> list[tuple[bool, str]
         (not shape.tied, "a tied head cannot be split over pipeline stages: set model.tied = false"),
         (
             schedule not in V_SHAPED or layout.virtual_stages == 2,
-            f"{schedule} wants virtual_stages = 2, found {layout.virtual_stages}",
+            f"{schedule} requires virtual_stages = 2, found {layout.virtual_stages}",
         ),
-        (schedule == "GPipe" or micro >= pp, f"{schedule} wants microbatches >= pp = {pp}, found {micro}"),
-        (schedule != "DualPipeV" or micro >= 2 * pp, f"DualPipeV wants microbatches >= 2 pp = {2 * pp}, found {micro}"),
+        (schedule == "GPipe" or micro >= pp, f"{schedule} requires microbatches >= pp = {pp}, found {micro}"),
+        (
+            schedule != "DualPipeV" or micro >= 2 * pp,
+            f"DualPipeV requires microbatches >= 2 pp = {2 * pp}, found {micro}",
+        ),
         (
             not looped or schedule in V_SHAPED or micro % pp == 0,
-            f"{schedule} wants microbatches a multiple of pp = {pp}, found {micro}",
+            f"{schedule} requires microbatches a multiple of pp = {pp}, found {micro}",
         ),
         # Measured: the losses drift by 0.02 to 0.2 with no error (docs/experiments.md).
         (

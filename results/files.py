@@ -155,19 +155,19 @@ def look(path: str | Path, below: str | Path | None = None) -> os.stat_result | 
 def is_file(path: str | Path, below: str | Path | None = None) -> bool:
     """Whether a regular file is there, not through a link."""
     try:
-        found = look(path, below)
+        status = look(path, below)
     except Refused:
         return False
-    return found is not None and stat.S_ISREG(found.st_mode)
+    return status is not None and stat.S_ISREG(status.st_mode)
 
 
 def is_folder(path: str | Path, below: str | Path | None = None) -> bool:
     """Whether a folder is there, not through a link."""
     try:
-        found = look(path, below)
+        status = look(path, below)
     except Refused:
         return False
-    return found is not None and stat.S_ISDIR(found.st_mode)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def make_folder(folder: str | Path, below: str | Path | None = None, mode: int = 0o777) -> None:

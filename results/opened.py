@@ -52,7 +52,7 @@ def parent_of(path: str | Path, below: str | Path | None, make: bool = False) ->
             try:
                 inner = os.open(part, PART, dir_fd=descriptor)
             except OSError as error:
-                raise _told(error, part, descriptor, trusted.joinpath(*between[:at])) from None
+                raise _refused_or_named(error, part, descriptor, trusted.joinpath(*between[:at])) from None
             os.close(descriptor)
             descriptor = inner
         yield descriptor, name
@@ -72,10 +72,10 @@ def open_part(name: str, parent: int, path: str | Path, flags: int, mode: int = 
     try:
         return os.open(name, flags, mode, dir_fd=parent)
     except OSError as error:
-        raise _told(error, name, parent, path) from None
+        raise _refused_or_named(error, name, parent, path) from None
 
 
-def _told(error: OSError, name: str, parent: int, path: str | Path) -> BaseException:
+def _refused_or_named(error: OSError, name: str, parent: int, path: str | Path) -> BaseException:
     """Why this could not be opened, with its path."""
     if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EMLINK):
         return refusal(path, os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
@@ -83,10 +83,10 @@ def _told(error: OSError, name: str, parent: int, path: str | Path) -> BaseExcep
 
 
 def refuse_special(descriptor: int, path: str | Path, in_place: bool = False) -> None:
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        raise refusal(path, found.st_mode)
-    if in_place and found.st_nlink > 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise refusal(path, status.st_mode)
+    if in_place and status.st_nlink > 1:
         raise Refused(path, "a file with several names (hard links) is not changed in place: put a copy there")
 
 

@@ -67,18 +67,18 @@ def read_text(val_fraction: float, root: str | None = None) -> Text:
 
 def _python_files(root: str, below: str = "") -> list[tuple[str, int, int]]:
     """(path from `root` with /, size, modification time in ns) of every source file."""
-    found = []
+    files = []
     with suppress(OSError), os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
             name = below + entry.name
             if entry.name in LEFT_OUT or entry.name.startswith(LEFT_OUT_PREFIXES):
                 continue
             if entry.is_dir(follow_symlinks=False):  # a link may lead in a circle
-                found += _python_files(root, name + "/")
+                files += _python_files(root, name + "/")
             elif entry.name.endswith(".py") and entry.is_file() and os.access(entry.path, os.R_OK):
                 status = entry.stat()
-                found.append((name, status.st_size, status.st_mtime_ns))
-    return found
+                files.append((name, status.st_size, status.st_mtime_ns))
+    return files
 
 
 def _join(root: str, names: list[str]) -> tuple[dict, np.ndarray]:

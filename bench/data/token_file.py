@@ -66,18 +66,18 @@ def open_tokens(path: str, dtype: str = "auto", vocab: int = 0, key: str = "data
     ValueError: missing, a folder, empty, truncated, of another format, or of another dtype than it is read in
     """
     where = f"{key} = {path!r}"
-    given = os.path.expanduser(path)
-    prefix, suffix = (given[:-4], given[-4:]) if given.endswith((".bin", ".idx")) else (given, "")
-    if os.path.exists(prefix + ".idx") and (suffix or not os.path.exists(given)):
+    expanded = os.path.expanduser(path)
+    prefix, suffix = (expanded[:-4], expanded[-4:]) if expanded.endswith((".bin", ".idx")) else (expanded, "")
+    if os.path.exists(prefix + ".idx") and (suffix or not os.path.exists(expanded)):
         pair = _megatron(Path(prefix + ".bin"), Path(prefix + ".idx"), where, dtype)
         refuse(sample(pair.tokens.view(np.uint8)), pair.tokens.nbytes, pair.tokens.dtype, vocab, where, own_header=True)
         return pair
-    raw = _map(Path(given), where)
+    raw = _map(Path(expanded), where)
     _refuse_foreign(raw, where)
     if (with_header := _llmc(raw, where, dtype)) is not None:
         body = with_header.view(np.uint8)
         refuse(sample(body), len(body), with_header.dtype, vocab, where, own_header=True)
-        return TokenFile(with_header, None, (Path(given),))
+        return TokenFile(with_header, None, (Path(expanded),))
     if dtype != "uint8" and (text := looks_like_text(raw)) is not None:
         raise ValueError(
             f"{where}: looks like text ({text!r}), not a token file; tokenize it, or read its bytes with "
@@ -87,7 +87,7 @@ def open_tokens(path: str, dtype: str = "auto", vocab: int = 0, key: str = "data
     kind = np.dtype(chosen(some, len(raw), vocab) if dtype == "auto" else dtype).newbyteorder("<")
     tokens = _view(raw, kind, where)
     refuse(some, len(raw), kind, vocab, where)
-    return TokenFile(tokens, None, (Path(given),))
+    return TokenFile(tokens, None, (Path(expanded),))
 
 
 def fingerprint(files: tuple[Path, ...]) -> str:

@@ -46,12 +46,12 @@ def independent(rows: np.ndarray) -> bool:
     dealt = dealt.astype(np.int64)
     for distance in DISTANCES:
         pairs = np.bincount((dealt[:, :-distance] * classes + dealt[:, distance:]).ravel(), minlength=classes**2)
-        found = pairs.reshape(classes, classes).astype(float)
-        found = found[found.any(axis=1)][:, found.any(axis=0)]
-        expected = found.sum(axis=1, keepdims=True) * found.sum(axis=0) / found.sum()
-        some = found > 0
-        g = 2 * float((found[some] * np.log(found[some] / expected[some])).sum())
-        freedom = (found.shape[0] - 1) * (found.shape[1] - 1)
+        counts = pairs.reshape(classes, classes).astype(float)
+        counts = counts[counts.any(axis=1)][:, counts.any(axis=0)]
+        expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+        some = counts > 0
+        g = 2 * float((counts[some] * np.log(counts[some] / expected[some])).sum())
+        freedom = (counts.shape[0] - 1) * (counts.shape[1] - 1)
         if freedom and g > freedom + SIGMAS * math.sqrt(2 * freedom):
             return False
     return True

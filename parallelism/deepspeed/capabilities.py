@@ -38,10 +38,10 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
             recipe.optimizer in OPTIMIZERS,
             f"optimizer {recipe.optimizer} is not deepspeed's, which has {', '.join(OPTIMIZERS)}",
         ),
-        (layout.cp == 1, "deepspeed's engine here has no context parallelism: cp wants layout.engine = 'torch'"),
+        (layout.cp == 1, "deepspeed's engine here has no context parallelism: cp requires layout.engine = 'torch'"),
         (not layout.compile, "torch.compile is not tried with deepspeed: set compile = false"),
         (layout.recompute != "selective", "deepspeed recomputes whole blocks: set recompute = 'full' or 'none'"),
-        (layout.reshard_after_forward, "reshard_after_forward is torch's: deepspeed wants zero_stage"),
+        (layout.reshard_after_forward, "reshard_after_forward is torch's: deepspeed requires zero_stage"),
         (
             layout.dp_replicate == 1 or layout.dp_shard == 1,
             "deepspeed shards over all data-parallel ranks: use dp_shard alone; with zero_stage = 3, "
@@ -54,7 +54,7 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
         ),
         (
             layout.hpz == 1 or stage == 3,
-            f"hpz is a second copy of sharded parameters: it wants zero_stage = 3, found {layout.zero_stage}",
+            f"hpz is a second copy of sharded parameters: it requires zero_stage = 3, found {layout.zero_stage}",
         ),
         (layout.dp_shard % layout.hpz == 0, f"hpz {layout.hpz} does not divide dp_shard {layout.dp_shard}"),
         (
@@ -63,11 +63,11 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
         ),
         (
             layout.offload_parameters == "none" or stage == 3,
-            f"offload_parameters wants zero_stage = 3, found {layout.zero_stage}",
+            f"offload_parameters requires zero_stage = 3, found {layout.zero_stage}",
         ),
         (
             layout.offload_optimizer != "nvme" or stage == 3,
-            f"offload_optimizer = 'nvme' wants zero_stage = 3, found {layout.zero_stage}",
+            f"offload_optimizer = 'nvme' requires zero_stage = 3, found {layout.zero_stage}",
         ),
         (not (layout.offloads and tp), "offloading is not tried with tp"),
         (
@@ -76,11 +76,11 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
         ),
         (
             recipe.optimizer != "deepspeed-cpu-adam" or layout.offload_optimizer != "none",
-            "deepspeed-cpu-adam updates what is on the host: it wants offload_optimizer = 'cpu' or 'nvme'",
+            "deepspeed-cpu-adam updates what is on the host: it requires offload_optimizer = 'cpu' or 'nvme'",
         ),
         (
             recipe.optimizer != "deepspeed-fused-adam" or layout.offload_optimizer == "none",
-            "deepspeed-fused-adam updates what is on the GPU: it wants offload_optimizer = 'none'",
+            "deepspeed-fused-adam updates what is on the GPU: it requires offload_optimizer = 'none'",
         ),
     ]
     if tp:
@@ -94,7 +94,7 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
             # AutoTP's own layers multiply in the parameters' type.
             (
                 recipe.precision == "fp32" or stage > 0,
-                "deepspeed's AutoTP does not cast its fp32 matrices: bf16 with tp wants dp_shard > 1",
+                "deepspeed's AutoTP does not cast its fp32 matrices: bf16 with tp requires dp_shard > 1",
             ),
         ]
     if pp:

@@ -27,12 +27,12 @@ def available() -> str | None:
     if reason := missing("megatron.core", "megatron"):
         return reason
     try:
-        found = version("megatron-core")
+        installed = version("megatron-core")
     except PackageNotFoundError:  # a checkout on the path
         return None
     oldest = ".".join(map(str, OLDEST))
-    old = tuple(int(part) for part in found.split(".")[:2]) < OLDEST
-    return f"megatron-core {found} is too old: pip install 'megatron-core>={oldest}'" if old else None
+    old = tuple(int(part) for part in installed.split(".")[:2]) < OLDEST
+    return f"megatron-core {installed} is too old: pip install 'megatron-core>={oldest}'" if old else None
 
 
 def engine_class() -> type[MegatronEngine]:
@@ -81,7 +81,7 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
         ),
         (
             layout.pp == 1 or not looped or layout.microbatches % layout.pp == 0,
-            f"{layout.pp_schedule} wants microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}",
+            f"{layout.pp_schedule} requires microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}",
         ),
     ]
     return next((reason for ok, reason in checks if not ok), None)

@@ -197,8 +197,8 @@ class MegatronEngine:
     def _run(self, tokens: Tensor, counted: Tensor | None = None) -> Tensor:
         """All microbatches through all stages; what each reports, (microbatches,). With `counted`: forward only."""
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        given = (inputs, targets) if counted is None else (inputs, targets, counted)
-        pieces = list(zip(*(each.split(self.micro_rows) for each in given), strict=True))
+        batch = (inputs, targets) if counted is None else (inputs, targets, counted)
+        pieces = list(zip(*(each.split(self.micro_rows) for each in batch), strict=True))
         losses = self.forward_backward(
             forward_step_func=self._forward,
             data_iterator=[iter(pieces) for _ in self.chunks],

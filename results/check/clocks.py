@@ -1,7 +1,7 @@
 """Do a table's time stamps agree with its durations? A rule of ours, beside the twelve of `scalade check`.
 
-Durations come from the monotonic clock, which nobody sets; `started_at` and `finished_at` are the host's clock at those
-moments, which may be set in between. Where the two disagree, somebody did: the durations stand, and what is derived
+Durations come from the monotonic clock, which cannot be set; `started_at` and `finished_at` are the host's clock at
+those moments, which may be set in between. Where the two disagree, it was set: the durations stand, and what is derived
 from stamps alone (the order of runs, waits between hosts) is not to be believed.
 """
 
@@ -43,7 +43,7 @@ def disagreements(rows: Sequence[Mapping], now: float | None = None) -> dict[str
     columns = Coded(rows)
     began, ended = (_unix_s(row[name] for row in rows) for name in ("started_at", "finished_at"))
     wall_s, known = columns.numbers("wall_s"), ~columns.null("wall_s")
-    found = {
+    disagreeing = {
         "wall_s is below 0": wall_s < 0,
         f"finished_at - started_at is not wall_s, by more than {APART_S:g} s and {APART:.0%}": (wall_s >= 0)
         & (np.abs(ended - began - wall_s) > APART_S + APART * wall_s),
@@ -52,17 +52,17 @@ def disagreements(rows: Sequence[Mapping], now: float | None = None) -> dict[str
         & columns.null("elapsed_s")
         & known,
     } | _overlaps(rows, began, began + np.where(wall_s > 0, wall_s, 0))
-    places = {what: np.flatnonzero(which) for what, which in found.items() if which.any()}
+    places = {what: np.flatnonzero(which) for what, which in disagreeing.items() if which.any()}
     return {what: [rows[at] for at in places[what]] for what in sorted(places, key=lambda what: places[what][0])}
 
 
 def _overlaps(rows: Sequence[Mapping], began: np.ndarray, last: np.ndarray) -> dict[str, np.ndarray]:
     """What is wrong with an attempt beside the one before it, (rows,) bool each; rows in order of run and attempt."""
     early, over = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
-    told = np.flatnonzero(~np.isnan(began))
-    run = Coded(rows).of("run_id")[told]
+    stamped = np.flatnonzero(~np.isnan(began))
+    run = Coded(rows).of("run_id")[stamped]
     again = np.flatnonzero(run[1:] == run[:-1])
-    before, these = told[again], told[again + 1]
+    before, these = stamped[again], stamped[again + 1]
     early[these] = began[these] < began[before] - APART_S
     for at, other in zip(these, before, strict=True):
         over[at] = not early[at] and began[at] < last[other] - APART_S and _host(rows[at]) == _host(rows[other])
@@ -74,8 +74,8 @@ def _overlaps(rows: Sequence[Mapping], began: np.ndarray, last: np.ndarray) -> d
 
 def _unix_s(stamps: Iterable[object]) -> np.ndarray:
     """(stamps,) NaN where it is none."""
-    found = (None if stamp is None else unix_s(stamp) for stamp in stamps)
-    return np.array([np.nan if at is None else at for at in found])
+    seconds = (None if stamp is None else unix_s(stamp) for stamp in stamps)
+    return np.array([np.nan if at is None else at for at in seconds])
 
 
 def _host(row: Mapping) -> str | None:
@@ -85,12 +85,14 @@ def _host(row: Mapping) -> str | None:
 
 def clocks(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple], skip: str) -> tuple:
     """The rule's (verdict, why, runs) over rows of all attempts."""
-    told = [row for row in rows if row["started_at"] is not None]
-    if not told:
+    stamped = [row for row in rows if row["started_at"] is not None]
+    if not stamped:
         return skip, "no run says when it started", ()
-    found = disagreements(rows)
-    runs = {row["run_id"]: row for some in found.values() for row in some}
-    said = "; ".join(f"{what}: {count_of(len({row['run_id'] for row in some}), 'run')}" for what, some in found.items())
+    disagreeing = disagreements(rows)
+    runs = {row["run_id"]: row for some in disagreeing.values() for row in some}
+    causes = "; ".join(
+        f"{what}: {count_of(len({row['run_id'] for row in some}), 'run')}" for what, some in disagreeing.items()
+    )
     return verdict(
-        list(runs.values()), said, f"the stamps of {count_of(len(told), 'attempt')} agree with their durations"
+        list(runs.values()), causes, f"the stamps of {count_of(len(stamped), 'attempt')} agree with their durations"
     )

@@ -116,7 +116,7 @@ def beyond(rows: Sequence[AnyRow]) -> Finding:
 
 
 def agreeing(attempts: Sequence[AnyRow]) -> Finding:
-    """Nor this, of rows of all attempts: clocks that nobody set."""
+    """Nor this, of rows of all attempts: clocks that were not set meanwhile."""
     with np.errstate(all="ignore"):
         return _finding(BEYOND, "clocks agree", Outcome(*clocks.clocks(attempts, outcome_of, SKIP)))
 

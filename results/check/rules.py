@@ -174,13 +174,13 @@ def _means(table: Table) -> Outcome:
 
 def _ratios(table: Table) -> Outcome:
     """4: ratios are not averaged: they are formed from costs and rates."""
-    number, failed, given = table.of_ok.numbers, np.zeros(len(table.ok), bool), False
+    number, failed, any_ratio = table.of_ok.numbers, np.zeros(len(table.ok), bool), False
     for name in ("6n", "palm", "causal"):
         ratio, flops = number(f"mfu_{name}"), number(f"flops_per_token_{name}")
         wanted = _over(flops * number("tokens_per_s_per_device"), number("peak_flops"))
         failed |= ~np.isnan(ratio) & ~_close(ratio, wanted)
-        given = given or not np.isnan(ratio).all()
-    if not given:
+        any_ratio = any_ratio or not np.isnan(ratio).all()
+    if not any_ratio:
         return Outcome(SKIP, "no ratio in the table (no mfu: the peak is unknown)")
     return outcome_of(
         _once(_those(table.ok, failed)),

@@ -139,12 +139,12 @@ def json_schema() -> dict:
 
     def of_column(column: Column) -> dict:
         kind = JSON_TYPES[column.type]
-        found: dict = {"type": kind if column.required else [kind, "null"], "description": column.doc}
+        entry: dict = {"type": kind if column.required else [kind, "null"], "description": column.doc}
         if column.unit:
-            found["unit"] = column.unit
+            entry["unit"] = column.unit
         if column.values:
-            found["enum"] = list(column.values)
-        return found
+            entry["enum"] = list(column.values)
+        return entry
 
     def of_table(table: str) -> dict:
         known = columns(table)

@@ -43,9 +43,9 @@ def drift(x: np.ndarray, y: np.ndarray, alpha: float) -> Drift:
     if within <= 1e-24 * len(series):  # a count, the same in every run
         return Drift(float(abs(shift) <= 1e-12), shift, shift, 1.0, False)
     trend = len(series) > 5 and _slope_p(x, y) < TREND
-    found = [_fits(series, *sides, False)] + ([_fits(series, *sides, True)] if trend else [])
+    fits = [_fits(series, *sides, False)] + ([_fits(series, *sides, True)] if trend else [])
     p, ends, errors = 0.0, [], []
-    for shifts, squared, free in found:
+    for shifts, squared, free in fits:
         error = np.sqrt(squared)
         p = max(p, float((2 * t.sf(np.abs(shifts) / error, free)).max()))
         reach = t.isf(alpha / 2, free) * error

@@ -50,11 +50,11 @@ def compare_samples(base: Sequence[float], head: Sequence[float], alpha: float, 
     low, high = shift_interval(x, y, alpha)
     p, why, widened = rank_sum_p(x, y), None, 1.0
     if blocks and len(x) + len(y) > 4:
-        found = drift(x, y, alpha)
-        if p <= alpha < found.p:
-            why = "seen within the blocks" if found.trend else "not ruled out by so few runs"
-        p, widened = max(p, found.p), found.widened
-        low, high = (None, None) if low is None or high is None else (min(low, found.low), max(high, found.high))
+        drifted = drift(x, y, alpha)
+        if p <= alpha < drifted.p:
+            why = "seen within the blocks" if drifted.trend else "not ruled out by so few runs"
+        p, widened = max(p, drifted.p), drifted.widened
+        low, high = (None, None) if low is None or high is None else (min(low, drifted.low), max(high, drifted.high))
     return Sample(
         ratio=_exp(np.median(np.subtract.outer(y, x))),
         low=None if low is None else _exp(low),

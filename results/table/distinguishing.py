@@ -24,9 +24,11 @@ def differing(rows: Rows, names: Iterable[str], nulls: Collection[str] | None = 
 
     nulls: the columns in which a null is a value beside others; None: all of them.
     """
-    found = Coded(rows)
-    one = np.zeros(len(found), np.int64)
-    return [name for name in dict.fromkeys(names) if _differ(found.of(name), one, nulls is None or name in nulls).any()]
+    columns = Coded(rows)
+    one = np.zeros(len(columns), np.int64)
+    return [
+        name for name in dict.fromkeys(names) if _differ(columns.of(name), one, nulls is None or name in nulls).any()
+    ]
 
 
 def differing_in_parts(
@@ -36,20 +38,22 @@ def differing_in_parts(
 
     part_of: (rows,) equal for the rows of one part. A null is a value.
     """
-    found, part = Coded(rows), joint([coded(part_of)], len(rows))
-    told = np.array([_differ(found.of(name), part, True) for name in names]).reshape(len(names), -1)  # (names, parts)
-    of_part = [tuple(names[i] for i in np.flatnonzero(column)[:most]) for column in told.T]
+    columns, part = Coded(rows), joint([coded(part_of)], len(rows))
+    varies = np.array([_differ(columns.of(name), part, True) for name in names]).reshape(
+        len(names), -1
+    )  # (names, parts)
+    of_part = [tuple(names[i] for i in np.flatnonzero(column)[:most]) for column in varies.T]
     return [of_part[at] for at in part]
 
 
 def said_by(rows: Rows, names: Sequence[str], by: Iterable[str]) -> list[str]:
     """Of these columns those that the columns `by` tell: rows that agree in `by`, where none is null, agree in them."""
-    found = Coded(rows)
-    keys = [found.of(one) for one in by] if names else []
+    columns = Coded(rows)
+    keys = [columns.of(one) for one in by] if names else []
     if not names or any((key == NULL).any() for key in keys):
         return []
-    part = joint(keys, len(found))
-    return [name for name in names if not _differ(found.of(name), part, True).any()]
+    part = joint(keys, len(columns))
+    return [name for name in names if not _differ(columns.of(name), part, True).any()]
 
 
 def _differ(codes: np.ndarray, part: np.ndarray, nulls: bool) -> np.ndarray:

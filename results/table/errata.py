@@ -165,9 +165,9 @@ def _append_to(lists: list[list[str]], rows: np.ndarray, text: str) -> None:
 def named(name: str) -> list[str]:
     """Columns of `runs` that tell which rows of table `name` are concerned; of `runs`, also those taken out."""
     some = [one for one in ERRATA if name in one.columns]
-    found = [column for one in some for column in words(one.where, "runs")]
-    found += ["schema_version", NAMES, WHY, *taken_from("runs")] if name == "runs" else []
-    return list(dict.fromkeys(found))
+    names = [column for one in some for column in words(one.where, "runs")]
+    names += ["schema_version", NAMES, WHY, *taken_from("runs")] if name == "runs" else []
+    return list(dict.fromkeys(names))
 
 
 def taken_from(name: str) -> list[str]:
@@ -182,8 +182,8 @@ def of_rows(name: str, table: pa.Table, runs: pa.Table, lengths: np.ndarray) -> 
     """
     import numpy as np
 
-    found = [Taken(one, name, np.repeat(rows, lengths)) for one, rows in _concerned(runs, name)]
-    return _without(table, found), [taken for taken in found if taken.rows.any()]
+    removed = [Taken(one, name, np.repeat(rows, lengths)) for one, rows in _concerned(runs, name)]
+    return _without(table, removed), [taken for taken in removed if taken.rows.any()]
 
 
 def of_exported(name: str, table: pa.Table, version: int) -> tuple[pa.Table, list[Taken]]:
@@ -191,13 +191,15 @@ def of_exported(name: str, table: pa.Table, version: int) -> tuple[pa.Table, lis
     import numpy as np
 
     every = np.ones(len(table), bool)
-    found = [Taken(one, name, every, everywhere=True) for one in ERRATA if version < one.before and name in one.columns]
-    return _without(table, found), found if len(table) else []
+    removed = [
+        Taken(one, name, every, everywhere=True) for one in ERRATA if version < one.before and name in one.columns
+    ]
+    return _without(table, removed), removed if len(table) else []
 
 
 def of_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Taken]]:
     """A frame of `runs` with run_id and schema_version, read from elsewhere: an exported CSV."""
-    found = []
+    removed = []
     for one in ERRATA:
         names = [name for name in one.columns.get("runs", ()) if name in frame.columns]
         old = frame["schema_version"].lt(one.before).fillna(False).to_numpy(bool)
@@ -210,18 +212,18 @@ def of_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Taken]]:
         if old.any():
             frame = frame.copy()
             frame.loc[old, names] = None
-            found.append(Taken(one, "runs", old))
-    return frame, found
+            removed.append(Taken(one, "runs", old))
+    return frame, removed
 
 
-def lines(found: list[Taken], kept: np.ndarray | None = None, where: str | None = None) -> list[str]:
+def lines(removed: list[Taken], kept: np.ndarray | None = None, where: str | None = None) -> list[str]:
     """One note for each erratum that took something out of rows that a reader sees, or that `where` would have kept.
 
     kept: rows that `where` keeps. One that reads a column which was taken out drops such rows: they count, too.
     """
     named = set(re.findall(r"[^\W\d]\w*", where or ""))
     notes = []
-    for taken in found:
+    for taken in removed:
         rows = taken.rows
         if kept is not None and not named & set(taken.erratum.columns[taken.name]):
             rows = rows & kept
@@ -242,17 +244,17 @@ def _concerned(runs: pa.Table, name: str) -> list[tuple[Erratum, np.ndarray]]:
     """The errata of table `name` and which rows of `runs` each is about, bool (rows,); those about none left out."""
     import pyarrow.compute as pc
 
-    found = []
+    concerned = []
     for one in ERRATA:
         old = pc.less(runs["schema_version"], one.before).to_numpy()
         if name in one.columns and old.any():
             rows = old & mask(runs, "runs", one.where).to_numpy(zero_copy_only=False)
-            found += [(one, rows)] if rows.any() else []
-    return found
+            concerned += [(one, rows)] if rows.any() else []
+    return concerned
 
 
-def _without(table: pa.Table, found: list[Taken]) -> pa.Table:
-    for taken in found:
+def _without(table: pa.Table, removed: list[Taken]) -> pa.Table:
+    for taken in removed:
         for column in taken.erratum.columns[taken.name]:
             table = _nulled(table, column, taken.rows)
     return table

@@ -146,18 +146,18 @@ class _Reader:
         self.depth += 1
         if self.depth > DEEPEST:
             raise self.wrong(f"nested more than {DEEPEST} deep")
-        found = self.both()
+        cells = self.both()
         while self.took("or", "|"):
-            found = _or(self.condition(found), self.condition(self.both()))
+            cells = _or(self.condition(cells), self.condition(self.both()))
         self.depth -= 1
-        return found
+        return cells
 
     def both(self) -> Cells:
-        found = self.negated()
+        cells = self.negated()
         while self.took("and", "&"):
-            left, right = self.condition(found), self.condition(self.negated())
-            found = _not(_or(_not(left), _not(right)))
-        return found
+            left, right = self.condition(cells), self.condition(self.negated())
+            cells = _not(_or(_not(left), _not(right)))
+        return cells
 
     def negated(self) -> Cells:
         times = 0
@@ -169,7 +169,7 @@ class _Reader:
         return _not(self.condition(cells)) if times % 2 else self.condition(cells)
 
     def comparison(self) -> Cells:
-        left, found = self.sum(), None
+        left, cells = self.sum(), None
         while True:
             if op := self.took(*COMPARE):
                 right = self.word(left) or self.sum(beside=left)
@@ -178,8 +178,8 @@ class _Reader:
                 right, part = left, self.one_of(left)
                 part = _not(part) if op == "not in" else part
             else:
-                return left if found is None else found
-            found = part if found is None else _not(_or(_not(found), _not(part)))
+                return left if cells is None else cells
+            cells = part if cells is None else _not(_or(_not(cells), _not(part)))
             left = right
 
     def membership(self) -> str | None:
@@ -211,29 +211,29 @@ class _Reader:
         close = {"[": "]", "(": ")"}.get(self.took("[", "(") or "")
         if close is None:
             raise self.wrong("the right of `in` is a list of constants, as in [1, 2]")
-        found = Cells(TRUTH, np.asarray(False), left.known)
+        cells = Cells(TRUTH, np.asarray(False), left.known)
         while not self.took(close):
             value = self.word(left) or self.sum(beside=left)
             if not value.constant or value.kind == NULL:
                 raise self.wrong("a list after `in` holds constants")
-            found = _or(found, self.compared("==", left, value))
+            cells = _or(cells, self.compared("==", left, value))
             if not self.took(","):
                 if not self.took(close):
                     raise self.unread()
                 break
-        return found
+        return cells
 
     def sum(self, beside: Cells | None = None) -> Cells:
-        found = self.product(beside)
+        cells = self.product(beside)
         while op := self.took("+", "-"):
-            found = self.computed(op, found, self.product(None))
-        return found
+            cells = self.computed(op, cells, self.product(None))
+        return cells
 
     def product(self, beside: Cells | None) -> Cells:
-        found = self.signed(beside)
+        cells = self.signed(beside)
         while op := self.took("*", "/", "%"):
-            found = self.computed(op, found, self.signed(None))
-        return found
+            cells = self.computed(op, cells, self.signed(None))
+        return cells
 
     def signed(self, beside: Cells | None) -> Cells:
         signs = []

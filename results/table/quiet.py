@@ -33,23 +33,23 @@ CLOCKS = (("cpu_mhz", "cpu_model"), ("gpu_mhz_min", "device_name"))
 
 def disturbed(rows: Sequence[Mapping], columns: Coded) -> dict[str, tuple[np.ndarray, str]]:
     """By what disturbed them: which runs (rows,), and the worst that was measured. Empty: the machine was quiet."""
-    found: dict[str, tuple[np.ndarray, str]] = {}
+    causes: dict[str, tuple[np.ndarray, str]] = {}
     for column, what, most, unit in SHARES:
         share = columns.numbers(column)
         if (above := share > most).any():
             worst = rows[int(np.nanargmax(share))][column]
-            found[what] = above, f"{worst:.0%}" if unit == "%" else f"{worst} {unit}"
+            causes[what] = above, f"{worst:.0%}" if unit == "%" else f"{worst} {unit}"
     if (loaded := _loaded(columns)).any():
-        found["the load average was high"] = loaded, f"{columns.numbers('load_average')[loaded].max():.1f}"
+        causes["the load average was high"] = loaded, f"{columns.numbers('load_average')[loaded].max():.1f}"
     for column, device in CLOCKS:
         mhz, kind = columns.numbers(column), joint([columns.of(device)], len(rows))
-        told = mhz > 0
+        known = mhz > 0
         highest = np.zeros(len(rows))
-        np.maximum.at(highest, kind[told], mhz[told])
-        if (slow := told & (mhz < SLOWER * highest[kind])).any():
+        np.maximum.at(highest, kind[known], mhz[known])
+        if (slow := known & (mhz < SLOWER * highest[kind])).any():
             worst = (mhz[slow] / highest[kind[slow]]).min()
-            found[f"{column} is below {SLOWER:.0%} of another run's on the same {device}"] = slow, f"{worst:.0%}"
-    return found
+            causes[f"{column} is below {SLOWER:.0%} of another run's on the same {device}"] = slow, f"{worst:.0%}"
+    return causes
 
 
 def _loaded(columns: Coded) -> np.ndarray:
@@ -65,16 +65,16 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     """The rule's (verdict, why, runs) over runs with status ok."""
     names = ("load_average", *(column for column, *_ in SHARES), *(column for column, _ in CLOCKS))
     columns = Coded(rows)
-    told = len(rows) - int(np.logical_and.reduce([columns.null(name) for name in names]).sum())
-    if not told:
+    known = len(rows) - int(np.logical_and.reduce([columns.null(name) for name in names]).sum())
+    if not known:
         return skip, "no run tells what else the machine did", ()
-    found = disturbed(rows, columns)
-    order = dict.fromkeys(at for some, _ in found.values() for at in np.flatnonzero(some).tolist())
+    causes = disturbed(rows, columns)
+    order = dict.fromkeys(at for some, _ in causes.values() for at in np.flatnonzero(some).tolist())
     runs = {rows[at]["run_id"]: rows[at] for at in order}
-    counts = ((what, count_of(some.sum(), "run"), worst) for what, (some, worst) in found.items())
-    said = "; ".join(f"{what}: {number}, at worst {worst}" for what, number, worst in counts)
+    counts = ((what, count_of(some.sum(), "run"), worst) for what, (some, worst) in causes.items())
+    worsts = "; ".join(f"{what}: {number}, at worst {worst}" for what, number, worst in counts)
     return verdict(
         list(runs.values()),
-        f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {said}",
-        f"{told} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed",
+        f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {worsts}",
+        f"{known} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed",
     )

@@ -11,10 +11,10 @@ from ..files import parse_json
 def hosts_of(ranks_json: str | None) -> dict[int, str]:
     """The host of each rank, in the order of the text; ranks without one are left out."""
     try:
-        told = parse_json(ranks_json or "[]")
+        entries = parse_json(ranks_json or "[]")
     except ValueError:
         return {}
-    ranks = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    ranks = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
     return {
         one["rank"]: one["host"]
         for one in ranks

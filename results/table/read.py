@@ -69,13 +69,13 @@ def noted() -> Iterator[list[str]]:
     lines += dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, TableWarning))
 
 
-def no_runs(path: str | Path, where: str | None, told: Sequence[str]) -> ValueError:
+def no_runs(path: str | Path, where: str | None, warnings: Sequence[str]) -> ValueError:
     """What to raise where a table has no row; told: what reading it warned of, which may be why."""
-    more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+    more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
     return ValueError(
         f"no runs at {str(path)!r}"
         + (f" match {where!r}" if where else "")
-        + (f"; {printable(told[0])}{more}" if told else "")
+        + (f"; {printable(warnings[0])}{more}" if warnings else "")
     )
 
 

@@ -126,15 +126,15 @@ SAY_FIRST = "decides what is computed: give it to record()"
 
 def recover(store: RunStore) -> list[str]:
     """Write the rows of runs whose recorder was killed; returns their run_ids."""
-    found = []
+    run_ids = []
     for name in files.names(store.runs, store.folder):
         log = store.runs / name / "scratch" / LOG
         if RUN_ID.fullmatch(name) and files.is_file(log, store.folder) and (claim := store.claim(name)) is not None:
             with claim:
                 if files.is_file(log, store.folder):
                     _write(store, claim)
-                    found.append(name)
-    return found
+                    run_ids.append(name)
+    return run_ids
 
 
 def _write(store: RunStore, claim: Claim) -> Path | None:

@@ -71,8 +71,8 @@ def varying(table: pa.Table, shown: Sequence[str]) -> list[str]:
     """
     names = [name for name in settings() if name not in (*shown, *RESULTS)]
     names = differing(table, names, nulls=NULL_COUNTS)
-    said = {name for of, by in SAID_BY for name in said_by(table, [name for name in names if name in of], by)}
-    return [name for name in names if name not in said]
+    implied = {name for of, by in SAID_BY for name in said_by(table, [name for name in names if name in of], by)}
+    return [name for name in names if name not in implied]
 
 
 def settings() -> list[str]:

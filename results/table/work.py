@@ -98,11 +98,11 @@ def levels(works: Iterable[Work], repeats: bool = False) -> dict[Work, Fraction]
     Those that vary stand together from the smallest on as far as VARIES, and with the nearest fixed one that is as
     close to their mean. repeats: of runs that repeat each other; then as far as each is within REPEATS of the next.
     """
-    found, within, like = set(works), REPEATS if repeats else VARIES, -1 if repeats else 0
-    result = {one: one.tokens for one in found if not one.varies}
+    amounts, within, like = set(works), REPEATS if repeats else VARIES, -1 if repeats else 0
+    result = {one: one.tokens for one in amounts if not one.varies}
     fixed = sorted(result.values())
     together: list[list[Work]] = []
-    for one in sorted((one for one in found if one.varies), key=lambda one: one.tokens):
+    for one in sorted((one for one in amounts if one.varies), key=lambda one: one.tokens):
         if together and _close(together[-1][like].tokens, one.tokens, within):
             together[-1].append(one)
         else:

@@ -29,22 +29,22 @@ SHAPE = ModelShape(layers=4, heads=4, kv_heads=4, width=32, ffn=64, vocab=64, se
 REFUSED = [
     ({"cp": 2}, {}, "no context parallelism"),
     ({"dp_replicate": 2, "dp_shard": 2}, {}, "use dp_shard alone"),
-    (zero(2, 4) | {"hpz": 2}, {}, "it wants zero_stage = 3, found 2"),
+    (zero(2, 4) | {"hpz": 2}, {}, "it requires zero_stage = 3, found 2"),
     (zero(3, 4) | {"hpz": 3}, {}, "hpz 3 does not divide dp_shard 4"),
-    (zero(2) | {"offload_parameters": "cpu"}, {}, "offload_parameters wants zero_stage = 3, found 2"),
-    (zero(2) | {"offload_optimizer": "nvme"}, {}, "wants zero_stage = 3, found 2"),
+    (zero(2) | {"offload_parameters": "cpu"}, {}, "offload_parameters requires zero_stage = 3, found 2"),
+    (zero(2) | {"offload_optimizer": "nvme"}, {}, "requires zero_stage = 3, found 2"),
     ({"dp_replicate": 2} | HOST, {}, "use dp_shard in place of dp_replicate"),
     (PP2 | zero(2), {}, "set zero_stage = 1, found 2"),
     (PP2 | {"pp_schedule": "GPipe"}, {}, "deepspeed's pipeline is 1F1B, found GPipe"),
     ({"tp": 2}, {}, "set sp = false"),
     ({"tp": 2, "sp": False}, {}, "set loss_parallel = false"),
     (TP2 | PP2, {}, "tp or pp, not both"),
-    (TP2, {"precision": "bf16"}, "bf16 with tp wants dp_shard > 1"),
+    (TP2, {"precision": "bf16"}, "bf16 with tp requires dp_shard > 1"),
     (zero(3) | {"recompute": "selective"}, {}, "recompute = 'full' or 'none'"),
     ({"compile": True}, {}, "set compile = false"),
     ({}, {"optimizer": "muon"}, "muon is not deepspeed's"),
-    (zero(2), {"optimizer": "deepspeed-cpu-adam"}, "it wants offload_optimizer = 'cpu' or 'nvme'"),
-    (zero(2) | HOST, {"optimizer": "deepspeed-fused-adam"}, "it wants offload_optimizer = 'none'"),
+    (zero(2), {"optimizer": "deepspeed-cpu-adam"}, "it requires offload_optimizer = 'cpu' or 'nvme'"),
+    (zero(2) | HOST, {"optimizer": "deepspeed-fused-adam"}, "it requires offload_optimizer = 'none'"),
 ]
 
 

@@ -43,7 +43,7 @@ REFUSED = [
         "drive: use cp with torch",
     ),
     ({"pp": 2, "pp_schedule": "GPipe"}, {}, "GPipe is not megatron's, which has 1F1B, Interleaved1F1B"),
-    (LOOPED, {}, "Interleaved1F1B wants microbatches a multiple of pp = 2, found 1"),
+    (LOOPED, {}, "Interleaved1F1B requires microbatches a multiple of pp = 2, found 1"),
 ]
 
 
