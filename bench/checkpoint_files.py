@@ -1,7 +1,7 @@
 """The folder of a checkpoint, as engines see it: files of tensors and of JSON, each known by its size and its SHA-256.
 
-Each rank writes files of its own and keeps their digests; who puts the checkpoint together collects these into an
-index. Read is only what the index knows. No file holds code: none is unpickled.
+Each rank writes files of its own and keeps their digests; the rank that completes the checkpoint collects these into
+an index. Only files in the index are read. No file holds code: none is unpickled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The collectives of a sweep: the call that is timed, and what every rank must have afterwards.
 
 Each is one class: its buffers, `fill` (what a rank puts in), `call`, and `right` (whether the rank has what it must).
-What is copied is told apart by rank and place; what is summed are small whole numbers, exact also in 16 bits, so a
+Copied elements differ by rank and place; summed ones are small whole numbers, exact also in 16 bits, so a
 result is right or wrong and no tolerance hides a lost or doubled message.
 """
 
@@ -16,7 +16,7 @@ COPIED, SUMMED = 251, 5  # values are below these: whole numbers up to 256 are e
 
 
 class Transport(Protocol):
-    """Who moves the messages of one group. `rank`: this process's place in the group of `size`."""
+    """What moves the messages of one group. `rank`: this process's place in the group of `size`."""
 
     rank: int
     size: int
@@ -30,7 +30,7 @@ class Transport(Protocol):
 
 
 def copied(rank: int, count: int, like: Tensor) -> Tensor:
-    """(count,): what rank `rank` hands out."""
+    """(count,): the values that rank `rank` sends."""
     return ((31 * rank + torch.arange(count, device=like.device)) % COPIED).to(like.dtype)
 
 

@@ -1,7 +1,7 @@
-"""What is communicated in one step: every collective that passes torch's dispatcher, whoever called it.
+"""What is communicated in one step: every collective that passes torch's dispatcher, from any caller.
 
 The probe sees DDP, FSDP, pipelining and our own collectives alike, but for those of an outer step (`uncounted`), which
-no one step tells of: the engine says what a round of them sends (Engine.count_round). It costs some time per
+a single step does not represent: the engine counts a round of them (Engine.count_round). It costs some time per
 operation, so it watches one warm-up step. It waits for each collective before going on (not for sends and receives,
 which pair up), so `seconds` is the time of communication when nothing hides it.
 

@@ -35,7 +35,7 @@ class LocalParameter:
     name: str  # as in the single-process model: `blocks.3.attention.wq.weight`
     data: torch.Tensor  # local storage; writing it changes the model
     layer: int | None  # block it belongs to; None: embedding, final norm, head
-    replicated: int = 1  # ranks of this replica that hold this same part (1: nobody else)
+    replicated: int = 1  # ranks of this replica that hold this same part (1: this rank alone)
 
 
 Evaluation = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
@@ -45,7 +45,7 @@ over the counted rows of each row's mean over its tokens, in nats, without z-los
 
 
 class Engine(Protocol):
-    """What all engines have. One whose waits are all seen by bench.waits says so: waits_on_host = True."""
+    """What all engines have. One whose waits are all timed by bench.host_waits sets waits_on_host = True."""
 
     def rows(self) -> tuple[int, int]:
         """First and one past the last row of the global batch that this rank reads."""
@@ -62,18 +62,18 @@ class Engine(Protocol):
     def local_parameters(self) -> Iterator[LocalParameter]:
         """Every parameter part this rank updates, in one order on all ranks that share a layout position.
 
-        Who has written into them (DiLoCo's outer step, an evaluation on other weights) calls `parameters_written`.
+        Code that writes into them (DiLoCo's outer step, an evaluation on other weights) calls `parameters_written`.
         """
 
     def parameters_written(self) -> None:
-        """The local parameters were written from outside: what else the engine keeps of them follows. Collective."""
+        """The local parameters were written from outside: the engine updates its other copies of them. Collective."""
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The whole model as full fp32 tensors under the single-process model's names, on the CPU of the first rank
         of this replica; elsewhere empty. Collective over the replica."""
 
     def set_weights(self, weights: dict[str, torch.Tensor] | None) -> None:
-        """Put in what `weights` gives, of whatever engine; what the replica's first rank hands over counts. Optimizer
+        """Load what `weights` returned, from any engine; the argument of the replica's first rank counts. Optimizer
         state is left alone. Collective over the replica.
 
         Raises
@@ -84,7 +84,7 @@ class Engine(Protocol):
     def talks(self) -> dict[str, tuple[int, ...]]:
         """Ranks that this rank communicates with, by mesh dimension (`tp`, `dp_shard`, ...): for the accounting.
 
-        An engine with an outer loop also has `count_round() -> CommProbe`: what this rank hands to collectives in all
+        An engine with an outer loop also has `count_round() -> CommProbe`: what this rank passes to collectives in all
         outer steps of a round of H inner steps. Collective; nothing is exchanged.
         """
 
@@ -94,7 +94,7 @@ class Engine(Protocol):
     def load(self, saved: Saved) -> None:
         """Read into this rank what `save` wrote. Not collective, so that the ranks can agree before they go on, with
         `parameters_written`; then the next step is bitwise the one that would have followed. After a failure the
-        engine may hold a part of it, and is of no use.
+        engine may hold a part of it and cannot be used.
 
         Raises
         ------
@@ -102,4 +102,4 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Give back what the engine holds; the process group stays."""
+        """Release what the engine holds; the process group stays."""

@@ -1,14 +1,14 @@
 """How long a rank's host stands still for communication in a step: the part of it that no computation hid.
 
-Under gloo a collective runs in threads of its own and the rank goes on, until it asks for the result. Whoever asks in
-Python (blocking collectives, FSDP2, the pipeline's schedules, our tensor and context parallelism) does so through
-`Work.wait`: it is timed while `Waits` is open. DDP asks in C++, in a callback at the end of the backward pass; it is
-timed by a callback before that one and one after it (`time_end_of_backward`), which takes its few microseconds of
-bookkeeping for waiting. Collectives inside torch.compile's graphs are waited for where neither looks.
+Under gloo a collective runs in threads of its own and the rank goes on until it needs the result. Python code (blocking
+collectives, FSDP2, the pipeline's schedules, our tensor and context parallelism) then calls `Work.wait`, which is timed
+while `Waits` is open. DDP waits in C++, in a callback at the end of the backward pass; it is timed by a callback before
+that one and one after it (`time_end_of_backward`), which counts its few microseconds of bookkeeping as waiting.
+Collectives inside torch.compile's graphs are waited for where neither looks.
 
-What a wait holds: the transfer, and before it the time until the slowest of the others has come to the same point. No
-clock here tells the two apart, but the rank that waited least in a step was late and waited for little else than
-transfers: what the mean over the ranks has more than that is waiting for others.
+A wait holds the transfer, and before it the time until the slowest of the others has come to the same point. No clock
+here separates the two, but the rank that waited least in a step was late and waited for little else than transfers: the
+mean over the ranks exceeds it by the time spent waiting for others.
 
 Two kinds are kept apart:
 comm     collectives, and messages where there is no pipeline: exposed communication

@@ -1,4 +1,4 @@
-"""What is wrong with the settings of one part of a study: all of it, each with the keys that it hangs on."""
+"""All mistakes in the settings of one part of a study, each with the keys that it depends on."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ KINDS = {"comm": "collectives", "bubble": "pipeline"}  # of waits
 def profile(step: Callable[[], object], steps: int, pipeline: bool, waits_on_host: bool, device: Device) -> dict:
     """Columns of `ops`, all ranks', on rank 0 (elsewhere of this rank's). Collective.
 
-    step: one training step, the same on every rank. pipeline, waits_on_host: as bench.waits has them of the engine.
+    step: one training step, the same on every rank. pipeline, waits_on_host: the engine's, as for bench.host_waits.
     Self times: an operation's own, without what it calls. Those that this thread computes add up, with Python and
     waiting between them, to the row of part `step`.
     """

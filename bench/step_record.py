@@ -1,4 +1,4 @@
-"""What is kept of each step, and when the ranks compare notes.
+"""What is kept of each step, and when the ranks combine their measurements.
 
 Nothing crosses ranks inside a step. Every few steps the ranks meet: losses are summed, gradient norms and the parts of
 a step averaged, step times reduced to those of the slowest rank. Rank 0's rows then stand; they travel with
@@ -35,7 +35,7 @@ class StepRecord:
         self.stop = False  # a rank asked for it when they last met; the same on every rank
 
     def add(self, row: dict, marks: Marks, output: StepOutput) -> None:
-        """row: what is known already."""
+        """row: the columns known already."""
         self._pending.append((row, marks, output))
 
     def flush(self, stop: bool = False) -> bool:

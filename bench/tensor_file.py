@@ -47,7 +47,7 @@ class Digest(NamedTuple):
 class HashedFile:
     """A new file, on the disk when it is closed; a link or a file of its name is replaced and not written through.
 
-    What is written has to stay as it is until `catch_up` or `close`: it is hashed beside the writing.
+    Written buffers must not change until `catch_up` or `close`: they are hashed beside the writing.
     """
 
     def __init__(self, path: Path, below: Path) -> None:
@@ -160,8 +160,8 @@ def _check(descriptor: int, path: Path, digest: Digest) -> None:
 
 @contextmanager
 def _checking(descriptor: int, path: Path, digest: Digest) -> Iterator[None]:
-    """Check the open file, a small one before the block, a large one beside it. Where the content is another, what is
-    raised is that, whatever the block made of it.
+    """Check the open file, a small one before the block, a large one beside it. Where the content is another, that is
+    the error raised, whatever error the block had.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def read_bytes(path: Path, below: Path, digest: Digest, limit_bytes: int) -> byt
 
 
 class Tensors:
-    """An open file. Its tensors are views of the mapped file: copy what is to stay."""
+    """An open file. Its tensors are views of the mapped file: copy those to keep."""
 
     def __init__(self, name: str, handle: Any) -> None:
         self.name, self._handle, self._names = name, handle, frozenset(handle.keys())
@@ -221,7 +221,7 @@ class Tensors:
 
 @contextmanager
 def open_tensors(path: Path, below: Path, digest: Digest) -> Iterator[Tensors]:
-    """What is read counts once the block has ended: a large file is checked beside it.
+    """Tensors read are valid only once the block has ended without an error: a large file is checked beside it.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """Block-wise quantisation to packed bytes, and dequantise-accumulate in fp32: bf16, int8, int4, fp4 (E3M0), top-k.
 
-A message is uint8: what is sent is really this small. Inputs are (blocks, block) fp32, contiguous.
+A message is uint8: the bytes sent are really this few. Inputs are (blocks, block) fp32, contiguous.
 
     int8, int4   s = max|x| / q, code = round(x / s), q = 127 or 7: |error| <= s / 2
     fp4 (E3M0)   one sign, three exponent bits, no mantissa: 0 or s 2^-6 ... s 2^0 with s = max|x|, the nearest in

@@ -16,7 +16,7 @@ from .layout import Layout
 BEGIN, END = "<!-- abilities: generated, see parallelism/capability_table.py -->\n", "<!-- end of abilities -->\n"
 SHAPE = ModelShape(layers=8, heads=8, kv_heads=8, width=64, ffn=128, vocab=256, seq_len=64)
 PIPELINE = {"pp": 2, "microbatches": 4}
-# What is asked: a name, what it sets, and settings (of layout, else of recipe) with any one of which it is possible.
+# Rows: a name, the settings, and further settings (of layout, else of recipe); one of these makes it possible.
 Ways = tuple[dict, ...]
 AS_IT_IS: Ways = ({},)
 TENSOR: Ways = ({}, {"sp": False, "loss_parallel": False})

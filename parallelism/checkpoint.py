@@ -6,8 +6,8 @@
 
 A box is (offset, shape) in the whole parameter. Of the ranks that hold the same box one writes it, so that all write
 about equally much; boxes that fewer or more ranks hold are in files of their own, so that under the layout that wrote
-it a rank reads, and checks, no more than it needs. Who writes what is agreed on once, at the first checkpoint. To load,
-nothing is sent: each rank finds out from boxes.json what of its own boxes lies where.
+it a rank reads, and checks, no more than it needs. Which rank writes which box is agreed on once, at the first
+checkpoint. To load, nothing is sent: each rank reads in boxes.json which file holds which part of its own boxes.
 """
 
 from __future__ import annotations

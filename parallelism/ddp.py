@@ -1,6 +1,6 @@
 """torch's DDP (arXiv 2006.15704) without torch.compile's front end, where nothing is compiled.
 
-Its constructor and its forward pass import torch._dynamo to ask and to tell things that only torch.compile minds. That
+Its constructor and its forward pass import torch._dynamo for questions that matter to torch.compile alone. That
 import is most of a rank's start-up beside torch itself (measured in docs/benchmarks.md).
 """
 
@@ -37,7 +37,7 @@ def _answered() -> Iterator[None]:
         yield
     finally:
         if vars(torch).get("_dynamo") is answer:
-            del torch._dynamo  # torch's own is imported by whoever asks next
+            del torch._dynamo  # the next access imports torch's own
 
 
 def replicated(model: nn.Module, group: dist.ProcessGroup | None, compiled: bool) -> DistributedDataParallel:

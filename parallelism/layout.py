@@ -1,8 +1,8 @@
 """The layout: how the work of one training step is split over ranks, and which splits are possible.
 
 A layout never changes what is computed (but for DiLoCo's outer step, which has its own part: `outer`).
-What no engine could do is stated here (`impossible`); what one engine cannot do, in its own `can` file. Neither needs
-torch: a study is checked and pruned before anything heavy is imported.
+What no engine could do is stated here (`impossible`); what one engine cannot do, in its own capabilities file. Neither
+needs torch: a study is checked and pruned before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Layout:
         return parts
 
     def _settings(self) -> list[str]:
-        """Of its name: what is not at its default."""
+        """Of its name: settings that are not at their default."""
         parts = [f"m{self.microbatches}"] if self.microbatches > 1 else []
         for label, place in (("opt", self.offload_optimizer), ("par", self.offload_parameters)):
             if place != "none":

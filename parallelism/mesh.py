@@ -1,4 +1,4 @@
-"""The mesh: which rank sits where, and who talks to whom.
+"""The mesh: the place of each rank, and which ranks communicate.
 
 Order of the dimensions, outermost (slowest link) first: replicas, pp, dp_replicate, dp_shard, cp, tp. FSDP shards
 parameters over dp_shard x cp together: to a parameter, ranks that hold other parts of a sequence are other data.
@@ -43,7 +43,7 @@ class Mesh:
 
     @property
     def holds_first_of_stage(self) -> bool:
-        """Whether this is the first rank of its pipeline stage in its replica: of what all of them hold, it tells."""
+        """Whether this is the first rank of its pipeline stage in its replica, which reports what all of them hold."""
         return not any(place for name, place in self.at.items() if name not in ("replicas", "pp"))
 
     def rows(self, replica_batch: int) -> tuple[int, int]:

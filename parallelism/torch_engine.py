@@ -189,7 +189,7 @@ class TorchEngine:
         self.parameters_written()
 
     def optimizer_state(self) -> Iterator[Tensor]:
-        """All tensors of it, for who wants to keep them elsewhere between steps."""
+        """All its tensors, so that a caller can keep them elsewhere between steps."""
         return (tensor for state in self.optimizer.state.values() for tensor in state.values())
 
     def talks(self) -> dict[str, tuple[int, ...]]:

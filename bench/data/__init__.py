@@ -1,7 +1,7 @@
 """Training data: named sources of token sequences, the same global batch whatever the layout.
 
 A sequence is known by its position in the run: step * global_batch + row. What stands there depends on the spec, the
-sequence length and the seed only, so any rank of any layout can ask for its own rows and nobody sends data.
+sequence length and the seed only, so any rank of any layout can ask for its own rows and no data is sent.
 """
 
 from __future__ import annotations

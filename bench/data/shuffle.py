@@ -44,7 +44,7 @@ def permute(index: np.ndarray, n: int, order: int) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _network(n: int, order: int) -> tuple[np.uint64, np.uint64, list[np.uint64]]:
-    a = math.isqrt(n - 1) + 1  # ceil(sqrt(n)), so that a * b - n < a: nearly nobody walks
+    a = math.isqrt(n - 1) + 1  # ceil(sqrt(n)), so that a * b - n < a: almost no index walks
     return np.uint64(a), np.uint64(-(-n // a)), [np.uint64(key(order, i)) for i in range(ROUNDS)]
 
 

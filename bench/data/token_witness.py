@@ -167,7 +167,7 @@ def _instead(some: np.ndarray, size: int, kind: np.dtype, vocab: int, own_header
     for name, code in (READABLE | OTHERS).items():
         other = np.dtype(code)
         holds = vocab if other.kind == "f" else 2 ** (8 * other.itemsize)
-        narrow = holds < vocab or (name == "uint8" and vocab >= 256)  # every byte is below 256: that tells nothing
+        narrow = holds < vocab or (name == "uint8" and vocab >= 256)  # every byte is below 256: no evidence
         if other == kind or narrow or size % other.itemsize or impossible(some, other, vocab):
             continue
         if own_header:

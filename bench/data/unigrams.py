@@ -1,4 +1,4 @@
-"""What single tokens say of a held-out loss: which losses nobody can have.
+"""What the entropy of single tokens says of a held-out loss: which losses are impossible.
 
 The entropy of single tokens, H1 = -sum p ln p over a sample, is the loss of the best predictor without a context. A
 model that has learned something of text is below it, after some ten thousand bytes already. But where no token of the

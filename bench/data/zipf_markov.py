@@ -71,7 +71,7 @@ class ZipfMarkov:
         uniform = (noise >> np.uint64(11)).astype(np.float64) * 2.0**-53
         ranks = np.searchsorted(self._cdf, uniform, side="right")  # 0-based
         tokens = np.empty(noise.shape, np.int64)
-        tokens[0] = uniform[0] * self.vocab  # uniform: the first token is nobody's target
+        tokens[0] = uniform[0] * self.vocab  # uniform: the first token is never a target
         flat = self.table.ravel()
         for t in range(1, len(tokens)):
             tokens[t] = flat[tokens[t - 1] * self.vocab + ranks[t]]

@@ -84,24 +84,30 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
         ),
     ]
     if tp:
-        checks += [
-            (not layout.sp, "deepspeed's AutoTP has no sequence-parallel norms: set sp = false where tp > 1"),
-            (
-                not layout.loss_parallel,
-                "deepspeed's AutoTP keeps the head whole: set loss_parallel = false where tp > 1",
-            ),
-            (not pp, "deepspeed's AutoTP does not go with its pipeline: tp or pp, not both"),
-            # AutoTP's own layers multiply in the parameters' type.
-            (
-                recipe.precision == "fp32" or stage > 0,
-                "deepspeed's AutoTP does not cast its fp32 matrices: bf16 with tp requires dp_shard > 1",
-            ),
-        ]
+        checks += _tensor_checks(layout, recipe)
     if pp:
-        checks += [
-            (layout.pp_schedule == "1F1B", f"deepspeed's pipeline is 1F1B, found {layout.pp_schedule}"),
-            (stage < 2, f"deepspeed's pipeline goes with ZeRO 0 and 1: set zero_stage = 1, found {stage}"),
-            (not layout.offloads, "offloading is not tried with deepspeed's pipeline"),
-            (not shape.tied, "a tied head cannot be split over pipeline stages: set model.tied = false"),
-        ]
+        checks += _pipeline_checks(layout, shape)
     return next((reason for ok, reason in checks if not ok), None)
+
+
+def _tensor_checks(layout: Layout, recipe: Recipe) -> list[tuple[bool, str]]:
+    return [
+        (not layout.sp, "deepspeed's AutoTP has no sequence-parallel norms: set sp = false where tp > 1"),
+        (not layout.loss_parallel, "deepspeed's AutoTP keeps the head whole: set loss_parallel = false where tp > 1"),
+        (layout.pp == 1, "deepspeed's AutoTP does not go with its pipeline: tp or pp, not both"),
+        # AutoTP's own layers multiply in the parameters' type.
+        (
+            recipe.precision == "fp32" or stage_of(layout) > 0,
+            "deepspeed's AutoTP does not cast its fp32 matrices: bf16 with tp requires dp_shard > 1",
+        ),
+    ]
+
+
+def _pipeline_checks(layout: Layout, shape: ModelShape) -> list[tuple[bool, str]]:
+    stage = stage_of(layout)
+    return [
+        (layout.pp_schedule == "1F1B", f"deepspeed's pipeline is 1F1B, found {layout.pp_schedule}"),
+        (stage < 2, f"deepspeed's pipeline goes with ZeRO 0 and 1: set zero_stage = 1, found {stage}"),
+        (not layout.offloads, "offloading is not tried with deepspeed's pipeline"),
+        (not shape.tied, "a tied head cannot be split over pipeline stages: set model.tied = false"),
+    ]

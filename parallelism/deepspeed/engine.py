@@ -188,7 +188,7 @@ class DeepSpeedEngine:
         self.masters.refresh()
 
     def optimizer_state(self) -> Iterator[Tensor]:
-        """All tensors of it, for who wants to keep them elsewhere between steps."""
+        """All its tensors, so that a caller can keep them elsewhere between steps."""
         return self.masters.optimizer_state()
 
     def talks(self) -> dict[str, tuple[int, ...]]:

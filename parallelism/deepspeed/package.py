@@ -44,7 +44,7 @@ def require_nvme() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What is printed goes to standard error, which the launcher keeps in the run's folder."""
+    """Printed output goes to standard error, which the launcher keeps in the run's folder."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 

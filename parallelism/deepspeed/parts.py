@@ -1,4 +1,4 @@
-"""The model as DeepSpeed wants it: whole (cut by AutoTP or ZeRO 3), or as the stages of its pipeline."""
+"""The model in the form that DeepSpeed takes: whole (cut by AutoTP or ZeRO 3), or as the stages of its pipeline."""
 
 from __future__ import annotations
 

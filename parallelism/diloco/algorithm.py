@@ -1,4 +1,4 @@
-"""What an outer algorithm is: after every inner step it says whether anything is due, and if so sends and applies.
+"""An outer algorithm: after every inner step it decides whether anything is due, and if so sends and applies it.
 
 To add one: a file with its equation, a class with `due` and `exchange`, its name in config.py and in engine.py.
 All ranks call the same methods after the same steps; messages go in one order, fragment by fragment, bucket by bucket.
@@ -93,7 +93,7 @@ class Synchronous(Algorithm):
         for bucket in self.buckets():
             bucket.channel.advance()
         for bucket in self.buckets():
-            received, _ = bucket.receive()  # hidden from nobody: the step waits
+            received, _ = bucket.receive()  # nothing is hidden: the step waits
             exchange.note(received, 0.0)
             bucket.copies[0].descend(received.total)
             bucket.give_to_replicas()

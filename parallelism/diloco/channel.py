@@ -28,7 +28,7 @@ SquaredNorm = Callable[..., Tensor]
 
 @dataclass
 class Received:
-    """The sum over all replicas and what is known of their spread. Norms: this rank's share, 0-dim tensors."""
+    """The sum over all replicas, and norms for their spread. Norms: this rank's share, 0-dim tensors."""
 
     total: Tensor  # flat fp32; valid until the channel sends again
     total_square: Tensor  # |total|^2
@@ -46,7 +46,7 @@ class Channel:
         self.arrived: Received | None = None  # waited for, not yet applied: only between a checkpoint and its use
 
     def send(self, fill: Fill) -> int:
-        """Start the exchange. Returns the bytes this rank hands to the link."""
+        """Start the exchange. Returns the bytes this rank passes to the link."""
         raise NotImplementedError
 
     def messages(self) -> list[tuple[str, int]]:

@@ -146,7 +146,7 @@ class OuterEngine:
             yield r, engine, tuple(each[start + first : start + last] for each in rows)
 
     def train_step(self, tokens: Tensor, lr: float) -> StepOutput:
-        if self.steps_done < self.skip_until:  # the others have done this one without us
+        if self.steps_done < self.skip_until:  # the other replicas have done this step without this one
             self.steps_done += 1
             nothing = torch.zeros((), device=self.device)
             return StepOutput(nothing, nothing, {"outer_step": 0.0, "outer_bytes": 0.0, "outer_exposed_s": 0.0})
@@ -183,7 +183,7 @@ class OuterEngine:
             }
 
     def count_round(self) -> CommProbe:
-        """What this rank hands to collectives in the outer steps of one round of H inner steps. Collective in the
+        """What this rank passes to collectives in the outer steps of one round of H inner steps. Collective in the
         replica; nothing is exchanged between them, and no exchange is watched, which would take longer for it.
 
         The messages between the replicas are counted as their buffers are handed over; what the engines send when

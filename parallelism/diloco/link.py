@@ -1,7 +1,7 @@
-"""Who exchanges messages with whom: the replicas in this process, and those behind a process group.
+"""Which replicas exchange messages: those in this process, and those behind a process group.
 
 Placement is hidden here. Distributed: one replica in this process, the others behind the group. Folded: all of them
-here and no group, so nothing is sent; messages are packed and unpacked all the same, and the losses come out alike.
+here and no group, so nothing is sent; messages are still packed and unpacked, and the losses are the same.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def payload_bytes(outer: Outer, numel: int) -> int:
 
 
 def bytes_per_sync(outer: Outer, sizes: Sequence[int], fragments: Sequence[int] | None = None, count: int = 1) -> int:
-    """Bytes one rank hands to the link in one synchronisation of all its parameters, i.e. every H inner steps.
+    """Bytes one rank passes to the link in one synchronisation of all its parameters, i.e. every H inner steps.
 
     This is the message, the size that does not depend on the collective's algorithm; `wire_bytes` is what it moves.
     """

@@ -1,4 +1,4 @@
-"""Outer steps that go on without the replicas that are missing: which are in, decided once a round, through a store.
+"""Outer steps that go on without missing replicas: who takes part is decided once a round, through a store.
 
 A process group does not survive a dead member. So with a quorum each replica is a world of its own, and the replicas
 meet in the store that rank 0 serves. Round k, after inner step k H; replica m, position p in it (rank m n + p of M n):
@@ -9,10 +9,10 @@ meet in the store that rank 0 serves. Round k, after inner step k H; replica m, 
     now         k, once decided
     state/k/p   where a replica was missing: the outer parameters and momentum after the round, left by replica 0
 
-Members take the mean over the members. A replica that finds a round decided without it takes the outer state of the
-latest round, tells so (back/m), skips the inner steps up to there, keeps its inner optimizer's moments, and is
-expected again. Who was left out is not waited for until it is back, who is known to be dead not at all. What is no
-longer needed is deleted; replica 0 is always a member, as it decides, serves the store and writes the row.
+Members take the mean over the members. A replica that discovers that a round closed without it takes the outer state of
+the latest round, reports that (back/m), skips the inner steps up to there, keeps its inner optimizer's moments, and is
+expected again. A replica that was left out is not waited for until it is back; one known to be dead, never. Keys no
+longer needed are deleted. Replica 0 is always a member: it decides, serves the store and writes the row.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Meeting:
         return self.store.get(key)
 
     def begin(self) -> None:
-        """Before the first step: wait until everybody that lives has built its engine. Nobody is late yet."""
+        """Before the first step: wait until every live replica has built its engine."""
         self.store.set(f"ready/{self.replica}/{self.position}", "")
         while not all(
             self.store.check([f"ready/{m}/{p}" for p in range(self.positions)])
@@ -132,7 +132,7 @@ class Meeting:
         self.drop(f"{round}/{self.replica}/{self.position}")
 
     def decide(self, round: int) -> bool:
-        """Who is in this round: `members`, the same for all. False: this replica is not. Collective in the replica."""
+        """Set `members` of this round, the same for all. False: this replica is not in it. Collective in the replica."""
         if self.replica == self.position == 0:
             self.store.set(f"{round}/members", ",".join(map(str, sorted(self._present(round)))))
             self.store.set("now", str(round))
@@ -324,7 +324,7 @@ class Quorate(Synchronous):
 
     def _rejoin(self, sent_bytes: int) -> Exchange:
         for bucket in self.buckets():
-            bucket.channel.transfer = None  # nobody takes it
+            bucket.channel.transfer = None  # never received
         like = self.state()
         round, content = self.link.meeting.latest_state(size_limit(like))
         self.load_state(from_bytes(content, like))

@@ -6,7 +6,7 @@ Fragment p of P, its schedule offset t_p = p H / P, at inner step t:
     (t - t_p - tau) mod H = 0:   theta_p = OuterOpt(theta_p, mean Delta_p)
                                  theta_m,p = alpha theta_m,p + (1 - alpha) theta_p
 
-alpha = 0 drops what the replica learnt in the tau steps; alpha = 1 never tells the replicas. tau = 0 is unoverlapped;
+alpha = 0 drops what the replica learnt in the tau steps; alpha = 1 never updates the replicas. tau = 0 is unoverlapped;
 tau = 0, alpha = 0 with one fragment is DiLoCo.
 Source: Douillard et al., arXiv 2501.18512, algorithm 2 and equation 3.
 """

@@ -6,7 +6,7 @@ places, its modules are given a `torch` of their own, in which
 - `device="cuda"` and `torch.cuda.current_device()` mean the CPU,
 - `torch.cuda`'s streams, synchronisation and random states do nothing (there is no dropout: nothing is random),
 
-and two methods of tensors answer its modules, and nobody else, as on a GPU: `type()` says `torch.cuda.FloatTensor`, by
+and two methods of tensors answer its modules alone as on a GPU: `type()` says `torch.cuda.FloatTensor`, by
 which its optimizers tell precisions apart, and `cuda()` stays here. torch itself and the arithmetic are left alone.
 Where a CUDA device exists this refuses; where a name it replaces is gone (another Megatron-Core) it fails, naming it.
 """

@@ -281,7 +281,7 @@ class MegatronEngine:
         self._fill((h, local[h.parameter]) for h in self.held)
 
     def optimizer_state(self) -> Iterator[Tensor]:
-        """All tensors of it, for who wants to keep them elsewhere between steps."""
+        """All its tensors, so that a caller can keep them elsewhere between steps."""
         values = chain.from_iterable(state.values() for state in self.inner.optimizer.state.values())
         return (value for value in values if isinstance(value, Tensor))
 

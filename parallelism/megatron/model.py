@@ -39,7 +39,7 @@ def transformer_engine(device: torch.device) -> bool:
 
 
 def configuration(shape: ModelShape, recipe: Recipe, layout: Layout, device: torch.device) -> TransformerConfig:
-    """Everything Megatron-Core is told about the model and its splits."""
+    """Megatron-Core's configuration of the model and its splits."""
     cuda, te, dtype = device.type == "cuda", transformer_engine(device), COMPUTE_DTYPES[recipe.precision]
     swiglu = shape.mlp == "swiglu"
     by_mode: dict[str, dict[str, Any]] = {
