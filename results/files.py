@@ -1,6 +1,6 @@
 """Files of a results folder that another may have written: opened without following links, read within a limit.
 
-A results folder is data, often somebody else's: unpacked from an archive, or shared with other users. So
+A results folder is data, often from others: unpacked from an archive, or shared with other users. So
 
     the folder that the user names may be a symbolic link; a link anywhere below it is refused, never followed
     only regular files are read and written: no device, no named pipe, no folder in a file's place
@@ -195,7 +195,7 @@ def make_private_folder(folder: str | Path, below: str | Path | None = None) -> 
 
 @contextmanager
 def replacing(file: str | Path, below: str | Path | None = None, sync: bool = True) -> Iterator[BinaryIO]:
-    """Write or replace a file: readers see the old content or the new, never a part, whoever is killed when.
+    """Write or replace a file: readers see the old content or the new, never a part, even if a process is killed.
 
     A link at the path is replaced, never followed. What the block raises leaves the file of before.
     sync: on the disk when the block has ended; False: for files that die with the run, which are this user's alone.

@@ -132,7 +132,7 @@ class Meeting:
         self.drop(f"{round}/{self.replica}/{self.position}")
 
     def decide(self, round: int) -> bool:
-        """Set `members` of this round, the same for all. False: this replica is not in it. Collective in the replica."""
+        """Set `members` of this round, the same for all. False: this replica is not one. Collective in the replica."""
         if self.replica == self.position == 0:
             self.store.set(f"{round}/members", ",".join(map(str, sorted(self._present(round)))))
             self.store.set("now", str(round))

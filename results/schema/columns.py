@@ -96,7 +96,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
     ),
     "Layout": (
         string("layout", "short name of the layout, as `fsdp2.tp2` or `diloco.M2.H30.fsdp2`"),
-        string("engine", "who does the training step: `torch`, `deepspeed`, `megatron`"),
+        string("engine", "what computes the training step: `torch`, `deepspeed`, `megatron`"),
         count("dp_replicate", "data-parallel replicas (DDP; with dp_shard: HSDP)"),
         count("dp_shard", "ranks that parameters are sharded over"),
         count("zero_stage", "what dp_shard shards: 1 optimizer state, 2 gradients too, 3 parameters too"),
@@ -162,7 +162,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
     "Loss": (
         string(
             "parity",
-            "`not checked`: recorded from outside, nobody saw these losses follow one process's; "
+            "`not checked`: recorded from outside, these losses were not compared with one process's; "
             "null: an engine of ours, see `scalade verify`",
         ),
         real("train_loss_first", "training loss of step 0", "nats/token"),
@@ -312,7 +312,7 @@ RUNS: dict[str, tuple[Column, ...]] = {
         count("world_size", "ranks, all replicas counted"),
         count("nodes", "different hosts among the ranks"),
         string("ranks_json", "list of {rank, local_rank, host, pid, device}, one per rank"),
-        string("backend", "who moved the messages: `gloo`, `nccl`; in a sweep over collectives also `mpi`"),
+        string("backend", "what moved the messages: `gloo`, `nccl`; in a sweep over collectives also `mpi`"),
         string("device_type", "`cpu`, `cuda`"),
         string("device_name", "as the driver names it"),
         count("device_count", "devices of rank 0's host"),

@@ -1,7 +1,7 @@
 """Rows of a table for code that goes run by run: they read as dicts do, and cost only the columns that are asked for.
 
 A list of dicts of 100,000 runs with 251 columns takes gigabytes and most of a minute; these rows share one list of
-values per column, made the first time that somebody asks for it.
+values per column, made when it is first read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 AnyRow = Mapping[str, Any]
-"""A row of a table by column: a `Row` or a dict. What a column holds, results/schema/columns.py says."""
+"""A row of a table by column: a `Row` or a dict. results/schema/columns.py says what a column holds."""
 
 
 class Row(Mapping[str, Any]):

@@ -1,8 +1,8 @@
 """What a row must look like: the schema's version, the check every row passes, and the JSON schema of the tables.
 
 The version is raised when a reader of the old rows would be misled: a column is renamed, removed, or changes its
-type, its unit or its meaning. A new column does not raise it: older rows read as null there. Whoever raises it keeps
-the older rows reading (read.py), and says in errata.py which of their columns are wrong. `python -m
+type, its unit or its meaning. A new column does not raise it: older rows read as null there. When it is raised,
+older rows must still be readable (read.py), and errata.py names their columns that are wrong. `python -m
 scalade.results.schema` writes schema.json and docs/reference/columns.md, and refuses a change of name, type or unit
 under the same version.
 """

@@ -1,7 +1,7 @@
-"""What tells rows apart: in which columns the rows of a table, or of each part of it, differ.
+"""In which columns the rows of a table, or of each part of it, differ.
 
     a part differs in a column where it holds two values of it or more; a null is a value only where that is asked
-    a column is said by others where rows that agree in those, none of them null, agree in it
+    a column is implied by others where rows that agree in those, none of them null, agree in it
 
 By codes (column_codes.py), so that parts of any number and size cost one pass over each column.
 """
@@ -46,7 +46,7 @@ def differing_in_parts(
     return [of_part[at] for at in part]
 
 
-def said_by(rows: Rows, names: Sequence[str], by: Iterable[str]) -> list[str]:
+def implied_by(rows: Rows, names: Sequence[str], by: Iterable[str]) -> list[str]:
     """Of these columns those that the columns `by` tell: rows that agree in `by`, where none is null, agree in them."""
     columns = Coded(rows)
     keys = [columns.of(one) for one in by] if names else []

@@ -1,4 +1,4 @@
-"""What `ranks_json` of a row says: which rank ran where. The text may be anybody's: only what is sound counts."""
+"""What `ranks_json` of a row says: which rank ran where. The text may come from anywhere: only valid parts count."""
 
 from __future__ import annotations
 

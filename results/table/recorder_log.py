@@ -254,7 +254,7 @@ def _losses(steps: list[dict]) -> dict[str, object]:
 
 
 def _per_step(steps: list[dict], declared: int | None) -> int | None:
-    """Tokens of a step: as the steps say; null where they differ, what was declared where none of them says."""
+    """Tokens of a step, from the steps; null where they differ, the declared number where no step has them."""
     recorded = {one["tokens"] for one in steps if one["tokens"] is not None}
     if not recorded:
         return declared

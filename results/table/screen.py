@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ..schema.columns import RUNS
 from ..schema.schema import columns
-from .distinguishing import differing, said_by
+from .distinguishing import differing, implied_by
 
 GAP = "  "
 OF_MODEL = (
@@ -22,7 +22,7 @@ OF_MODEL = (
     "params_non_embedding",
 )
 OF_LAYOUT = tuple(column.name for group in ("Layout", "Outer loop") for column in RUNS[group])
-SAID_BY = (  # columns that others tell, where they do
+IMPLIED_BY = (  # columns that others tell, where they do
     (OF_MODEL, ("model",)),
     (("tokens_per_step",), ("global_batch", "model_seq_len")),
     (OF_LAYOUT, ("layout", "world_size")),
@@ -71,7 +71,7 @@ def varying(table: pa.Table, shown: Sequence[str]) -> list[str]:
     """
     names = [name for name in settings() if name not in (*shown, *RESULTS)]
     names = differing(table, names, nulls=NULL_COUNTS)
-    implied = {name for of, by in SAID_BY for name in said_by(table, [name for name in names if name in of], by)}
+    implied = {name for of, by in IMPLIED_BY for name in implied_by(table, [name for name in names if name in of], by)}
     return [name for name in names if name not in implied]
 
 

@@ -19,7 +19,7 @@ from scalade.results.stats.rank_intervals import pseudo_median, resampled_pseudo
 from scalade.results.store.store import RunStore
 from scalade.results.table import read, step_columns
 from scalade.results.table.column_codes import NULL, Coded, coded, first_of, joint, parts
-from scalade.results.table.distinguishing import differing, differing_in_parts, said_by
+from scalade.results.table.distinguishing import differing, differing_in_parts, implied_by
 from scalade.results.table.step_columns import read_step_columns
 from scalade.results.table.work import levels, rate_of, work_of
 
@@ -124,7 +124,7 @@ def test_what_other_columns_say(rows):
         if all(len(some) == 1 and None not in key for (one, key), some in told.items() if one == name)
     ]
     for some in as_given(rows):
-        assert said_by(some, names, by) == wanted
+        assert implied_by(some, names, by) == wanted
 
 
 A_RUN = st.fixed_dictionaries(
