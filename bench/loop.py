@@ -136,12 +136,13 @@ class _Loop:
         last = done == self.setup.recipe.steps
         saves = hooks.checkpoint is not None and _is_due(done, measure.checkpoint_every)
         evaluates = last or _is_due(done, measure.eval_every)
-        if done == self.meet_at or _is_due(done, measure.log_every) or saves or evaluates:
+        pauses = saves or evaluates
+        if pauses or done == self.meet_at or _is_due(done, measure.log_every):
             self._meet(done)
             if not training.finite:
                 training.energy_j = None
                 return False
-        if saves or evaluates:
+        if pauses:
             self.energy.pause()
         hooks.on_step(done, training)
         if evaluates and measure.eval_sequences:

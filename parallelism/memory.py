@@ -83,23 +83,18 @@ def _rank(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, fused
     norms = 2 * shape.width + (2 * shape.head_dim if shape.qk_norm else 0)
     layer_params = (shape.params_layer - norms) / layout.tp + norms
     table = shape.vocab * shape.width / layout.tp
-    tables = (first + last) * table if not shape.tied else max(first, last) * table
-    whole = layers * layer_params + tables + last * shape.width  # parameters before FSDP's sharding
+    ends = [first, last].count(True)
+    tables = (min(ends, 1) if shape.tied else ends) * table
+    final_norm = shape.width if last else 0
+    whole = layers * layer_params + tables + final_norm  # parameters before FSDP's sharding
     owned = whole / shards
     folded = outer.replicas / outer.placed_replicas  # replicas that take turns on this rank
 
-    per_owned = (1.0 if recipe.beta1 else 0.0) if recipe.optimizer == "sgd" else 2.0
-    temporaries = owned if recipe.optimizer == "adamw" else 0.0
-    if recipe.optimizer == "muon":  # one momentum of each matrix in the blocks; AdamW of the rest
-        hidden = layers * (layer_params - norms)
-        per_owned -= hidden / owned
-        # Of the largest matrix: the fp32 update, twice in bf16, and two bf16 products of its short side.
-        short, long = sorted((shape.width, shape.ffn))
-        temporaries = max(owned - hidden, 2 * short * long + short * short)
+    per_owned, temporaries = _update(shape, recipe, owned, hidden=layers * (layer_params - norms))
     gathered = whole
     if shards > 1 and layout.reshard_after_forward:
         # The layer at work and the one fetched ahead; embedding and head stay gathered.
-        gathered = min(layers, 2) * layer_params + tables + last * shape.width
+        gathered = min(layers, 2) * layer_params + tables + final_norm
     copies = gathered * element if shards > 1 or element < FP32 else 0
     weights, gradients = owned, owned
     if shards > 1 and layout.zero_stage < 3:  # parameters stay whole: in fp32 they are the weights, else the copy
@@ -117,6 +112,17 @@ def _rank(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, fused
         logits=logits,
         temporaries=int(FP32 * temporaries),
     )
+
+
+def _update(shape: ModelShape, recipe: Recipe, owned: float, hidden: float) -> tuple[float, float]:
+    """(elements of state for each owned parameter, elements of temporaries). hidden: in the blocks' matrices."""
+    if recipe.optimizer == "sgd":
+        return (1.0 if recipe.beta1 else 0.0), 0.0
+    if recipe.optimizer == "muon":  # one momentum of each matrix in the blocks; AdamW of the rest
+        # Of the largest matrix: the fp32 update, twice in bf16, and two bf16 products of its short side.
+        short, long = sorted((shape.width, shape.ffn))
+        return 2.0 - hidden / owned, max(owned - hidden, 2 * short * long + short * short)
+    return 2.0, owned if recipe.optimizer == "adamw" else 0.0
 
 
 def layer_elements(shape: ModelShape, recompute: str = "none") -> tuple[float, float]:

@@ -108,9 +108,7 @@ def outcome_of(failed: Sequence[AnyRow], fails: str, passes: str) -> Outcome:
 def _base(table: Table) -> Outcome:
     """1: with a speedup, say what the base is, and its absolute performance."""
     smallest: dict[tuple, int] = {}  # device count, of a workload and of what may be compared in a mode
-    workloads = Coded([group.rows[0] for group in table.groups]).joint(MODEL + DATA).tolist()
-    works = (zip([mode] * len(workloads), work_keys(table.groups, mode).tolist(), strict=True) for mode in MODES)
-    keys = list(zip((("model and data", one) for one in workloads), *works, strict=True))
+    keys = _keys(table.groups)
     for group, some in zip(table.groups, keys, strict=True):
         for key in some:
             smallest[key] = min(smallest.get(key, group.devices), group.devices)
@@ -132,6 +130,13 @@ def _base(table: Table) -> Outcome:
     )
 
 
+def _keys(groups: Sequence[Group]) -> list[tuple]:
+    """Of each group: the key of its workload, and in each mode that of the groups it may be compared with."""
+    workloads = Coded([group.rows[0] for group in groups]).joint(MODEL + DATA).tolist()
+    works = (zip([mode] * len(workloads), work_keys(groups, mode).tolist(), strict=True) for mode in MODES)
+    return list(zip((("model and data", one) for one in workloads), *works, strict=True))
+
+
 def _subsets(table: Table) -> Outcome:
     """2: say why only a part was measured."""
     silent = [row for row in table.rows if row["status"] != "ok" and not row["reason"]]
@@ -145,7 +150,7 @@ def _subsets(table: Table) -> Outcome:
     left_out = len(table.rows) - len(table.ok)
     return outcome_of(
         silent + gaps,
-        f"{count_of(len(silent), 'run')} came to nothing without a reason, "
+        f"{count_of(len(silent), 'run')} produced no result without a reason, "
         + count_of(len(gaps), "case lacks repeats", "cases lack repeats"),
         count_of(left_out, "run is not ok, with its reason", "runs are not ok, each with its reason")
         + "; no repeat is missing",

@@ -94,14 +94,7 @@ def history(
     ValueError: nothing at a path, a metric without a better and a worse, or not a filter
     """
     Rule(metrics=(metric,), alpha=alpha)  # refuses what is neither
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    rows: dict[tuple, AnyRow] = {}
-    for path in paths:
-        for folder in _results_in(Path(path)):
-            for row in rows_of(runs_table(folder, all_attempts=True, where=where)):
-                if row["status"] == "ok" and row["started_at"] and (row[metric] or 0) > 0:
-                    rows[row["run_id"], row["attempt"], row["started_at"]] = row  # a copied run counts once
-    cases = _by_work(sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"])))
+    cases = _by_work(_measured([paths] if isinstance(paths, str | Path) else paths, metric, where))
     series = {key: np.log([row[metric] for row in members]) for key, members in cases.items()}
     long = [key for key, values in series.items() if len(values) >= 2 * SIDE]
     first = {key: _cut(series[key]) for key in long}
@@ -111,6 +104,16 @@ def history(
         _history(members, series[key], metric, alpha, adjusted.get(key), several[key[0]] > 1)
         for key, members in cases.items()
     ]
+
+
+def _measured(paths: Sequence[str | Path], metric: str, where: str | None) -> list[AnyRow]:
+    """The ok attempts that have the metric and say when they started, oldest first."""
+    rows: dict[tuple, AnyRow] = {}
+    for folder in (folder for path in paths for folder in _results_in(Path(path))):
+        for row in rows_of(runs_table(folder, all_attempts=True, where=where)):
+            if row["status"] == "ok" and row["started_at"] and (row[metric] or 0) > 0:
+                rows[row["run_id"], row["attempt"], row["started_at"]] = row  # a copied run counts once
+    return sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"]))
 
 
 def _by_work(rows: Sequence[AnyRow]) -> dict[tuple, list[AnyRow]]:

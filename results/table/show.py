@@ -295,7 +295,7 @@ def _shortened(name: str) -> Shown:
 
 def _wanted(picked: Sequence[Shown], rows: Sequence[AnyRow]) -> list[int]:
     """Columns in the order in which a narrow screen takes them: what tells rows apart before what is the same."""
-    same = {one.header for one in picked if len(rows) > 1 and len({row[one.column] for row in rows}) == 1}
+    same = {one.header for one in picked if _is_constant(one.column, rows)}
     usual = [one.header for one in DEFAULT]
     varied = [one.header for one in picked if one.header not in usual]
     labels = [name for name in ("layout", *WANTED) if name not in same]
@@ -303,6 +303,10 @@ def _wanted(picked: Sequence[Shown], rows: Sequence[AnyRow]) -> list[int]:
     order = [*first, *labels, *varied, "layout", *NEXT]
     places = {one.header: at for at, one in enumerate(picked)}
     return [places[name] for name in dict.fromkeys((*order, *usual)) if name in places]
+
+
+def _is_constant(column: str, rows: Sequence[AnyRow]) -> bool:
+    return len(rows) > 1 and len({row[column] for row in rows}) == 1
 
 
 def _cell(one: Shown, row: AnyRow) -> str:
