@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from .terminal import aligned
 from .table.read import rows_table, runs_table
 from .table.work import work_of
+from .terminal import aligned
 
 WAIT, REST = "waiting", "in no op"
 # By name, the first that matches. A name without `::` is a node of autograd's graph: its computation is in the

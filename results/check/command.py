@@ -6,7 +6,7 @@ A check says whether the table holds what the rule asks to be reported; it canno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
