@@ -18,7 +18,7 @@ from places import ROOT
 FOLDERS = ({"kernels", "results"}, {"bench"}, {"parallelism"}, {"launch"}, {"cli"})
 ROOMS = {
     "results": (
-        {"aligned", "opened", "out_of_memory", "stats", "terminal", "wording"},
+        {"opened", "out_of_memory", "stats", "terminal", "wording"},
         {"trees"},
         {"files"},
         {"schema"},
@@ -43,7 +43,7 @@ ROOMS = {
     ),
 }
 # The laws can be taken out and used on any table: these are all that they import of the rest.
-LAWS_IMPORT = {"aligned", "files", "wording", "table.filter", "table.held_out", "store.parquet_file"}
+LAWS_IMPORT = {"terminal", "files", "wording", "table.filter", "table.held_out", "store.parquet_file"}
 
 
 @dataclass(frozen=True)
