@@ -33,11 +33,11 @@ class DryRun:
 
     @property
     def cases(self) -> dict[str, list[PlannedRun]]:
-        """case_id -> the runs of it that are missing, in the order in which a sweep comes to them."""
-        found: dict[str, list[PlannedRun]] = {}
+        """case_id -> the runs of it that are missing, in the order in which a sweep runs them."""
+        runs: dict[str, list[PlannedRun]] = {}
         for run in self.plan.pending:
-            found.setdefault(run.case.case_id, []).append(run)
-        return found
+            runs.setdefault(run.case.case_id, []).append(run)
+        return runs
 
 
 def dry_run(path: Path, results: Path | None, *, retry_failed: bool = False) -> DryRun:
@@ -55,8 +55,8 @@ def dry_run(path: Path, results: Path | None, *, retry_failed: bool = False) -> 
     return DryRun(folder, plan, tuple(study.warnings()))
 
 
-def as_json(found: DryRun) -> dict[str, Any]:
-    plan = found.plan
+def as_json(dry: DryRun) -> dict[str, Any]:
+    plan = dry.plan
     cases = [
         {
             "case_id": case_id,
@@ -66,29 +66,29 @@ def as_json(found: DryRun) -> dict[str, Any]:
             "predicted_memory_bytes": runs[0].predicted_memory_bytes,
             "run_ids": [run.run_id for run in runs],
         }
-        for case_id, runs in found.cases.items()
+        for case_id, runs in dry.cases.items()
     ]
     return {
-        "results": str(found.results),
+        "results": str(dry.results),
         "runs": len(plan.pending),
         "cases": cases,
         "kept": len(plan.kept),
         "failed_before": len(plan.failed),
         "skipped": plan.skipped,
         "skip_reasons": plan.skip_reasons,
-        "warnings": list(found.warnings),
+        "warnings": list(dry.warnings),
         "exit_code": 0,
     }
 
 
-def print_dry_run(found: DryRun, console: Console, limit: int = ROWS) -> None:
+def print_dry_run(dry: DryRun, console: Console, limit: int = ROWS) -> None:
     """limit: cases that are shown; 0: all"""
-    cases, plan = list(found.cases.values()), found.plan
+    cases, plan = list(dry.cases.values()), dry.plan
     shown = cases[:limit] if limit else cases
     if shown:
-        told = differences([runs[0].case for runs in shown])
+        texts = differences([runs[0].case for runs in shown])
         headers = ("case", "model", "layout", ">ranks", ">runs", ">MiB a rank", "and")
-        print_grid(console, headers, [_line(runs, more) for runs, more in zip(shown, told, strict=True)])
+        print_grid(console, headers, [_line(runs, more) for runs, more in zip(shown, texts, strict=True)])
     if len(cases) > len(shown):
         say(console, f"and {count_of(len(cases) - len(shown), 'case')} more: --limit 0 shows all, --json gives them")
     had = f"; {len(plan.kept)} had been done before" if plan.kept else ""
@@ -99,9 +99,9 @@ def print_dry_run(found: DryRun, console: Console, limit: int = ROWS) -> None:
         say(console, f"{count_of(plan.skipped, 'case')} skipped:")
         for line in counted(plan.skip_reasons):
             say(console, line)
-    for line in found.warnings:
+    for line in dry.warnings:
         say(console, f"warning: {line}")
-    say(console, f"table: {found.results}")
+    say(console, f"table: {dry.results}")
 
 
 def _line(runs: Sequence[PlannedRun], more: str) -> tuple[str, ...]:
@@ -111,14 +111,14 @@ def _line(runs: Sequence[PlannedRun], more: str) -> tuple[str, ...]:
 
 
 def differences(cases: Sequence[Case]) -> list[str]:
-    """What tells each of these cases from the others, beside the names of its model and its layout."""
+    """In what each of these cases differs from the others, beside the names of its model and its layout."""
     from .study.case import PARTS
 
-    told: list[list[str]] = [[] for _ in cases]
+    differing: list[list[str]] = [[] for _ in cases]
     for part in (name for name in PARTS if name not in ("shape", "layout", "outer")):
         parts = [vars(getattr(case, part)) for case in cases]
         for key in type(getattr(cases[0], part)).__dataclass_fields__:
             if len({values[key] for values in parts}) > 1:
-                for texts, values in zip(told, parts, strict=True):
+                for texts, values in zip(differing, parts, strict=True):
                     texts.append(f"{key}={values[key]}")
-    return [" ".join(texts) for texts in told]
+    return [" ".join(texts) for texts in differing]

@@ -32,7 +32,7 @@ from .study.parse import text_of
 from .study.study import load_study
 
 PACKAGE = __package__.split(".")[0]
-FAREWELL_S = 30.0  # for a revision that was asked to end to write its row
+FAREWELL_S = 30.0  # for a revision to write its row, after SIGTERM
 POLL_S = 0.02
 
 
@@ -273,5 +273,5 @@ def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _last(text: str) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "nothing said")

@@ -49,7 +49,7 @@ def run_study(
     """Run what is missing of a study. Gives what was done and the results folder.
 
     command: what starts one rank
-    lab: on whose nodes; None: this machine
+    lab: run on its nodes; None: on this machine
 
     Raises
     ------
@@ -69,7 +69,7 @@ def run_here(
     make_executor: MakeExecutor | None = None,
     lab: Lab | None = None,
 ) -> tuple[Summary, Path]:
-    """run_study, once the study has been read. make_executor: who starts a run's ranks, where the launcher is local."""
+    """run_study, once the study has been read. make_executor: for the launcher `local`; None: LocalExecutor."""
     launchers: Mapping[str, WorldLauncher] = LAUNCHERS
     if lab:
         from .lab.executor import InLab, LabExecutor
@@ -132,7 +132,7 @@ def work_here(
 
     folder = results or study.results
     peers = join_supervisors(dict(os.environ), folder)
-    if peers.place.rank == 0 and ENDED_FILE not in os.environ:  # else `scalade run` has said it
+    if peers.place.rank == 0 and ENDED_FILE not in os.environ:  # else `scalade run` has printed it
         _warn(study)
     with Signals(signal_names(study.run.requeue_signals), heeds=peers.place.rank == 0) as signals:
         if peers.place.rank != 0:

@@ -60,7 +60,7 @@ class Candidate:
 
 
 class Shelf:
-    """run_id: of the run whose checkpoints are meant; those of another are none."""
+    """The checkpoints of one run; a checkpoint of another run in the same folder counts as damaged."""
 
     def __init__(self, scratch: Path, run_id: str) -> None:
         self.scratch, self.run_id, self.folder = scratch, run_id, scratch / CHECKPOINT

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None, program: Program | None = None) -> NoRet
         serve(int(file.removeprefix(ARGUMENT)), lambda order: _one(order, program, warm=True))
     else:
         _one(Path(file), program)
-    # Without the interpreter's farewell, in which a thread of gloo that lets go of its last work aborts the process
+    # Skip interpreter shutdown, in which a thread of gloo that releases its last work aborts the process
     # (https://github.com/pytorch/pytorch/pull/179291): a rank that is done would end as one that was killed.
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -210,10 +210,10 @@ def case_columns(case: Case, source: Source, steps: int, share: float = 1.0) -> 
 
 def held_out_hash(case: Case, source: Source, training: Training) -> str | None:
     """val_hash of what was evaluated; read once more, piece by piece. None: nothing was."""
-    asked = case.measure.eval_sequences
+    count = case.measure.eval_sequences
     if not training.evals:
         return None
-    return val_hash(source.val_rows(at, min(at + HASHED, asked)) for at in range(0, asked, HASHED))
+    return val_hash(source.val_rows(at, min(at + HASHED, count)) for at in range(0, count, HASHED))
 
 
 def loss_columns(case: Case, steps: Steps, training: Training) -> dict[str, object]:

@@ -91,14 +91,14 @@ def _functions() -> dict[str, object]:
     """Public functions and classes of torch, by name."""
     import torch
 
-    found: dict[str, object] = {}
+    functions: dict[str, object] = {}
     owners: list[tuple[str, object]] = [(name, sys.modules[name]) for name in LOOKED_AT if name in sys.modules]
     owners += [(f"torch.{name}", functools.reduce(getattr, name.split("."), torch)) for name in CLASSES]
     for name, owner in owners:
         for key, value in vars(owner).items():
             if callable(value) and not key.startswith("__") and not isinstance(value, ModuleType):
-                found[f"{name}.{key}"] = value
-    return found
+                functions[f"{name}.{key}"] = value
+    return functions
 
 
 def _of_torch(what: object) -> bool:
@@ -111,7 +111,7 @@ def _of_torch(what: object) -> bool:
 
 
 def _forget_meshes() -> None:
-    """A mesh compares equal to one of the same ranks whose groups are gone: what is remembered under it may name them.
+    """A mesh compares equal to one of the same ranks whose groups are gone: a cache may give one for the other.
 
     A precaution: FSDP2 and tensor parallel in turns ran on torch 2.13 without it, too.
     """

@@ -157,7 +157,7 @@ def _source(case: Case) -> Source:
     if source.vocab > case.shape.vocab:
         raise ValueError(f"model.vocab = {case.shape.vocab}: the data has tokens up to {source.vocab - 1}")
     wanted = case.measure.eval_sequences
-    source.val_rows(wanted, wanted)  # where there are fewer, that is said before the training and not after it
+    source.val_rows(wanted, wanted)  # where there are fewer, this raises before the training and not after it
     return source
 
 

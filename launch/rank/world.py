@@ -88,7 +88,7 @@ def _meeting(spec: RunSpec, place: Placement, store: SharedStore) -> Meeting:
 
 
 def leave() -> None:
-    """End the process group together: nobody tears a connection down that another still reads from."""
+    """End the process group together: no rank closes a connection that another still reads from."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -37,7 +37,7 @@ def run_spec(
     attempt: int,
     scratch: str,
 ) -> RunSpec:
-    """What every rank of the run is told; the executor fills in where they meet. It is launched now."""
+    """What every rank of the run reads; the executor fills in where they meet. The launch time is now."""
     launched = Moment.now()
     return RunSpec(
         run_id=planned.run_id,

@@ -1,5 +1,5 @@
-"""What a person sees of a sweep: bars in a terminal, one line per finished run elsewhere, when asked for
-quiet only those that failed."""
+"""The progress of a sweep on standard error: bars in a terminal, elsewhere one line per finished run, with --quiet only
+for those that failed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFRESH_S = 0.25
 
 
 def make_display(quiet: bool) -> Display:
-    """The one that suits standard error."""
+    """The one for this standard error."""
     if quiet:
         return Failures()
     is_interactive = sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
@@ -34,10 +34,10 @@ def make_display(quiet: bool) -> Display:
 
 
 class Display:
-    """Shows nothing; the others do. All methods are called by the sweep, in this order."""
+    """Shows nothing: the base of those that do. The sweep calls the methods, in this order."""
 
     def plan(self, pending: Sequence[PlannedRun[AnyCase]]) -> None:
-        """The runs to come; a line of one of them says in what its case differs from the others of its name."""
+        """The runs to come. A run's line names in what its case differs from the others."""
         self.total, self.number = len(pending), 0
         cases = {run.case.case_id: run.case for run in pending if isinstance(run.case, Case)}
         self._labels = dict(zip(cases, labels(list(cases.values())), strict=True))
@@ -72,7 +72,7 @@ class Failures(Display):
 
 
 class Lines(Display):
-    """One plain line for each run that ended; the last lines that the rank to blame printed, when it failed."""
+    """One plain line for each run that ended; where it failed, also the last lines of the failed rank's log."""
 
     def ended(self, run: PlannedRun[AnyCase], outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)
@@ -165,7 +165,7 @@ def summary_line(label: str, outcome: Outcome, row: Mapping[str, object]) -> str
 
 
 def failed_tail(outcome: Outcome, scratch: Path) -> list[str]:
-    """Where to read on, and the last lines of the log of the rank to blame."""
+    """The last lines of the log of the failed rank, and where the log is."""
     rank = outcome.rank or 0
     lines = tail(scratch, rank)
     return [*lines, f"(rank {rank}'s log: {log_file(scratch, rank)})"] if lines else []

@@ -1,4 +1,4 @@
-"""The supervisors that one launcher started come together, over torchrun, MPI or Slurm."""
+"""The rendezvous of the supervisors that one launcher started: torchrun, mpirun or srun."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ JOIN_TIMEOUT_S = 120.0
 def join_supervisors(
     env: dict[str, str], folder: Path, timeout_s: float = JOIN_TIMEOUT_S, patience_s: float = PATIENCE_S
 ) -> Peers:
-    """Come together with the supervisors that the same launcher started, and check that they are one whole world.
+    """Join the supervisors that the same launcher started, and check that they are one whole world.
 
     folder: the results folder, over which they share their secret (secret.py)
 
@@ -40,12 +40,12 @@ def join_supervisors(
             "`mpirun -n N scalade worker STUDY`, `srun -n N scalade worker STUDY`, or `scalade run STUDY`, which "
             "starts the ranks itself"
         )
-    given, listener = exported(env), None
+    own_secret, listener = exported(env), None
     if place.source == "mpi":
-        place, point, given, listener = _through_mpi(place, given)
+        place, point, own_secret, listener = _through_mpi(place, own_secret)
     else:
         point = slurm_point(env) if place.source == "slurm" else torchrun_point(place, env)
-    with shared(folder, point.name, place.rank == 0, given) as secret:
+    with shared(folder, point.name, place.rank == 0, own_secret) as secret:
         server, host = None, point.host
         if listener:
             server = StoreServer([listener], secret)

@@ -1,4 +1,4 @@
-"""How supervisors on several hosts keep together: orders, endings and heartbeats through one store.
+"""How supervisors on several hosts work together: orders, endings and heartbeats through one store.
 
 Rank 0's supervisor orders, all obey. Keys: order/K (the K-th run), stop/K (a failure, seen by all), ended/K/R (how
 rank R's process came to its end), lost/K/M (with a quorum: replica M is gone, the others go on), beat/R (rank R's
@@ -45,7 +45,7 @@ class Peers:
         self.store, self.place, self.seats, self.patience_s = store, place, seats, patience_s
         self.secret = secret  # of this world of supervisors
         self.gone: StopDemand | None = None  # which of them, or what they share
-        self.missed: dict[int, StopDemand] = {}  # ranks whose supervisors are gone, and the run went on without
+        self.missed: dict[int, StopDemand] = {}  # ranks without a supervisor, while the run went on
         self._beats, self._last_beat, self._last_check = 0, 0.0, 0.0
         self._lost, self._lost_at = set[int](), (0, 0.0)  # as of (run, time)
         self._asked_at: float | None = None  # what the store has not answered yet
@@ -63,7 +63,7 @@ class Peers:
     def all_alive(self, number: int = 0, quorum: Quorum | None = None) -> bool:
         """Whether every supervisor that this one depends on still gives signs of life.
 
-        quorum: of run `number`, which is on: whose replica may be lost with its supervisor
+        quorum: of run `number`, which is running: with one, a replica may be lost with its supervisor
         """
         self.beat()
         now = time.monotonic()

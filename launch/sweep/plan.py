@@ -115,23 +115,23 @@ def make_plan(
         cases = [planned for planned in cases if planned.case.case_id in selected]
     others = Counter(planned.case.ranks for planned in cases if size is not None and planned.case.ranks != size)
     cases = [planned for planned in cases if planned.case.ranks not in others]
-    found = _Sorted[CaseT](Rows(store), selected or {}, retry_failed)
+    sorted_runs = _SortedRuns[CaseT](Rows(store), selected or {}, retry_failed)
     for repeat in range(study.run.repeats):
         for planned in cases:
-            found.add(planned, repeat)
+            sorted_runs.add(planned, repeat)
     if study.run.isolation == "pool":  # a world of each size starts once
-        found.pending.sort(key=lambda run: run.case.ranks)
+        sorted_runs.pending.sort(key=lambda run: run.case.ranks)
     reasons = [planned.skip_reason for planned in cases if planned.skip_reason is not None]
     return Plan(
-        pending=tuple(found.pending),
-        kept=found.kept,
-        to_skip=tuple(found.to_skip),
+        pending=tuple(sorted_runs.pending),
+        kept=sorted_runs.kept,
+        to_skip=tuple(sorted_runs.to_skip),
         skipped=len(reasons),
         skip_reasons=dict(Counter(reasons)),
-        failed=found.failed,
-        unfinished=tuple(found.unfinished.values()),
+        failed=sorted_runs.failed,
+        unfinished=tuple(sorted_runs.unfinished.values()),
         other_sizes=dict(sorted(others.items())),
-        damaged=found.damaged,
+        damaged=sorted_runs.damaged,
     )
 
 
@@ -152,7 +152,7 @@ def _selected(
     return {case_id: set() if case_id in only else runs for case_id, runs in selected.items()}
 
 
-class _Sorted(Generic[CaseT]):
+class _SortedRuns(Generic[CaseT]):
     """The runs of a study by what is to be done about them, as far as they have been added."""
 
     def __init__(self, rows: Rows, selected: Mapping[str, Collection[str]], retry_failed: bool) -> None:
@@ -245,5 +245,5 @@ def outcome_of(row: Mapping[str, Any]) -> Outcome:
 
 
 def wanted(status: str | None, retry_failed: bool) -> bool:
-    """Whether a run whose last attempt has this status runs (again). A case that was skipped and now can run does."""
+    """Whether a run whose last attempt has this status runs (again): also one that was skipped and can run now."""
     return status in UNFINISHED or status == "skipped" or (retry_failed and status in RETRIED)

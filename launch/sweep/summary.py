@@ -55,7 +55,7 @@ class Summary:
 
     @property
     def nothing_measured(self) -> bool:
-        """The table has no whole run of what was asked for, and no other sweep is at it."""
+        """The table has no successful run of these cases, and no other sweep is running one."""
         statuses = [*self.kept.values(), *self.counts]
         return "ok" not in statuses and not self.elsewhere
 

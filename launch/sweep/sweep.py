@@ -37,7 +37,7 @@ class Sweep:
     ) -> None:
         self.study, self.store, self.executor, self.display, self.signals = study, store, executor, display, signals
         self.retry_failed = retry_failed
-        self._plan: Plan[AnyCase] | None = None  # whose skipped cases have to be written yet
+        self._plan: Plan[AnyCase] | None = None  # its skipped cases are not written yet
 
     def run(self, plan: Plan[AnyCase]) -> Summary:
         summary = Summary.of(plan)
@@ -53,7 +53,7 @@ class Sweep:
     def _run(self, plan: Plan[AnyCase], summary: Summary) -> None:
         try:
             held = [run for run in plan.pending if self._goes_on(summary) and not self._one(run, summary)]
-            for run in held:  # its other sweep may be done by now, or dead
+            for run in held:  # the sweep that held it may have ended since
                 if not self._goes_on(summary) or not self._one(run, summary):
                     summary.elsewhere.append(run.run_id)
             self._write_skipped()
@@ -78,7 +78,7 @@ class Sweep:
                     run.clean_scratch()
 
     def _goes_on(self, summary: Summary) -> bool:
-        """Asked where there is more to do."""
+        """Whether the next run may start."""
         if summary.interrupted is None and (broken := self.executor.broken):
             summary.interrupt(broken.line, requeue=broken.reason is not StopReason.LEFT)
         self._look(summary)
@@ -87,7 +87,7 @@ class Sweep:
         return summary.interrupted is None
 
     def _write_skipped(self) -> None:
-        """Once, and early: but the first ranks are started before it, and import torch meanwhile."""
+        """Once, when the first ranks have been started: they import torch meanwhile."""
         if self._plan is not None:
             plan, self._plan = self._plan, None
             self.write_skipped(plan)

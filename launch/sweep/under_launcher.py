@@ -23,10 +23,10 @@ from ..process.supervisor import Signals
 from .plan import AnyCase, Plan, outcome_of
 from .summary import Summary
 
-FAREWELL_S = 10.0  # for workers that were asked to end to write their row
+FAREWELL_S = 10.0  # for workers to write their row, after SIGTERM
 LEAVE_S = 30.0  # for a launcher to end once rank 0's supervisor has; one may wait for a host that is cut off
 POLL_S = 0.05
-ENDED_FILE = "SCALADE_ENDED_FILE"  # by which rank 0's supervisor says so
+ENDED_FILE = "SCALADE_ENDED_FILE"  # names the file that rank 0's supervisor writes when it has ended
 
 
 class LauncherSweep:

@@ -139,8 +139,8 @@ def _end_when_cut_off(peers: Peers, mark: str) -> None:
     while peers.silence_s() < peers.patience_s:
         time.sleep(BEAT_S)
     end_marked(mark)
-    who, what = peers.seats[peers.place.rank].label(), "the store that the supervisors share"
-    print(f"scalade: {who}: {what} has not answered for {peers.patience_s:g} s", file=sys.stderr, flush=True)
+    label, store = peers.seats[peers.place.rank].label(), "the store that the supervisors share"
+    print(f"scalade: {label}: {store} has not answered for {peers.patience_s:g} s", file=sys.stderr, flush=True)
     os._exit(REQUEUE_STATUS)
 
 
@@ -165,7 +165,7 @@ def work(
     only: Collection[str] = (),
     command: Sequence[str] = RANK_COMMAND,
 ) -> Summary:
-    """Rank 0's part of the sweep: every missing run whose ranks are as many as this world's.
+    """Rank 0's part of the sweep: every missing run with as many ranks as this world.
 
     only: case_ids and run_ids; empty: all
     """

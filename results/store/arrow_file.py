@@ -1,4 +1,4 @@
-"""The rows in a run's Arrow file, which may be anybody's: within the memory that an honest file of its size takes.
+"""The rows in a run's Arrow file of unknown origin, read within the memory that an honest file of its size takes.
 
 Arrow's reader allocates what the file says. A few bytes may say 10^15 rows of a null column, or hold a compressed body
 that unpacks to gigabytes; a dictionary or a nested type takes many times its size once it is cast to ours. Our own
@@ -32,12 +32,12 @@ def rows_in(content: bytes, schema: pa.Schema, row: Mapping[str, object], table:
     SchemaError, ValueError, pa.ArrowException, MemoryError: damaged, or no file of ours
     """
     digests.check_table(row, table, content)
-    found = _plain(content, len(schema))
-    found.validate(full=True)
+    rows = _plain(content, len(schema))
+    rows.validate(full=True)
     count = row[rows_column(table)]
-    if count is not None and len(found) != count:
-        raise SchemaError(f"{count_of(len(found), 'row')}, the run wrote {count}")
-    return under(schema, found)
+    if count is not None and len(rows) != count:
+        raise SchemaError(f"{count_of(len(rows), 'row')}, the run wrote {count}")
+    return under(schema, rows)
 
 
 def _plain(content: bytes, columns: int) -> pa.Table:

@@ -28,7 +28,7 @@ def attempts_in(run_folder: Path, below: Path | None = None) -> list[int]:
 
 
 def known_status(row: Mapping[str, object]) -> str | None:
-    """Status of a run's last attempt, given its row; None: it has to run."""
+    """Status of a run's last attempt, by its row; None: the run has to run."""
     status = row.get("status")
     return str(status) if status in columns("runs")["status"].values else None
 

@@ -40,8 +40,8 @@ def damage(run_folder: Path, below: Path) -> str | None:
             row = digests.unsealed(files.read_in(descriptor, folder, ROW_FILE))
             if known_status(row) is None:
                 return f"{folder.name}/{ROW_FILE}: its status is none of ours"
-            found = _damaged_table(row, folder, descriptor) if row["status"] == "ok" else None
-            return found and f"{folder.name}/{found}"
+            damage = _damaged_table(row, folder, descriptor) if row["status"] == "ok" else None
+            return damage and f"{folder.name}/{damage}"
     except (OSError, ValueError) as error:
         if files.look(folder, below) is None:
             return None  # moved away while it was looked at
@@ -76,11 +76,11 @@ def _of_runs(loose: Loose) -> Iterator[str]:
             continue
         try:
             with _opened(folder, loose.below) as descriptor:
-                found = _damaged_table(row, folder, descriptor)
+                damage = _damaged_table(row, folder, descriptor)
         except OSError:
             continue  # gone since
-        if found:
-            why = f"{folder.name}/{found}"
+        if damage:
+            why = f"{folder.name}/{damage}"
             yield f"run {folder.parent.name}: {why}; `scalade run` of its study runs it again"
 
 

@@ -3,8 +3,8 @@
     run.json      its last entry, row_sha256, is of all bytes before that entry
     *.arrow       the row's column tables_sha256 names each table's: {"steps": "9f86d0...", "evals": ...}
 
-They tell damage, not forgery: who can write the folder can write another digest. Rows older than these columns have
-none, and are read as they are.
+They show damage, not forgery: a user who can write the folder can write another digest. Rows older than these columns
+have none, and are read as they are.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Attempts in run folders of their own (store.py), read into columns; a damaged file costs its own attempt and a note.
 
-What a cell may hold is asked column by column: a column whose values are all of its type is taken as it is, and only
+Cells are checked column by column: a column whose values are all of its type is taken as it is, and only
 another is looked at value by value (schema.checked).
 """
 

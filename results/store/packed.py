@@ -103,9 +103,9 @@ class PackedRuns:
         """The run's starts.jsonl as it was packed; None: there was none."""
         from .part import DAMAGE
 
-        found = self.attempts(run_id)
+        places = self.attempts(run_id)
         try:
-            texts = [found[n].part.kept()["starts"][found[n].at].as_py() for n in sorted(found)]
+            texts = [places[n].part.kept()["starts"][places[n].at].as_py() for n in sorted(places)]
         except DAMAGE:
             return None
         return next((text for text in reversed(texts) if text), None)

@@ -1,4 +1,4 @@
-"""Packing: finished attempts move out of their run folders into a part (part.py), and back again where that is asked.
+"""Packing: finished attempts move out of their run folders into a part (part.py), and back again on request.
 
 In this order, so that a process killed at any moment loses no row and doubles none:
 
@@ -12,7 +12,7 @@ Parts stay few: a new one takes in those before it that are no larger, so that e
 next and a row is rewritten about log2(runs) times.
 
 What stays in the run folder: an attempt that is damaged, of a newer version, or holds files of others; anything that a
-run which did not end well may still need (scratch, stacks, weights); and all of a run that somebody holds at that
+run which did not succeed may still need (scratch, stacks, weights); and all of a run that another process holds at that
 moment.
 """
 
@@ -85,7 +85,8 @@ def compact(results: Path, wait: bool = True) -> Done:
 
 
 def pack_rows(results: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Add whole rows of `runs`, which have none in the other tables, in one part. For who holds the table's lock."""
+    """Add whole rows of `runs`, which have none in the other tables, in one part. Call only while holding
+    the table's lock."""
     if not rows:
         return
     table = pa.Table.from_pylist(list(rows), arrow_schema("runs"))
@@ -131,7 +132,8 @@ def table_lock(results: Path, wait: bool = True) -> Iterator[None]:
 
 
 def write_part(results: Path, held: Held) -> None:
-    """A new part of these attempts, and of the newest parts that are no larger. For who holds the table's lock."""
+    """A new part of these attempts, and of the newest parts that are no larger. Call only while holding the
+    table's lock."""
     parts, names, total = list[Part](), part_names(results), len(held.index)
     number = max((int(name[1:]) for name in names), default=0) + 1
     every = arrow_schema("runs").names
@@ -173,11 +175,11 @@ def _write(merged: Snapshot, aside: Path, stored: Sequence[str], results: Path) 
             known = {"runs": row_digests(runs, count)}
             writer.add("kept", merged.kept(start, stop))
             for name in OTHERS:
-                table, found = merged.rows(name, np.arange(start, stop), rows_schema(name).names)
-                if not np.array_equal(found, merged.index[name].to_numpy()[start:stop]):
+                table, lengths_read = merged.rows(name, np.arange(start, stop), rows_schema(name).names)
+                if not np.array_equal(lengths_read, merged.index[name].to_numpy()[start:stop]):
                     raise OSError(5, f"rows of {name} were not there when they were packed", str(results))
                 writer.add(name, table)
-                known[name] = row_digests(table, found)
+                known[name] = row_digests(table, lengths_read)
             writer.add("digests", pa.table(known, schema=DIGESTS))
         writer.finish()
     part = Part(aside, results)
@@ -192,9 +194,9 @@ def _whole(loose: Loose) -> tuple[Held, list[Path]]:
     good = np.array([_is_plain(folder, loose.below) for folder in loose.folders], bool)
     tables, lengths = {}, {}
     for name in OTHERS:
-        said = loose.index[name].to_numpy()
+        counts_in_row = loose.index[name].to_numpy()
         tables[name], lengths[name] = loose.rows(name, every, rows_schema(name).names)
-        good &= (said == lengths[name]) | (said == -1)
+        good &= (counts_in_row == lengths[name]) | (counts_in_row == -1)
     broken = {file.parent for file, _ in loose.notes.lines}
     good &= np.array([folder not in broken for folder in loose.folders], bool)
     at = np.flatnonzero(good)

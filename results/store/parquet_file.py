@@ -1,4 +1,4 @@
-"""A Parquet file that anybody may have written, read within the memory that an honest file of its size takes.
+"""A Parquet file of unknown origin, read within the memory that an honest file of its size takes.
 
 A few kilobytes of Parquet can say a billion rows (one value, repeated), unpack to gigabytes (a compressed page), or
 hold one text of a megabyte that a million rows point to. Arrow's reader allocates as the file says, and the totals in
@@ -175,7 +175,7 @@ def _is_size(value: object) -> bool:
 
 
 def _struct(data: BinaryIO, deep: int = 0) -> Struct:
-    """A struct of Thrift's compact protocol: field id -> value; of what is not asked for, None."""
+    """A struct of Thrift's compact protocol: field id -> value; of what is not used, None."""
     values: Struct = {}
     field = 0
     while (head := data.read(1)[0]) != 0:

@@ -10,7 +10,7 @@
 
 A part is written aside, synced and renamed; nothing in it changes afterwards. Of an attempt that two parts hold, the
 part with the larger number counts. The files are Arrow IPC streams, not compressed: a column is read where it lies
-(mmap), and takes no more memory than the file has bytes, whoever wrote it. Any file whose SHA-256 is another than
+(mmap), and takes no more memory than the file has bytes, whatever is in it. Any file whose SHA-256 is another than
 part.json says, or whose content is not the schema's, is not read.
 """
 
@@ -221,11 +221,11 @@ class Part:
         known = self.files[name]
         descriptor = files.open_file(self.folder / name, self.below)
         try:
-            found = os.fstat(descriptor)
-            if found.st_size != known["bytes"] or not found.st_size:
-                raise SchemaError(f"{name} has {found.st_size} bytes, {MANIFEST} says {known['bytes']}")
-            buffer = pa.py_buffer(mmap.mmap(descriptor, found.st_size, prot=mmap.PROT_READ))
-            key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, known["sha256"])
+            state = os.fstat(descriptor)
+            if state.st_size != known["bytes"] or not state.st_size:
+                raise SchemaError(f"{name} has {state.st_size} bytes, {MANIFEST} says {known['bytes']}")
+            buffer = pa.py_buffer(mmap.mmap(descriptor, state.st_size, prot=mmap.PROT_READ))
+            key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns, known["sha256"])
             if key not in _verified:
                 if _sha256(descriptor) != known["sha256"]:
                     raise SchemaError(f"{name}: its content changed after it was written: its SHA-256 is another")
@@ -310,8 +310,8 @@ def rows_schema(name: str) -> pa.Schema:
 
 def part_names(results: Path) -> list[str]:
     """Names of the parts in a results folder, in the order in which they were written. OSError: it cannot be read."""
-    found = files.names(results / FOLDER, results)
-    return sorted((name for name in found if NAME.fullmatch(name)), key=lambda name: int(name[1:]))
+    present = files.names(results / FOLDER, results)
+    return sorted((name for name in present if NAME.fullmatch(name)), key=lambda name: int(name[1:]))
 
 
 def _sha256(descriptor: int) -> str:

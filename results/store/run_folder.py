@@ -152,7 +152,7 @@ class RunFolder:
                 files.remove(self.path / name, self.results)
         if os.fstat(lock_fd).st_nlink == 1:  # not another's file
             os.truncate(lock_fd, 0)
-            os.write(lock_fd, f"{socket.gethostname()} {os.getpid()}\n".encode())  # for people who look
+            os.write(lock_fd, f"{socket.gethostname()} {os.getpid()}\n".encode())  # for people
         starts = self._packed.starts(self.run_id)
         if starts and files.look(self.path / STARTS, self.results) is None:
             files.write(self.path / STARTS, starts, self.results)

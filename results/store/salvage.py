@@ -45,7 +45,7 @@ class Loss:
 
 def losses(part: Part) -> list[Loss]:
     """Every damaged file of the part but its index, without which it is none. Reads all of them."""
-    found, every = [], np.ones(len(part), bool)
+    damaged, every = [], np.ones(len(part), bool)
     for name in ("runs", *OTHERS, "kept"):
         try:
             if name == "kept":
@@ -55,8 +55,8 @@ def losses(part: Part) -> list[Loss]:
             else:
                 part.rows(name, rows_schema(name).names)
         except DAMAGE as error:
-            found.append(Loss(part, name, error, every if name == "kept" else ~_salvaged(part, name)[1]))
-    return found
+            damaged.append(Loss(part, name, error, every if name == "kept" else ~_salvaged(part, name)[1]))
+    return damaged
 
 
 def runs_of(part: Part, names: Sequence[str]) -> tuple[pa.Table, np.ndarray, Loss | None]:
@@ -98,8 +98,8 @@ def _salvaged(part: Part, name: str) -> tuple[pa.Table, np.ndarray]:
         return rows_schema(name).empty_table() if name in OTHERS else arrow_schema(name).empty_table(), whole
     there = np.searchsorted(np.cumsum(lengths), len(table), side="right")  # attempts whose rows were all reached
     lengths, good = lengths[:there], whole.copy()
-    found = np.array(row_digests(table.slice(0, int(lengths.sum())), lengths), object)
-    good[:there] |= (found == known[:there]) & (lengths > 0)
+    digests = np.array(row_digests(table.slice(0, int(lengths.sum())), lengths), object)
+    good[:there] |= (digests == known[:there]) & (lengths > 0)
     kept = np.repeat(good[:there], lengths)
     return table.slice(0, len(kept)).filter(pa.array(kept)), good
 

@@ -124,8 +124,8 @@ class Snapshot:
             here = np.flatnonzero(self.source[which] == number)
             if not len(here):
                 continue
-            table, found = source.rows(name, self.at[which[here]], names)
-            starts[here], lengths[here] = total + np.cumsum(found) - found, found
+            table, counts = source.rows(name, self.at[which[here]], names)
+            starts[here], lengths[here] = total + np.cumsum(counts) - counts, counts
             total += len(table)
             tables.append(table)
         schema = pa.schema([arrow_schema(name).field(one) for one in names])
@@ -134,7 +134,7 @@ class Snapshot:
 
 
 def take_snapshot(path: Path, names: Sequence[str], all_attempts: bool = False) -> Iterator[Snapshot]:
-    """Snapshots with these columns of `runs`, until one is used without a word that something had moved.
+    """Snapshots with these columns of `runs`, until one is used and nothing had moved.
 
     for snapshot in take_snapshot(...): read all that is needed from it. What the last one notes, stands.
 

@@ -9,7 +9,7 @@
 
 An attempt is written aside in the run's folder, synced to the disk, and renamed into place: a process killed at any
 moment leaves a finished attempt or none. Nothing is rewritten: of two writers of one attempt the first wins. The row
-carries SHA-256s of itself and of the other files (digests.py). The folder may be somebody else's: no link in it is
+carries SHA-256s of itself and of the other files (digests.py). The folder may belong to another user: no link in it is
 followed, and only regular files are opened (files.py).
 """
 
