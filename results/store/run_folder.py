@@ -64,15 +64,18 @@ class RunFolder:
     path: the run's folder; results: the results folder
     """
 
-    __slots__ = ("results", "run_id", "_packed")
+    __slots__ = ("results", "run_id", "_packed", "_path")
 
     def __init__(self, results: Path, run_id: str, packed: PackedRuns) -> None:
         assert RUN_ID.fullmatch(run_id), f"not a run_id: {run_id!r}"
         self.results, self.run_id, self._packed = results, run_id, packed
+        self._path: Path | None = None
 
     @property
     def path(self) -> Path:
-        return self.results / "runs" / self.run_id
+        if self._path is None:  # a plan of many runs asks for few of them
+            self._path = self.results / "runs" / self.run_id
+        return self._path
 
     # The attempts and their rows.
 
