@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..stats.rank_intervals import Estimate
 from ..wording import count_of
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
@@ -183,29 +184,32 @@ def with_intervals(
     places: of the estimates, on the axis that is not that of their values; scale: of the values.
     """
     pairs = list(zip(places, estimates, strict=True))
-    capped = [(place, one, one.interval) for place, one in pairs if one.interval is not None]
-    ranges = [(place, one, (one.least, one.most)) for place, one in pairs if one.interval is None]
+    capped = [_Bar(place, one.value, *one.interval) for place, one in pairs if one.interval is not None]
+    ranges = [_Bar(place, one.value, one.least, one.most) for place, one in pairs if one.interval is None]
     for bars, width, cap in ((capped, 1.4, 3), (ranges, 0.8, 0)):
-        if not bars:
-            continue
-        values = [one.value * scale for _, one, _ in bars]
-        lengths = [
-            [one.value * scale - low * scale for _, one, (low, _) in bars],
-            [high * scale - one.value * scale for _, one, (_, high) in bars],
-        ]
-        lengths = [[max(0.0, length) for length in side] for side in lengths]  # of one run 0, but for rounding
-        at = [place for place, *_ in bars]
-        drawn = axes.errorbar(
-            *((values, at) if horizontal else (at, values)),
-            xerr=lengths if horizontal else None,
-            yerr=None if horizontal else lengths,
-            fmt="none",
-            ecolor=colour,
-            elinewidth=width,
-            capsize=cap,
-        )
-        for part in (*drawn[1], *drawn[2]):
-            part.set_rasterized(len(bars) > DENSE)
+        if bars:
+            drawn = _error_bars(axes, bars, scale, horizontal, ecolor=colour, elinewidth=width, capsize=cap)
+            for part in drawn:
+                part.set_rasterized(len(bars) > DENSE)
+
+
+class _Bar(NamedTuple):
+    place: float
+    value: float
+    low: float
+    high: float
+
+
+def _error_bars(axes: Axes, bars: Sequence[_Bar], scale: float, horizontal: bool, **looks: Any) -> list[Artist]:
+    places = [bar.place for bar in bars]
+    values = [bar.value * scale for bar in bars]
+    below = [max(0.0, bar.value * scale - bar.low * scale) for bar in bars]  # of one run 0, but for rounding
+    above = [max(0.0, bar.high * scale - bar.value * scale) for bar in bars]
+    if horizontal:
+        drawn = axes.errorbar(values, places, xerr=[below, above], fmt="none", **looks)
+    else:
+        drawn = axes.errorbar(places, values, yerr=[below, above], fmt="none", **looks)
+    return [*drawn[1], *drawn[2]]
 
 
 def dense(points: int) -> dict[str, Any]:

@@ -68,12 +68,6 @@ def curves(source: Source) -> Figures:
     for row in early[:EARLY]:
         chart.add_early(row, steps[row["run_id"]])
     chart.finish()
-    less = ""
-    if len(drawn) < len(cases):
-        less += f" {len(drawn)} of {count_of(len(cases), 'case')} are drawn, spread by size."
-    if early:
-        some = f"{EARLY} of {len(early)}" if len(early) > EARLY else len(early)
-        less += f" Dashed, to a cross: runs that were not ok, as far as they came ({some})."
     shared = "" if chart.name_of is _case else "; all layouts of a model share its colour and line"
     return [
         Drawn(
@@ -86,9 +80,19 @@ def curves(source: Source) -> Figures:
             "slowest rank, warm-up counted, times ranks; start-up, evaluations not counted. FLOPs: 6 N per token, N "
             "all parameters",
             f"One line a case, each step the mean of the last {SMOOTHED:.0%} of the steps so far{shared}. "
-            f"Left and middle, layouts that compute the same lie on each other.{less}",
+            "Left and middle, layouts that compute the same lie on each other."
+            + _left_out_text(len(drawn), len(cases), len(early)),
         )
     ]
+
+
+def _left_out_text(drawn: int, cases: int, early: int) -> str:
+    """How many cases and early runs are not drawn."""
+    text = "" if drawn == cases else f" {drawn} of {count_of(cases, 'case')} are drawn, spread by size."
+    if early:
+        shown = f"{EARLY} of {early}" if early > EARLY else f"{early}"
+        text += f" Dashed, to a cross: runs that were not ok, as far as they came ({shown})."
+    return text
 
 
 def _cases_with_steps(source: Source) -> list[list[Mapping]]:
