@@ -1,5 +1,7 @@
 """One way to wrap the documentation: prose at 120 columns, filled; tables, code and generated parts as they are.
 
+A table or a list that follows a paragraph has a blank line before it: GitHub needs none, MkDocs' Markdown does.
+
 python docs/hooks/wrap_lines.py            rewrites the pages
 python docs/hooks/wrap_lines.py --check    names the pages that are not so, and exits with 1
 """
@@ -45,6 +47,7 @@ def wrapped(text: str) -> str:
     lines, out = text.splitlines(), []
     paragraph: list[str] = []
     first = rest = ""
+    in_list = False
 
     def flush() -> None:
         if paragraph:
@@ -69,13 +72,20 @@ def wrapped(text: str) -> str:
             generated = True
         elif not line.strip():
             flush()
+            in_list = False
         elif (item := ITEM.match(line)) is not None:
             flush()
+            if not in_list and out and out[-1].strip():
+                out.append("")
+            in_list = True
             first, rest = item[0], " " * len(item[0])
             paragraph.append(line[len(item[0]) :])
             continue
         elif not paragraph and AS_IS.match(line) or paragraph and re.match(r" *(\||#{1,6} |<!--|:::)", line):
             flush()
+            table = line.lstrip().startswith("|")
+            if table and out and out[-1].strip() and not out[-1].lstrip().startswith("|"):
+                out.append("")
         else:
             quote = QUOTE.match(line)
             if not paragraph:

@@ -80,6 +80,8 @@ def test_pages_are_wrapped_one_way(page):
         ("one\ntwo\n", "one two\n"),
         ("- one\n  two\n- three\n", "- one two\n- three\n"),
         ("> one\n> two\n", "> one two\n"),
+        ("text\n- one\n- two\n", "text\n\n- one\n- two\n"),
+        ("text\n| a |\n|---|\n| b |\n", "text\n\n| a |\n|---|\n| b |\n"),
         ("| a |\n|---|\nafter\n\n```\none\ntwo\n```\n", "| a |\n|---|\nafter\n\n```\none\ntwo\n```\n"),
         ("a " * 59 + "b - c\n", "a " * 58 + "a\nb - c\n"),
         ("a " * 58 + "`b c`\n", "a " * 57 + "a\n`b c`\n"),
