@@ -33,7 +33,7 @@ OWN = (*CERTAIN, ErrorKind.WORLD, ErrorKind.EXCEPTION)  # errors that no other r
 def diagnose(
     endings: Sequence[Ending], scratch: Path, time_limit_s: float | None, quorum: Quorum | None = None
 ) -> Outcome:
-    """What became of the run, given how each supervisor's ranks ended. Peers' connection errors take no blame."""
+    """What became of the run, from how each supervisor's ranks ended. Connection errors of peers take no blame."""
     if quorum and quorum.first_is_done(all_exits(endings)):
         return Outcome(Status.OK)  # how the others ended is the row's `quorum_missed`
     evidence = Evidence.of(endings, scratch, time_limit_s)

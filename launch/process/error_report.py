@@ -1,4 +1,4 @@
-"""Why a rank failed: the report it leaves for its supervisor, and what kind of failure an exception is."""
+"""Why a rank failed: the report that it leaves for its supervisor, and the kind of an exception."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LIBRARIES = ("RuntimeError", "DistBackendError", "DistError", "DistStoreError") 
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """What a failing rank leaves behind."""
+    """Of a rank that failed."""
 
     rank: int
     kind: ErrorKind
@@ -56,7 +56,7 @@ def parsed_report(content: dict[str, Any]) -> ErrorReport:
 
 
 def error_kind(error: BaseException) -> ErrorKind:
-    """By the exception's type; of torch's collectives, whose types do not say it, by the library's text."""
+    """By the exception's type; for torch's collectives, whose types do not tell, by the library's text."""
     if isinstance(error, WorldError):
         return ErrorKind.WORLD
     if isinstance(error, FloatingPointError):

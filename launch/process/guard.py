@@ -1,4 +1,4 @@
-"""No orphan, ever: every process that a supervisor starts carries the supervisor's mark in its environment.
+"""No orphans: every process that a supervisor starts carries the supervisor's mark in its environment.
 
 The mark is inherited by grandchildren, also by those that made a session of their own or lost their parent. So a run
 is ended by looking for the mark in /proc, and a guard (this file as a program: standard library only, it starts in
@@ -28,8 +28,8 @@ def supervisor_pid(mark: str) -> int:
 
 
 def marked(mark: str) -> list[int]:
-    """Ids of the live processes started under `mark`, by whomever; never this process."""
-    token, found = mark.rsplit("/", 1)[-1].encode(), []
+    """Ids of the live processes with `mark` in their environment, whatever started them; never this process."""
+    token, pids = mark.rsplit("/", 1)[-1].encode(), []
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -40,12 +40,12 @@ def marked(mark: str) -> list[int]:
                 for value in content.split(b"\0")
                 if value.startswith(MARK.encode() + b"=")
             ):
-                found.append(int(name))
-    return found
+                pids.append(int(name))
+    return pids
 
 
 def end_marked(mark: str, patience_s: float = 5.0) -> list[int]:
-    """SIGKILL everything under `mark` until nothing is left; gives what would not go (in the kernel's hands)."""
+    """SIGKILL everything under `mark` until nothing is left; gives those that are still there (stuck in the kernel)."""
     deadline = time.monotonic() + patience_s
     while (left := marked(mark)) and time.monotonic() < deadline:
         for pid in left:

@@ -1,4 +1,4 @@
-"""Ending before the end: on a scheduler's warning the ranks write a checkpoint and stop, and the sweep asks for more.
+"""Preemption: on a scheduler's warning the ranks write a checkpoint and stop, and the sweep asks to be queued again.
 
 A batch job that runs out of time, or is preempted, is warned by a signal (run.requeue_signals) or, where a signal does
 not get through (torchrun ends on one), by a file: the one that SCALADE_STOP_FILE names. The supervisor then asks the
@@ -6,8 +6,8 @@ ranks through a file in the scratch folder; they agree when they next compare lo
 status 75. The run gets no row yet: it gets one when it is finished. `scalade run` ends with status 75, too: the job
 is to be queued again, and goes on from the checkpoint.
 
-A host that crashes warns nobody, and what started the ranks may end all supervisors and have a status of its own
-(mpirun, torchrun). So a sweep keeps the file that SCALADE_UNDONE_FILE names: it is there while there is more to do.
+A host that crashes gives no warning, and the launcher may then end all supervisors and exit with a status of its own
+(mpirun, torchrun). So a sweep keeps the file that SCALADE_UNDONE_FILE names: it exists while there is more to do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The steps that a run has taken, kept while it runs: what is left of one that does not come to its end.
+"""The steps that a run has taken so far, written while it runs, so that a run that does not finish still has them.
 
     scratch/taken.jsonl    one line each time losses come to the host: {"steps": [row, ...], "evals": [row, ...]}
 
-Rank 0 appends between steps, so at most measure.log_every steps are missing. Who writes the row of a run that came to
-nothing brings them into the table; a line that is cut off, and what follows it, is left out.
+Rank 0 appends between steps, so at most measure.log_every steps are missing. The sweep that writes the row of a run
+without a result takes them into the table; a line that is cut off, and all after it, is left out.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ...bench.loop import Training
 
 LIMIT = 2**28  # of the file, bytes: some million steps
-OF_STORE = {"run_id": "r", "attempt": 1}  # what the store adds to every row
+STORE_KEYS = {"run_id": "r", "attempt": 1}  # what the store adds to every row
 
 
 class StepJournal:
-    """Keeps them; on ranks other than 0 it does nothing."""
+    """Writes them; on ranks other than 0 it does nothing."""
 
     def __init__(self, folder: Path, active: bool) -> None:
         self._file = files.stream(folder / STEP_JOURNAL) if active else None  # open as long as the run
@@ -56,8 +56,8 @@ class StepJournal:
 
 
 def read_journal(folder: Path) -> dict[str, dict[str, list[Any]]]:
-    """{"steps": columns, "evals": columns} as RunStore.write_run takes them, as far as the file is whole and ours."""
-    found: dict[str, list[dict]] = {"steps": [], "evals": []}
+    """{"steps": columns, "evals": columns} as RunStore.write_run takes them, as far as the file can be read."""
+    tables: dict[str, list[dict[str, Any]]] = {"steps": [], "evals": []}
     try:
         lines = files.read(folder / STEP_JOURNAL, limit=LIMIT).split(b"\n")[:-1]
     except OSError:
@@ -65,14 +65,14 @@ def read_journal(folder: Path) -> dict[str, dict[str, list[Any]]]:
     for line in lines:
         try:
             content = json.loads(line)
-            rows = {name: [checked_row(name, row | OF_STORE) for row in content[name]] for name in found}
+            rows = {name: [checked_row(name, row | STORE_KEYS) for row in content[name]] for name in tables}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SchemaError):
             break
-        for name in found:
-            found[name] += rows[name]
-    return {name: _columns(rows) for name, rows in found.items()}
+        for name in tables:
+            tables[name] += rows[name]
+    return {name: _columns(rows) for name, rows in tables.items()}
 
 
 def _columns(rows: Sequence[dict]) -> dict[str, list[Any]]:
-    names = [name for name in (rows or [{}])[0] if name not in OF_STORE]
+    names = [name for name in (rows or [{}])[0] if name not in STORE_KEYS]
     return {name: [row[name] for row in rows] for name in names}

@@ -74,7 +74,7 @@ class Child:
 
 
 class Signals:
-    """While open, SIGINT, SIGTERM and SIGHUP are kept for `watch` to see instead of ending this process.
+    """While open, SIGINT, SIGTERM and SIGHUP are recorded for `watch` instead of ending this process.
 
     requeue: names of the signals that are a scheduler's warning instead (preemption.py)
     heeds: False: a warning is for another supervisor to act on
@@ -92,7 +92,7 @@ class Signals:
 
     @property
     def warned(self) -> str | None:
-        """What warned that this job's time is up: a signal, or the file that SCALADE_STOP_FILE names."""
+        """The signal that warned that this job's time is up, or the file that SCALADE_STOP_FILE names."""
         if self._file and self._warned is None and time.monotonic() - self._looked > STOP_LOOK_S:
             self._looked = time.monotonic()
             if os.path.exists(self._file):

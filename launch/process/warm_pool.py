@@ -1,10 +1,9 @@
-"""`isolation = "pool"`: ranks start once and run one case after the other. What is saved is their start: imports.
+"""`isolation = "pool"`: ranks start once and run one case after the other, which saves their start (imports).
 
-Fresh processes stay the default, and the unit of repetition: what one case leaves behind (allocator, caches, clocks)
-another may find. Supervisor and rank talk over a socket pair: an order is one JSON message, {"spec", "address",
-"port", "secret"}; the answer is `done`, or `leaving` where the case left something behind that would disturb the next
-(reset.py). Whatever else happens to a rank ends all of them, and the next run starts
-new ones.
+Fresh processes stay the default, and the unit of repetition: a case may be disturbed by what the one before it left
+behind (allocator, caches, clocks). Supervisor and rank talk over a socket pair: an order is one JSON message, {"spec",
+"address", "port", "secret"}; the answer is `done`, or `leaving` where the case left something behind that would disturb
+the next (rank/reset.py). Anything else that happens to a rank ends all of them, and the next run starts new ones.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from .supervisor import RANK_COMMAND, Child
 
 ARGUMENT = "pool:"  # in the place of a spec's path: the number of the socket
 DONE, LEAVING = b"done", b"leaving"
-FAREWELL_S = 5.0
+EXIT_S = 5.0  # for a rank to exit, once its socket is closed
 LIMIT = 2**16
 
 
 class WarmRank:
-    """A rank's process, which looks to `watch` as one that lives for one run only."""
+    """A rank's process with the interface of one that runs one run only (supervisor.Process)."""
 
     def __init__(self, process: subprocess.Popen, control: socket.socket) -> None:
         self.process, self.control, self.pid = process, control, process.pid
@@ -46,9 +45,9 @@ class WarmRank:
         """None while it is at an order; 0 once that is done."""
         if self.process.poll() is None and self.busy:
             with suppress(BlockingIOError, ConnectionError):
-                said = self.control.recv(64)
-                if said:
-                    self.busy, self.leaving = False, said == LEAVING
+                answer = self.control.recv(64)
+                if answer:
+                    self.busy, self.leaving = False, answer == LEAVING
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -77,7 +76,7 @@ class WarmPool:
         command: Sequence[str] = RANK_COMMAND,
         prefix: Callable[[Placement], Sequence[str]] = lambda place: (),
     ) -> list[Child]:
-        """As supervise.start, but ranks that are there and idle are given the order."""
+        """As supervisor.start, but idle ranks of this pool get the order, where all are there."""
         scratch = Path(spec.scratch)
         files.write(scratch / SPEC, spec.to_json(), sync=False)
         if list(self._warm) != list(places) or not all(warm.ready for warm in self._warm.values()):
@@ -94,12 +93,12 @@ class WarmPool:
         return [Child(place.rank, warm) for place, warm in self._warm.items()]
 
     def close(self) -> None:
-        """Let the ranks go; whoever stays is for the mark to end."""
+        """Close the ranks' sockets, wait for them to exit, and kill those that do not."""
         for warm in self._warm.values():
             warm.control.close()
         for warm in self._warm.values():
             with suppress(subprocess.TimeoutExpired):
-                warm.wait(FAREWELL_S)
+                warm.wait(EXIT_S)
             if warm.process.poll() is None:
                 warm.process.kill()
                 warm.wait()
