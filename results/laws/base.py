@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from ..wording import did_you_mean
 from .dual import Dual
 
 Columns = Mapping[str, np.ndarray]
+Value = TypeVar("Value", float, np.ndarray)
 AMPLITUDE = (-80.0, 120.0)
 
 
@@ -41,7 +43,7 @@ class Parameter:
     sign: int = 1
     grid: tuple[float, ...] = ()
 
-    def link(self, phi: np.ndarray) -> np.ndarray:
+    def link(self, phi: Value) -> Value:
         with np.errstate(over="ignore"):  # an amplitude beyond 1e308 is reported as inf
             return self.sign * np.exp(phi) if self.log else phi
 
@@ -71,10 +73,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a law computes from: n rows of features, and the centre they were taken around."""
+    """What a law computes from: n rows of features, under keys of the law's own, and the centre they are taken around.
+
+    Features are arrays (n,); a law of whole curves keeps a schedule among them.
+    """
 
     n: int
-    x: dict[str, np.ndarray]
+    x: dict[Any, Any]
     centre: dict = field(default_factory=dict)
 
 
@@ -139,6 +144,16 @@ class Law:
         ends = np.where(log[:, None], AMPLITUDE, (-np.inf, np.inf))
         return (np.where(alone, bounds[:, 0] - shift, ends[:, 0]), np.where(alone, bounds[:, 1] - shift, ends[:, 1]))
 
+    @overload
+    def log_predict(
+        self, theta: np.ndarray, inputs: Inputs, derivatives: Literal[True] = True
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    @overload
+    def log_predict(
+        self, theta: np.ndarray, inputs: Inputs, derivatives: Literal[False]
+    ) -> tuple[np.ndarray, None]: ...
+
     def log_predict(
         self, theta: np.ndarray, inputs: Inputs, derivatives: bool = True
     ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -154,7 +169,7 @@ class Law:
             J[:, j] = g
         return np.broadcast_to(m.v, (len(theta), inputs.n)), J
 
-    def formula(self, p: dict[str, Dual], x: dict[str, np.ndarray], centre: dict) -> Dual:
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         """The log of the law, written once on dual numbers over theta and the prepared features."""
         raise NotImplementedError
 

@@ -153,8 +153,11 @@ def _doubts(f: Fit, given: Rows, *, profile: bool, prior: bool) -> list[str]:
             f"{1 - f.draws_converged:.0%} of the resamples did not converge: the table hardly identifies this law, "
             "and its intervals are rough"
         )
-    if not profile:
-        return notes
+    return notes + _doubts_of_profiles(f, given, prior) if profile else notes
+
+
+def _doubts_of_profiles(f: Fit, given: Rows, prior: bool) -> list[str]:
+    notes: list[str] = []
     off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
     if off and prior:
         notes.append(f"profiles are of the data without the prior, which moves {', '.join(off)} outside them")

@@ -68,8 +68,8 @@ def twins(columns: Mapping[str, np.ndarray], y: np.ndarray, numbers: pd.DataFram
         found &= _one_rounded(v[a], v[b])
     plain = found & (same | (fewer >= 2))
     found = found if (found & ~plain).sum() >= max(3, 0.2 * len(a)) else plain
-    pairs = np.column_stack([a[found], b[found]])
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    twice = np.column_stack([a[found], b[found]])
+    return twice[np.lexsort((twice[:, 1], twice[:, 0]))]
 
 
 def _pairs(at: np.ndarray):

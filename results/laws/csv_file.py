@@ -72,34 +72,44 @@ def form_of(path: Path) -> Form:
     ------
     ValueError: rows have more fields than the header
     """
+    encoding, lines = _first_lines(path)
+    skip = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    declared = re.fullmatch(r"sep=(.)", lines[skip].strip("\r\n")) if lines else None  # Excel's
+    skip += declared is not None
+    lines = [line for line in lines[skip:] if line.strip()]
+    if not lines:
+        raise ValueError("it is empty")
+    separator = declared[1] if declared else _separator(lines)
+    if separator is None:
+        return Form(encoding, r"\s+", ".", skip)
+    header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for number, row in enumerate(rows, 2):
+        _check_length(number, row, len(header), separator)
+    comma = separator != "," and _decimal_comma([cell.strip() for row in rows for cell in row])
+    return Form(encoding, separator, "," if comma else ".", skip)
+
+
+def _first_lines(path: Path) -> tuple[str, list[str]]:
+    """The encoding of a file and its first whole lines."""
     with os.fdopen(files.open_named(path), "rb") as file:
         head = file.read(SAMPLE)
         whole = not file.read(1)
     encoding = _encoding(head)
     lines = head.decode(encoding, errors="ignore").splitlines()
-    lines = lines if whole else lines[:-1]
-    skip = next((i for i, line in enumerate(lines) if line.strip()), 0)
-    asked = re.fullmatch(r"sep=(.)", lines[skip].strip("\r\n")) if lines else None  # Excel's
-    skip += asked is not None
-    lines = [line for line in lines[skip:] if line.strip()]
-    if not lines:
-        raise ValueError("it is empty")
-    separator = asked[1] if asked else _separator(lines)
-    if separator is None:
-        return Form(encoding, r"\s+", ".", skip)
-    header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    for number, row in enumerate(rows, 2):
-        while len(row) > len(header) and not row[-1].strip():
-            row.pop()
-        if len(row) > len(header):
-            hint = (
-                "a comma in a number? separate the columns by semicolons, or quote the number"
-                if separator == ","
-                else "one header for each column?"
-            )
-            raise ValueError(f"line {number} has {len(row)} fields, the header {len(header)} ({hint})")
-    comma = separator != "," and _decimal_comma([cell.strip() for row in rows for cell in row])
-    return Form(encoding, separator, "," if comma else ".", skip)
+    return encoding, lines if whole else lines[:-1]
+
+
+def _check_length(number: int, row: list[str], fields: int, separator: str) -> None:
+    """Takes blank cells at the end out of `row`. Raises ValueError where it is longer than the header all the same."""
+    while len(row) > fields and not row[-1].strip():
+        row.pop()
+    if len(row) > fields:
+        hint = (
+            "a comma in a number? separate the columns by semicolons, or quote the number"
+            if separator == ","
+            else "one header for each column?"
+        )
+        raise ValueError(f"line {number} has {len(row)} fields, the header {fields} ({hint})")
 
 
 def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
@@ -168,14 +178,14 @@ def _decimal_comma(cells: list[str]) -> bool:
 
 def _separator(lines: list[str]) -> str | None:
     """What most lines are cut by into as many fields as the header; None: blanks."""
-    best, found = (0.0, 0), ","
+    best, likely = (0.0, 0), ","
     for separator in SEPARATORS:
         counts = [len(row) for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
         if counts and counts[0] > 1:
             alike = Counter(counts)[counts[0]] / len(counts)
             if (alike, counts[0]) > best:
-                best, found = (alike, counts[0]), separator
+                best, likely = (alike, counts[0]), separator
     if best[1] > 1 or not lines:
-        return found
-    counts = {len(line.split()) for line in lines}
-    return None if len(counts) == 1 and counts != {1} else ","
+        return likely
+    widths = {len(line.split()) for line in lines}
+    return None if len(widths) == 1 and widths != {1} else ","

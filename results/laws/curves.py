@@ -23,30 +23,35 @@ def find_curves(law: Law, frame: pd.DataFrame, given: Rows) -> np.ndarray | None
     along = next((r for r in PROGRESS if r in law.roles), None)
     if along is None or law.needs_run or law.response in PROGRESS or len(given.y) < POINTS:
         return None
-    at = given.columns[along]
-    keys = [given.columns[r] for r in law.roles if r != along]
+    texts = _texts(frame, given)
+    if texts is None:
+        return None
+    keys = [given.columns[r] for r in law.roles if r != along] + texts
+    if not keys:
+        return None
+    names = [str(i) for i in range(len(keys))]
+    code = pd.DataFrame(dict(zip(names, keys, strict=True))).groupby(names, sort=False).ngroup().to_numpy()
+    size = np.bincount(code)
+    if size[size >= POINTS].sum() <= 0.5 * len(code):
+        return None
+    at, on = given.columns[along], np.zeros(len(code), bool)
+    for group in np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1]):
+        if len(group) >= POINTS:
+            on[group] = _is_curve(at[group], given.y[group])
+    return code if on.mean() > 0.5 else None
+
+
+def _texts(frame: pd.DataFrame, given: Rows) -> list[np.ndarray] | None:
+    """The columns of text (n,) at the rows `given`; None where one names every row another, as an id of runs does."""
+    texts = []
     for name in frame:
         if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool:
             continue
         values = frame[name].loc[given.index].astype(str).to_numpy()
-        kinds = len(np.unique(values))
-        if kinds == len(values):
+        if len(np.unique(values)) == len(values):
             return None
-        keys.append(values)
-    if not keys:
-        return None
-    group = pd.DataFrame({str(i): k for i, k in enumerate(keys)}).groupby(
-        [str(i) for i in range(len(keys))], sort=False
-    )
-    code = group.ngroup().to_numpy()
-    on = np.zeros(len(at), bool)
-    size = np.bincount(code)
-    if size[size >= POINTS].sum() <= 0.5 * len(at):
-        return None
-    for rows_ in np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1]):
-        if len(rows_) >= POINTS:
-            on[rows_] = _is_curve(at[rows_], given.y[rows_])
-    return code if on.mean() > 0.5 else None
+        texts.append(values)
+    return texts
 
 
 def _is_curve(at: np.ndarray, y: np.ndarray) -> bool:

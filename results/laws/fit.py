@@ -5,18 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypedDict, Unpack
 
 import numpy as np
 
-from .base import Inputs, Law, get_law
+from .base import Columns, Inputs, Law, get_law
 from .identify import Profile, asymptotic_covariance, profiles
 from .large import is_large, moved, polish, resample, sample_of
 from .resample import Progress, bootstrap, too_few
-from .search import FLAT, SAME, Convergence, Problem, at_best, joined, search, why_not
-from .solver import LOGS, Constraint, Objective, Solution, constrain, penalise
+from .search import FLAT, SAME, Convergence, at_best, joined, search, why_not
+from .solver import LOGS, Constraint, Objective, Problem, Solution, constrain, penalise
 from .table import Rows, enough
 
 
@@ -79,6 +79,11 @@ class Fit:
         return np.log(self.rows.y)
 
     @property
+    def problem(self) -> Problem:
+        """What the fit minimises, without its prior."""
+        return Problem(self.law, self.inputs, self.log_y, self.objective, self.constraint)
+
+    @property
     def residuals(self) -> np.ndarray:
         """log y - log prediction (n,)."""
         return self.log_y - self.law.log_predict(self.theta[None], self.inputs, derivatives=False)[0][0]
@@ -90,20 +95,21 @@ class Fit:
         )
 
     def natural_draws(self) -> np.ndarray:
-        """(B, p) natural parameters of the resamples."""
+        """(B, p) natural parameters of the resamples, which there must be."""
+        assert self.draws is not None
         return self.law.natural(self.draws, self.inputs.centre)
 
     def covariance(self) -> np.ndarray:
         """Covariance of theta (p, p): of the resamples where there are any, else asymptotic."""
         if self.draws is not None:
             return np.atleast_2d(np.cov(self.draws.T))
-        return asymptotic_covariance(self.law, self.inputs, self.log_y, self.theta, self.objective, self.constraint)
+        return asymptotic_covariance(self.problem, self.theta)
 
-    def predict(self, columns) -> np.ndarray:
+    def predict(self, columns: Columns) -> np.ndarray:
         """Predicted response (m,) at the rows of `columns` (role -> (m,))."""
         return np.exp(self.log_predict(columns))
 
-    def log_predict(self, columns, theta: np.ndarray | None = None) -> np.ndarray:
+    def log_predict(self, columns: Columns, theta: np.ndarray | None = None) -> np.ndarray:
         """log prediction (m,), or (B, m) for theta (B, p). Uses the centre of the fitted rows."""
         new = self.law.prepare(columns, self.inputs.centre)
         out = self.law.log_predict(np.atleast_2d(self.theta if theta is None else theta), new, derivatives=False)[0]
@@ -140,7 +146,14 @@ class Choices:
         return dict(self.fix or {})
 
     def keywords(self) -> FitSettings:
-        return FitSettings(**vars(self))
+        return {
+            "objective": self.objective,
+            "fix": self.fix,
+            "level": self.level,
+            "seed": self.seed,
+            "prior": self.prior,
+            "bootstrap_draws": self.bootstrap_draws,
+        }
 
 
 def fit(
@@ -227,10 +240,11 @@ def _fit_large(law: Law, rows: Rows, chosen: Choices, progress: Progress | None)
 
 
 def _problem(f: Fit) -> Problem:
-    penalty = None
-    if f.prior_weight:
-        penalty = penalise(f.law, f.inputs.centre, f.law.prior(f.inputs, f.log_y), f.prior_weight)
-    return Problem(f.law, f.inputs, f.log_y, f.objective, f.constraint, penalty)
+    """What the fit minimises, with its prior."""
+    if not f.prior_weight:
+        return f.problem
+    penalty = penalise(f.law, f.inputs.centre, f.law.prior(f.inputs, f.log_y), f.prior_weight)
+    return replace(f.problem, penalty=penalty)
 
 
 def _value(problem: Problem, s: Solution) -> float:
@@ -260,22 +274,10 @@ def with_bootstrap(f: Fit, draws: int, progress: Progress | None = None) -> Fit:
         return replace(f, no_draws=reason)
     problem = _problem(f)
     if f.sample is not None:
-        found = resample(problem, f.theta, f.rows.cluster, draws, f.seed, progress)
-        return replace(f, draws=found, draws_converged=1.0)
-    found, converged = bootstrap(
-        f.law,
-        f.inputs,
-        f.log_y,
-        f.rows.cluster,
-        f.theta,
-        draws=draws,
-        objective=f.objective,
-        constraint=f.constraint,
-        penalty=problem.penalty,
-        seed=f.seed,
-        progress=progress,
-    )
-    return replace(f, draws=found, draws_converged=converged)
+        stepped = resample(problem, f.theta, f.rows.cluster, draws, f.seed, progress)
+        return replace(f, draws=stepped, draws_converged=1.0)
+    refitted, converged = bootstrap(problem, f.theta, f.rows.cluster, draws, f.seed, progress)
+    return replace(f, draws=refitted, draws_converged=converged)
 
 
 def with_profiles(f: Fit) -> Fit:
@@ -284,13 +286,11 @@ def with_profiles(f: Fit) -> Fit:
     The profiles are of the data without a prior, which would identify what the data does not.
     """
     if f.sample is not None:
-        return _profiles_of_sample(f)
+        return _profiles_of_sample(f, f.sample)
     d, lowered = f.plain or f, ""
     runs = None if f.law.needs_run else d.rows.cluster  # a law of whole curves has few, and says so
     for _ in range(3):
-        found, low = profiles(
-            d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level, runs
-        )
+        curves, low = profiles(d.problem, d.theta, d.value, d.fix, d.level, runs)
         lower = None if low is None else _lower(d, low)
         if lower is None:
             break
@@ -299,26 +299,23 @@ def with_profiles(f: Fit) -> Fit:
         )
         d = lower
     if not lowered:
-        return replace(f, profiles=found)
+        return replace(f, profiles=curves)
     if f.plain is not None:
-        return replace(f, plain=d, profiles=found, notes=f.notes + (lowered,))
-    d = replace(d, profiles=found, notes=f.notes + (lowered,), draws=None)
+        return replace(f, plain=d, profiles=curves, notes=f.notes + (lowered,))
+    d = replace(d, profiles=curves, notes=f.notes + (lowered,), draws=None)
     return d if f.draws is None else with_bootstrap(d, len(f.draws))
 
 
-def _profiles_of_sample(f: Fit) -> Fit:
-    """The profiles of a large table's sample, with the threshold that all its rows have, around the fit of all."""
-    d = f.sample
+def _profiles_of_sample(f: Fit, d: Fit) -> Fit:
+    """The profiles of a large table's sample d, with the threshold that all its rows have, around the fit of all."""
     share = len(d.rows.y) / len(f.rows.y)
-    found, _ = profiles(
-        d.law, d.inputs, d.log_y, d.theta, d.objective, d.value, d.fix, d.constraint, d.level, d.rows.cluster, share
-    )
-    return replace(f, profiles=moved(f.law, found, d.natural, f.natural))
+    curves, _ = profiles(d.problem, d.theta, d.value, d.fix, d.level, d.rows.cluster, share)
+    return replace(f, profiles=moved(f.law, curves, d.natural, f.natural))
 
 
 def _lower(f: Fit, theta: np.ndarray) -> Fit | None:
     """The fit moved to the minimum that a point (p,) leads to, or None where that is no lower."""
-    problem = replace(_problem(f), penalty=None)
+    problem = f.problem
     own, other = problem.solve(f.theta), problem.solve(theta)
     if not float(other.objective[0]) < f.value - SAME * abs(f.value) - 1e-14:
         return None
@@ -326,6 +323,16 @@ def _lower(f: Fit, theta: np.ndarray) -> Fit | None:
     s = joined(joined(own, other), more)
     c = _evidence(problem, s)
     return replace(f, theta=s.theta[s.best], value=_value(problem, s), convergence=c)
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """A fit with one choice made otherwise, to be made."""
+
+    what: str
+    setting: str
+    rows: Rows
+    objective: Objective
 
 
 def with_sensitivity(
@@ -338,39 +345,51 @@ def with_sensitivity(
     (`everything`), and with other columns for a role (`alternatives`, labelled)."""
     if f.sample is not None:
         return replace(f, sensitivity=with_sensitivity(f.sample, progress=progress).sensitivity)
-    cases: list[tuple[str, str, Rows, Objective]] = []
+    variants = [*_other_objectives(f), *_other_rows(f, everything)]
+    variants += [_Variant("convention", label, rows, f.objective) for label, rows in (alternatives or {}).items()]
+    out = []
+    for i, variant in enumerate(variants):
+        if progress:
+            progress("sensitivity", i / len(variants))
+        try:
+            refitted = _refit(f, variant)
+        except ValueError:
+            continue  # fewer rows than the law needs: nothing to compare with
+        out.append(Sensitivity(variant.what, variant.setting, refitted.natural, len(variant.rows.y)))
+    return replace(f, sensitivity=tuple(out))
+
+
+def _other_objectives(f: Fit) -> Iterator[_Variant]:
     for delta in (1e-4, 1e-3, 1e-2, 1e-1):
         if f.objective != Objective("huber", delta):
-            cases.append(("delta", f"huber {delta:g}", f.rows, Objective("huber", delta)))
-    cases += [("objective", kind, f.rows, Objective(kind)) for kind in ("l1", "squares") if kind != f.objective.kind]
+            yield _Variant("delta", f"huber {delta:g}", f.rows, Objective("huber", delta))
+    for kind in ("l1", "squares"):
+        if kind != f.objective.kind:
+            yield _Variant("objective", kind, f.rows, Objective(kind))
+
+
+def _other_rows(f: Fit, everything: Rows | None) -> Iterator[_Variant]:
     worst = np.argsort(-np.abs(f.residuals))
     for k in sorted({1, max(1, round(0.05 * len(worst)))}):
         keep = np.ones(len(worst), bool)
         keep[worst[:k]] = False
-        cases.append(("outliers", f"without the {k} worst row{'s' * (k > 1)}", f.rows.take(keep), f.objective))
-    if everything is not None and len(everything.y) != len(f.rows.y):
-        extra = len(everything.y) - len(f.rows.y)
-        cases.append(
-            ("outliers", f"with the {extra} row{'s' * (extra > 1)} left out by where", everything, f.objective)
-        )
-    cases += [("convention", label, rows, f.objective) for label, rows in (alternatives or {}).items()]
-    out = []
-    for i, (what, setting, rows, objective) in enumerate(cases):
-        if progress:
-            progress("sensitivity", i / len(cases))
-        try:
-            inputs = f.law.prepare(rows.columns)
-            log_y = np.log(rows.y)
-            starts = f.law.starts(inputs, log_y)
-            start = np.concatenate([f.theta[None], starts[:: max(1, len(starts) // 6)]])  # its own optimum, and some
-            g = fit(f.law, rows, objective=objective, fix=f.fix, prior=f.prior_weight, start=start)
-        except ValueError:
-            continue  # fewer rows than the law needs: nothing to compare with
-        out.append(Sensitivity(what, setting, g.natural, len(rows.y)))
-    return replace(f, sensitivity=tuple(out))
+        rows = "rows" if k > 1 else "row"
+        yield _Variant("outliers", f"without the {k} worst {rows}", f.rows.take(keep), f.objective)
+    extra = 0 if everything is None else len(everything.y) - len(f.rows.y)
+    if everything is not None and extra:
+        setting = f"with the {extra} {'rows' if extra > 1 else 'row'} left out by where"
+        yield _Variant("outliers", setting, everything, f.objective)
 
 
-def _conditions(law, inputs, theta, constraint) -> tuple[float, float]:
+def _refit(f: Fit, variant: _Variant) -> Fit:
+    """From the fit's own optimum and some of the law's starts."""
+    inputs, log_y = f.law.prepare(variant.rows.columns), np.log(variant.rows.y)
+    starts = f.law.starts(inputs, log_y)
+    start = np.concatenate([f.theta[None], starts[:: max(1, len(starts) // 6)]])
+    return fit(f.law, variant.rows, objective=variant.objective, fix=f.fix, prior=f.prior_weight, start=start)
+
+
+def _conditions(law: Law, inputs: Inputs, theta: np.ndarray, constraint: Constraint | None) -> tuple[float, float]:
     """Condition number of J'J as fitted, and in natural parameters."""
     J = law.log_predict(theta[None], inputs)[1][0].T
     T, shift = law.coordinates(inputs.centre)
@@ -382,5 +401,12 @@ def _conditions(law, inputs, theta, constraint) -> tuple[float, float]:
     at = np.arange(len(theta)) if constraint is None else constraint.free
     at = at[~(law.vanishing & (theta <= law.box(inputs.centre)[0]))[at]]  # a term that is 0 has no slope
     J, raw = J[:, at], raw[:, at]
+    return _condition(J), _condition(raw)
+
+
+def _condition(J: np.ndarray) -> float:
+    """Condition number of J'J."""
+    if not np.isfinite(J).all():
+        return float("inf")
     with np.errstate(over="ignore"):
-        return tuple(float(np.linalg.cond(M) ** 2) if np.isfinite(M).all() else float("inf") for M in (J, raw))
+        return float(np.linalg.cond(J) ** 2)

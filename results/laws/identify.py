@@ -10,14 +10,16 @@ interval is withheld and only the refusal stands.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from .base import Inputs, Law, Parameter
+from .base import Parameter
 from .resample import too_few
-from .solver import Constraint, InUnits, Objective, constrain, minimise
+from .solver import Constraint, Objective, Problem, constrain
 
 STEPS = np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 12.0, 40.0])  # in standard errors, on either side
 STEEP = 4.0  # sqrt(rise) beyond the crossing above which a straight line to there says nothing of where it lies
@@ -56,116 +58,145 @@ def spread(residuals: np.ndarray, objective: Objective, free: int) -> tuple[floa
     return tau, slope
 
 
-def asymptotic_covariance(
-    law: Law, inputs: Inputs, log_y: np.ndarray, theta: np.ndarray, objective: Objective, constraint: Constraint | None
-) -> np.ndarray:
+def asymptotic_covariance(problem: Problem, theta: np.ndarray) -> np.ndarray:
     """Covariance of theta (p, p), rows independent: (J'J)^-1 E psi^2 / (E psi')^2; the scale of the profile's grid."""
-    if objective.kind == "raw_squares":
-        law, log_y = InUnits(law), np.exp(log_y)
-    m, J = law.log_predict(theta[None], inputs)
-    J, basis = J[0].T, np.eye(len(theta)) if constraint is None else constraint.basis
-    tau, slope = spread(log_y - m[0], objective, basis.shape[1])
+    m, slopes = problem.predictor.log_predict(theta[None], problem.inputs)
+    J, basis = slopes[0].T, _basis(problem, theta)
+    tau, slope = spread(problem.response - m[0], problem.objective, basis.shape[1])
     J = J @ basis
     norm = np.maximum(np.sqrt((J**2).sum(0)), 1e-300)  # a term near 0 is no reason to drop its direction
     inverse = np.linalg.pinv((J / norm).T @ (J / norm), rcond=1e-14) / norm / norm[:, None]
     return basis @ (inverse * tau / slope) @ basis.T
 
 
+def _basis(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    return np.eye(len(theta)) if problem.constraint is None else problem.constraint.basis
+
+
 def profiles(
-    law: Law,
-    inputs: Inputs,
-    log_y: np.ndarray,
+    problem: Problem,
     theta: np.ndarray,
-    objective: Objective,
     best: float,
-    fix: dict,
-    constraint: Constraint | None,
+    fix: Mapping[str, float | str],
     level: float,
     cluster: np.ndarray | None = None,
     share: float = 1.0,
 ) -> tuple[tuple[Profile, ...], np.ndarray | None]:
     """A profile for every free parameter that is an affine function of theta, and the lowest point (p,) found on
     the way where it lies below `best`, else None. share: the rows' share of those whose intervals are wanted."""
-    T, shift = law.coordinates(inputs.centre)
-    m, _ = law.log_predict(theta[None], inputs, derivatives=False)
+    law, inputs, constraint = problem.law, problem.inputs, problem.constraint
+    m = problem.predictor.log_predict(theta[None], inputs, derivatives=False)[0]
     free = len(theta) if constraint is None else len(constraint.free)
-    raw = objective.kind == "raw_squares"
-    tau, _ = spread(np.exp(log_y) - np.exp(m[0]) if raw else log_y - m[0], objective, free)
+    tau, _ = spread(problem.response - m[0], problem.objective, free)
     threshold = max(0.5 * stats.chi2.ppf(level, 1) * tau * share, 1e-300)
-    cov = asymptotic_covariance(law, inputs, log_y, theta, objective, constraint)
     factor, withheld = np.ones(len(theta)), ""
-    if cluster is not None and (runs := int(cluster.max()) + 1) < len(log_y):
+    if cluster is not None and (runs := int(cluster.max()) + 1) < len(problem.log_y):
         withheld = too_few(runs, free) or ""
-        factor = _by_run(law, inputs, log_y, theta, objective, constraint, cluster, level)
-    out, lowest = [], (best, None)
+        factor = _by_run(problem, theta, cluster, level)
+    scan = _Scan(problem, theta, best, fix)
+    cov, (T, shift) = asymptotic_covariance(problem, theta), law.coordinates(inputs.centre)
+    out = []
     for j, p in enumerate(law.parameters):
         if p.name in law.bent or p.name in fix:
             continue
         centre = float(T[j] @ theta + shift[j])
-        grid, lo, hi = _grid(p, centre, float(np.sqrt(max(T[j] @ cov @ T[j], 0.0))))
-        if len(grid) == 0:  # so far out that no step changes it
+        grid = _grid(p, centre, float(np.sqrt(max(T[j] @ cov @ T[j], 0.0))))
+        if len(grid.at) == 0:  # so far out that no step changes it
             value = float(p.link(np.float64(centre)))
-            out.append(
-                Profile(p.name, None, None, False, f"the fit drives it to {value:.3g} without end", (value,), (0.0,))
-            )
+            why = f"the fit drives it to {value:.3g} without end"
+            out.append(Profile(p.name, None, None, False, why, (value,), (0.0,)))
             continue
-        held = constrain(law, inputs.centre, fix, {p.name: centre})
+        curve = scan.along(p.name, centre, grid.at, threshold * factor[j])
+        out.append(replace(_read_off(p, curve, grid), withheld=withheld))
+    return tuple(out), scan.lowest
+
+
+class _Curve(NamedTuple):
+    """The rise (k,) of the objective over its threshold, with a parameter held at (k,); the optimum is at `centre`."""
+
+    at: np.ndarray
+    rise: np.ndarray
+    centre: float
+
+    @property
+    def middle(self) -> int:
+        return int(np.flatnonzero(self.at == self.centre)[0])
+
+
+@dataclass
+class _Scan:
+    """Minima with one parameter held along a grid; `lowest` is the lowest point below `best` that was met."""
+
+    problem: Problem
+    theta: np.ndarray
+    best: float
+    fix: Mapping[str, float | str]
+    lowest: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.lowest_value = self.best
+
+    def along(self, name: str, centre: float, grid: np.ndarray, threshold: float) -> _Curve:
+        law, middle = self.problem.law, self.problem.inputs.centre
+        held = constrain(law, middle, self.fix, {name: centre})
         # phi_j = c is R theta = c - shift; the pivot of this row carries the whole change
-        unit = constrain(law, inputs.centre, fix, {p.name: centre + 1.0}).offset - held.offset
-        at, rise = np.array([centre]), np.zeros(1)
+        unit = constrain(law, middle, self.fix, {name: centre + 1.0}).offset - held.offset
+        curve = _Curve(np.array([centre]), np.zeros(1), centre)
         for _ in range(1 + REFINE):
             offset = held.offset + (grid - centre)[:, None] * unit
-            some = Constraint(held.basis, offset, held.free)
-            start = np.repeat(theta[None], len(grid), 0)
-            s = minimise(law, inputs, log_y, start, objective=objective, constraint=some)
-            if s.objective[s.best] < lowest[0]:
-                lowest = float(s.objective[s.best]), s.theta[s.best]
+            objective = self._minima(Constraint(held.basis, offset, held.free), len(grid))
             # below 0: the caller moves there
-            rise = np.append(rise, np.maximum(s.objective - best, 0.0) / (threshold * factor[j]))
-            at = np.append(at, grid)
+            rise = np.append(curve.rise, np.maximum(objective - self.best, 0.0) / threshold)
+            at = np.append(curve.at, grid)
             order = np.argsort(at)
-            at, rise = at[order], rise[order]
-            grid = _between(at, rise, centre)
+            curve = _Curve(at[order], rise[order], centre)
+            grid = _between(curve)
             if len(grid) == 0:
                 break
-        middle = int(np.flatnonzero(at == centre)[0])
-        on = np.exp(at) if p.vanishes else at  # a term that may be 0 is linear in its value
-        low, high = _crossing(on[: middle + 1][::-1], rise[: middle + 1][::-1]), _crossing(on[middle:], rise[middle:])
-        if p.vanishes:
-            low, high = (None if v is None else float(np.log(v)) for v in (low, high))
-        out.append(replace(_verdict(p, at, rise, low, high, lo, hi), withheld=withheld))
-    return tuple(out), lowest[1]
+        return curve
+
+    def _minima(self, constraint: Constraint, count: int) -> np.ndarray:
+        """The objective (count,) at the minima under a constraint with as many offsets."""
+        s = replace(self.problem, constraint=constraint, penalty=None).solve(np.repeat(self.theta[None], count, 0))
+        if s.objective[s.best] < self.lowest_value:
+            self.lowest_value, self.lowest = float(s.objective[s.best]), s.theta[s.best]
+        return s.objective
 
 
-def _by_run(law, inputs, log_y, theta, objective, constraint, cluster, level) -> np.ndarray:
+def _by_run(problem: Problem, theta: np.ndarray, cluster: np.ndarray, level: float) -> np.ndarray:
     """By what each threshold (p,) grows where rows of one run move together.
 
     A likelihood ratio of dependent rows is a chi2 times the ratio of the sandwich variance to the plain one (Kent
     1982; Liang and Zeger 1986), here summed by run, with (G/(G - q))^2, the jackknife's for an even leverage (Bell and
     McCaffrey 2002), and Student's t for few runs G and q parameters.
     """
-    if objective.kind == "raw_squares":
-        law, log_y = InUnits(law), np.exp(log_y)
-    m, J = law.log_predict(theta[None], inputs)
-    basis = np.eye(len(theta)) if constraint is None else constraint.basis
-    J = J[0].T @ basis
+    m, slopes = problem.predictor.log_predict(theta[None], problem.inputs)
+    basis, objective = _basis(problem, theta), problem.objective
+    J = slopes[0].T @ basis
     norm = np.maximum(np.sqrt((J**2).sum(0)), 1e-300)
     J = J / norm
-    bound = np.inf if objective.kind.endswith("squares") else 1e-6 if objective.kind == "l1" else objective.delta
-    psi = np.clip(log_y - m[0], -bound, bound)
+    psi = np.clip(problem.response - m[0], -objective.bound, objective.bound)
     runs, (n, q) = int(cluster.max()) + 1, J.shape
     scores = np.zeros((runs, q))
     np.add.at(scores, cluster, J * psi[:, None])
     inverse = np.linalg.pinv(J.T @ J, rcond=1e-14)
-    a = (law.coordinates(inputs.centre)[0] @ basis / norm) @ inverse  # phi_j as a function of the scores
+    T = problem.law.coordinates(problem.inputs.centre)[0]
+    a = (T @ basis / norm) @ inverse  # phi_j as a function of the scores
     by_run = np.einsum("jq,qr,jr->j", a, scores.T @ scores, a) * (runs / max(runs - q, 1)) ** 2
     by_row = np.einsum("jq,qr,jr->j", a, J.T @ J, a) * np.mean(psi**2) * n / max(n - q, 1)
     t = stats.t.ppf(0.5 + level / 2, max(runs - q, 1)) / stats.norm.ppf(0.5 + level / 2)
     return np.maximum(by_run / np.maximum(by_row, 1e-300), 1.0) * t**2
 
 
-def _grid(p: Parameter, centre: float, se: float) -> tuple[np.ndarray, float, float]:
-    """Where to hold a parameter (k,), in its fitted coordinate, and the ends of that grid."""
+class _Grid(NamedTuple):
+    """Where a parameter is held (k,), in its fitted coordinate, and the ends of that grid."""
+
+    at: np.ndarray
+    low: float
+    high: float
+
+
+def _grid(p: Parameter, centre: float, se: float) -> _Grid:
     bounds = p.phi_bounds()
     width = 60.0 if p.log else max(10.0, 10 * abs(centre))
     lo, hi = max(bounds[0], centre - width), min(bounds[1], centre + width)
@@ -175,12 +206,13 @@ def _grid(p: Parameter, centre: float, se: float) -> tuple[np.ndarray, float, fl
         value = np.exp(centre) * (1.0 + np.concatenate([-STEPS, STEPS]) * max(se, 1e-6))
         points = np.append(np.log(np.maximum(value, p.low)), [lo, hi])
     grid = np.unique(np.clip(points, lo, hi))
-    return grid[np.abs(grid - centre) > 1e-9 * max(abs(centre), 1e-3)], lo, hi
+    return _Grid(grid[np.abs(grid - centre) > 1e-9 * max(abs(centre), 1e-3)], lo, hi)
 
 
-def _between(at: np.ndarray, rise: np.ndarray, centre: float) -> np.ndarray:
-    """Where to look again (k,), in gaps of the grid `at` (n,) that hold a crossing and are too wide to read it off."""
-    middle, out = int(np.flatnonzero(at == centre)[0]), []
+def _between(curve: _Curve) -> np.ndarray:
+    """Where to hold the parameter next (k,): in gaps of the curve that hold a crossing and are too wide to read it."""
+    at, rise, centre = curve
+    middle, out = curve.middle, []
     for side in (np.arange(middle, -1, -1), np.arange(middle, len(at))):
         above = np.flatnonzero(~(np.sqrt(rise[side]) < 1.0))
         if len(above) and above[0] > 0 and not np.sqrt(rise[side[above[0]]]) < STEEP:
@@ -203,18 +235,29 @@ def _crossing(at: np.ndarray, rise: np.ndarray) -> float | None:
     return float(at[k - 1] + (at[k] - at[k - 1]) * (1.0 - root[k - 1]) / max(root[k] - root[k - 1], 1e-300))
 
 
-def _verdict(p, at, rise, low, high, lo, hi) -> Profile:
-    def natural(v):
-        return None if v is None else float(p.link(np.float64(v)))
+def _read_off(p: Parameter, curve: _Curve, grid: _Grid) -> Profile:
+    """The interval of a parameter, and whether the data identifies it."""
+    at, rise, middle = curve.at, curve.rise, curve.middle
+    on = np.exp(at) if p.vanishes else at  # a term that may be 0 is linear in its value
+    low, high = _crossing(on[: middle + 1][::-1], rise[: middle + 1][::-1]), _crossing(on[middle:], rise[middle:])
+    if p.vanishes:
+        low, high = (None if v is None else float(np.log(v)) for v in (low, high))
+    first, last = (None if v is None else float(p.link(np.float64(v))) for v in (low, high))
+    reason = _why_refused(p, low, high, grid)
+    if p.log and p.sign < 0:
+        first, last = last, first
+    values = tuple(map(float, p.link(at)))
+    return Profile(p.name, first, last, not reason, reason, values, tuple(map(float, rise)))
 
-    ends = (natural(low), natural(high)) if p.sign > 0 or not p.log else (natural(high), natural(low))
-    reason = ""
-    if low is None or high is None:
-        side = "down to" if low is None else "up to"
-        edge = p.link(np.float64(lo if low is None else hi))
-        reason = f"the objective stays below its 95% threshold {side} {edge:.3g}"
-        if p.vanishes and low is None and high is not None:
-            reason = f"0 is in its 95% interval, which ends at {natural(high):.3g}"
-    elif p.log and high - low > DECADES * np.log(10):
-        reason = f"its interval spans {(high - low) / np.log(10):.1f} decades"
-    return Profile(p.name, *ends, not reason, reason, tuple(map(float, p.link(at))), tuple(map(float, rise)))
+
+def _why_refused(p: Parameter, low: float | None, high: float | None, grid: _Grid) -> str:
+    """Why there is no point estimate, from the interval in the fitted coordinate; "" where there is one."""
+    if low is not None and high is not None:
+        if p.log and high - low > DECADES * np.log(10):
+            return f"its interval spans {(high - low) / np.log(10):.1f} decades"
+        return ""
+    if p.vanishes and low is None and high is not None:
+        return f"0 is in its 95% interval, which ends at {float(p.link(np.float64(high))):.3g}"
+    side = "down to" if low is None else "up to"
+    edge = p.link(np.float64(grid.low if low is None else grid.high))
+    return f"the objective stays below its 95% threshold {side} {edge:.3g}"

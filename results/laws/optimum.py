@@ -6,7 +6,7 @@ the ratio of a FLOPs column to N D where the table has one).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -85,27 +85,42 @@ def optimum(f: Fit, flops: float, flops_per_nd: float = 6.0) -> Optimum:
     tail = 50 * (1 - f.level)
     missing = float(np.mean(np.isnan(Nb)))
     note = f"{missing:.0%} of the resamples have no optimum" if missing else ""
-    q = [tuple(map(float, np.nanpercentile(v, [tail, 100 - tail]))) for v in (Nb, Db, lb, ab)]
-    return Optimum(flops, float(N[0]), float(D[0]), float(at[0]), float(a[0]), *q, note)
+
+    def interval(values: np.ndarray) -> tuple[float, float]:
+        low, high = np.nanpercentile(values, [tail, 100 - tail])
+        return float(low), float(high)
+
+    return Optimum(
+        flops,
+        float(N[0]),
+        float(D[0]),
+        float(at[0]),
+        float(a[0]),
+        interval(Nb),
+        interval(Db),
+        interval(lb),
+        interval(ab),
+        note,
+    )
 
 
 def identified_optimum(f: Fit, flops: float, flops_per_nd: float = 6.0) -> Optimum:
     """`optimum`, refused where a parameter that it moves with is (`Fit.profiles`)."""
-    found = optimum(f, flops, flops_per_nd)
-    moved = [p for p in f.profiles if not p.identified and _moves(f, p.name, flops, flops_per_nd, found.params)]
+    best = optimum(f, flops, flops_per_nd)
+    moved = [p for p in f.profiles if not p.identified and _moves(f, p.name, flops, flops_per_nd, best.params)]
     if not moved:
-        return found
+        return best
     *most, last = [p.name for p in moved]
     names = f"{', '.join(most)} and {last}" if most else last
     note = f"no optimum: it moves with {names}, which the table does not identify"
-    empty = {name: None for name in ("params", "tokens", "loss", "exponent")}
-    return replace(found, **empty, **{f"{name}_interval": None for name in empty}, note=note)
+    return Optimum(flops, None, None, None, None, None, None, None, None, note)
 
 
-def _moves(f: Fit, name: str, flops: float, k: float, params: float) -> bool:
+def _moves(f: Fit, name: str, flops: float, k: float, params: float | None) -> bool:
     """Whether N* changes with one natural parameter, the others held; True where there is no N* at all."""
     T, _ = f.law.coordinates(f.inputs.centre)
     step = np.zeros(len(f.theta))
     step[f.law.names.index(name)] = 1e-3
+    assert params is not None  # `optimum` gives a number, nan where there is none
     there = optima(f, flops, k, (f.theta + np.linalg.solve(T, step))[None])[0][0]
     return not abs(np.log(there / params)) < 1e-7

@@ -78,28 +78,31 @@ def points(
     if at and law.needs_run:
         raise ValueError(f"at: law {law.name!r} reads whole curves, not single runs")
     role_of = {column: role for role, column in names.items()} | {role: role for role in law.roles}
-    out, reads = [], ", ".join(law.roles)
-    for asked in at:
-        run = {}
-        for name, value in asked.items():
-            if name not in role_of:
-                raise ValueError(f"at: law {law.name!r} reads {reads}: " + unknown("role", name, role_of))
-            if not np.isfinite(value) or value < 0 or (value == 0 and role_of[name] not in law.zero_ok):
-                raise ValueError(f"at: {name} must be a positive number, got {value:g}")
-            if role_of[name] in run:
-                raise ValueError(f"at: {role_of[name]} is given twice, the second time as {name}={value:g}")
-            run[role_of[name]] = float(value)
-        left = [role for role in law.roles if role not in run]
-        if left:
-            raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(left)} is not given")
-        for role, least in _least(law, given).items():
-            if run[role] * OTHER_UNITS < least:
-                raise ValueError(
-                    f"at: {role}={run[role]:g} is {least / run[role]:.3g} times below the smallest of the table, "
-                    f"{least:.4g}: give it in the units of the table"
-                )
-        out.append(run)
-    return out
+    return [_point(law, run, role_of, given) for run in at]
+
+
+def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], given: Rows) -> dict[str, float]:
+    run: dict[str, float] = {}
+    reads = ", ".join(law.roles)
+    for name, value in asked.items():
+        if name not in role_of:
+            raise ValueError(f"at: law {law.name!r} reads {reads}: " + unknown("role", name, role_of))
+        role = role_of[name]
+        if not np.isfinite(value) or value < 0 or (value == 0 and role not in law.zero_ok):
+            raise ValueError(f"at: {name} must be a positive number, got {value:g}")
+        if role in run:
+            raise ValueError(f"at: {role} is given twice, the second time as {name}={value:g}")
+        run[role] = float(value)
+    missing = [role for role in law.roles if role not in run]
+    if missing:
+        raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(missing)} is not given")
+    for role, least in _least(law, given).items():
+        if run[role] * OTHER_UNITS < least:
+            raise ValueError(
+                f"at: {role}={run[role]:g} is {least / run[role]:.3g} times below the smallest of the table, "
+                f"{least:.4g}: give it in the units of the table"
+            )
+    return run
 
 
 def _least(law: Law, given: Rows) -> dict[str, float]:
@@ -111,29 +114,33 @@ def predictions(
     cast: Forecast, given: Rows, asked: Sequence[Mapping[str, float]], flops: Sequence[float | None] | None = None
 ) -> tuple[Prediction, ...]:
     """The forecast at each run asked for; flops: the budget that each is the optimum of, or None."""
-    law, out = cast.fits[0].law, []
-    columns = {r: np.array([run[r] for run in asked], float) for r in law.roles}
     if not asked:
         return ()
+    law = cast.fits[0].law
+    columns = {r: np.array([run[r] for run in asked], float) for r in law.roles}
     point, low, high = cast.predict(columns)
-    beyond = {r: columns[r] / given.columns[r].max() for r in law.roles if given.columns[r].max() > 0}
-    beyond["extent"] = law.extent(columns) / law.extent(given.columns).max()
+    calibrated = cast.calibration is not None
+    ratios = {r: columns[r] / given.columns[r].max() for r in law.roles if given.columns[r].max() > 0}
+    ratios["extent"] = law.extent(columns) / law.extent(given.columns).max()
+    least, budgets = _least(law, given), flops or [None] * len(asked)
+    out = []
     for i, run in enumerate(asked):
         near, factor = _nearest(law, given, run)
-        fine = cast.calibration is not None
+        beyond = {r: float(v[i]) for r, v in ratios.items()}
+        doubt = _doubt(cast, run, beyond, least)
         out.append(
             Prediction(
                 dict(run),
                 float(point[i]),
-                float(low[i]) if fine else None,
-                float(high[i]) if fine else None,
-                float(high[i] / low[i] - 1) if fine else None,
-                {r: float(v[i]) for r, v in beyond.items()},
+                float(low[i]) if calibrated else None,
+                float(high[i]) if calibrated else None,
+                float(high[i] / low[i] - 1) if calibrated else None,
+                beyond,
                 near,
                 factor,
-                None if flops is None else flops[i],
+                budgets[i],
                 cast.why_not,
-                _doubt(cast, run, {r: float(v[i]) for r, v in beyond.items()}, _least(law, given)),
+                doubt,
             )
         )
     return tuple(out)
@@ -167,39 +174,52 @@ def holdout(f: Fit, cast: Forecast | None, test: Rows) -> Holdout:
     """How the forecast (the law alone, where there is none) did on held-out rows. Raises ValueError without rows."""
     if len(test.y) == 0:
         raise ValueError("holdout: every held-out row has nulls")
-    log_y, law_point, tail = np.log(test.y), f.predict(test.columns), 50 * (1 - f.level)
-    predicted, low, high = (law_point, None, None) if cast is None else cast.predict(test.columns)
-    plain = plain_score = covered = width = own_score = None
+    log_y, law_point = np.log(test.y), f.predict(test.columns)
+    predicted, interval = law_point, None
+    if cast is not None:
+        predicted, *ends = cast.predict(test.columns)
+        interval = None if cast.calibration is None else ends
+    calibrated, width = None, None
+    if interval is not None:
+        low, high = interval
+        calibrated, width = _coverage(test.y, low, high, f.level), float(np.median(high / low - 1))
+    plain = None
     if f.draws is not None:
-        a, b = np.nanpercentile(f.log_predict(test.columns, f.draws), [tail, 100 - tail], axis=0)
-        plain, plain_score = float(np.mean((a <= log_y) & (log_y <= b))), score(log_y, a, b, f.level)
-    if cast is None or cast.calibration is None:
-        low = high = [None] * len(test.y)
-    else:
-        covered = float(np.mean((low <= test.y) & (test.y <= high)))
-        width, own_score = float(np.median(high / low - 1)), score(log_y, np.log(low), np.log(high), f.level)
-    relative = np.abs(predicted / test.y - 1)
-    worst = tuple(
-        {
-            **{r: test.columns[r][i] for r in f.law.roles},
-            "observed": test.y[i],
-            "predicted": predicted[i],
-            "relative_error": relative[i],
-            "low": low[i],
-            "high": high[i],
-        }
-        for i in np.argsort(-relative)[:WORST]
-    )
+        tail = 50 * (1 - f.level)
+        low, high = np.nanpercentile(f.log_predict(test.columns, f.draws), [tail, 100 - tail], axis=0)
+        inside = float(np.mean((low <= log_y) & (log_y <= high)))
+        plain = inside, score(log_y, low, high, f.level)
     return Holdout(
         len(test.y),
         float(np.sqrt(np.mean((np.log(predicted) - log_y) ** 2))),
-        float(relative.mean()),
-        covered,
+        float(np.abs(predicted / test.y - 1).mean()),
+        None if calibrated is None else calibrated[0],
         width,
-        own_score,
+        None if calibrated is None else calibrated[1],
         float(np.sqrt(np.mean((np.log(law_point) - log_y) ** 2))),
         float(np.abs(law_point / test.y - 1).mean()),
-        plain,
-        plain_score,
-        worst,
+        None if plain is None else plain[0],
+        None if plain is None else plain[1],
+        _worst(f.law, test, predicted, interval),
+    )
+
+
+def _coverage(y: np.ndarray, low: np.ndarray, high: np.ndarray, level: float) -> tuple[float, float]:
+    """The share of y (n,) inside its interval, and the interval score."""
+    return float(np.mean((low <= y) & (y <= high))), score(np.log(y), np.log(low), np.log(high), level)
+
+
+def _worst(law: Law, test: Rows, predicted: np.ndarray, interval: list[np.ndarray] | None) -> tuple[dict, ...]:
+    """The rows that are forecast worst, the worst first."""
+    relative = np.abs(predicted / test.y - 1)
+    return tuple(
+        {
+            **{r: test.columns[r][i] for r in law.roles},
+            "observed": test.y[i],
+            "predicted": predicted[i],
+            "relative_error": relative[i],
+            "low": None if interval is None else interval[0][i],
+            "high": None if interval is None else interval[1][i],
+        }
+        for i in np.argsort(-relative)[:WORST]
     )

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -93,16 +94,11 @@ def estimates(f: Fit) -> tuple[Estimate, ...]:
     profile = {p.name: p for p in f.profiles}
     refused = {n for n, p in profile.items() if not p.identified}
     draws = None if f.draws is None else f.natural_draws()
-    tail = 50 * (1 - f.level)
     out = []
     for j, p in enumerate(f.law.parameters):
-        held, value, seen = p.name in f.fix, f.natural[p.name], profile.get(p.name)
-        se = low = high = None
-        if draws is not None and not held:
-            with np.errstate(all="ignore"):
-                d = draws[:, j]
-                se, (low, high) = float(np.std(d, ddof=1)), map(float, np.percentile(d, [tail, 100 - tail]))
-        reason = "" if held or seen is None else seen.reason
+        held, value, curve = p.name in f.fix, f.natural[p.name], profile.get(p.name)
+        spread = _Spread() if draws is None or held else _spread(draws[:, j], f.level)
+        reason = "" if held or curve is None else curve.reason
         if p.name in f.law.bent:
             reason = "".join(
                 f"it moves with {n}, which is not identified" for n in sorted(refused & _moves_with(f, j))[:1]
@@ -113,16 +109,31 @@ def estimates(f: Fit) -> tuple[Estimate, ...]:
                 p.meaning,
                 None if reason else value,
                 value,
-                se,
-                low,
-                high,
-                None if seen is None or seen.withheld else (seen.low, seen.high),
+                spread.se,
+                spread.low,
+                spread.high,
+                None if curve is None or curve.withheld else (curve.low, curve.high),
                 not reason,
                 reason,
                 held,
             )
         )
     return tuple(out)
+
+
+class _Spread(NamedTuple):
+    """Standard error and interval of the resamples; None where there are none."""
+
+    se: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def _spread(draws: np.ndarray, level: float) -> _Spread:
+    tail = 50 * (1 - level)
+    with np.errstate(all="ignore"):
+        low, high = np.percentile(draws, [tail, 100 - tail])
+        return _Spread(float(np.std(draws, ddof=1)), float(low), float(high))
 
 
 def _moves_with(f: Fit, j: int) -> set[str]:
@@ -151,9 +162,8 @@ def _plain(value):
 def _text(r: FitReport) -> Iterator[str]:
     yield f"{r.law}: {r.equation}"
     yield f"  {r.source}"
-    yield f"  {r.rows} rows of {r.runs} runs from {r.table}" + "".join(
-        f"; {n} left out ({why})" for why, n in r.left_out.items() if n
-    )
+    left_out = "".join(f"; {n} left out ({why})" for why, n in r.left_out.items() if n)
+    yield f"  {r.rows} rows of {r.runs} runs from {r.table}{left_out}"
     how = r.objective if r.delta is None else f"{r.objective} (delta {r.delta:g})"
     of = "residuals" if r.objective == "raw_squares" else "log residuals"
     yield f"  objective: {how} on {of} = {r.objective_value:.8g}; rms log residual {r.residual_rmse_log:.4g}"
@@ -166,13 +176,7 @@ def _text(r: FitReport) -> Iterator[str]:
             f"  bootstrap: {r.bootstrap_draws} resamples of {r.runs} runs, {r.bootstrap_converged:.1%} converged, "
             f"seed {r.seed}"
         )
-    if r.sensitivity:
-        yield "\nsensitivity"
-        names = [e.name for e in r.parameters if not e.held]
-        yield from table(
-            ["", "rows", *names],
-            [[f"{s.what}: {s.setting}", str(s.n), *(number(s.parameters[n]) for n in names)] for s in r.sensitivity],
-        )
+    yield from _sensitivity(r)
     yield from forecast_text.optima(r.optima, r.convention, r.level)
     for f in r.frontiers:
         yield from forecast_text.frontier(f, f"{r.level:.0%}")
@@ -182,6 +186,17 @@ def _text(r: FitReport) -> Iterator[str]:
     yield from forecast_text.next_runs(r.next_runs)
     yield from (f"\nnote: {note}" for note in r.notes if not note.startswith("WARNING"))
     yield from _not_converged(r)
+
+
+def _sensitivity(r: FitReport) -> Iterator[str]:
+    if not r.sensitivity:
+        return
+    yield "\nsensitivity"
+    names = [e.name for e in r.parameters if not e.held]
+    yield from table(
+        ["", "rows", *names],
+        [[f"{s.what}: {s.setting}", str(s.n), *(number(s.parameters[n]) for n in names)] for s in r.sensitivity],
+    )
 
 
 def _parameters(r: FitReport) -> Iterator[str]:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .base import Inputs, Law
-from .solver import Constraint, Objective, Penalty, minimise
+from .solver import Problem
 
 Progress = Callable[[str, float], None]
 BLOCK = 512  # resamples whose weights are held at a time
@@ -42,39 +41,17 @@ def resample_weights(cluster: np.ndarray, draws: int, rng: np.random.Generator, 
 
 
 def bootstrap(
-    law: Law,
-    inputs: Inputs,
-    log_y: np.ndarray,
-    cluster: np.ndarray,
-    theta: np.ndarray,
-    *,
-    draws: int,
-    objective: Objective,
-    constraint: Constraint | None = None,
-    penalty: Penalty | None = None,
-    seed: int = 0,
-    progress: Progress | None = None,
+    problem: Problem, theta: np.ndarray, cluster: np.ndarray, draws: int, seed: int, progress: Progress | None = None
 ) -> tuple[np.ndarray, float]:
     """theta of every resample (draws, p) and the share that converged. cluster (n,) codes; theta (p,) the optimum."""
     rng = np.random.default_rng(seed)
-    free = len(theta) if constraint is None else len(constraint.free)
+    free = len(theta) if problem.constraint is None else len(problem.constraint.free)
     out, converged = [], 0
     for i in range(0, draws, BLOCK):
         size = min(BLOCK, draws - i)
         w = resample_weights(cluster, size, rng, at_least=free + 1)
         tick = (lambda done, i=i: progress("bootstrap", (i + done) / draws)) if progress else None
-        s = minimise(
-            law,
-            inputs,
-            log_y,
-            np.repeat(theta[None], size, 0),
-            weights=w,
-            objective=objective,
-            constraint=constraint,
-            penalty=penalty,
-            iterations=ITERATIONS,
-            progress=tick,
-        )
+        s = problem.solve(np.repeat(theta[None], size, 0), weights=w, iterations=ITERATIONS, progress=tick)
         out.append(s.theta)
         converged += int(s.converged.sum())
     return np.concatenate(out), converged / draws

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .base import AMPLITUDE, Inputs, Law
-from .solver import Constraint, Objective, Penalty, Solution, minimise
+from .base import AMPLITUDE
+from .solver import Constraint, Objective, Problem, Solution
 
 SAME = 1e-6  # two objectives this close, relatively, are the same optimum
 FLAT = 1e-3  # a gradient below this, over sum |psi J|, is none
@@ -22,22 +22,6 @@ ROUNDS = 3
 AROUND = 16  # starts around the best in a round, and as many around the law's own
 PLENTY = 0.5  # the share of the law's own starts at the optimum that asks for no more
 FEW = 0.05  # the share that proves nothing
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What `minimise` is given but for the starts."""
-
-    law: Law
-    inputs: Inputs
-    log_y: np.ndarray
-    objective: Objective
-    constraint: Constraint | None = None
-    penalty: Penalty | None = None
-
-    def solve(self, start: np.ndarray, **changed) -> Solution:
-        some = dict(objective=self.objective, constraint=self.constraint, penalty=self.penalty) | changed
-        return minimise(self.law, self.inputs, self.log_y, np.atleast_2d(start), **some)
 
 
 @dataclass(frozen=True)
@@ -98,15 +82,15 @@ def joined(a: Solution, b: Solution) -> Solution:
     return Solution(*(np.concatenate(pair) for pair in zip(vars(a).values(), vars(b).values(), strict=True)))
 
 
-def _starts(problem: Problem, s: Solution, own: np.ndarray, rng) -> np.ndarray:
+def _starts(problem: Problem, s: Solution, own: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A round of starts (S, p): at bounds, from wider objectives, around the best few and around the law's own."""
     best = s.theta[np.argsort(s.objective)[:3]]
     out = [_at_bounds(problem, best[0])]
     if problem.objective.kind in ("huber", "l1"):
         delta = problem.objective.delta
-        wide = problem.solve(best, objective=Objective("squares"))
+        wide = replace(problem, objective=Objective("squares")).solve(best)
         for d in (100 * delta, 10 * delta):
-            wide = problem.solve(wide.theta, objective=Objective("huber", d))
+            wide = replace(problem, objective=Objective("huber", d)).solve(wide.theta)
         out.append(wide.theta)
     for some, scales in ((best, (0.05, 0.3, 1.0)), (own, (0.3, 1.0))):
         some = some[rng.integers(len(some), size=AROUND)]
@@ -127,7 +111,7 @@ def _at_bounds(problem: Problem, theta: np.ndarray) -> np.ndarray:
                 continue
             start = theta.copy()
             start[j] = edge
-            found.append(_solve_at(problem, start, j).theta)
+            found.append(_solve_at(problem, start, int(j)).theta)
     return np.concatenate(found)
 
 

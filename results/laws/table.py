@@ -13,6 +13,8 @@ from .base import Law, unknown
 from .copies import joined, of_whole_runs, twins, whole_copies
 from .csv_file import DECIMAL, numbers, read_csv, why_no_number
 
+RESPONSE = ""  # stands for the response among the roles of a law
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -119,6 +121,33 @@ def rows(
     Null rows are left out and counted. Raises ValueError on an unknown column, text, inf, zero or
     negative values (row and column named), and on a curve law without a run column.
     """
+    _check_roles(law, names, run, extra)
+    wanted = {r: (names.get(r, r), r) for r in law.roles + tuple(e for e in extra if e in names)}
+    wanted[RESPONSE] = (response, law.response)
+    data = {role: _numbers(frame, name, label) for role, (name, label) in wanted.items()}
+    keep = np.all([~np.isnan(v) for v in data.values()], 0)
+    if run is not None:
+        keep &= column(frame, run, "run").notna().to_numpy()
+    index = frame.index.to_numpy()[keep]
+    data = {r: v[keep] for r, v in data.items()}
+    for role, values in data.items():
+        _check_sign(values, index, *wanted[role], role in law.zero_ok)
+    y, table = data.pop(RESPONSE), frame[keep]
+    same = _copies(table, y)
+    used = {name for name, _ in wanted.values()}
+    others = table.select_dtypes("number")
+    pairs = twins(data, y, others[[c for c in others if c not in used and c != run]], same)
+    cluster = same  # a row that copies another is no second run
+    if run is not None:
+        data["run"] = column(frame, run, "run").to_numpy()[keep]
+        cluster = np.unique(data["run"].astype(str), return_inverse=True)[1]
+        pairs = of_whole_runs(cluster, pairs)
+    cluster = np.unique(joined(cluster, pairs), return_inverse=True)[1]
+    labels = tuple((index[a], index[b]) for a, b in pairs)
+    return Rows(data, y, cluster, index, int((~keep).sum()), len(y) - len(np.unique(same)), labels)
+
+
+def _check_roles(law: Law, names: Mapping[str, str], run: str | None, extra: tuple[str, ...]) -> None:
     for role in names:
         if role not in law.roles + extra:
             raise ValueError(
@@ -126,35 +155,14 @@ def rows(
             )
     if law.needs_run and run is None:
         raise ValueError(f"law {law.name!r} reads curves: name the column that tells runs apart (run)")
-    wanted = {r: (names.get(r, r), r) for r in law.roles + tuple(e for e in extra if e in names)}
-    data = {}
-    for role, (name, label) in (wanted | {"": (response, law.response)}).items():
-        data[role] = _numbers(frame, name, label)
-    keep = np.all([~np.isnan(v) for v in data.values()], 0)
-    if run is not None:
-        keep &= column(frame, run, "run").notna().to_numpy()
-    index = frame.index.to_numpy()[keep]
-    data = {r: v[keep] for r, v in data.items()}
-    for role, values in data.items():
-        name, label = wanted.get(role, (response, law.response))
-        _check_sign(values, index, name, label, role in law.zero_ok)
-    y = data.pop("")
-    table = frame[keep]
-    repeats = "case_id" in table  # of a study: a case that ends at one loss twice is one run, whatever it took
-    same = whole_copies(table[["case_id"]].assign(loss=y) if repeats else table)
-    used = {name for name, _ in wanted.values()} | {response}
-    others = table.select_dtypes("number")
-    pairs = twins(data, y, others[[c for c in others if c not in used and c != run]], same)
-    if run is not None:
-        labels = column(frame, run, "run").to_numpy()[keep]
-        cluster = np.unique(labels.astype(str), return_inverse=True)[1]
-        data["run"] = labels
-        pairs = of_whole_runs(cluster, pairs)
-    else:
-        cluster = same  # a row that copies another is no second run
-    cluster = np.unique(joined(cluster, pairs), return_inverse=True)[1]
-    said = tuple((index[a], index[b]) for a, b in pairs)
-    return Rows(data, y, cluster, index, int((~keep).sum()), len(y) - len(np.unique(same)), said)
+
+
+def _copies(table: pd.DataFrame, y: np.ndarray) -> np.ndarray:
+    """Code (n,) of the first row that each row repeats. Of a study: a case that ends at one loss twice is one run,
+    whatever it took."""
+    if "case_id" in table:
+        return whole_copies(table[["case_id"]].assign(loss=y))
+    return whole_copies(table)
 
 
 def enough(law: Law, given: Rows, free: int | None = None) -> None:

@@ -8,7 +8,7 @@ from a small linear fit on relative residuals (variable projection, Golub and Pe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -59,43 +59,46 @@ class SumOfPowers(Law):
         return T, np.zeros(p)
 
     def log_predict(self, theta, inputs, derivatives=True):
-        B, n = len(theta), inputs.n
-        at = {name: j for j, name in enumerate(self.names)}
-        z = []
-        for t, term in enumerate(self.terms):
-            zt = 0.0
-            for name, f in term.items():
-                feature = inputs.x[t, name] if callable(f) else f
-                zt = zt + (feature if name is None else theta[:, at[name], None] * feature)
-            z.append(zt)
+        z = [self._exponent(t, theta, inputs) for t in range(len(self.terms))]
         if len(z) == 1:
-            m, share = z[0] + np.zeros((B, n)), [np.ones((1, 1))]
+            m, share = z[0] + np.zeros((len(theta), inputs.n)), [np.ones((1, 1))]
         else:
-            top = z[0]
-            for zt in z[1:]:
-                top = np.maximum(top, zt)
-            e = [np.exp(zt - top) for zt in z]
-            total = sum(e)
-            m = top + np.log(total)
-            share = [et / total for et in e]
+            m, share = _log_sum(z)
         if not derivatives:
             return m, None
-        J = np.empty((B, len(at), n))
+        at = self._positions()
+        J = np.empty((len(theta), len(at), inputs.n))
         written = set()
-        for t, term in enumerate(self.terms):
-            for name, f in term.items():
-                if name is None:
-                    continue
-                d = share[t] * (inputs.x[t, name] if callable(f) else f)
-                if name in written:
-                    J[:, at[name]] += d
-                else:
-                    J[:, at[name]] = d
-                    written.add(name)
+        for t, name, feature in self._features(inputs):
+            d = share[t] * feature
+            if name in written:
+                J[:, at[name]] += d
+            else:
+                J[:, at[name]] = d
+                written.add(name)
         return m, J
 
+    def _positions(self) -> dict[str, int]:
+        return {name: j for j, name in enumerate(self.names)}
+
+    def _exponent(self, t: int, theta: np.ndarray, inputs: Inputs) -> np.ndarray | float:
+        """The log of term t (B, n)."""
+        at = self._positions()
+        z: np.ndarray | float = 0.0
+        for name, f in self.terms[t].items():
+            feature = inputs.x[t, name] if callable(f) else f
+            z = z + (feature if name is None else theta[:, at[name], None] * feature)
+        return z
+
+    def _features(self, inputs: Inputs) -> Iterator[tuple[int, str, np.ndarray | float]]:
+        """(term, parameter, feature) of every parameter in every term."""
+        for t, term in enumerate(self.terms):
+            for name, f in term.items():
+                if name is not None:
+                    yield t, name, inputs.x[t, name] if callable(f) else f
+
     def starts(self, inputs, log_y):
-        at = {name: j for j, name in enumerate(self.names)}
+        at = self._positions()
         if len(self.terms) == 1:  # linear in theta: least squares is the start
             _, J = self.log_predict(np.zeros((1, len(at))), inputs)
             offset = inputs.x.get((0, None), 0.0)
@@ -106,14 +109,34 @@ class SumOfPowers(Law):
         theta = np.zeros((len(points), len(at)))
         for k, p in enumerate(free):
             theta[:, at[p.name]] = [p.unlink(v) for v in points[:, k]]
-        shape = np.empty((len(points), len(self.terms), inputs.n))  # terms at unit amplitude, relative to y
-        for t, term in enumerate(self.terms):
-            zt = sum(theta[:, at[n], None] * inputs.x[t, n] for n, f in term.items() if callable(f) and n is not None)
-            shape[:, t] = np.exp(np.clip(zt + inputs.x.get((t, None), 0.0) - log_y, -50, 50))
+        shape = self._shapes(theta, inputs, log_y)
         gram = shape @ shape.transpose(0, 2, 1)
         gram += 1e-9 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(len(self.terms))
         amplitude = np.linalg.solve(gram, shape.sum(2)[:, :, None])[:, :, 0]
         floor = 0.02 / shape.mean(2)  # no term starts below 2% of the response
         for t, name in enumerate(own):
+            assert name is not None, "a law whose terms share an amplitude has starts of its own"
             theta[:, at[name]] = np.log(np.maximum(amplitude[:, t], floor[:, t])) / self.terms[t][name]
         return theta
+
+    def _shapes(self, theta: np.ndarray, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
+        """The terms at unit amplitude, relative to y: (S, terms, n)."""
+        at = self._positions()
+        shape = np.empty((len(theta), len(self.terms), inputs.n))
+        for t, term in enumerate(self.terms):
+            named = [n for n, f in term.items() if callable(f) and n is not None]
+            zt: np.ndarray | float = 0.0
+            for n in named:
+                zt = zt + theta[:, at[n], None] * inputs.x[t, n]
+            shape[:, t] = np.exp(np.clip(zt + inputs.x.get((t, None), 0.0) - log_y, -50, 50))
+        return shape
+
+
+def _log_sum(z: list) -> tuple[np.ndarray, list[np.ndarray]]:
+    """log sum exp of the terms (B, n), and each term's share of the sum."""
+    top = z[0]
+    for zt in z[1:]:
+        top = np.maximum(top, zt)
+    e = [np.exp(zt - top) for zt in z]
+    total = sum(e)
+    return top + np.log(total), [et / total for et in e]

@@ -11,7 +11,6 @@ import numpy as np
 from ..base import Inputs, Law, Parameter, grid, register
 from ..dual import exp, expm1, log, logsumexp
 
-GAMMA = dict(low=0.05, high=50.0, log=True)
 CHINCHILLA = (
     Parameter("A", "scale of the parameter term", log=True),
     Parameter("alpha", "exponent of N_eff", low=0.0, high=4.0),
@@ -27,8 +26,10 @@ class Precision(Law):
     equation = "L = E + A / N_eff^alpha + B / D^beta, N_eff = N (1 - exp(-P_w/gamma_w))"
     source = "Kumar et al. 2024, arXiv 2411.04330"
     falls = ("params", "tokens")
-    roles = ("params", "tokens", "weight_bits")
-    parameters = CHINCHILLA + (Parameter("gamma_w", "sensitivity to weight bits", **GAMMA),)
+    roles: tuple[str, ...] = ("params", "tokens", "weight_bits")
+    parameters: tuple[Parameter, ...] = CHINCHILLA + (
+        Parameter("gamma_w", "sensitivity to weight bits", low=0.05, high=50.0, log=True),
+    )
 
     def prepare(self, columns, centre=None):
         inputs = super().prepare(columns, centre)
@@ -62,6 +63,6 @@ class PrecisionFull(Precision):
     equation = "L = E + A / N_eff^alpha + B / D^beta, N_eff = N prod_{w,a,kv} (1 - exp(-P/gamma))"
     roles = ("params", "tokens", "weight_bits", "activation_bits", "kv_bits")
     parameters = Precision.parameters + (
-        Parameter("gamma_a", "sensitivity to activation bits", **GAMMA),
-        Parameter("gamma_kv", "sensitivity to KV-cache bits", **GAMMA),
+        Parameter("gamma_a", "sensitivity to activation bits", low=0.05, high=50.0, log=True),
+        Parameter("gamma_kv", "sensitivity to KV-cache bits", low=0.05, high=50.0, log=True),
     )

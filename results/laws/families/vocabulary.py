@@ -14,7 +14,6 @@ from scipy.optimize import nnls
 from ..base import Inputs, Law, Parameter, grid, register
 from ..dual import exp, log
 
-EXPONENT = dict(low=0.0, high=4.0)
 TERMS = (("A1", "alpha1", "params_nonvocab"), ("A2", "alpha2", "params_vocab"), ("B", "beta", "tokens"))
 
 
@@ -26,11 +25,11 @@ class Vocabulary(Law):
     roles = ("params_nonvocab", "params_vocab", "tokens", "unigram_loss")
     parameters = (
         Parameter("A1", "scale of the non-vocabulary term", log=True),
-        Parameter("alpha1", "exponent of N_nv", **EXPONENT),
+        Parameter("alpha1", "exponent of N_nv", low=0.0, high=4.0),
         Parameter("A2", "scale of the vocabulary term", log=True),
-        Parameter("alpha2", "exponent of N_v", **EXPONENT),
+        Parameter("alpha2", "exponent of N_v", low=0.0, high=4.0),
         Parameter("B", "scale of the token term", log=True),
-        Parameter("beta", "exponent of D", **EXPONENT),
+        Parameter("beta", "exponent of D", low=0.0, high=4.0),
         Parameter("E", "gain over the unigram model at the limit", log=True),
     )
 
