@@ -1,8 +1,8 @@
 """The command line. Each command imports what it needs when it is called: `scalade --help` imports nothing heavy.
 
-Exit status: 0 done, 1 a verdict against (a failed run that stands in the table is one), 2 a mistake of the user's (one
-line, no trace), 70 a mistake of ours (one line, too), 75 to be queued again, 128 + n ended by signal n; of every
-command: docs/exit-status.md.
+Exit status: 0 done, 1 a negative result (a failed run in the table is one), 2 a mistake of the user (one line, no
+trace), 70 a mistake of Scalade (one line, too), 75 to be queued again, 128 + n ended by signal n; docs/exit-status.md
+lists them for every command.
 SCALADE_TRACE=1 shows the trace behind a one-line message.
 """
 
@@ -100,8 +100,10 @@ def run(
 
     if dry_run:
         return _dry_run(study, results, retry_failed, limit, as_json)
-    found = lab_commands.measured(lab, quiet or as_json) if lab else None
-    summary, folder = launch.run_study(study, results, retry_failed=retry_failed, quiet=quiet or as_json, lab=found)
+    measured_lab = lab_commands.measured(lab, quiet or as_json) if lab else None
+    summary, folder = launch.run_study(
+        study, results, retry_failed=retry_failed, quiet=quiet or as_json, lab=measured_lab
+    )
     say(launch.as_json(summary, folder) if as_json else launch.as_text(summary, folder))
     raise typer.Exit(summary.exit_code)
 
@@ -110,11 +112,11 @@ def _dry_run(study: Path, results: Path | None, retry_failed: bool, limit: int, 
     from ..launch import dry_run as dry
     from ..results.terminal import make_console
 
-    found = dry.dry_run(study, results, retry_failed=retry_failed)
+    plan = dry.dry_run(study, results, retry_failed=retry_failed)
     if as_json:
-        say(dry.as_json(found))
+        say(dry.as_json(plan))
     else:
-        dry.print_dry_run(found, make_console(), limit)
+        dry.print_dry_run(plan, make_console(), limit)
 
 
 @app.command(epilog="Example: torchrun --nproc-per-node 2 -m scalade worker studies/quickstart.toml")
@@ -124,7 +126,8 @@ def worker(
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
     case: Annotated[
-        list[str] | None, typer.Option(help="A case_id or run_id, and no other; again for more.", metavar="ID")
+        list[str] | None,
+        typer.Option(help="Run only this case_id or run_id; repeat the option for several.", metavar="ID"),
     ] = None,
     as_json: Json = False,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", hidden=True)] = False,
@@ -148,7 +151,7 @@ def worker(
 @app.command(epilog="Example: scalade verify studies/parity.toml --tolerance 1e-5")
 def verify(
     study: StudyPath,
-    tolerance: Annotated[float, typer.Option(help="Of the relative differences.", metavar="NUMBER")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(help="Largest relative difference that passes.", metavar="NUMBER")] = 1e-4,
     results: Annotated[Path | None, typer.Option(help="Keep the runs in this new folder.", metavar="FOLDER")] = None,
     quiet: Quiet = False,
     as_json: Json = False,

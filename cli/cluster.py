@@ -47,11 +47,11 @@ class JobOptions(NamedTuple):
 
     mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array"
     nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0
-    jobs: Annotated[int, typer.Option(help="Packed: so many jobs, which share the cases.")] = 1
+    jobs: Annotated[int, typer.Option(help="Packed: number of jobs, which share the cases.")] = 1
     one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Packed: no run beside another.")] = False
-    throttle: Annotated[int, typer.Option(help="Array: so many tasks at once; 0: no limit.")] = 0
+    throttle: Annotated[int, typer.Option(help="Array: most tasks at once; 0: no limit.")] = 0
     time_limit: Annotated[
-        str, typer.Option(help="Of a job, as HH:MM:SS; default: the profile's.", show_default=False)
+        str, typer.Option(help="Time limit of a job, as HH:MM:SS; default: the profile's.", show_default=False)
     ] = ""
 
 
@@ -59,10 +59,10 @@ class CaseOptions(NamedTuple):
     """The results folder, and which of its unfinished cases are submitted again."""
 
     results: Annotated[Path | None, typer.Option(help="Results folder; default: the study's.", metavar="FOLDER")] = None
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also what failed before.")] = False
-    resubmit: Annotated[bool, typer.Option("--resubmit", help="Also the cases of jobs that are lost or unknown.")] = (
-        False
-    )
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also submit what failed before.")] = False
+    resubmit: Annotated[
+        bool, typer.Option("--resubmit", help="Also submit the cases of jobs that are lost or unknown.")
+    ] = False
 
 
 @app.command(epilog="Example: scalade submit studies/weak-scaling.toml --scheduler slurm --profile site.toml --dry-run")
@@ -75,10 +75,10 @@ def submit(
     cases: CaseOptions,
     as_json: Json = False,
 ) -> None:
-    """Hand what is missing of a study to a scheduler. Submitting again starts nothing twice.
+    """Submit the missing runs of a study to a scheduler. Submitting again starts nothing twice.
 
-    A job of which nobody has heard the end may be running: its cases are left alone, unless --resubmit is given.
-    Exit status 1: there is nothing to hand over, and the table has a failed run or none at all, or such jobs are left.
+    A job whose end is not known may still be running: its cases are left alone, unless --resubmit is given.
+    Exit status 1: there is nothing to submit, and the table has a failed run or none at all, or such jobs are left.
     """
     from ..launch.cluster.jobs import SubmitOptions
     from ..launch.cluster.submit import submit_study
@@ -151,7 +151,7 @@ def _summary(submitted: Submitted, dry_run: bool) -> list[str]:
 
 
 def _left_alone(done: Submitted) -> list[str]:
-    """What was not handed over, one line each: what it waits for, and how that is changed."""
+    """What was not submitted, one line each: what it waits for, and how to change that."""
     lines = []
     if done.unheard_cases:
         jobs = [f"{job} ({state})" for job, state in done.unheard.items()]
@@ -171,7 +171,7 @@ def _some_of(words: Sequence[str], most: int = 8) -> str:
 
 
 def _every_few_seconds() -> Callable[[int, int], None]:
-    """Says on standard error how many jobs have been handed over, where that takes its time."""
+    """Prints to standard error every few seconds how many jobs have been submitted."""
     last = time.monotonic()
 
     def tell(done: int, of: int) -> None:
@@ -187,13 +187,13 @@ def _every_few_seconds() -> Callable[[int, int], None]:
 def status(
     results: FoundResults = None,
     job: JobOption = "",
-    limit: Annotated[int, typer.Option(min=0, help="So many lines, what needs a look first; 0: all.")] = 100,
+    limit: Annotated[int, typer.Option(min=0, help="Lines to show, those that need attention first; 0: all.")] = 100,
     as_json: Json = False,
 ) -> None:
-    """What became of submitted jobs: waiting, running, done, failed, with the scheduler's reason.
+    """Show the state of submitted jobs: waiting, running, done, failed, with the scheduler's reason.
 
-    lost: the scheduler does not know it any more, and runs are missing; unknown: the scheduler did not answer. Nothing
-    is started again for these by itself. Exit status 1: a job or one of its runs has failed, is lost or unknown.
+    lost: the scheduler does not know the job any more, and runs are missing; unknown: the scheduler did not answer.
+    Neither is started again automatically. Exit status 1: a job or one of its runs has failed, is lost or unknown.
     """
     from ..launch.cluster.status import counted_states, shortened
     from ..launch.cluster.status import status as find
@@ -243,15 +243,15 @@ def cancel(results: FoundResults = None, job: JobOption = "", as_json: Json = Fa
     from ..launch.cluster.cancel import cancel as end
     from .locate import locate
 
-    said = end(locate(results), job)
-    say({"said": said} if as_json else said)
+    lines = end(locate(results), job)
+    say({"said": lines} if as_json else lines)
 
 
 @app.command(epilog="Example: scalade logs quickstart --job 1234_3 --lines 50")
 def logs(
     results: FoundResults = None,
     job: JobOption = "",
-    lines: Annotated[int, typer.Option(help="Of the end of each file.")] = 20,
+    lines: Annotated[int, typer.Option(help="Lines to show from the end of each file.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Show the end of what submitted jobs printed, the newest last."""

@@ -36,7 +36,8 @@ class TableOptions(NamedTuple):
     tokens: Annotated[str | None, typer.Option(help="Column of D; a study: tokens_seen.", metavar="COLUMN")] = None
     loss: Annotated[str | None, typer.Option(help="Column of the loss; a study: val_loss.", metavar="COLUMN")] = None
     column: Annotated[
-        list[str] | None, typer.Option(help="Other roles of the law; again for more.", metavar="ROLE=COLUMN")
+        list[str] | None,
+        typer.Option(help="Column for another role of the law; repeat the option for several.", metavar="ROLE=COLUMN"),
     ] = None
     where: Annotated[str | None, typer.Option(help="Rows to fit.", metavar="EXPRESSION")] = None
     holdout: Annotated[str | None, typer.Option(help="Rows to forecast, never to fit.", metavar="EXPRESSION")] = None
@@ -58,7 +59,7 @@ class MethodOptions(NamedTuple):
     """How the law is fitted."""
 
     objective: Annotated[str, typer.Option(help="huber, l1, squares or raw_squares.")] = "huber"
-    delta: Annotated[float, typer.Option(help="Huber's, on log residuals.")] = 1e-3
+    delta: Annotated[float, typer.Option(help="Threshold of the Huber objective, on log residuals.")] = 1e-3
     fix: Annotated[
         list[str] | None, typer.Option(help="A parameter held, or tied to another.", metavar="NAME=VALUE")
     ] = None
@@ -79,8 +80,8 @@ class IntervalOptions(NamedTuple):
     """How the intervals are made."""
 
     bootstrap: Annotated[int, typer.Option(help="Resamples of runs; 0: none.")] = 1000
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95
+    seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0
 
     def keywords(self) -> FitKeywords:
         return {"bootstrap": self.bootstrap, "level": self.level, "seed": self.seed}
@@ -125,9 +126,13 @@ class AssumptionOptions(NamedTuple):
         typer.Option(help="Sensitivity to another column for a role; repeatable.", metavar="ROLE=COLUMN"),
     ] = None
     flops_per_nd: Annotated[float, typer.Option(help="k of C = k N D.")] = 6.0
-    budget_device_hours: Annotated[float | None, typer.Option(help="Rank runs to add within this.")] = None
-    device_hours: Annotated[str | None, typer.Option(help="Column of what a run cost.", metavar="COLUMN")] = None
-    flops_per_device_hour: Annotated[float | None, typer.Option(help="Or the speed it comes from.")] = None
+    budget_device_hours: Annotated[float | None, typer.Option(help="Rank the runs to add within this budget.")] = None
+    device_hours: Annotated[
+        str | None, typer.Option(help="Column with the cost of a run in device-hours.", metavar="COLUMN")
+    ] = None
+    flops_per_device_hour: Annotated[
+        float | None, typer.Option(help="Speed that costs are computed from, without such a column.")
+    ] = None
     anyway: Annotated[bool, typer.Option("--anyway", help="Fit a table that looks wrong, with warnings.")] = False
 
     def keywords(self) -> FitKeywords:
@@ -237,7 +242,7 @@ def _pairs(option: str, texts: list[str] | None) -> list[tuple[str, str]]:
     """(NAME, VALUE) of every NAME=VALUE. Raises ValueError for another form and for a name given twice."""
     for text in texts or []:
         if "=" not in text:
-            raise ValueError(f"{option} {text}: wants NAME=VALUE")
+            raise ValueError(f"{option} {text}: needs NAME=VALUE")
     pairs = [(name, value) for name, _, value in (text.partition("=") for text in texts or [])]
     names = [name.strip() for name, _ in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)

@@ -38,7 +38,9 @@ class RuleOptions(NamedTuple):
     alpha: Annotated[float, typer.Option(help="False alarms allowed, over all cases.")] = 0.05
     min_effect: Annotated[float, typer.Option(help="Relative change that is worth a verdict.")] = 0.01
     margin: Annotated[float, typer.Option(help="Relative change within which two are the same.")] = 0.05
-    loss_tolerance: Annotated[float, typer.Option(help="Of the loss, where the base has under 3 seeds.")] = 0.01
+    loss_tolerance: Annotated[
+        float, typer.Option(help="Relative tolerance of the loss, where the base has under 3 seeds.")
+    ] = 0.01
 
 
 class RunOptions(NamedTuple):
@@ -51,7 +53,9 @@ class RunOptions(NamedTuple):
             help="Other runs of HEAD, or the --json output of comparing them, to confirm gains.", metavar="FOLDER"
         ),
     ] = None
-    fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="Fail `too noisy`, too.")] = False
+    fail_on_noise: Annotated[bool, typer.Option("--fail-on-noise", help="Also fail on the verdict `too noisy`.")] = (
+        False
+    )
 
 
 class Outputs(NamedTuple):

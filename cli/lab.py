@@ -17,7 +17,12 @@ lab_app = typer.Typer(
     epilog="Example: scalade lab up --nodes 2 --link 100mbit,20ms",
 )
 app.add_typer(lab_app, name="lab")
-Names = Annotated[list[str] | None, typer.Option("--collective", help="Again for more; default: all.", metavar="NAME")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--collective", help="Collective to measure; repeat the option for several. Default: all.", metavar="NAME"
+    ),
+]
 
 
 class RankOptions(NamedTuple):
@@ -36,7 +41,7 @@ class MessageOptions(NamedTuple):
 
     min_bytes: Annotated[str, typer.Option(help="Smallest message.", metavar="BYTES")] = "1k"
     max_bytes: Annotated[str, typer.Option(help="Largest message.", metavar="BYTES")] = "4M"
-    factor: Annotated[int, typer.Option(help="Between two sizes.")] = 4
+    factor: Annotated[int, typer.Option(help="Ratio of a message size to the one before it.")] = 4
     dtype: Annotated[str, typer.Option(help="float32, float64, float16 or bfloat16.")] = "float32"
 
 
@@ -44,16 +49,20 @@ class TimingOptions(NamedTuple):
     """How often each size is timed."""
 
     iterations: Annotated[int, typer.Option(help="Timed calls of each size.")] = 20
-    warmup: Annotated[int, typer.Option(help="Calls before them.")] = 5
-    seconds_per_size: Annotated[float, typer.Option(help="Fewer calls where they would take longer.")] = 5.0
+    warmup: Annotated[int, typer.Option(help="Untimed calls before them.")] = 5
+    seconds_per_size: Annotated[
+        float, typer.Option(help="Most seconds for one size; fewer calls are timed where they would take longer.")
+    ] = 5.0
 
 
 class RunOptions(NamedTuple):
     """How often, where and for how long the sweep runs."""
 
-    repeats: Annotated[int, typer.Option(help="Runs in fresh processes; an interval wants 6.")] = 1
-    time_limit: Annotated[float, typer.Option(help="Of one run.", metavar="SECONDS")] = 1800.0
-    results: Annotated[Path | None, typer.Option(help="Default: scalade-results/comm.", metavar="FOLDER")] = None
+    repeats: Annotated[int, typer.Option(help="Runs in fresh processes; an interval needs 6.")] = 1
+    time_limit: Annotated[float, typer.Option(help="Time limit of one run.", metavar="SECONDS")] = 1800.0
+    results: Annotated[
+        Path | None, typer.Option(help="Results folder; default: scalade-results/comm.", metavar="FOLDER")
+    ] = None
     lab: Annotated[str | None, typer.Option(help="Measure this lab's links.", metavar="NAME")] = None
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed before.")] = False
 
@@ -108,7 +117,7 @@ def comm(
     raise typer.Exit(code)
 
 
-LabName = Annotated[str, typer.Option("--name", help="Of the lab.", metavar="NAME")]
+LabName = Annotated[str, typer.Option("--name", help="Name of the lab.", metavar="NAME")]
 
 
 def measured(name: str, quiet: bool):
@@ -146,8 +155,8 @@ def status(as_json: Json = False) -> None:
     """Show every lab on this machine."""
     from ..launch.lab import lab as labs
 
-    found = labs.status()
-    say({"labs": found} if as_json else _lines(found) or ["no lab is up"])
+    known_labs = labs.status()
+    say({"labs": known_labs} if as_json else _lines(known_labs) or ["no lab is up"])
 
 
 @lab_app.command(
@@ -157,8 +166,8 @@ def status(as_json: Json = False) -> None:
 def run(
     command: Annotated[list[str], typer.Argument(help="The command and its arguments.", metavar="COMMAND")],
     name: LabName = "lab",
-    nodes: Annotated[int | None, typer.Option(help="Only on the first so many.")] = None,
-    node: Annotated[int | None, typer.Option(help="Only on this one.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Run only on this many nodes, from the first on.")] = None,
+    node: Annotated[int | None, typer.Option(help="Run only on this node.")] = None,
 ) -> None:
     """Run a command on every node at once (a study: `scalade run STUDY --lab NAME`).
 
@@ -179,9 +188,9 @@ def down(name: LabName = "lab", as_json: Json = False) -> None:
     say({"name": name, "removed": removed} if as_json else [f"lab {name} is down: {', '.join(removed)} removed"])
 
 
-def _lines(found: list[dict]) -> list[str]:
+def _lines(labs: list[dict]) -> list[str]:
     lines = []
-    for lab in found:
+    for lab in labs:
         facts = [f"lab {lab['name']}", "up" if lab["up"] else f"not up: {lab['why']}"]
         if "nodes" in lab:
             facts.append(f"{lab['nodes']} nodes, {lab['link']}")

@@ -1,31 +1,33 @@
-"""Which results folder a person means: a path, a study file, a study's name, or nothing at all."""
+"""The results folder that an argument names: a path, a study file, a study's name, or by default the newest."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-RESULTS = Path("scalade-results")  # in the current folder: where `run` writes unless told otherwise
+RESULTS = Path("scalade-results")  # in the current folder: where `run` writes by default
 
 
-def locate(given: Path | None) -> Path:
+def locate(named: Path | None) -> Path:
     """The results folder, run folder or exported file; without one the results written to last in ./scalade-results.
 
     Raises
     ------
     ValueError: there is nothing, or the study file is wrong
     """
-    if given is None:
-        found = sorted((folder for folder in (RESULTS, *_folders(RESULTS)) if (folder / "runs").is_dir()), key=_written)
-        if not found:
+    if named is None:
+        folders = sorted(
+            (folder for folder in (RESULTS, *_folders(RESULTS)) if (folder / "runs").is_dir()), key=_written
+        )
+        if not folders:
             raise ValueError(f"no results in ./{RESULTS}: name a folder, or let `scalade run STUDY.toml` write some")
-        return found[-1]
-    if given.suffix == ".toml" and given.is_file():
+        return folders[-1]
+    if named.suffix == ".toml" and named.is_file():
         from ..launch.study.study import load_study
 
-        return load_study(given).results
-    if not given.exists() and (RESULTS / given / "runs").is_dir():
-        return RESULTS / given
-    return given
+        return load_study(named).results
+    if not named.exists() and (RESULTS / named / "runs").is_dir():
+        return RESULTS / named
+    return named
 
 
 def _folders(folder: Path) -> list[Path]:

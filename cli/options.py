@@ -29,9 +29,13 @@ FoundResults = Annotated[
         show_default=False,
     ),
 ]
-Filter = Annotated[str | None, typer.Option("--filter", help="As 'status == ok and tp >= 2'.", metavar="CLAUSES")]
-Everything = Annotated[bool, typer.Option("--all", help="Also the earlier attempts of each run.")]
-Metrics = Annotated[list[str] | None, typer.Option("--metric", help="A column; again for more.", metavar="COLUMN")]
+Filter = Annotated[
+    str | None, typer.Option("--filter", help="Rows to read, as 'status == ok and tp >= 2'.", metavar="CLAUSES")
+]
+Everything = Annotated[bool, typer.Option("--all", help="Include the earlier attempts of each run.")]
+Metrics = Annotated[
+    list[str] | None, typer.Option("--metric", help="Metric column; repeat the option for several.", metavar="COLUMN")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 

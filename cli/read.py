@@ -16,10 +16,16 @@ app = typer.Typer()
 @app.command(epilog="Example: scalade show quickstart --filter 'status == ok' --columns layout,tokens_per_s,loss")
 def show(
     results: FoundResults = None,
-    columns: Annotated[str | None, typer.Option(help="Names with commas, or `all`.", metavar="NAMES")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Column names separated by commas, or `all`.", metavar="NAMES")
+    ] = None,
     where: Filter = None,
-    sort: Annotated[str | None, typer.Option(help="A column; -COLUMN: largest first.", metavar="COLUMN")] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows; 0: all. Default: all, on a terminal 200.", min=0)] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="Column to sort by; -COLUMN: largest first.", metavar="COLUMN")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Rows to show; 0: all. Default: all, on a terminal 200.", min=0)
+    ] = None,
     everything: Everything = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list of rows, and nothing else.")] = False,
 ) -> None:
@@ -65,13 +71,15 @@ class EfficiencyOptions(NamedTuple):
     form: Annotated[str | None, typer.Option(help="throughput, step_time, or loss (time to --target-loss).")] = None
     base: Annotated[str | None, typer.Option(help="The base run; default: fewest ranks.", metavar="CLAUSES")] = None
     where: Filter = None
-    target_loss: Annotated[float | None, typer.Option(help="Of the time-to-loss form.")] = None
+    target_loss: Annotated[float | None, typer.Option(help="Target of the time-to-loss form.")] = None
     loss_window: Annotated[int, typer.Option(help="Steps the loss is averaged over before it counts.")] = 10
-    allow: Annotated[list[str] | None, typer.Option(help="A column that may differ; again for more.")] = None
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Column that may differ between runs; repeat the option for several.")
+    ] = None
     published: Annotated[str | None, typer.Option(help="Join published rows by this figure, as mfu_causal.")] = None
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95
     draws: Annotated[int, typer.Option(help="Resamples of runs for the fitted laws.")] = 2000
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0
 
 
 @app.command(epilog="Example: scalade efficiency strong-scaling --form step_time")
@@ -102,7 +110,7 @@ def efficiency(results: FoundResults = None, *, options: EfficiencyOptions, as_j
 def ops(
     results: FoundResults = None,
     where: Filter = None,
-    against: Annotated[str | None, typer.Option(help="The case to hold it against.", metavar="CLAUSES")] = None,
+    against: Annotated[str | None, typer.Option(help="The case to compare with.", metavar="CLAUSES")] = None,
     rows: Annotated[int, typer.Option(help="Operations to show, those that differ most.", min=1)] = 12,
     as_json: Json = False,
 ) -> None:

@@ -18,11 +18,13 @@ app = typer.Typer()
 class PageFiles(NamedTuple):
     """Where the page and its figures are written."""
 
-    out: Annotated[Path | None, typer.Option(help="Default: report.html in RESULTS.", metavar="FILE")] = None
+    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in RESULTS.", metavar="FILE")] = None
     figures: Annotated[
-        Path | None, typer.Option(help="For the SVG and PNG files; default: beside the page.", metavar="FOLDER")
+        Path | None, typer.Option(help="Folder of the SVG and PNG files; default: beside the page.", metavar="FOLDER")
     ] = None
-    format: Annotated[list[str] | None, typer.Option(help="svg or png; again for both. Default: both.")] = None
+    format: Annotated[list[str] | None, typer.Option(help="svg or png; repeat the option for both. Default: both.")] = (
+        None
+    )
 
 
 class Compared(NamedTuple):
@@ -31,9 +33,11 @@ class Compared(NamedTuple):
     where: Filter = None
     mode: Annotated[str | None, typer.Option(help="strong or weak; default: both.")] = None
     base: Annotated[str | None, typer.Option(help="The base run of the scaling figures.", metavar="CLAUSES")] = None
-    allow: Annotated[list[str] | None, typer.Option(help="A column that may differ; again for more.")] = None
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Column that may differ between runs; repeat the option for several.")
+    ] = None
     baseline: Annotated[
-        Path | None, typer.Option(help="Results to hold these against: the gate's verdicts.", metavar="RESULTS")
+        Path | None, typer.Option(help="Results to compare with: the regression gate's verdicts.", metavar="RESULTS")
     ] = None
 
 
@@ -41,8 +45,8 @@ class PageOptions(NamedTuple):
     """How figures are computed and the page is called."""
 
     convention: Annotated[str, typer.Option(help="mfu_6n, mfu_palm or mfu_causal.")] = "mfu_palm"
-    level: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95
-    title: Annotated[str | None, typer.Option(help="Of the page.")] = None
+    level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None
 
 
 @app.command(epilog="Example: scalade report quickstart --out report.html")
@@ -94,7 +98,7 @@ def _progress(quiet: bool) -> Callable[[str, float], None] | None:
 @app.command(epilog="Example: scalade history nightly-results --metric step_time_s")
 def history(
     results: Annotated[list[Path], typer.Argument(help="Results folders, in any order.", metavar="RESULTS...")],
-    metric: Annotated[str, typer.Option(help="One number per run.", metavar="COLUMN")] = "step_time_s",
+    metric: Annotated[str, typer.Option(help="Column with one number per run.", metavar="COLUMN")] = "step_time_s",
     alpha: Annotated[float, typer.Option(help="False alarms allowed, per case.")] = 0.05,
     where: Filter = None,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""The command that looks after a results folder: compact."""
+"""The command that maintains a results folder: compact."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def compact(
         raise ValueError(f"{str(path)!r} is not a results folder: only such is packed")
     if undo:
         count = unpack(path)
-        told = f"put back into folders of their own: {count_of(count, 'attempt')}: {path}"
-        say({"unpacked": count, "results": str(path)} if as_json else [told])
+        line = f"put back into folders of their own: {count_of(count, 'attempt')}: {path}"
+        say({"unpacked": count, "results": str(path)} if as_json else [line])
         return
     done = pack(path)
     stay = count_of(done.left, "stays in its folder", "stay in their folders")
-    told = f"{count_of(done.packed, 'attempt')} moved, {stay}, {count_of(done.parts, 'part')}: {path / 'table'}"
-    say({"packed": done.packed, "left": done.left, "parts": done.parts, "results": str(path)} if as_json else [told])
+    line = f"{count_of(done.packed, 'attempt')} moved, {stay}, {count_of(done.parts, 'part')}: {path / 'table'}"
+    say({"packed": done.packed, "left": done.left, "parts": done.parts, "results": str(path)} if as_json else [line])

@@ -81,16 +81,16 @@ def _stack_of(law: Law, compare: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([law.name, *compare]))
 
 
-def _forecasts(report: FitReport, cast: Forecast, given: Rows, runs: list[dict[str, float]]) -> FitReport:
+def _forecasts(report: FitReport, cast: Forecast, data: Rows, runs: list[dict[str, float]]) -> FitReport:
     """The runs asked for, and the loss at every optimum: one predictor for both."""
     best = _known(report)
-    at_best = predictions(cast, given, [run for _, run in best], [flops for flops, _ in best])
+    at_best = predictions(cast, data, [run for _, run in best], [flops for flops, _ in best])
     loss = {p.target_flops: (p.point, None if p.low is None or p.high is None else (p.low, p.high)) for p in at_best}
     report = replace(
         report,
         laws=cast.scores,
         calibration=cast.calibration,
-        forecasts=at_best + predictions(cast, given, runs),
+        forecasts=at_best + predictions(cast, data, runs),
         optima=tuple(
             replace(o, loss=loss[o.flops][0], loss_interval=loss[o.flops][1]) if o.flops in loss else o
             for o in report.optima
@@ -110,11 +110,11 @@ def _known(report: FitReport) -> list[tuple[float, dict[str, float]]]:
 
 def with_optima(report: FitReport, fitted: Fitted) -> FitReport:
     """The report with the compute optimum of every budget."""
-    f, given, options = fitted.fit, fitted.rows, fitted.options.compute
+    f, data, options = fitted.fit, fitted.rows, fitted.options.compute
     k, targets = options.flops_per_nd, options.target_flops
     if not targets:
         return report
-    if {"params", "tokens"} <= set(given.columns):
+    if {"params", "tokens"} <= set(data.columns):
         least = float(fitted.nd.min())
         low = next((c for c in targets if c * OTHER_UNITS**2 < least), None)
         if low is not None:
@@ -126,7 +126,7 @@ def with_optima(report: FitReport, fitted: Fitted) -> FitReport:
     report = replace(report, optima=optima, convention=f"C = {k:g} N D")
     if options.flops is None:
         return report
-    measured = float(np.median(compute_of(fitted, given) / (given.columns["params"] * given.columns["tokens"])))
+    measured = float(np.median(compute_of(fitted, data) / (data.columns["params"] * data.columns["tokens"])))
     if abs(measured / k - 1) <= 1e-3 or optima[-1].params is None:
         return report
     other = optimum(f, float(targets[-1]), measured)
@@ -143,25 +143,25 @@ def frontiers(fitted: Fitted) -> tuple[Frontier, ...]:
 
 
 def _frontier(method: str, fitted: Fitted) -> Frontier:
-    given, options, f = fitted.rows, fitted.options.compute, fitted.fit
+    data, options, f = fitted.rows, fitted.options.compute, fitted.fit
     if method not in ("isoflop", "envelope"):
         raise ValueError(f"approach: unknown {method!r}; there is isoflop, envelope")
-    if "params" not in given.columns or ("tokens" not in given.columns and options.flops is None):
+    if "params" not in data.columns or ("tokens" not in data.columns and options.flops is None):
         raise ValueError(f"approach {method}: needs a params column and tokens or flops")
-    params, compute = given.columns["params"], compute_of(fitted, given)
+    params, compute = data.columns["params"], compute_of(fitted, data)
     settings = FrontierSettings(
         level=f.level, seed=f.seed, targets=options.target_flops, flops_per_nd=options.flops_per_nd
     )
     if method == "isoflop":
-        return isoflop(params, compute, given.y, nearest=options.nearest, **settings)
+        return isoflop(params, compute, data.y, nearest=options.nearest, **settings)
     if fitted.options.rows.run is None:
         raise ValueError("approach envelope: name the column that tells runs apart (run)")
-    return envelope(given.columns["run"], params, compute, given.y, **settings)
+    return envelope(data.columns["run"], params, compute, data.y, **settings)
 
 
 def _next(report: FitReport, fitted: Fitted, cast: Forecast | None, budget: float) -> FitReport:
     """The report with the runs that may be added within the budget of device-hours, best first."""
-    f, given, k = fitted.fit, fitted.rows, fitted.options.compute.flops_per_nd
+    f, data, k = fitted.fit, fitted.rows, fitted.options.compute.flops_per_nd
     if cast is None or f.law.roles != ("params", "tokens"):
         raise ValueError(f"budget_device_hours: law {f.law.name!r} does not read params and tokens")
     rate = _flops_per_device_hour(fitted)
@@ -174,7 +174,7 @@ def _next(report: FitReport, fitted: Fitted, cast: Forecast | None, budget: floa
         report = _with_notes(
             report, "target of the next run: the optimum at ten times the largest compute of the table"
         )
-    some = candidate_grid(given.columns["params"], given.columns["tokens"])
+    some = candidate_grid(data.columns["params"], data.columns["tokens"])
     candidates = next_runs(cast, target, some, k * some["params"] * some["tokens"] / rate, budget)
     return replace(report, next_runs=candidates)
 

@@ -56,14 +56,14 @@ def fit_file(
     """
     options = FitOptions.of(keywords)
     source = read_source(path, options)
-    given = source.rows_of(source.train)
+    data = source.rows_of(source.train)
     one_kind = one_set(source.frame[source.keep], {source.response, *source.names.values()})
     settings = _settings(options)
-    warnings = _refused(before(source.law, given, source.names, source.response, bool(options.method.fix)), options)
-    warnings += [f"WARNING: {line}" for line in unusual(source.law, given, source.response)]
-    given, copies = as_runs(source, given)
+    warnings = _refused(before(source.law, data, source.names, source.response, bool(options.method.fix)), options)
+    warnings += [f"WARNING: {line}" for line in unusual(source.law, data, source.response)]
+    data, copies = as_runs(source, data)
 
-    f = _point_fit(source, given, settings, progress)
+    f = _point_fit(source, data, settings, progress)
     first = f.plain or f.sample or f
     warnings += _refused(after(first, source.response), options)
     noise = nothing_said(first)
@@ -76,14 +76,14 @@ def fit_file(
     notes = [*warnings, *filter(None, (f.no_draws, one_kind)), *copies, *f.notes]
     if options.rows.run is None and f.draws is not None and not copies:
         notes.append("no run column: every row was resampled as a run of its own")
-    notes += _doubts(f, given, profile=options.intervals.profile and not noise, prior=options.method.prior is not None)
+    notes += _doubts(f, data, profile=options.intervals.profile and not noise, prior=options.method.prior is not None)
     if options.intervals.sensitivity and not noise:
         f = _with_sensitivity(f, source, progress)
 
-    fitted = Fitted(source, given, f, settings, bool(noise))
+    fitted = Fitted(source, data, f, settings, bool(noise))
     report = with_optima(_report(fitted, tuple(notes)), fitted)
     report = replace(report, frontiers=frontiers(fitted))
-    runs = points(source.law, options.forecast.at, source.names, given)
+    runs = points(source.law, options.forecast.at, source.names, data)
     return look_ahead(report, fitted, runs, progress)
 
 
@@ -92,11 +92,11 @@ def _settings(options: FitOptions) -> Settings:
     return Settings(objective=method.settings(), fix=method.held, level=intervals.level, seed=intervals.seed)
 
 
-def _point_fit(source: Source, given: Rows, settings: Settings, progress: Progress | None) -> Fit:
+def _point_fit(source: Source, data: Rows, settings: Settings, progress: Progress | None) -> Fit:
     prior = source.options.method.prior
     if prior is None:
-        return fit(source.law, given, progress=progress, **settings)
-    return fit_with_prior(source.law, given, prior, **settings)
+        return fit(source.law, data, progress=progress, **settings)
+    return fit_with_prior(source.law, data, prior, **settings)
 
 
 def _with_intervals(f: Fit, options: FitOptions, progress: Progress | None) -> Fit:
@@ -118,16 +118,16 @@ def _with_sensitivity(f: Fit, source: Source, progress: Progress | None) -> Fit:
 
 
 def _report(fitted: Fitted, notes: tuple[str, ...]) -> FitReport:
-    source, given, f = fitted.source, fitted.rows, fitted.fit
+    source, data, f = fitted.source, fitted.rows, fitted.fit
     law, keep, held = source.law, source.keep, source.held
     return FitReport(
         law=law.name,
         equation=law.equation,
         source=law.source,
         table=source.table,
-        rows=len(given.y),
-        runs=given.clusters,
-        left_out={"where": int((~keep).sum()), "held out": int((keep & held).sum()), "null": given.missing},
+        rows=len(data.y),
+        runs=data.clusters,
+        left_out={"where": int((~keep).sum()), "held out": int((keep & held).sum()), "null": data.missing},
         objective=f.objective.kind,
         delta=f.objective.delta if f.objective.kind == "huber" else None,
         objective_value=f.value,
@@ -145,7 +145,7 @@ def _report(fitted: Fitted, notes: tuple[str, ...]) -> FitReport:
     )
 
 
-def _doubts(f: Fit, given: Rows, *, profile: bool, prior: bool) -> list[str]:
+def _doubts(f: Fit, data: Rows, *, profile: bool, prior: bool) -> list[str]:
     """The limits of the intervals that a reader must know."""
     notes: list[str] = []
     if f.draws_converged is not None and f.draws_converged < 0.95:
@@ -153,10 +153,10 @@ def _doubts(f: Fit, given: Rows, *, profile: bool, prior: bool) -> list[str]:
             f"{1 - f.draws_converged:.0%} of the resamples did not converge: the table hardly identifies this law, "
             "and its intervals are rough"
         )
-    return notes + _doubts_of_profiles(f, given, prior) if profile else notes
+    return notes + _doubts_of_profiles(f, data, prior) if profile else notes
 
 
-def _doubts_of_profiles(f: Fit, given: Rows, prior: bool) -> list[str]:
+def _doubts_of_profiles(f: Fit, data: Rows, prior: bool) -> list[str]:
     notes: list[str] = []
     off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
     if off and prior:
@@ -165,10 +165,10 @@ def _doubts_of_profiles(f: Fit, given: Rows, prior: bool) -> list[str]:
         notes.append(
             "profiles take the rows of a curve as independent; they are not, so read them as lower bounds of the width"
         )
-    alone = len(given.y) if f.law.needs_run else effective_rows(f.residuals, given.cluster)
-    if alone < 0.9 * len(given.y):
+    alone = len(data.y) if f.law.needs_run else effective_rows(f.residuals, data.cluster)
+    if alone < 0.9 * len(data.y):
         notes.append(
-            f"{len(given.y)} rows of {given.clusters} runs weigh about as {alone:.0f} independent rows: {_by_run(f)}"
+            f"{len(data.y)} rows of {data.clusters} runs weigh about as {alone:.0f} independent rows: {_by_run(f)}"
         )
     return notes
 

@@ -2,7 +2,7 @@
 
 A copy is a copy of the whole row: two seeds that end at the same rounded loss are two runs. A twin is a row whose
 numbers are those of another, each as it is or rounded to fewer digits, and only text differs (a run exported twice
-under two names). Both are resampled as one run, and said with their rows.
+under two names). Both are resampled as one run, and reported with their rows.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def twins(columns: Mapping[str, np.ndarray], y: np.ndarray, numbers: pd.DataFram
     size = np.floor(np.log10(np.maximum(np.abs(y[a]), 1e-300))).astype(int)
     same = (np.abs(y[a] - y[b]) <= 1e-12 * np.abs(y[a])) & (digits[a] + size + 1 >= DIGITS)
     rounded = (fewer > 0) & (digits[b] >= 2) & (np.abs(y[a] - y[b]) <= 0.5000001 * 10.0 ** -digits[b].astype(float))
-    found = (same | rounded) & (whole[a] != whole[b]) & _agree(numbers, a, b)
+    match = (same | rounded) & (whole[a] != whole[b]) & _agree(numbers, a, b)
     for v in columns.values():
-        found &= _one_rounded(v[a], v[b])
-    plain = found & (same | (fewer >= 2))
-    found = found if (found & ~plain).sum() >= max(3, 0.2 * len(a)) else plain
-    twice = np.column_stack([a[found], b[found]])
+        match &= _one_rounded(v[a], v[b])
+    plain = match & (same | (fewer >= 2))
+    match = match if (match & ~plain).sum() >= max(3, 0.2 * len(a)) else plain
+    twice = np.column_stack([a[match], b[match]])
     return twice[np.lexsort((twice[:, 1], twice[:, 0]))]
 
 

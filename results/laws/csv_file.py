@@ -18,7 +18,7 @@ import pandas as pd
 
 from .. import files
 
-SAMPLE = 1 << 16  # bytes from which the form of a file is told
+SAMPLE = 1 << 16  # bytes from which the form of a file is read
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BOMS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
@@ -113,7 +113,7 @@ def _check_length(number: int, row: list[str], fields: int, separator: str) -> N
 
 
 def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
-    """What a cell of the column `name` that is no number looks like, and what to write; "": nobody knows.
+    """What a cell of the column `name` that is no number looks like, and what to write; "" where that cannot be said.
 
     decimal: the sign of the file's other numbers
     """
@@ -132,8 +132,8 @@ def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
         return f"a decimal comma? write {text.replace(',', '.')}, or one in all numbers and semicolons between columns"
     if decimal == "," and POINT.fullmatch(text):
         return f"the file's other numbers have a decimal comma: write {text.replace('.', ',')}"
-    if found := SUFFIX.fullmatch(text):
-        return f"a unit in the cell? write {found[1].replace(',', '.')}e{POWERS[found[2].lower()]}"
+    if match := SUFFIX.fullmatch(text):
+        return f"a unit in the cell? write {match[1].replace(',', '.')}e{POWERS[match[2].lower()]}"
     if text.endswith("%"):
         return "per cent? write a plain number"
     return ""

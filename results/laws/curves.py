@@ -2,7 +2,7 @@
 
 Points of one run share that run's deviation, so they are one observation of how runs differ. Rows are taken for
 curves where they agree in all but what moves along a run (tokens, step, FLOPs, loss) and either stand at even steps,
-eight of them or more, as a log does and a ladder of runs does not, or are thirty or more: nobody trains
+eight of them or more, as a log does and a ladder of runs does not, or are thirty or more: no study trains
 thirty runs at one size. A text column that names every row another says that they are runs.
 """
 
@@ -18,15 +18,15 @@ PROGRESS = ("tokens", "step", "steps", "x")  # roles that move along a run
 EVEN, POINTS, MANY = 0.35, 8, 30  # spread of the steps over their mean; rows of a curve; rows that are surely one
 
 
-def find_curves(law: Law, frame: pd.DataFrame, given: Rows) -> np.ndarray | None:
-    """Code (n,) of the curve each row is on, or None where most rows are on none. frame: the table `given` is from."""
+def find_curves(law: Law, frame: pd.DataFrame, data: Rows) -> np.ndarray | None:
+    """Code (n,) of the curve each row is on, or None where most rows are on none. frame: the table `data` is from."""
     along = next((r for r in PROGRESS if r in law.roles), None)
-    if along is None or law.needs_run or law.response in PROGRESS or len(given.y) < POINTS:
+    if along is None or law.needs_run or law.response in PROGRESS or len(data.y) < POINTS:
         return None
-    texts = _texts(frame, given)
+    texts = _texts(frame, data)
     if texts is None:
         return None
-    keys = [given.columns[r] for r in law.roles if r != along] + texts
+    keys = [data.columns[r] for r in law.roles if r != along] + texts
     if not keys:
         return None
     names = [str(i) for i in range(len(keys))]
@@ -34,20 +34,20 @@ def find_curves(law: Law, frame: pd.DataFrame, given: Rows) -> np.ndarray | None
     size = np.bincount(code)
     if size[size >= POINTS].sum() <= 0.5 * len(code):
         return None
-    at, on = given.columns[along], np.zeros(len(code), bool)
+    at, on = data.columns[along], np.zeros(len(code), bool)
     for group in np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1]):
         if len(group) >= POINTS:
-            on[group] = _is_curve(at[group], given.y[group])
+            on[group] = _is_curve(at[group], data.y[group])
     return code if on.mean() > 0.5 else None
 
 
-def _texts(frame: pd.DataFrame, given: Rows) -> list[np.ndarray] | None:
-    """The columns of text (n,) at the rows `given`; None where one names every row another, as an id of runs does."""
+def _texts(frame: pd.DataFrame, data: Rows) -> list[np.ndarray] | None:
+    """The columns of text (n,) at the rows `data`; None where one names every row another, as an id of runs does."""
     texts = []
     for name in frame:
         if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].dtype != bool:
             continue
-        values = frame[name].loc[given.index].astype(str).to_numpy()
+        values = frame[name].loc[data.index].astype(str).to_numpy()
         if len(np.unique(values)) == len(values):
             return None
         texts.append(values)

@@ -18,8 +18,8 @@ def below(what: str, reached: float | None, level: float) -> Iterator[str]:
         yield f"  WARNING: {what} covered {reached:.0%}, not {level:.0%}: believe no interval here beyond that"
 
 
-def optima(found: Sequence[Optimum], convention: str, level: float) -> Iterator[str]:
-    if not found:
+def optima(best: Sequence[Optimum], convention: str, level: float) -> Iterator[str]:
+    if not best:
         return
     pct = f"{level:.0%} by run"
     yield f"\ncompute optimum ({convention})"
@@ -27,13 +27,13 @@ def optima(found: Sequence[Optimum], convention: str, level: float) -> Iterator[
         ["FLOPs", "N*", pct, "D*", pct],
         [
             [f"{o.flops:.3g}", number(o.params), span(o.params_interval), number(o.tokens), span(o.tokens_interval)]
-            for o in found
+            for o in best
         ],
     )
-    last = found[-1]
+    last = best[-1]
     if last.exponent is not None:
         yield f"  N* ~ C^{last.exponent:.3f} {span(last.exponent_interval)}"
-    yield from (f"  {note}" for note in dict.fromkeys(o.note for o in found) if note)
+    yield from (f"  {note}" for note in dict.fromkeys(o.note for o in best) if note)
 
 
 def frontier(f: Frontier, pct: str) -> Iterator[str]:

@@ -192,7 +192,9 @@ def resample(
     return out
 
 
-def moved(law: Law, found: tuple[Profile, ...], here: dict[str, float], there: dict[str, float]) -> tuple[Profile, ...]:
+def moved(
+    law: Law, curves: tuple[Profile, ...], here: dict[str, float], there: dict[str, float]
+) -> tuple[Profile, ...]:
     """Profiles of a sample's fit (natural values `here`) around the fit of all rows (`there`)."""
     log = {p.name: p.log for p in law.parameters}
 
@@ -206,5 +208,5 @@ def moved(law: Law, found: tuple[Profile, ...], here: dict[str, float], there: d
             high=None if p.high is None else shift(p.name, p.high),
             values=tuple(shift(p.name, v) for v in p.values),
         )
-        for p in found
+        for p in curves
     )

@@ -2,7 +2,7 @@
 
 `before` reads the columns: units that are mixed or are no counts, logs, columns that move together, a response that
 does not vary or that rises. `after` reads the first fit: diverged runs. What either returns makes a fit's numbers
-look like a result without being one, so `fit_file` refuses the table unless it is told to fit it anyway. Where a law
+look like a result without being one, so `fit_file` refuses the table unless it is asked to fit it anyway. Where a law
 says no more than a constant (`nothing_said`) the report stands and every parameter is refused. The limits are far
 from every published table that the tests read.
 """
@@ -46,18 +46,18 @@ def named(index: np.ndarray, mask: np.ndarray, show: int = 4) -> str:
     return f"rows {', '.join(at[:-1])} and {at[-1]}"
 
 
-def before(law: Law, given: Rows, names: Mapping[str, str], response: str, held: bool = False) -> list[str]:
+def before(law: Law, data: Rows, names: Mapping[str, str], response: str, held: bool = False) -> list[str]:
     """Lines (none for a sound table). names: role -> column; held: parameters are fixed, so that a ladder may do."""
-    if len(given.y) <= len(law.roles) + 1:
+    if len(data.y) <= len(law.roles) + 1:
         return []  # `table.enough` says so, and so few rows lie on a line whatever they are
     counts = [r for r in law.roles if r in COUNTS]
     for check in (_mixed, _no_counts):
-        lines = [line for r in counts if (line := check(r, names.get(r, r), given))]
+        lines = [line for r in counts if (line := check(r, names.get(r, r), data))]
         if lines:
             return lines  # what else they look like follows from the units
-    lines = _ratio(law, given, names) + _response(law, given, response)
+    lines = _ratio(law, data, names) + _response(law, data, response)
     if not held:
-        lines += _together(law, given, names) + _steady(law, given, names)
+        lines += _together(law, data, names) + _steady(law, data, names)
     return list(dict.fromkeys(lines))
 
 
@@ -67,18 +67,18 @@ def _span(values: np.ndarray) -> str:
     return f"{values.min():.4g} to {values.max():.4g}"
 
 
-def _mixed(role: str, column: str, given: Rows) -> str | None:
-    x = np.log(given.columns[role])
+def _mixed(role: str, column: str, data: Rows) -> str | None:
+    x = np.log(data.columns[role])
     steps = np.diff(np.sort(x))
     if not len(steps) or steps.max() < math.log(GAP):
         return None
     k = int(np.argmax(steps))
     low = x <= np.sort(x)[k]
     few = low if low.sum() <= 0.5 * len(x) else ~low
-    v = given.columns[role]
+    v = data.columns[role]
     off = float(np.median(v[~low]) / np.median(v[low]))
     return (
-        f"{role}: column {column!r} holds {_span(v[few])} in {named(given.index, few)} and {_span(v[~few])} in the "
+        f"{role}: column {column!r} holds {_span(v[few])} in {named(data.index, few)} and {_span(v[~few])} in the "
         f"other {int((~few).sum())}, nothing between: units are mixed, the smaller seem to be in {_unit(off)}; give "
         "all rows as counts"
     )
@@ -89,8 +89,8 @@ def _unit(factor: float) -> str:
     return ("thousands", "millions", "billions", "trillions")[int(np.clip(round(math.log10(factor) / 3), 1, 4)) - 1]
 
 
-def _no_counts(role: str, column: str, given: Rows) -> str | None:
-    v = given.columns[role]
+def _no_counts(role: str, column: str, data: Rows) -> str | None:
+    v = data.columns[role]
     small = v < LEAST[role]
     if not small.any():
         return None
@@ -108,22 +108,22 @@ def _no_counts(role: str, column: str, given: Rows) -> str | None:
     )
 
 
-def _ratio(law: Law, given: Rows, names) -> list[str]:
+def _ratio(law: Law, data: Rows, names) -> list[str]:
     if not {"params", "tokens"} <= set(law.roles):
         return []
-    ratio = float(np.median(given.columns["tokens"] / given.columns["params"]))
+    ratio = float(np.median(data.columns["tokens"] / data.columns["params"]))
     if FEWEST <= ratio <= MOST:
         return []
     role = "params" if ratio > MOST else "tokens"
     off = ratio / 20 if ratio > MOST else 20 / ratio
     return [
-        f"{role}: the median of all {len(given.y)} rows is {ratio:.3g} tokens a parameter: column "
+        f"{role}: the median of all {len(data.y)} rows is {ratio:.3g} tokens a parameter: column "
         f"{names.get(role, role)!r} seems to be in {_unit(off)}; give counts"
     ]
 
 
-def _response(law: Law, given: Rows, column: str) -> list[str]:
-    y, what = given.y, law.response
+def _response(law: Law, data: Rows, column: str) -> list[str]:
+    y, what = data.y, law.response
     if np.ptp(np.log(y)) < 1e-6:
         return [
             f"{what}: column {column!r} is {y[0]:g} in all {len(y)} rows; a law needs runs of different {what}: give "
@@ -132,7 +132,7 @@ def _response(law: Law, given: Rows, column: str) -> list[str]:
     if not law.falls:
         return []
     lines = []
-    x = np.log(np.column_stack([given.columns[r] for r in law.falls]))
+    x = np.log(np.column_stack([data.columns[r] for r in law.falls]))
     x = np.column_stack([np.ones(len(y)), x - x.mean(0)])
     if len(y) > x.shape[1] + 2:
         slope, t = _slopes(x, np.log(y))
@@ -141,19 +141,19 @@ def _response(law: Law, given: Rows, column: str) -> list[str]:
             fit_ = x @ slope
             if np.var(fit_) > 0.25 * np.var(np.log(y)):
                 lines.append(
-                    f"{what}: column {column!r} rises with {' and '.join(up)} over {named(given.index, y > 0)} "
+                    f"{what}: column {column!r} rises with {' and '.join(up)} over {named(data.index, y > 0)} "
                     f"({_span(y)}): is it an accuracy? The law falls; give a loss or an error, such as 1 - accuracy"
                 )
     return lines
 
 
-def unusual(law: Law, given: Rows, column: str) -> list[str]:
+def unusual(law: Law, data: Rows, column: str) -> list[str]:
     """Lines of what may be meant as it is: the fit is made, and they stand above it."""
-    y = given.y
+    y = data.y
     if not law.falls or not len(y) or np.median(y) <= UNIFORM:
         return []
     return [
-        f"{law.response}: column {column!r} holds {_span(y)} over {named(given.index, y > 0)}, above the {UNIFORM:g} "
+        f"{law.response}: column {column!r} holds {_span(y)} over {named(data.index, y > 0)}, above the {UNIFORM:g} "
         "nats of a uniform guess: a perplexity or a per cent? The law is of nats or bits, the log of a perplexity"
     ]
 
@@ -166,25 +166,25 @@ def _slopes(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return b, (b / sd)[1:]
 
 
-def _together(law: Law, given: Rows, names) -> list[str]:
+def _together(law: Law, data: Rows, names) -> list[str]:
     out = []
     roles = [r for r in law.roles if r in (*COUNTS, "replicas", "experts", "x")]
     for i, a in enumerate(roles):
         for b in roles[i + 1 :]:
-            u, v = np.log(given.columns[a]), np.log(given.columns[b])
+            u, v = np.log(data.columns[a]), np.log(data.columns[b])
             if np.ptp(u) == 0 or np.ptp(v) == 0:
                 continue
             across, along = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(u, v)), 0.0))
             still = min((np.std(u), a), (np.std(v), b))
             if across < TOGETHER and still[0] < 1.5 * TOGETHER:
-                out.append(_still(still[1], given, names))
+                out.append(_still(still[1], data, names))
             elif across < TOGETHER and along > 2 * across:
-                out.append(_ladder(a, b, given, names, float(np.sum((u - u.mean()) * (v - v.mean())))))
+                out.append(_ladder(a, b, data, names, float(np.sum((u - u.mean()) * (v - v.mean())))))
     return out
 
 
-def _ladder(a: str, b: str, given: Rows, names, covariance: float) -> str:
-    u, v = given.columns[a], given.columns[b]
+def _ladder(a: str, b: str, data: Rows, names, covariance: float) -> str:
+    u, v = data.columns[a], data.columns[b]
     slope = float(np.polyfit(np.log(u), np.log(v), 1)[0])
     if abs(slope - 1) < 0.05:
         how = f"{b} = {float(np.median(v / u)):.4g} {a}"
@@ -200,13 +200,13 @@ def _ladder(a: str, b: str, given: Rows, names, covariance: float) -> str:
     )
 
 
-def _steady(law: Law, given: Rows, names) -> list[str]:
-    near = [r for r in law.roles if r in COUNTS and 0 < np.ptp(np.log(given.columns[r])) < 0.05]
-    return [_still(r, given, names) for r in near]
+def _steady(law: Law, data: Rows, names) -> list[str]:
+    near = [r for r in law.roles if r in COUNTS and 0 < np.ptp(np.log(data.columns[r])) < 0.05]
+    return [_still(r, data, names) for r in near]
 
 
-def _still(role: str, given: Rows, names) -> str:
-    v = given.columns[role]
+def _still(role: str, data: Rows, names) -> str:
+    v = data.columns[role]
     return (
         f"{role}: column {names.get(role, role)!r} hardly varies, {_span(v)} in all {len(v)} rows; its exponent cannot "
         "be fitted: add runs of other sizes, or a law of the other column (--law power_constant)"

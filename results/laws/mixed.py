@@ -18,7 +18,7 @@ from .fit import Fit
 GAP, APART = 5.0, 100.0  # between neighbours in tokens a parameter, and between the medians of the two groups
 UNEXPLAINED = 0.03  # scatter above which such a gap is no design
 LONE = (0.1, 30.0)  # log residual of a lone row, and in units of the others' scatter
-TOLD = 0.5  # of the variance of the residuals, by one column of text
+SEPARATED = 0.5  # of the variance of the residuals, by one column of text
 SCATTER = 0.1  # published sweeps of losses scatter by .3% to 5%
 KINDS = 6  # values of such a column; one that names the runs themselves is none
 FEWEST = 12  # rows, to say anything of groups
@@ -31,10 +31,10 @@ def scatter(e: np.ndarray) -> float:
 
 def refuse(f: Fit, named) -> list[str]:
     """Lines (none for a sound table). named(index, mask): how rows are named."""
-    given = f.rows
-    if not f.law.falls or not {"params", "tokens"} <= set(f.law.roles) or len(given.y) < FEWEST:
+    data = f.rows
+    if not f.law.falls or not {"params", "tokens"} <= set(f.law.roles) or len(data.y) < FEWEST:
         return []
-    ratio = given.columns["tokens"] / given.columns["params"]
+    ratio = data.columns["tokens"] / data.columns["params"]
     order = np.sort(np.log(ratio))
     k = int(np.argmax(np.diff(order)))
     low = np.log(ratio) <= order[k]
@@ -48,7 +48,7 @@ def refuse(f: Fit, named) -> list[str]:
     ):
         return []
     return [
-        f"params, tokens: {named(given.index, few)} have {np.median(ratio[few]):.3g} tokens a parameter in the median "
+        f"params, tokens: {named(data.index, few)} have {np.median(ratio[few]):.3g} tokens a parameter in the median "
         f"and the other {int((~few).sum())} {np.median(ratio[~few]):.3g}, nothing between, and no law holds both "
         f"(scatter {scatter(f.residuals):.1%}): units are mixed; give all rows as counts"
     ]
@@ -58,14 +58,14 @@ def warn(f: Fit, frame: pd.DataFrame, used: set[str], response: str, named) -> l
     """Lines of what may be meant as it is. frame: the table with f's rows; used: columns that the fit reads."""
     if not f.law.falls or len(f.rows.y) < FEWEST:
         return []
-    told = _told_apart(f, frame.loc[f.rows.index], used, response) if frame.index.is_unique else []
-    told, wide = told or _pairs(f, response), scatter(f.residuals)
-    if not told and wide > SCATTER and {"params", "tokens"} <= set(f.law.roles):
-        told = [
+    lines = _separated(f, frame.loc[f.rows.index], used, response) if frame.index.is_unique else []
+    lines, wide = lines or _pairs(f, response), scatter(f.residuals)
+    if not lines and wide > SCATTER and {"params", "tokens"} <= set(f.law.roles):
+        lines = [
             f"{response}: the rows scatter by {wide:.0%} about the law, published sweeps by .3% to 5%: are units, "
             "held-out sets or recipes mixed in it? Fit one kind (--where)"
         ]
-    return _lone(f, response, named) + told
+    return _lone(f, response, named) + lines
 
 
 def _lone(f: Fit, response: str, named) -> list[str]:
@@ -81,9 +81,9 @@ def _lone(f: Fit, response: str, named) -> list[str]:
     ]
 
 
-def _told_apart(f: Fit, frame: pd.DataFrame, used: set[str], response: str) -> list[str]:
+def _separated(f: Fit, frame: pd.DataFrame, used: set[str], response: str) -> list[str]:
     """The column of text that tells most of the residuals apart."""
-    best = (TOLD, None, None)
+    best = (SEPARATED, None, None)
     e = np.clip(f.residuals, *np.quantile(f.residuals, [0.02, 0.98]))
     for name in frame.columns:
         values = frame[name]

@@ -1,6 +1,6 @@
 """The compute-optimal N*, D* of a fitted law under C = k N D, with intervals from the resamples.
 
-Closed form where the law has one, otherwise a search over log N. k is the FLOP convention (6 unless said;
+Closed form where the law has one, otherwise a search over log N. k is the FLOP convention (6 by default;
 the ratio of a FLOPs column to N D where the table has one).
 """
 

@@ -67,9 +67,7 @@ class Holdout:
     worst: tuple[dict, ...]  # per row: columns, observed, predicted, relative error, interval
 
 
-def points(
-    law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str], given: Rows
-) -> list[dict[str, float]]:
+def points(law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str], data: Rows) -> list[dict[str, float]]:
     """The runs asked for, role -> value. `at` may say roles or the table's columns (names: role -> column).
 
     Raises ValueError on a name that is neither, a role left out or given twice, and a value that is no positive
@@ -78,10 +76,10 @@ def points(
     if at and law.needs_run:
         raise ValueError(f"at: law {law.name!r} reads whole curves, not single runs")
     role_of = {column: role for role, column in names.items()} | {role: role for role in law.roles}
-    return [_point(law, run, role_of, given) for run in at]
+    return [_point(law, run, role_of, data) for run in at]
 
 
-def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], given: Rows) -> dict[str, float]:
+def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], data: Rows) -> dict[str, float]:
     run: dict[str, float] = {}
     reads = ", ".join(law.roles)
     for name, value in asked.items():
@@ -96,7 +94,7 @@ def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], giv
     missing = [role for role in law.roles if role not in run]
     if missing:
         raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(missing)} is not given")
-    for role, least in _least(law, given).items():
+    for role, least in _least(law, data).items():
         if run[role] * OTHER_UNITS < least:
             raise ValueError(
                 f"at: {role}={run[role]:g} is {least / run[role]:.3g} times below the smallest of the table, "
@@ -105,13 +103,13 @@ def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], giv
     return run
 
 
-def _least(law: Law, given: Rows) -> dict[str, float]:
+def _least(law: Law, data: Rows) -> dict[str, float]:
     """The smallest value of each column that is above 0 everywhere."""
-    return {r: float(given.columns[r].min()) for r in law.roles if r not in law.zero_ok}
+    return {r: float(data.columns[r].min()) for r in law.roles if r not in law.zero_ok}
 
 
 def predictions(
-    cast: Forecast, given: Rows, asked: Sequence[Mapping[str, float]], flops: Sequence[float | None] | None = None
+    cast: Forecast, data: Rows, asked: Sequence[Mapping[str, float]], flops: Sequence[float | None] | None = None
 ) -> tuple[Prediction, ...]:
     """The forecast at each run asked for; flops: the budget that each is the optimum of, or None."""
     if not asked:
@@ -120,12 +118,12 @@ def predictions(
     columns = {r: np.array([run[r] for run in asked], float) for r in law.roles}
     point, low, high = cast.predict(columns)
     calibrated = cast.calibration is not None
-    ratios = {r: columns[r] / given.columns[r].max() for r in law.roles if given.columns[r].max() > 0}
-    ratios["extent"] = law.extent(columns) / law.extent(given.columns).max()
-    least, budgets = _least(law, given), flops or [None] * len(asked)
+    ratios = {r: columns[r] / data.columns[r].max() for r in law.roles if data.columns[r].max() > 0}
+    ratios["extent"] = law.extent(columns) / law.extent(data.columns).max()
+    least, budgets = _least(law, data), flops or [None] * len(asked)
     out = []
     for i, run in enumerate(asked):
-        near, factor = _nearest(law, given, run)
+        near, factor = _nearest(law, data, run)
         beyond = {r: float(v[i]) for r, v in ratios.items()}
         doubt = _doubt(cast, run, beyond, least)
         out.append(
@@ -146,11 +144,11 @@ def predictions(
     return tuple(out)
 
 
-def _nearest(law: Law, given: Rows, run: Mapping[str, float]) -> tuple[dict[str, float], float]:
+def _nearest(law: Law, data: Rows, run: Mapping[str, float]) -> tuple[dict[str, float], float]:
     roles = [r for r in law.roles if r not in law.zero_ok]
-    away = np.stack([np.abs(np.log(given.columns[r] / run[r])) for r in roles], 1)
+    away = np.stack([np.abs(np.log(data.columns[r] / run[r])) for r in roles], 1)
     k = int(np.argmin((away**2).sum(1)))
-    return {r: float(given.columns[r][k]) for r in law.roles}, float(np.exp(away[k].max()))
+    return {r: float(data.columns[r][k]) for r in law.roles}, float(np.exp(away[k].max()))
 
 
 def _doubt(cast: Forecast, run: Mapping[str, float], beyond: Mapping[str, float], least: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 Evidence is the gradient at the best point (projected: a parameter at a bound that it pushes outwards does not
 count) and the share of the starts that ended there. Where either is weak, rounds of further starts follow:
 every parameter with a bound held at it and then let go (an irreducible loss of 0, an exponent of 0), the minima
-of wider objectives, and points around the best. What is still weak after that is said: `Convergence.converged`.
+of wider objectives, and points around the best. What is still weak after that is reported: `Convergence.converged`.
 """
 
 from __future__ import annotations
@@ -104,15 +104,15 @@ def _at_bounds(problem: Problem, theta: np.ndarray) -> np.ndarray:
     low, high = problem.law.box(problem.inputs.centre)
     held = problem.constraint
     free = np.arange(len(theta)) if held is None else held.free
-    found = [theta[None]]
+    minima = [theta[None]]
     for j in free:
         for edge in (low[j], high[j]):
             if not np.isfinite(edge) or edge == AMPLITUDE[1]:
                 continue
             start = theta.copy()
             start[j] = edge
-            found.append(_solve_at(problem, start, int(j)).theta)
-    return np.concatenate(found)
+            minima.append(_solve_at(problem, start, int(j)).theta)
+    return np.concatenate(minima)
 
 
 def _solve_at(problem: Problem, start: np.ndarray, j: int) -> Solution:

@@ -71,28 +71,28 @@ def read_source(path: str | Path | pd.DataFrame, options: FitOptions) -> Source:
     return Source(law, options, table, frame, keep, held, frame[keep & ~held], names, response)
 
 
-def as_runs(source: Source, given: Rows) -> tuple[Rows, list[str]]:
+def as_runs(source: Source, data: Rows) -> tuple[Rows, list[str]]:
     """The rows with copies and points of one curve as one run each, and the notes about them."""
     notes, run = [], source.options.rows.run
-    if given.copies:
+    if data.copies:
         notes.append(
-            f"{given.copies} rows are exact copies of others" + ("" if run else "; copies were resampled as one run")
+            f"{data.copies} rows are exact copies of others" + ("" if run else "; copies were resampled as one run")
         )
-    if given.twins:
-        count, more = len(given.twins), len(given.twins) - 4
-        some = ", ".join(f"{a} and {b}" for a, b in given.twins[:4]) + (f" and {more} more pairs" if more > 0 else "")
+    if data.twins:
+        count, more = len(data.twins), len(data.twins) - 4
+        some = ", ".join(f"{a} and {b}" for a, b in data.twins[:4]) + (f" and {more} more pairs" if more > 0 else "")
         notes.append(
             f"{count} pair{'s' if count > 1 else ''} of rows hold one run twice, rounded or under another name (rows "
             f"{some}): resampled as one run each, and counted twice in the fit; drop one of each"
         )
-    curves = find_curves(source.law, source.train, given) if run is None else None
+    curves = find_curves(source.law, source.train, data) if run is None else None
     if curves is not None:
-        given = replace(given, cluster=curves)
+        data = replace(data, cluster=curves)
         notes.append(
-            f"the {len(given.y)} rows look like points of {given.clusters} training curves: a curve was taken as one "
+            f"the {len(data.y)} rows look like points of {data.clusters} training curves: a curve was taken as one "
             "run; name the column that tells runs apart (--run)"
         )
-    return given, notes
+    return data, notes
 
 
 def rows_if_usable(source: Source, frame: pd.DataFrame) -> Rows | None:
@@ -103,14 +103,14 @@ def rows_if_usable(source: Source, frame: pd.DataFrame) -> Rows | None:
         return None
 
 
-def compute_of(fitted: Fitted, given: Rows) -> np.ndarray:
+def compute_of(fitted: Fitted, data: Rows) -> np.ndarray:
     """Compute (n,) of the rows: the FLOPs column, else k N D, else the law's own measure of size."""
     flops, law = fitted.options.compute.flops, fitted.source.law
     if flops is not None:
-        values = column(fitted.source.train, flops, "flops").loc[given.index].to_numpy(float)
+        values = column(fitted.source.train, flops, "flops").loc[data.index].to_numpy(float)
         if np.isfinite(values).all() and (values > 0).all():
             return values
         raise ValueError(f"flops: column {flops!r} holds null, zero or negative values")
-    if {"params", "tokens"} <= set(given.columns):
-        return fitted.options.compute.flops_per_nd * given.columns["params"] * given.columns["tokens"]
-    return law.extent(given.columns)
+    if {"params", "tokens"} <= set(data.columns):
+        return fitted.options.compute.flops_per_nd * data.columns["params"] * data.columns["tokens"]
+    return law.extent(data.columns)

@@ -165,19 +165,19 @@ def _copies(table: pd.DataFrame, y: np.ndarray) -> np.ndarray:
     return whole_copies(table)
 
 
-def enough(law: Law, given: Rows, free: int | None = None) -> None:
+def enough(law: Law, data: Rows, free: int | None = None) -> None:
     """Raises ValueError where there are too few rows, or nothing varies, to fit the law at all."""
     p = len(law.parameters) if free is None else free
-    seen = pd.DataFrame({r: given.columns[r] for r in law.roles} | {"": given.y})
+    seen = pd.DataFrame({r: data.columns[r] for r in law.roles} | {"": data.y})
     distinct = int((~seen.duplicated()).sum())
     if distinct <= p:
         raise ValueError(
             f"too few rows: {law.name!r} has {p} free parameters and the table {distinct} distinct usable "
-            f"rows ({given.missing} more have nulls); it needs at least {p + 1}"
+            f"rows ({data.missing} more have nulls); it needs at least {p + 1}"
         )
     for role in law.roles:
-        if free is None and not law.needs_run and np.ptp(given.columns[role]) == 0:
+        if free is None and not law.needs_run and np.ptp(data.columns[role]) == 0:
             raise ValueError(
-                f"{role}: every row has the value {given.columns[role][0]:g} (all {len(given.y)} rows); its exponent "
+                f"{role}: every row has the value {data.columns[role][0]:g} (all {len(data.y)} rows); its exponent "
                 "cannot be fitted: add runs of other sizes, or take a law that does not read it"
             )

@@ -71,6 +71,16 @@ def test_profile_intervals_cover_the_truth():
     assert np.mean(hits) > 0.88  # 150 tables give 0.92 to 0.98 by parameter
 
 
+def test_profiles_of_runs_are_widened_in_the_units_of_the_response_too():
+    frame = table(0, n=30, noise=0.001, per_run=2, run_noise=0.01)
+    in_logs, in_units = (
+        with_profiles(fit("chinchilla", of(frame, "run"), objective=Objective(kind)))
+        for kind in ("squares", "raw_squares")
+    )
+    for a, b in zip(in_logs.profiles, in_units.profiles, strict=True):
+        assert b.identified and b.high - b.low == pytest.approx(a.high - a.low, rel=0.5), a.name
+
+
 @pytest.mark.slow
 def test_rows_of_one_run_are_no_independent_rows():
     by_run, by_row = [], []

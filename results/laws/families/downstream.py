@@ -40,8 +40,8 @@ class Downstream(Law):
 
     def starts(self, inputs, log_y):
         y, x = np.exp(log_y), inputs.x["loss"]
-        line, found = np.stack([np.ones(len(x)), -x], 1), []
+        line, starts = np.stack([np.ones(len(x)), -x], 1), []
         for epsilon in grid((1.01, 1.05, 1.2, 1.6))[:, 0] * y.max():
             k, gamma = np.linalg.lstsq(line, np.log(epsilon - y), rcond=None)[0]
-            found.append([np.log(epsilon), k, np.clip(gamma, 1e-3, 40.0)])
-        return np.array(found)
+            starts.append([np.log(epsilon), k, np.clip(gamma, 1e-3, 40.0)])
+        return np.array(starts)

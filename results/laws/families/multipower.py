@@ -36,10 +36,10 @@ class MultiPower(ScheduleLaw):
         first, then all from there and (1, 1/2, 1/2) by at most 200 steps of Adam of .05 (B, C) and .005 (beta, gamma).
         """
         at_once = {"C": 1e4, "beta": 5.0, "gamma": 0.0}
-        found = minimise(
+        at_minimum = minimise(
             self, inputs, log_y, self.starts(inputs, log_y)[::4], constraint=constrain(self, inputs.centre, at_once)
         )
-        B = float(self.natural(found.theta[[found.best]], inputs.centre)[0, 3])
+        B = float(self.natural(at_minimum.theta[[at_minimum.best]], inputs.centre)[0, 3])
         return {"B": (B, 0.1), "C": (1.0, 0.7), "beta": (0.5, 0.3), "gamma": (0.5, 0.15)}
 
     def coordinates(self, centre):

@@ -74,11 +74,11 @@ class RoutedSaturating(Law):
         return (inner + p["d"]) * LN10
 
     def starts(self, inputs, log_y):
-        found = []
+        starts = []
         for start, most in grid((1.0, 2.0, 5.0), (50.0, 300.0, 3000.0)):
             others = inputs.x["others"] + 1 / (1 / start - 1 / most)
             log_experts = -np.log10(1 / others + 1 / most)
             size = inputs.x["params"]
             line = np.stack([size, log_experts, size * log_experts, np.ones(inputs.n)], 1)
-            found.append([*np.linalg.lstsq(line, log_y / LN10, rcond=None)[0], np.log(start), np.log(most)])
-        return np.array(found)
+            starts.append([*np.linalg.lstsq(line, log_y / LN10, rcond=None)[0], np.log(start), np.log(most)])
+        return np.array(starts)

@@ -60,7 +60,7 @@ def read_schedule(run: np.ndarray, step: np.ndarray, lr: np.ndarray, warmup: boo
             raise ValueError(
                 f"run {name!r} has step {t[1:][np.diff(t) <= 0][0]:g} twice: one row per run and step, please"
             )
-        if warmup and t[0] > 1:  # the rise nobody recorded, as records of its own
+        if warmup and t[0] > 1:  # the rise that was not recorded, as records of its own
             rise = np.linspace(0.0, 1.0, WARMUP_PARTS + 1)[:-1]
             t, eta = np.concatenate([rise * t[0], t]), np.concatenate([rise * eta[0], eta])
         changes = np.diff(eta, prepend=eta[0])

@@ -51,11 +51,11 @@ class Vocabulary(Law):
 
     def starts(self, inputs, log_y):
         below = np.exp(log_y) - inputs.x["unigram_loss"]
-        found = []
+        starts = []
         for exponents in grid((0.2, 0.5, 0.9), (0.2, 0.6, 1.2), (0.2, 0.5, 0.9)):
             shapes = [np.exp(-e * inputs.x[role]) for e, (_, _, role) in zip(exponents, TERMS, strict=True)]
             scales = nnls(np.stack([*shapes, -np.ones(inputs.n)], 1), below)[0]
             floor = 0.02 * max(scales.max(), 1e-6)
             a1, a2, b, e = np.log(np.maximum(scales, floor))
-            found.append([a1, exponents[0], a2, exponents[1], b, exponents[2], e])
-        return np.array(found)
+            starts.append([a1, exponents[0], a2, exponents[1], b, exponents[2], e])
+        return np.array(starts)
