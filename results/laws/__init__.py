@@ -7,7 +7,7 @@ from . import families  # noqa: F401  registers every law
 from .base import Law, Parameter, get_law, law_names
 from .command import fit_file
 from .families.batch import NoiseScale, noise_scale
-from .fit import Fit, fit, with_profiles, with_sensitivity
+from .fit import Fit, fit, with_profiles
 from .forecast import Forecast, forecast
 from .isoflop import Frontier, envelope, isoflop
 from .next_run import NextRun, candidate_grid, next_runs
@@ -15,6 +15,7 @@ from .optimum import Optimum, optimum
 from .predictions import Prediction
 from .prior import choose_strength, fit_with_prior
 from .report import FitReport
+from .sensitivity import with_sensitivity
 from .solver import Objective
 from .table import Rows, read_table, rows
 

@@ -16,13 +16,14 @@ import pandas as pd
 from ..table.held_out import one_set
 from .ahead import NOTHING, frontiers, look_ahead, with_optima
 from .curves import effective_rows
-from .fit import Fit, Settings, fit, with_bootstrap, with_profiles, with_sensitivity
+from .fit import Fit, Settings, fit, with_bootstrap, with_profiles
 from .look import after, before, doubts, nothing_said, refused, unusual
 from .options import FitKeywords, FitOptions
 from .predictions import points
 from .prior import fit_with_prior
 from .report import FitReport, estimates
 from .resample import Progress
+from .sensitivity import with_sensitivity
 from .source import Fitted, Source, as_runs, read_source, rows_if_usable
 from .table import Rows
 
