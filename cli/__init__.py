@@ -1,1 +1,1 @@
-"""The command line: one function a command, its options, and nothing else."""
+"""The command line: one function for each command, and its options."""

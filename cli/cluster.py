@@ -30,7 +30,7 @@ JobOption = Annotated[
 
 
 class SiteOptions(NamedTuple):
-    """Which scheduler the jobs go to, and how ranks are launched there."""
+    """The scheduler that the jobs go to, and the launcher of ranks there."""
 
     scheduler: Annotated[
         str, typer.Option(help="slurm, pbs, flux, lsf or kubernetes; default: the profile's.", show_default=False)
@@ -43,7 +43,7 @@ class SiteOptions(NamedTuple):
 
 
 class JobOptions(NamedTuple):
-    """How cases are divided into jobs."""
+    """The division of cases into jobs."""
 
     mode: Annotated[str, typer.Option(help="array: a job for each case; packed: many cases in one job.")] = "array"
     nodes: Annotated[int, typer.Option(help="Packed: nodes of the job; 0: as the largest case takes.")] = 0
@@ -151,7 +151,7 @@ def _summary(submitted: Submitted, dry_run: bool) -> list[str]:
 
 
 def _left_alone(done: Submitted) -> list[str]:
-    """What was not submitted, one line each: what it waits for, and how to change that."""
+    """One line for each reason why cases were not submitted, with how to change that."""
     lines = []
     if done.unheard_cases:
         jobs = [f"{job} ({state})" for job, state in done.unheard.items()]

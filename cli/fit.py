@@ -20,7 +20,7 @@ app = typer.Typer()
 
 
 class LawOptions(NamedTuple):
-    """Which law is fitted."""
+    """The law that is fitted."""
 
     law: Annotated[str, typer.Option(help="One of --laws.", metavar="NAME")] = "chinchilla"
     laws: Annotated[bool, typer.Option("--laws", help="List every law: equation, columns, source.")] = False
@@ -30,7 +30,7 @@ class LawOptions(NamedTuple):
 
 
 class TableOptions(NamedTuple):
-    """Which rows and columns of the table are read."""
+    """The rows and columns of the table that are read."""
 
     params: Annotated[str | None, typer.Option(help="Column of N; a study: params_total.", metavar="COLUMN")] = None
     tokens: Annotated[str | None, typer.Option(help="Column of D; a study: tokens_seen.", metavar="COLUMN")] = None
@@ -56,7 +56,7 @@ class TableOptions(NamedTuple):
 
 
 class MethodOptions(NamedTuple):
-    """How the law is fitted."""
+    """The objective, and constraints on parameters."""
 
     objective: Annotated[str, typer.Option(help="huber, l1, squares or raw_squares.")] = "huber"
     delta: Annotated[float, typer.Option(help="Threshold of the Huber objective, on log residuals.")] = 1e-3
@@ -77,7 +77,7 @@ class MethodOptions(NamedTuple):
 
 
 class IntervalOptions(NamedTuple):
-    """How the intervals are made."""
+    """The intervals of the estimates."""
 
     bootstrap: Annotated[int, typer.Option(help="Resamples of runs; 0: none.")] = 1000
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95
@@ -88,7 +88,7 @@ class IntervalOptions(NamedTuple):
 
 
 class ForecastOptions(NamedTuple):
-    """What is computed from the fit: optima and runs to forecast."""
+    """Computed from the fit: optima and runs to forecast."""
 
     flops: Annotated[str | None, typer.Option(help="Column of C; a study: train_flops_6n.", metavar="COLUMN")] = None
     target_flops: Annotated[list[float] | None, typer.Option(help="Optimal N and D for this C.", metavar="C")] = None
@@ -119,7 +119,7 @@ class ForecastOptions(NamedTuple):
 
 
 class AssumptionOptions(NamedTuple):
-    """What the fit assumes, and what a run to add may cost."""
+    """Assumptions of the fit, and the cost of a run to add."""
 
     alternative: Annotated[
         list[str] | None,

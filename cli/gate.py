@@ -59,7 +59,7 @@ class RunOptions(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What is written beside the printed verdicts."""
+    """Files that are written beside the printed verdicts."""
 
     move_baseline: Annotated[bool, typer.Option("--move-baseline", help="Copy confirmed gains to BASE.")] = False
     markdown: Annotated[Path | None, typer.Option(help="Also write this file.", metavar="FILE")] = None

@@ -1,4 +1,4 @@
-"""The commands about links: comm, and the lab of shaped ones."""
+"""The commands about network links: comm, and the lab of shaped links."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class MessageOptions(NamedTuple):
 
 
 class TimingOptions(NamedTuple):
-    """How often each size is timed."""
+    """The number of timed calls of each size."""
 
     iterations: Annotated[int, typer.Option(help="Timed calls of each size.")] = 20
     warmup: Annotated[int, typer.Option(help="Untimed calls before them.")] = 5
@@ -56,7 +56,7 @@ class TimingOptions(NamedTuple):
 
 
 class RunOptions(NamedTuple):
-    """How often, where and for how long the sweep runs."""
+    """Repetitions, time limit and place of the sweep."""
 
     repeats: Annotated[int, typer.Option(help="Runs in fresh processes; an interval needs 6.")] = 1
     time_limit: Annotated[float, typer.Option(help="Time limit of one run.", metavar="SECONDS")] = 1800.0

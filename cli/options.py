@@ -1,4 +1,4 @@
-"""What the commands share: common options, option objects, and how results are named and printed.
+"""Shared parts of the commands: common options, option objects, naming and printing of results.
 
 A command with many options takes them as objects: a parameter annotated with a `NamedTuple` whose fields are
 `Annotated[..., typer.Option(...)]` stands for one option for each field. `option_objects` shows typer the fields in

@@ -65,7 +65,7 @@ def export(
 
 
 class EfficiencyOptions(NamedTuple):
-    """What is compared with what, and the intervals."""
+    """The runs that are compared, and the intervals."""
 
     mode: Annotated[str | None, typer.Option(help="strong or weak; default: as the batches say.")] = None
     form: Annotated[str | None, typer.Option(help="throughput, step_time, or loss (time to --target-loss).")] = None
@@ -85,7 +85,7 @@ class EfficiencyOptions(NamedTuple):
 @app.command(epilog="Example: scalade efficiency strong-scaling --form step_time")
 @option_objects
 def efficiency(results: FoundResults = None, *, options: EfficiencyOptions, as_json: Json = False) -> None:
-    """How speed holds as ranks are added, against a declared base; refuses what cannot be compared."""
+    """Measure how speed scales with ranks, against a declared base; runs that cannot be compared are refused."""
     from ..results.efficiency import efficiency as measure
 
     report = measure(
@@ -114,7 +114,7 @@ def ops(
     rows: Annotated[int, typer.Option(help="Operations to show, those that differ most.", min=1)] = 12,
     as_json: Json = False,
 ) -> None:
-    """What a step's time went into, operation by operation, where measure.profile_steps asked for it."""
+    """Show the time of a step by operation, for runs that were profiled (measure.profile_steps)."""
     from ..results import op_profile
 
     path = located(results)

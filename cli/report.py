@@ -16,7 +16,7 @@ app = typer.Typer()
 
 
 class PageFiles(NamedTuple):
-    """Where the page and its figures are written."""
+    """Files of the page and its figures."""
 
     out: Annotated[Path | None, typer.Option(help="The page; default: report.html in RESULTS.", metavar="FILE")] = None
     figures: Annotated[
@@ -28,7 +28,7 @@ class PageFiles(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The runs on the page, and what they are compared with."""
+    """The runs on the page, and the runs they are compared with."""
 
     where: Filter = None
     mode: Annotated[str | None, typer.Option(help="strong or weak; default: both.")] = None
@@ -42,7 +42,7 @@ class Compared(NamedTuple):
 
 
 class PageOptions(NamedTuple):
-    """How figures are computed and the page is called."""
+    """Conventions of the figures, and the title of the page."""
 
     convention: Annotated[str, typer.Option(help="mfu_6n, mfu_palm or mfu_causal.")] = "mfu_palm"
     level: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95
@@ -60,7 +60,7 @@ def report(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """One page that opens offline, with the figures of a paper: what was measured, what failed, what is missing."""
+    """Write one page that opens offline, with the figures of a paper: what was measured, failed and is missing."""
     from ..results.report import report as write
     from ..results.report.command import FORMATS
     from .locate import locate
@@ -103,7 +103,7 @@ def history(
     where: Filter = None,
     as_json: Json = False,
 ) -> None:
-    """When a figure changed: change points over the runs of each case."""
+    """Find when a figure changed: change points over the runs of each case."""
     from ..results.gate import history as change_points
     from .locate import locate
 

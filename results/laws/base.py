@@ -1,4 +1,4 @@
-"""What a scaling law is to the solver and the report: parameters, columns, log prediction, starts.
+"""The interface of a scaling law: its parameters, columns, log prediction and starting points.
 
 A law is fitted in coordinates `theta` chosen for conditioning, and reported in natural ones. Between
 the two lies an affine map and an elementwise link:  phi = T theta + shift,  natural = sign exp(phi)
@@ -73,7 +73,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a law computes from: n rows of features, under keys of the law's own, and the centre they are taken around.
+    """The input of a law: n rows of features, under keys of the law's own, and the centre they are taken around.
 
     Features are arrays (n,); a law of whole curves keeps a schedule among them.
     """
@@ -174,7 +174,7 @@ class Law:
         raise NotImplementedError
 
     def extent(self, columns: Columns) -> np.ndarray:
-        """How large each run is (n,), for cuts and distances: device-hours, N D, N, D, the inverse of a loss, or x."""
+        """The size of each run (n,), for cuts and distances: device-hours, N D, N, D, the inverse of a loss, or x."""
         has = set(self.roles)
         for roles in (("device_hours",), ("params", "tokens"), ("params_nonvocab", "tokens"), ("params",), ("tokens",)):
             if has.issuperset(roles):
@@ -187,7 +187,7 @@ class Law:
         raise NotImplementedError
 
     def prior(self, inputs: Inputs, log_y: np.ndarray) -> dict[str, tuple[float, float]]:
-        """Where parameters lie when the table is silent: name -> (natural centre, scale of the log or of itself)."""
+        """The weak prior of parameters: name -> (natural centre, scale of the log or of itself)."""
         return {}
 
     def optimum(self, natural: np.ndarray, flops: float, flops_per_nd: float) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,4 +1,4 @@
-"""Rows that are one run twice: copies of whole rows, and the same numbers under another name or rounded.
+"""Rows that hold one run twice: copies of whole rows, and the same numbers under another name or rounded.
 
 A copy is a copy of the whole row: two seeds that end at the same rounded loss are two runs. A twin is a row whose
 numbers are those of another, each as it is or rounded to fewer digits, and only text differs (a run exported twice

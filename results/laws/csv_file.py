@@ -1,8 +1,8 @@
-"""CSV as people's programs write it: any usual separator, UTF-8 with or without BOM, UTF-16, a decimal comma.
+"""Reading CSV files of any origin: any usual separator, UTF-8 with or without BOM, UTF-16, a decimal comma.
 
-What the file is, is read off its first lines. A decimal comma is taken where another separator makes it unambiguous.
-What stays ambiguous (thousands separators, units in the cells, a header in the middle) is not read: `why_no_number`
-says what such a cell looks like and what to write.
+The form of the file is recognised from its first lines. A decimal comma is taken where another separator makes it
+unambiguous. What stays ambiguous (thousands separators, units in the cells, a header in the middle) is not read:
+`why_no_number` says what such a cell looks like and what to write.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DECIMAL = "decimal"  # in the attrs of a frame: the sign that the file's numbers
 
 @dataclass(frozen=True)
 class Form:
-    """How a file is to be read."""
+    """The form of a file: how to read it."""
 
     encoding: str
     separator: str
@@ -113,7 +113,7 @@ def _check_length(number: int, row: list[str], fields: int, separator: str) -> N
 
 
 def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
-    """What a cell of the column `name` that is no number looks like, and what to write; "" where that cannot be said.
+    """A hint for a cell of the column `name` that is no number: its likely cause and what to write; "" without one.
 
     decimal: the sign of the file's other numbers
     """
@@ -177,7 +177,7 @@ def _decimal_comma(cells: list[str]) -> bool:
 
 
 def _separator(lines: list[str]) -> str | None:
-    """What most lines are cut by into as many fields as the header; None: blanks."""
+    """The separator that cuts most lines into as many fields as the header; None: blanks."""
     best, likely = (0.0, 0), ","
     for separator in SEPARATORS:
         counts = [len(row) for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]

@@ -24,7 +24,7 @@ TRIALS = 20  # of one step, each with more damping
 
 
 class Predictor(Protocol):
-    """What is fitted: a law, or a law seen in the units of the response."""
+    """A law, or a law seen in the units of the response."""
 
     @property
     def vanishing(self) -> np.ndarray: ...

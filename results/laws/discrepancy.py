@@ -1,4 +1,4 @@
-"""A law and what it leaves over:  log y = m(theta, x) + g(x) + noise, g a Gaussian process of the logs of the columns.
+"""A law and its discrepancy:  log y = m(theta, x) + g(x) + noise, g a Gaussian process of the logs of the columns.
 
 Residuals of a scaling law are no white noise: neighbours in (N, D) miss it on the same side, and the next budget will
 miss it as the last one did. g takes that up (Kennedy and O'Hagan 2001; universal kriging, Cressie 1993): a forecast
@@ -30,7 +30,7 @@ RIDGE = 1e-8
 
 @dataclass(frozen=True)
 class Covariance:
-    """What REML chose: kernel, its length in logs, sd of g over the noise's, growth towards small runs."""
+    """The covariance chosen by REML: kernel, its length in logs, sd of g over the noise's, growth towards small runs."""
 
     kind: float
     length: float
@@ -77,7 +77,7 @@ class Corrected:
 
 @dataclass(frozen=True)
 class Spectra:
-    """What laws of the same columns share: the rows of the covariance, and every kernel's eigenvalues and vectors."""
+    """Shared by laws of the same columns: the rows of the covariance, and every kernel's eigenvalues and vectors."""
 
     rows: Rows
     points: np.ndarray
@@ -86,7 +86,7 @@ class Spectra:
 
 
 def spectra(law: Law, rows: Rows, seed: int = 0) -> Spectra:
-    """Of the rows that `law` and its like are fitted to (at most `MOST` of them)."""
+    """The shared parts of the rows that `law` is fitted to (at most `MOST` of them)."""
     rows = rows.take(thinned(np.log(law.extent(rows.columns)), MOST, seed))
     points, kernels = _points(law, rows.columns), []
     for kind in KINDS:

@@ -80,7 +80,7 @@ class Fit:
 
     @property
     def problem(self) -> Problem:
-        """What the fit minimises, without its prior."""
+        """The problem that the fit solves, without its prior."""
         return Problem(self.law, self.inputs, self.log_y, self.objective, self.constraint)
 
     @property
@@ -117,7 +117,7 @@ class Fit:
 
 
 class Settings(TypedDict, total=False):
-    """What a fit and a forecast are made with; `Choices` holds the defaults."""
+    """Keywords of a fit and of a forecast; `Choices` holds the defaults."""
 
     objective: Objective
     fix: Mapping[str, float | str] | None
@@ -126,6 +126,8 @@ class Settings(TypedDict, total=False):
 
 
 class FitSettings(Settings, total=False):
+    """Keywords of a fit alone."""
+
     prior: float
     bootstrap_draws: int
 
@@ -240,7 +242,7 @@ def _fit_large(law: Law, rows: Rows, chosen: Choices, progress: Progress | None)
 
 
 def _problem(f: Fit) -> Problem:
-    """What the fit minimises, with its prior."""
+    """The problem that the fit solves, with its prior."""
     if not f.prior_weight:
         return f.problem
     penalty = penalise(f.law, f.inputs.centre, f.law.prior(f.inputs, f.log_y), f.prior_weight)

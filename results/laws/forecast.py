@@ -33,7 +33,7 @@ MOST = 5000  # rows of a forecast's fits
 
 @dataclass(frozen=True)
 class LawScore:
-    """How a law did above the cuts: root mean square log error, its weight in the stack; error: why it has none."""
+    """A law's score above the cuts: root mean square log error, its weight in the stack; error: why it has none."""
 
     law: str
     rmse: float | None
@@ -92,7 +92,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class _Cut:
-    """What was predicted above one cut from the `rows` below it: log y (m,), per law (log point, sd), whether the
+    """The predictions above one cut from the `rows` below it: log y (m,), per law (log point, sd), whether the
     plain interval of the first law held; reach: the largest compute above over the largest below."""
 
     log_y: np.ndarray

@@ -81,7 +81,7 @@ def frontier(f: Frontier, pct: str) -> Iterator[str]:
 
 
 def laws(scores: Sequence[LawScore], calibration: Calibration | None) -> Iterator[str]:
-    """How each law did above the cuts, its weight, and the coverage that was reached there."""
+    """The score of each law above the cuts, its weight, and the coverage that was reached there."""
     if scores:
         yield "\nlaws, out of sample above rolling compute cuts"
         yield from table(

@@ -1,4 +1,4 @@
-"""Which parameters the data identifies: profile of the objective, robust likelihood-ratio interval, refusal.
+"""Identifiability of parameters: profile of the objective, robust likelihood-ratio interval, refusal.
 
 For each parameter the objective is minimised over the others along a grid. The 95% interval is where it
 rises by less than q_95(chi2_1)/2 * E psi^2 / E psi' (the robust likelihood ratio of Heritier and Ronchetti
@@ -164,7 +164,7 @@ class _Scan:
 
 
 def _by_run(problem: Problem, theta: np.ndarray, cluster: np.ndarray, level: float) -> np.ndarray:
-    """By what each threshold (p,) grows where rows of one run move together.
+    """The factor (p,) on each threshold where rows of one run are correlated.
 
     A likelihood ratio of dependent rows is a chi2 times the ratio of the sandwich variance to the plain one (Kent
     1982; Liang and Zeger 1986), here summed by run, with (G/(G - q))^2, the jackknife's for an even leverage (Bell and
@@ -189,7 +189,7 @@ def _by_run(problem: Problem, theta: np.ndarray, cluster: np.ndarray, level: flo
 
 
 class _Grid(NamedTuple):
-    """Where a parameter is held (k,), in its fitted coordinate, and the ends of that grid."""
+    """The values (k,) that a parameter is held at, in its fitted coordinate, and the ends of that grid."""
 
     at: np.ndarray
     low: float
@@ -210,7 +210,7 @@ def _grid(p: Parameter, centre: float, se: float) -> _Grid:
 
 
 def _between(curve: _Curve) -> np.ndarray:
-    """Where to hold the parameter next (k,): in gaps of the curve that hold a crossing and are too wide to read it."""
+    """The next values (k,) to hold the parameter at: in gaps of the curve that are too wide to read their crossing."""
     at, rise, centre = curve
     middle, out = curve.middle, []
     for side in (np.arange(middle, -1, -1), np.arange(middle, len(at))):
@@ -222,7 +222,7 @@ def _between(curve: _Curve) -> np.ndarray:
 
 
 def _crossing(at: np.ndarray, rise: np.ndarray) -> float | None:
-    """Where sqrt(rise) first passes 1 going outwards from the optimum, linear between grid points."""
+    """The value at which sqrt(rise) first passes 1 outwards from the optimum, linear between grid points."""
     root = np.sqrt(rise)
     above = np.flatnonzero(~(root < 1.0))
     if len(above) == 0:

@@ -113,7 +113,7 @@ def _line(log_c, log_n) -> tuple[float, float]:
 
 
 class FrontierSettings(TypedDict, total=False):
-    """What both approaches take; `Choices` holds the defaults."""
+    """Keywords of both approaches; `Choices` holds the defaults."""
 
     level: float
     seed: int

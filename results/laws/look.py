@@ -1,4 +1,4 @@
-"""What is wrong with a table before a law is fitted to it, one line each: the cause, the rows, what to do instead.
+"""Checks of a table before a law is fitted to it; one line for each fault: the cause, the rows, what to do instead.
 
 `before` reads the columns: units that are mixed or are no counts, logs, columns that move together, a response that
 does not vary or that rises. `after` reads the first fit: diverged runs. What either returns makes a fit's numbers

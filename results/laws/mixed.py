@@ -1,4 +1,4 @@
-"""Rows of two kinds in one table: what the residuals of a first fit show of units, losses and sets that were mixed.
+"""Rows of two kinds in one table: mixed units, losses or sets, as the residuals of a first fit show them.
 
 `refuse` names rows whose tokens a parameter are in other units than the others', where no law holds both. `warn` names
 lone rows far off the law, a column of text that tells most of the residuals apart (train and validation), pairs of

@@ -1,4 +1,4 @@
-"""What is minimised: an objective on log residuals, a constraint on the parameters, the penalty of a weak prior."""
+"""Parts of a minimisation: an objective on log residuals, a constraint on parameters, the penalty of a weak prior."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `fit_file` can be asked for: its keywords, and one frozen object of them for each stage of a fit.
+"""The options of `fit_file`: its keywords, and one frozen object of them for each stage of a fit.
 
 `FitKeywords` types the keywords; the objects hold their defaults. `check` compares them with what a fit can answer
 before any work is done: one line for each mistake.
@@ -117,7 +117,7 @@ class RowOptions:
 
 @dataclass(frozen=True)
 class IntervalOptions:
-    """How the uncertainty of the fit is estimated."""
+    """The intervals, and the other estimates of the uncertainty."""
 
     bootstrap: int = 1000
     level: float = 0.95
@@ -144,7 +144,7 @@ class IntervalOptions:
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """What the compute of a run is, the budgets to find an optimum for, and the approaches without a loss law."""
+    """The compute of a run, the budgets to find an optimum for, and the approaches without a loss law."""
 
     flops: str | None = None
     flops_per_nd: float = 6.0

@@ -1,4 +1,4 @@
-"""What is asked of a forecast: runs that have no loss yet, the optimum of a budget, rows held out.
+"""Predictions from a forecast: of runs that have no loss yet, of the optimum of a budget, of held-out rows.
 
 One predictor answers all of them, the stack of `forecast.py`: its point, its calibrated interval, and how far beyond
 the table the run lies. Where no interval could be calibrated there is none, and the reason.
@@ -17,7 +17,7 @@ from .forecast import Forecast
 from .table import Rows
 
 WORST = 20  # held-out rows that a report lists
-FAR = 10.0  # times above the largest or below the smallest of a column that wants a warning where no cut tested it
+FAR = 10.0  # times above the largest or below the smallest of a column that need a warning where no cut tested it
 OTHER_UNITS = 1e3  # times below the smallest: no run of this table's kind
 
 
@@ -152,7 +152,7 @@ def _nearest(law: Law, data: Rows, run: Mapping[str, float]) -> tuple[dict[str, 
 
 
 def _doubt(cast: Forecast, run: Mapping[str, float], beyond: Mapping[str, float], least: Mapping[str, float]) -> str:
-    """What makes the forecast of a run doubtful, or "": how far it lies outside the table."""
+    """The warning for a run that lies outside the table, with how far; "" for one inside."""
     tested = cast.calibration.reach if cast.calibration else 1.0
     far = max(tested**0.5, FAR)  # each of two columns takes its half of a reach in compute
     say = [f"{role} is {v:.3g} times the largest" for role, v in beyond.items() if role != "extent" and v > far]
@@ -169,7 +169,7 @@ def score(log_y: np.ndarray, log_low: np.ndarray, log_high: np.ndarray, level: f
 
 
 def holdout(f: Fit, cast: Forecast | None, test: Rows) -> Holdout:
-    """How the forecast (the law alone, where there is none) did on held-out rows. Raises ValueError without rows."""
+    """The errors of the forecast (of the law alone without one) on held-out rows. Raises ValueError without rows."""
     if len(test.y) == 0:
         raise ValueError("holdout: every held-out row has nulls")
     log_y, law_point = np.log(test.y), f.predict(test.columns)

@@ -1,4 +1,4 @@
-"""What a user reads of a fit: a frozen report, as JSON-ready dict and as text.
+"""The report of a fit: a frozen object, as JSON-ready dict and as text.
 
 A parameter that the table does not identify has value None and the reason: its last number is in
 `at_optimum`, for programs that predict.
@@ -44,7 +44,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FitReport:
-    """Everything `scalade fit` says. `fit` is the fitted law itself and is not in `to_dict`."""
+    """Everything that `scalade fit` prints. `fit` is the fitted law itself and is not in `to_dict`."""
 
     law: str
     equation: str

@@ -26,7 +26,7 @@ FEW = 0.05  # the share that proves nothing
 
 @dataclass(frozen=True)
 class Convergence:
-    """What shows that this is the minimum. starts: all that were tried, at_optimum: those that ended there.
+    """The evidence that this is the minimum. starts: all that were tried, at_optimum: those that ended there.
 
     gradient: largest component over sum |psi J|. why_not: empty where it converged, else the reason with its numbers.
     """

@@ -60,7 +60,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Problem:
-    """A law, a table and an objective: what is minimised, from whatever starts. log_y (n,)."""
+    """A law, a table and an objective, to be minimised from any starting points. log_y (n,)."""
 
     law: Law
     inputs: Inputs
@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def predictor(self) -> Predictor:
-        """What predicts the response in the units that residuals are taken in."""
+        """The law, in the units that residuals are taken in."""
         return InUnits(self.law) if self.objective.kind == "raw_squares" else self.law
 
     @property

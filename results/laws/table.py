@@ -1,4 +1,4 @@
-"""From a file and column names to the arrays of a fit, or to one clear line about what is wrong."""
+"""Reading a table: from a file and column names to the arrays of a fit, or one line about the mistake in it."""
 
 from __future__ import annotations
 

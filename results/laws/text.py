@@ -1,4 +1,4 @@
-"""How a report writes numbers, intervals and tables."""
+"""Formatting of numbers, intervals and tables in a report."""
 
 from __future__ import annotations
 
