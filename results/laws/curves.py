@@ -67,7 +67,8 @@ def _is_curve(at: np.ndarray, y: np.ndarray) -> bool:
 
 
 def effective_rows(residuals: np.ndarray, cluster: np.ndarray) -> float:
-    """The effective number of rows, n / (1 + (m - 1) rho), with rho the intraclass correlation of the residuals (n,) and m the mean size of a cluster weighted by itself (Kish 1965)."""
+    """The effective number of rows, n / (1 + (m - 1) rho), with rho the intraclass correlation of the
+    residuals (n,) and m the mean size of a cluster weighted by itself (Kish 1965)."""
     n, k = len(residuals), int(cluster.max()) + 1
     size = np.bincount(cluster)
     if k < 2 or k == n:

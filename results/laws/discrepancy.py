@@ -30,7 +30,7 @@ RIDGE = 1e-8
 
 @dataclass(frozen=True)
 class Covariance:
-    """The covariance chosen by REML: kernel, its length in logs, sd of g over the noise's, growth towards small runs."""
+    """The covariance chosen by REML: kernel, length in logs, sd of g over the noise's, growth towards small runs."""
 
     kind: float
     length: float
