@@ -62,6 +62,7 @@ def search(
     problem: Problem, starts: np.ndarray, seed: int = 0, tick: Callable[[float], None] | None = None
 ) -> Solution:
     """The solutions from `starts` (S, p), and from more rounds of starts while the evidence is weak."""
+    starts = np.atleast_2d(starts)
     s = problem.solve(starts)
     rng = np.random.default_rng(seed)
     for k in range(ROUNDS):
