@@ -1,11 +1,15 @@
 """The documentation as a site: the navigation reaches every page, links resolve, and CI builds it strictly."""
 
+import importlib
 import importlib.util
 import re
 from posixpath import dirname, join, normpath
 
 import pytest
+import typer
 from places import ROOT
+
+from scalade.cli.app import app
 
 DOCS = ROOT / "docs"
 PAGES = sorted(str(page.relative_to(ROOT)) for page in [*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
@@ -107,3 +111,25 @@ def test_every_experiment_has_its_date():
     entries = re.findall(r"^\*\*(.{60})", (DOCS / "experiments.md").read_text(), re.M)
     undated = [entry for entry in entries if not re.match(r"20\d\d-\d\d-\d\d\. ", entry)]
     assert len(entries) > 50 and not undated
+
+
+def test_the_page_of_commands_has_every_command_that_the_help_lists():
+    page = hook("command_reference").all_commands()
+
+    def names(group, path):
+        for name, command in group.commands.items():
+            if not command.hidden:
+                yield f"{path} {name}"
+                yield from names(command, f"{path} {name}") if hasattr(command, "commands") else ()
+
+    every = list(names(typer.main.get_command(app), "scalade"))
+    assert re.findall(r"^#+ (scalade .*) \{#", page, re.M) == every and len(every) > 20
+    assert "| `--retry-failed` |  | " in page
+
+
+def test_the_page_of_python_names_what_can_be_imported():
+    paths = re.findall(r"^::: (\S+)$", (DOCS / "reference" / "python.md").read_text(), re.M)
+    assert len(paths) > 12
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(module), name) or importlib.util.find_spec(path), path
