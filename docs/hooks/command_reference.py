@@ -56,7 +56,7 @@ def paragraphs(text: str | None) -> str:
 def metavar_of(parameter) -> str:
     name = parameter.metavar or parameter.human_readable_name.upper()
     name = f"{name}..." if parameter.nargs == -1 else name
-    return name if parameter.required else f"[{name}]"
+    return name if parameter.required or name.startswith("[") else f"[{name}]"
 
 
 def shown_name(parameter) -> str:
@@ -81,7 +81,8 @@ def value_name(parameter) -> str:
 
 def shown_default(parameter) -> str:
     value = parameter.default() if callable(parameter.default) else parameter.default
-    if parameter.param_type_name == "argument" or value in (None, False, (), []) or "UNSET" in repr(value):
+    none = value is None or value is False or value in ((), []) or "UNSET" in repr(value)
+    if parameter.param_type_name == "argument" or none:
         return ""
     return f"`{value}`"
 

@@ -124,7 +124,7 @@ def test_the_page_of_commands_has_every_command_that_the_help_lists():
 
     every = list(names(typer.main.get_command(app), "scalade"))
     assert re.findall(r"^#+ (scalade .*) \{#", page, re.M) == every and len(every) > 20
-    assert "| `--retry-failed` |  | " in page
+    assert "| `--retry-failed` |  | " in page and "| `--seed` `INTEGER` | `0` | " in page and "[[" not in page
 
 
 def test_the_page_of_python_names_what_can_be_imported():

@@ -83,3 +83,18 @@ def test_the_glossary_names_columns_and_keys_that_are_there(row):
     _, _, columns, keys = (re.findall(r"`([^`]+)`", cell) for cell in row)
     assert set(columns) <= COLUMNS, set(columns) - COLUMNS
     assert set(keys) <= {key.dotted for key in KEYS.values()}, keys
+
+
+NOT_OURS = ("train.py", "make_runs.py", "megatron/training/training.py", "torchtitan/models/utils.py")  # of an example
+
+
+@pytest.mark.parametrize("page", sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")))
+def test_files_of_the_code_that_a_page_names_are_there(page):
+    files = [
+        f"/{file.relative_to(ROOT)}"
+        for folder in (*FOLDERS, "kernels", "tests", "docs")
+        for file in (ROOT / folder).rglob("*.py")
+    ]
+    named = set(re.findall(r"`([\w/]+\.py)`", (ROOT / page).read_text())) - set(NOT_OURS)
+    gone = [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
+    assert not gone, f"{page}: {gone}"
