@@ -18,5 +18,5 @@ from torch.distributed.run import main
 WAIT_S = 15.0
 
 if __name__ == "__main__":
-    api.LocalElasticAgent = partial(LocalElasticAgent, exit_barrier_timeout=WAIT_S)
+    setattr(api, "LocalElasticAgent", partial(LocalElasticAgent, exit_barrier_timeout=WAIT_S))  # noqa: B010
     main()
