@@ -4,9 +4,10 @@
         for ... : run.step(loss=loss, tokens=65536, step_time_s=seconds)
         run.evaluate(val_loss=3.1)
 
-Columns are those of docs/table.md, as far as the trainer knows them; what decides the computation (model, data, recipe,
-layout, outer loop) makes the case, and the next free repeat of it is this run. Rank 0 records, elsewhere nothing
-happens. The row is marked `parity: not checked`: these losses were not compared with one process's. Imports no torch.
+Columns are those of docs/reference/columns.md, as far as the trainer knows them; what decides the computation (model,
+data, recipe, layout, outer loop) makes the case, and the next free repeat of it is this run. Rank 0 records, elsewhere
+nothing happens. The row is marked `parity: not checked`: these losses were not compared with one process's. Imports no
+torch.
 
 Steps go to the run's scratch folder as they come; the row is written when the `with` ends, whole or not at all
 (store.py). A process that is killed leaves its steps; the next recorder in that folder writes its row: failed.
