@@ -85,6 +85,14 @@ def test_the_glossary_names_columns_and_keys_that_are_there(row):
     assert set(keys) <= {key.dotted for key in KEYS.values()}, keys
 
 
+def test_the_words_for_contributors_are_in_the_glossary():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## Words")[2].partition("\n## ")[0]
+    words = re.findall(r"^\| ([^|]+?) \|", table, re.M)[2:]
+    terms = " | ".join(row[0] for row in rows(GLOSSARY))
+    missing = [word for phrase in words for word in phrase.split(", ") if word not in terms]
+    assert len(words) > 10 and not missing, missing
+
+
 NOT_OURS = ("train.py", "make_runs.py", "megatron/training/training.py", "torchtitan/models/utils.py")  # of an example
 
 
