@@ -73,7 +73,7 @@ def init(
 
     if not list_studies:
         written = starter.write_starter_folder(folder or Path("."), force=force)
-        say(starter.as_json(written) if as_json else starter.as_text(written))
+        say(starter.to_dict(written) if as_json else starter.to_text(written))
     elif folder or force:
         raise ValueError("--list writes nothing: give it without a folder and without --force")
     else:
@@ -104,7 +104,7 @@ def run(
     summary, folder = launch.run_study(
         study, results, retry_failed=retry_failed, quiet=quiet or as_json, lab=measured_lab
     )
-    say(launch.as_json(summary, folder) if as_json else launch.as_text(summary, folder))
+    say(launch.to_dict(summary, folder) if as_json else launch.to_text(summary, folder))
     raise typer.Exit(summary.exit_code)
 
 
@@ -114,7 +114,7 @@ def _dry_run(study: Path, results: Path | None, retry_failed: bool, limit: int, 
 
     plan = dry.dry_run(study, results, retry_failed=retry_failed)
     if as_json:
-        say(dry.as_json(plan))
+        say(dry.to_dict(plan))
     else:
         dry.print_dry_run(plan, make_console(), limit)
 
@@ -142,7 +142,7 @@ def worker(
         study, results, retry_failed=retry_failed, quiet=quiet or as_json, only=tuple(case or ())
     )
     if summary is not None and folder is not None and not exit_zero:
-        say(launch.as_json(summary, folder) if as_json else launch.as_text(summary, folder))
+        say(launch.to_dict(summary, folder) if as_json else launch.to_text(summary, folder))
     elif summary is None and why:
         print(f"scalade: {why}", file=sys.stderr)
     raise typer.Exit(0 if exit_zero and not why else code)
@@ -167,7 +167,7 @@ def verify(
 
     done, code = verify_study(study, results, tolerance=tolerance, quiet=quiet or as_json)
     if as_json:
-        say(report.as_json(done) | {"exit_code": code})
+        say(report.to_dict(done) | {"exit_code": code})
     else:
         report.print_verification(done, make_console())
     raise typer.Exit(code)
@@ -193,7 +193,7 @@ def doctor(
     findings = look.examine(results)
     code = 0 if look.healthy(findings) else 1
     if as_json:
-        say(look.as_json(findings) | {"exit_code": code})
+        say(look.to_dict(findings) | {"exit_code": code})
     else:
         look.print_findings(findings, make_console())
     raise typer.Exit(code)

@@ -269,9 +269,9 @@ def logs(
 @app.command(hidden=True)
 def pack(job: Annotated[Path, typer.Argument(help="The job file that submit wrote.", metavar="JOB")]) -> None:
     """Inside a job: run its cases side by side, each on nodes of its own."""
-    from ..launch.cluster.pack import as_text
     from ..launch.cluster.pack import pack as run_all
+    from ..launch.cluster.pack import to_text
 
     tally = run_all(job)
-    say(as_text(tally))
+    say(to_text(tally))
     raise typer.Exit(tally.exit_code)

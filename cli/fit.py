@@ -167,7 +167,7 @@ def fit(
     from .locate import locate
 
     if law.laws:
-        say({"laws": catalogue.as_dicts()} if as_json else catalogue.as_text())
+        say({"laws": catalogue.to_dicts()} if as_json else catalogue.to_text())
         return
     if table is None:
         raise typer.BadParameter("name a TABLE to fit, or --laws to list the laws")

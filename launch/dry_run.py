@@ -55,7 +55,7 @@ def dry_run(path: Path, results: Path | None, *, retry_failed: bool = False) -> 
     return DryRun(folder, plan, tuple(study.warnings()))
 
 
-def as_json(dry: DryRun) -> dict[str, Any]:
+def to_dict(dry: DryRun) -> dict[str, Any]:
     plan = dry.plan
     cases = [
         {

@@ -167,7 +167,7 @@ def _warn(study: RunnableStudy[AnyCase]) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def as_json(summary: Summary, folder: Path) -> dict[str, Any]:
+def to_dict(summary: Summary, folder: Path) -> dict[str, Any]:
     """The summary for programs."""
     runs = [{"run_id": run_id} | asdict(outcome) for run_id, outcome in summary.outcomes.items()]
     return {
@@ -184,7 +184,7 @@ def as_json(summary: Summary, folder: Path) -> dict[str, Any]:
     }
 
 
-def as_text(summary: Summary, folder: Path) -> list[str]:
+def to_text(summary: Summary, folder: Path) -> list[str]:
     """The summary for people."""
     counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing to do"
     lines = [f"runs: {counts}" + (f"; {len(summary.kept)} had been done before" if summary.kept else "")]

@@ -342,7 +342,7 @@ def pack(path: Path) -> Tally:
     return tally
 
 
-def as_text(tally: Tally) -> list[str]:
+def to_text(tally: Tally) -> list[str]:
     """The tally for people."""
     lines = [f"runs: {len(tally.ended)} ended here, {sum(s == 'ok' for s in tally.ended.values())} of them ok"]
     if tally.left:

@@ -12,7 +12,7 @@ from ...results.schema.row_columns import COLLECTIVES
 from ...results.terminal import print_grid, say
 from ..host import machine
 from ..host.placement import find_placement
-from ..run import MakeExecutor, as_json, as_text, run_here, work_here
+from ..run import MakeExecutor, run_here, to_dict, to_text, work_here
 from ..study.comm_case import BACKENDS, CommCase, SweepSettings, parse_bytes, parse_layout
 from ..study.schema import Run
 from ..sweep.summary import Summary
@@ -205,7 +205,7 @@ def summary_json(case: CommCase, folder: Path, summary: Summary) -> dict[str, An
     from ...results.links import by_size, fit_links
 
     rows = _rows(case, folder)
-    return as_json(summary, folder) | {"comm": by_size(rows), "links": [fit.to_dict() for fit in fit_links(rows)]}
+    return to_dict(summary, folder) | {"comm": by_size(rows), "links": [fit.to_dict() for fit in fit_links(rows)]}
 
 
 def print_summary(case: CommCase, folder: Path, summary: Summary, console: Console) -> None:
@@ -247,7 +247,7 @@ def print_summary(case: CommCase, folder: Path, summary: Summary, console: Conso
                 for fit in fit_links(rows)
             ],
         )
-    for line in as_text(summary, folder):
+    for line in to_text(summary, folder):
         say(console, line)
 
 

@@ -308,7 +308,7 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         say(console, "`scalade run` can work here" + (f"; note: {', '.join(noted)}" if noted else ""))
 
 
-def as_json(findings: list[Finding]) -> dict[str, object]:
+def to_dict(findings: list[Finding]) -> dict[str, object]:
     return {"healthy": healthy(findings), "findings": [asdict(finding) for finding in findings]}
 
 

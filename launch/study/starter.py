@@ -119,7 +119,7 @@ def list_as_text() -> list[str]:
     return [f"{study.name:{width}}  {study.question}" for study in studies]
 
 
-def as_text(starter: StarterFolder) -> list[str]:
+def to_text(starter: StarterFolder) -> list[str]:
     """What was written, what was left, and the next command."""
     lines = [f"wrote {path}" for path in starter.written]
     if starter.unchanged:
@@ -127,7 +127,7 @@ def as_text(starter: StarterFolder) -> list[str]:
     return [*lines, f"next: {shlex.join(_next_command(starter))}"]
 
 
-def as_json(starter: StarterFolder) -> dict[str, object]:
+def to_dict(starter: StarterFolder) -> dict[str, object]:
     return {
         "folder": str(starter.folder),
         "written": list(map(str, starter.written)),

@@ -65,7 +65,7 @@ def _difference(value: float | None) -> str:
     return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
-def as_json(done: Verification) -> dict[str, object]:
+def to_dict(done: Verification) -> dict[str, object]:
     """The verification for programs; a difference that is not finite is null, its reason says why."""
     layouts = []
     names = labels([verdict.check for verdict in done.verdicts])

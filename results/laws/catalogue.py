@@ -5,7 +5,7 @@ from __future__ import annotations
 from .base import get_law, law_names
 
 
-def as_dicts() -> list[dict]:
+def to_dicts() -> list[dict]:
     """One JSON-ready dict for each law, by name."""
     return [
         {
@@ -21,10 +21,10 @@ def as_dicts() -> list[dict]:
     ]
 
 
-def as_text() -> list[str]:
+def to_text() -> list[str]:
     """Three lines for each law, for a terminal."""
     lines = []
-    for law in as_dicts():
+    for law in to_dicts():
         curves = ", curves: name the run column" if law["needs_run"] else ""
         lines += [
             f"{law['law']}: {law['equation']}",

@@ -15,7 +15,7 @@ from rich.console import Console
 from scalade.launch.doctor import command as doctor
 from scalade.launch.doctor import host_checks as host
 from scalade.launch.doctor import trial
-from scalade.launch.doctor.command import Finding, Place, Trial, as_json, examine, healthy, print_findings
+from scalade.launch.doctor.command import Finding, Place, Trial, examine, healthy, print_findings, to_dict
 from scalade.launch.doctor.trial import try_collectives, try_mpi
 from scalade.launch.host.launchers import LAUNCHERS
 
@@ -219,7 +219,7 @@ def test_the_clock_is_measured():
 @pytest.mark.parametrize("state, healthy_too", [("ok", True), ("note", True), ("missing", True), ("broken", False)])
 def test_only_what_is_broken_is_a_verdict_against(state, healthy_too):
     findings = [Finding("a", "x", "ok", group="g"), Finding("b", "y", state, "do this", group="g")]
-    assert healthy(findings) is healthy_too and as_json(findings)["healthy"] is healthy_too
+    assert healthy(findings) is healthy_too and to_dict(findings)["healthy"] is healthy_too
     text = printed(findings)
     assert ("can work here" in text) is healthy_too and "-> do this" in text and doctor.WORDS[state] in text
 

@@ -21,10 +21,10 @@ from scalade.results.store.store import RunStore
 SWEEP = """
 import sys
 from pathlib import Path
-from scalade.launch.run import as_text, run_study
+from scalade.launch.run import to_text, run_study
 command = {"command": sys.argv[3:]} if sys.argv[3:] else {}
 summary, folder = run_study(Path(sys.argv[1]), Path(sys.argv[2]), quiet=True, **command)
-print("\\n".join(as_text(summary, folder)))
+print("\\n".join(to_text(summary, folder)))
 sys.exit(summary.exit_code)
 """
 

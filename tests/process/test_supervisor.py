@@ -36,9 +36,9 @@ repeats = {repeats}
 SWEEP = """
 import sys
 from pathlib import Path
-from scalade.launch.run import as_text, run_study
+from scalade.launch.run import to_text, run_study
 summary, folder = run_study(Path(sys.argv[1]), Path(sys.argv[2]), quiet=True, command=sys.argv[3:])
-print("\\n".join(as_text(summary, folder)))
+print("\\n".join(to_text(summary, folder)))
 sys.exit(summary.exit_code)
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from scalade.launch.host.placement import WorldError
 from scalade.launch.host.signals import signal_names
 from scalade.launch.process.supervisor import Signals
-from scalade.launch.run import as_text
+from scalade.launch.run import to_text
 from scalade.launch.study.study import load_study
 from scalade.launch.sweep.display import Lines
 from scalade.launch.sweep.join import join_supervisors
@@ -30,7 +30,7 @@ def main(study, results):
             print(f"rank {peers.place.rank}: {why}", file=sys.stderr)
             sys.exit(code)
         summary = work(load_study(study), Path(results), peers, signals, Lines(), command=COMMAND)
-        print("\n".join(as_text(summary, results)), flush=True)
+        print("\n".join(to_text(summary, results)), flush=True)
         sys.exit(summary.exit_code)
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from study_text import BASE, MANY, load
 
 from scalade.bench.shape import SIZES
-from scalade.launch.dry_run import as_json, dry_run, print_dry_run
+from scalade.launch.dry_run import dry_run, print_dry_run, to_dict
 from scalade.launch.study import study as study_module
 from scalade.launch.study.schema import KEYS
 from scalade.launch.sweep.plan import make_plan
@@ -195,7 +195,7 @@ def test_a_dry_run_shows_a_page_and_writes_nothing(tmp_path):
     lines = told.getvalue().splitlines()
     assert lines[5] == "and 49,997 cases more: --limit 0 shows all, --json gives them"
     assert lines[6:8] == ["would run: 50,000 runs of 50,000 cases", "50,000 cases skipped:"] and len(lines) == 11
-    told = as_json(found)
+    told = to_dict(found)
     assert (told["runs"], told["skipped"], told["kept"], len(told["cases"])) == (50_000, 50_000, 0, 50_000)
     assert told["cases"][0]["run_ids"] == [f"{told['cases'][0]['case_id']}-r0"]
 

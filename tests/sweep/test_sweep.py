@@ -10,7 +10,7 @@ import pytest
 from places import PROGRAMS
 
 from scalade.launch.host.link import LINK
-from scalade.launch.run import as_json, as_text, counted, run_study
+from scalade.launch.run import counted, run_study, to_dict, to_text
 from scalade.launch.study.study import load_study
 from scalade.launch.sweep.plan import make_plan, wanted
 from scalade.launch.sweep.summary import Summary
@@ -37,9 +37,9 @@ launcher = "{launcher}"
 SWEEP = """
 import sys
 from pathlib import Path
-from scalade.launch.run import as_text, run_study
+from scalade.launch.run import to_text, run_study
 summary, folder = run_study(Path(sys.argv[1]), Path(sys.argv[2]), command=sys.argv[3:])
-print("\\n".join(as_text(summary, folder)))
+print("\\n".join(to_text(summary, folder)))
 sys.exit(summary.exit_code)
 """
 
@@ -66,10 +66,10 @@ def test_only_what_is_missing_runs(tmp_path, monkeypatch):
     second = run(path, results)
     assert statuses(second) == [] and sorted(second.kept.values()) == ["failed", "ok"]
     assert second.exit_code == 1  # nothing was run, and a failed run stands in the table
-    assert "1 run had failed before" in "\n".join(as_text(second, results))
-    assert "  1 x failed: rank 1: KeyError: 'no such thing'" in as_text(second, results)
-    (before,) = as_json(second, results)["failed_before"].values()
-    assert before["status"] == "failed" and as_json(second, results)["exit_code"] == 1
+    assert "1 run had failed before" in "\n".join(to_text(second, results))
+    assert "  1 x failed: rank 1: KeyError: 'no such thing'" in to_text(second, results)
+    (before,) = to_dict(second, results)["failed_before"].values()
+    assert before["status"] == "failed" and to_dict(second, results)["exit_code"] == 1
     monkeypatch.delenv("FAKE_RANK")
     third = run(path, results, retry_failed=True)
     assert statuses(third) == ["ok"] and list(third.kept.values()) == ["ok"] and third.exit_code == 0
@@ -115,7 +115,7 @@ def test_what_was_measured_stands_where_it_cannot_run_any_more(tmp_path):
     summary = run(path, results)
     assert (summary.skipped, summary.exit_code, list(summary.kept.values())) == (1, 0, ["ok"])
     assert not make_plan(load_study(path), RunStore(results)).unfinished  # nothing more is asked of this machine
-    assert not any("nothing was measured" in line for line in as_text(summary, results))
+    assert not any("nothing was measured" in line for line in to_text(summary, results))
 
 
 @pytest.mark.parametrize("launcher", ["local", "torchrun"])
@@ -133,7 +133,7 @@ def test_each_reason_for_skips_is_shown_once_with_its_count(tmp_path):
     path.write_text(path.read_text().replace("[layout]", "[measure]\nprofile_steps = [0, 1]\n[layout]"))
     summary = run(path, tmp_path / "r")
     assert summary.exit_code == 0 and summary.skipped == 4
-    lines = as_text(summary, tmp_path / "r")
+    lines = to_text(summary, tmp_path / "r")
     at = lines.index("4 cases skipped:")
     assert len(lines[at + 1 : -1]) == 2
     assert lines[at + 1].startswith("  2 x ") and lines[at + 2] == "  2 x needs 6 ranks, run.max_ranks is 4"

@@ -25,7 +25,7 @@ from scalade.launch.verify.command import (
     prepare,
     verify_study,
 )
-from scalade.launch.verify.report import as_json, labels, notes, print_verification
+from scalade.launch.verify.report import labels, notes, print_verification, to_dict
 from scalade.parallelism.layout import Layout
 
 HERE = PROGRAMS
@@ -194,7 +194,7 @@ def test_a_layout_that_trains_otherwise_fails(tmp_path, monkeypatch):
     assert "fail: tiny-100k tp2: loss 4.60138 instead of 4.6 at step 4" in text.getvalue()
     assert "1 passed, 1 failed, 1 the reference itself, 1 skipped" in lines and f"the runs: {results}" in lines
 
-    told = json.loads(json.dumps(as_json(done), allow_nan=False))
+    told = json.loads(json.dumps(to_dict(done), allow_nan=False))
     assert not told["passed"] and told["counts"]["fail"] == 1 and told["results"] == str(results)
     assert [one["verdict"] for one in told["layouts"]] == ["reference", "pass", "skipped", "fail"]
 
