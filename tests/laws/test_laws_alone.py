@@ -8,7 +8,7 @@ from places import ROOT
 CODE = """
 import sys
 import scalade.results.laws
-OURS = ("aligned", "files", "opened", "table", "table.filter", "table.held_out", "trees", "wording")
+OURS = ("files", "opened", "table", "table.filter", "table.held_out", "terminal", "trees", "wording")
 ours = sorted(m for m in sys.modules if m.startswith("scalade.") and not m.startswith("scalade.results.laws"))
 assert ours == ["scalade.results", *("scalade.results." + n for n in OURS)], ours
 assert "torch" not in sys.modules
@@ -23,7 +23,10 @@ def test_no_name_of_ours_is_imported_from_outside_but_these():
     folder = ROOT / "results" / "laws"
     for path in folder.glob("*.py"):
         text = path.read_text()
-        for name in ("table.filter", "aligned", "table.held_out", "store.parquet_file", "wording"):
+        for name in ("table.filter", "terminal", "table.held_out", "store.parquet_file", "wording"):
             text = text.replace(f"from ..{name} import", "")
         text = text.replace("from .. import files", "")
         assert "from .." not in text and "import scalade" not in text, path.name
+    for path in (folder / "families").glob("*.py"):
+        text = path.read_text()
+        assert "from ..." not in text and "import scalade" not in text, path.name
