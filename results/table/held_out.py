@@ -11,12 +11,13 @@ import struct
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ..schema.rows import AnyRow
 from ..wording import count_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+    from ..schema.rows import AnyRow
 
 
 def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
