@@ -143,6 +143,11 @@ def test_a_quorum_goes_on_without_a_replica_and_ends_with_its_first(ended):
     assert ended((0, 9.0), (KILLED, 1.0), (0, 8.0), quorum=quorum)[0] is Cause.DONE
 
 
+def test_with_a_quorum_a_replica_may_be_done_long_before_the_first(ended):
+    cause, _, now = ended((0, 60.0), (0, 1.0), (0, 1.0), quorum=Quorum(needed=2, replicas=3, ranks=1))
+    assert cause is Cause.DONE and now == pytest.approx(60.0, abs=0.1)
+
+
 @pytest.mark.parametrize(
     "ranks, elsewhere, detail",
     [
