@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,9 @@ def test_commands_work_as_written(tmp_path):
     for number, text in enumerate(studies()):
         name = re.search(r'^name = "(.*)"', text, re.M)
         (tmp_path / f"{name[1] if name else number}.toml").write_text(text)
+    first = ROOT / "scalade-results" / "quickstart"
+    if os.environ.get("CI") and first.is_dir():  # `make run` has just run the first study: it is not run twice
+        shutil.copytree(first, tmp_path / "scalade-results" / "quickstart")
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     env = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
     for command in commands():
