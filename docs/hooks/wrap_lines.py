@@ -28,6 +28,9 @@ def pages() -> list[Path]:
     return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+INTERRUPTS = re.compile(r" *(\||#{1,6} |<!--|:::)")  # a paragraph
+
+
 def filled(words: list[str], first: str, rest: str) -> list[str]:
     """The words in lines of WIDTH, the first after `first`, the others after `rest`."""
     lines, line = [], first
@@ -42,22 +45,63 @@ def filled(words: list[str], first: str, rest: str) -> list[str]:
     return [*lines, line]
 
 
-def wrapped(text: str) -> str:
-    """The page, wrapped."""
-    lines, out = text.splitlines(), []
-    paragraph: list[str] = []
-    first = rest = ""
-    in_list = False
+class _Page:
+    """A page on its way through the wrapper: the lines so far, and the paragraph that is being read."""
 
-    def flush() -> None:
-        if paragraph:
-            words = [" ".join(word[0].split()) for word in WORD.finditer("\n".join(paragraph))]
-            out.extend(filled(words, first, rest))
-            paragraph.clear()
+    def __init__(self) -> None:
+        self.out: list[str] = []
+        self.paragraph: list[str] = []
+        self.first = self.rest = ""  # what the paragraph's first line and its others begin with
+        self.in_list = False
 
-    fence, generated, front = "", False, bool(lines) and lines[0] == "---"
+    def flush(self) -> None:
+        if self.paragraph:
+            words = [" ".join(word[0].split()) for word in WORD.finditer("\n".join(self.paragraph))]
+            self.out.extend(filled(words, self.first, self.rest))
+            self.paragraph.clear()
+
+    def add(self, line: str) -> None:
+        """A line of prose, or one that stays as it is between paragraphs."""
+        item = ITEM.match(line)
+        if not line.strip():
+            self.flush()
+            self.in_list = False
+            self.out.append(line)
+        elif item:
+            self._begin_item(line, item[0])
+        elif (INTERRUPTS if self.paragraph else AS_IS).match(line):
+            self.flush()
+            self._add_as_it_is(line)
+        else:
+            self._continue(line)
+
+    def _begin_item(self, line: str, mark: str) -> None:
+        self.flush()
+        if not self.in_list and self.out and self.out[-1].strip():
+            self.out.append("")
+        self.in_list = True
+        self.first, self.rest = mark, " " * len(mark)
+        self.paragraph.append(line[len(mark) :])
+
+    def _add_as_it_is(self, line: str) -> None:
+        before = self.out[-1].strip() if self.out else ""
+        if line.lstrip().startswith("|") and before and not before.startswith("|"):
+            self.out.append("")  # MkDocs needs it before a table
+        self.out.append(line)
+
+    def _continue(self, line: str) -> None:
+        quote = QUOTE.match(line)
+        if not self.paragraph:
+            self.first = self.rest = quote[1] if quote else " " * (len(line) - len(line.lstrip()))
+        self.paragraph.append(quote[2] if quote else line)
+
+
+def _untouched(lines: list[str]) -> list[bool]:
+    """Which lines belong to the front matter, to a fenced block or to a generated one."""
+    marks, fence, generated, front = [], "", False, lines[:1] == ["---"]
     for number, line in enumerate(lines):
         opening = FENCE.match(line)
+        marks.append(bool(front or generated or fence or opening or GENERATED.match(line)))
         if front:
             front = number == 0 or line != "---"
         elif generated:
@@ -65,36 +109,23 @@ def wrapped(text: str) -> str:
         elif fence:
             fence = "" if opening and opening[1].startswith(fence) and line.strip() == opening[1] else fence
         elif opening:
-            flush()
             fence = opening[1]
-        elif GENERATED.match(line):
-            flush()
-            generated = True
-        elif not line.strip():
-            flush()
-            in_list = False
-        elif (item := ITEM.match(line)) is not None:
-            flush()
-            if not in_list and out and out[-1].strip():
-                out.append("")
-            in_list = True
-            first, rest = item[0], " " * len(item[0])
-            paragraph.append(line[len(item[0]) :])
-            continue
-        elif not paragraph and AS_IS.match(line) or paragraph and re.match(r" *(\||#{1,6} |<!--|:::)", line):
-            flush()
-            table = line.lstrip().startswith("|")
-            if table and out and out[-1].strip() and not out[-1].lstrip().startswith("|"):
-                out.append("")
         else:
-            quote = QUOTE.match(line)
-            if not paragraph:
-                first = rest = quote[1] if quote else " " * (len(line) - len(line.lstrip()))
-            paragraph.append(quote[2] if quote else line)
-            continue
-        out.append(line)
-    flush()
-    return "\n".join(out) + "\n"
+            generated = bool(GENERATED.match(line))
+    return marks
+
+
+def wrapped(text: str) -> str:
+    """The page, wrapped."""
+    page, lines = _Page(), text.splitlines()
+    for line, untouched in zip(lines, _untouched(lines), strict=True):
+        if untouched:
+            page.flush()
+            page.out.append(line)
+        else:
+            page.add(line)
+    page.flush()
+    return "\n".join(page.out) + "\n"
 
 
 def main(check: bool) -> int:

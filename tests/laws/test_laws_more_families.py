@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from places import ROOT
 from scipy.optimize import curve_fit, minimize_scalar
+from simulated_laws import TRUTH
 from typer.testing import CliRunner
 
 from scalade.cli.app import app
@@ -104,18 +105,7 @@ def test_less_than_one_expert_and_full_sparsity_are_refused():
         get_law("sparsity").prepare(frame)
 
 
-ABNAR = {
-    "a": 16612.5,
-    "alpha": 0.5962,
-    "b": 5455.67,
-    "beta": 0.3954,
-    "c": 0.4598,
-    "lambda": -0.1666,
-    "d": 17.26,
-    "delta": 0.1603,
-    "gamma": 0.1595,
-    "e": 0.94,
-}
+ABNAR = TRUTH["sparsity"]
 
 
 def test_sparsity_is_equation_6_with_the_coefficients_of_table_3():
