@@ -1,0 +1,110 @@
+"""Time of one transformer block for one microbatch on one rank: products, attention, elementwise work, launches.
+
+Forward: four groups of products (query, key and value; output; up, with gate; down), attention
+2 x 2 b s s w, halved as it is causal, and about 22 bytes moved for each element of the residual stream besides those
+of the MLP. Backward: each product twice (by its input and by its weight), attention 2.5 times, 28 bytes an element.
+The host launches kernels one after the other: a block takes at least (kernels x launch).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .configs import PRECISIONS, Column, Configs
+from .machine import Machine
+from .matmul import product_time
+from .stack import Stack
+from .tuning import Tuning
+
+FORWARD_BYTES, BACKWARD_BYTES = 22.0, 28.0  # moved by elementwise kernels, an element of the residual stream
+MLP_BYTES = 4.0  # an element of the MLP's hidden width
+ATTENTION_BACKWARD = 2.5  # FLOPs of the backward pass over those of the forward pass
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """Seconds of a block's (or the head's) forward and backward pass, (n,) each."""
+
+    forward: np.ndarray
+    backward: np.ndarray
+
+    def __add__(self, other: PassTime) -> PassTime:
+        return PassTime(self.forward + other.forward, self.backward + other.backward)
+
+
+class Compute:
+    """Times of computation on a machine under a stack, all factors of the calibration applied."""
+
+    def __init__(self, configs: Configs, machine: Machine, stack: Stack, tuning: Tuning) -> None:
+        self.configs, self.machine, self.stack, self.tuning = configs, machine, stack, tuning
+        codes = np.asarray(configs.precision, int)
+        peaks = np.array([machine.peaks.get(precision, np.nan) for precision in PRECISIONS])
+        self.peak = peaks[codes]  # of products
+        self.inner_peak = peaks[np.minimum(codes, 1)]  # of attention, which is never narrower than bf16
+        self.moved = 1 / (machine.memory_bandwidth * machine.elementwise)  # seconds a byte
+        self.launch = machine.launch_s * tuning.host * (0.0 if stack.compiled else 1.0)
+
+    def block(self) -> PassTime:
+        """Of one transformer block; recomputation is in its backward pass."""
+        forward, backward = self._products(self._block_products())
+        attention = self._attention()
+        elements = self._elements()
+        times = (
+            forward + attention * 1.0 / self.machine.attention_forward + elements * FORWARD_BYTES,
+            backward + attention * ATTENTION_BACKWARD / self.machine.attention_backward + elements * BACKWARD_BYTES,
+        )
+        bound = PassTime(*(np.asarray(each) for each in times))
+        host = PassTime(
+            np.asarray(self.stack.kernels_forward * self.launch), np.asarray(self.stack.kernels_backward * self.launch)
+        )
+        whole = PassTime(np.maximum(bound.forward, host.forward), np.maximum(bound.backward, host.backward))
+        again = np.select(
+            [np.asarray(self.configs.recompute) == 2, np.asarray(self.configs.recompute) == 1],
+            [whole.forward, attention / self.machine.attention_forward + elements * FORWARD_BYTES / 2],
+            0.0,
+        )
+        return PassTime(whole.forward, whole.backward + again)
+
+    def head(self) -> PassTime:
+        """Of the output head and the loss, on the last stage."""
+        c = self.configs
+        vocab = c.vocab / np.where(np.asarray(c.loss_parallel) > 0, c.tp, 1)
+        forward, backward = self._products([(c.tokens, vocab, c.width)])
+        loss = c.tokens * vocab * (c.element + 4.0) * self.moved * self.tuning.elementwise
+        return PassTime(forward + loss, backward + 2 * loss)
+
+    def _block_products(self) -> list[tuple[Column, Column, Column]]:
+        """(M, N, K) of the forward pass's products."""
+        c, t = self.configs, self.configs.tokens
+        return [
+            (t, (c.width + 2 * c.kv_width) / c.tp, c.width),
+            (t, c.width, c.width / c.tp),
+            (t, (c.matrices - 1) * c.ffn / c.tp, c.width),
+            (t, c.width, c.ffn / c.tp),
+        ]
+
+    def _products(self, shapes: list[tuple[Column, Column, Column]]) -> tuple[np.ndarray, np.ndarray]:
+        element = np.asarray(self.configs.element)
+        forward = backward = np.zeros(())
+        for m, n, k in shapes:
+            forward = forward + product_time(self.machine, self.peak, m, n, k, element)
+            backward = backward + product_time(self.machine, self.peak, m, k, n, element)
+            backward = backward + product_time(self.machine, self.peak, k, n, m, element)
+        return forward * self.tuning.matmul, backward * self.tuning.matmul
+
+    def _attention(self) -> np.ndarray:
+        """Seconds of its forward pass at the whole peak."""
+        c = self.configs
+        flops = 2 * c.tokens * c.seq_len * c.width / c.tp  # causal: half of 4
+        return flops / self.inner_peak * self.tuning.attention
+
+    def _elements(self) -> np.ndarray:
+        """Seconds to move a byte of each element of the residual stream and, by their share, of the MLP."""
+        c = self.configs
+        stream = c.width / np.where(np.asarray(c.sp) > 0, c.tp, 1)
+        hidden = (c.matrices - 1) * c.ffn / c.tp * MLP_BYTES / FORWARD_BYTES
+        fused = 0.5 if self.stack.compiled else 1.0
+        wide = np.asarray(c.element) / 2
+        return c.tokens * (stream + hidden) * wide * fused * self.moved * self.tuning.elementwise
