@@ -65,6 +65,7 @@ class Machine:
     idle_w: float = 0.0
     busy_w: float = 0.0
     dollars_per_device_hour: float = 0.0  # 0: unknown
+    reference_mfu: float = 0.0  # causal, of one training run that is typical of this machine; 0: unknown
     names: tuple[str, ...] = ()  # parts of device names that this profile is for
     sources: dict[str, str] = field(default_factory=dict)  # dotted key -> where the number is from
 
@@ -138,6 +139,7 @@ class Profile:
             idle_w=self.number("power.idle_w", 0.0),
             busy_w=self.number("power.busy_w", 0.0),
             dollars_per_device_hour=self.number("price.dollars_per_device_hour", 0.0),
+            reference_mfu=self.number("reference.mfu", 0.0),
             names=tuple(self.table.get("names", ())),
             sources=self.sources,
         )

@@ -287,8 +287,33 @@ RUNS: dict[str, tuple[Column, ...]] = {
         seconds("link_rtt_measured_s", "median TCP round trip of one byte, slowest link, before the run"),
     ),
     "Prediction": (
+        string("predicted_by", "model, version, machine profile and calibration; null: only memory was predicted"),
         nbytes("predicted_memory_bytes", "peak of one rank as predicted before the run"),
+        nbytes("predicted_memory_low_bytes", "lower end of its 90 % interval"),
+        nbytes("predicted_memory_high_bytes", "upper end of it"),
         seconds("predicted_step_time_s", "step time as predicted before the run"),
+        seconds("predicted_step_time_low_s", "lower end of its 90 % interval: where step_time_s is to be"),
+        seconds("predicted_step_time_high_s", "upper end of it"),
+        string("predicted_step_time_s_reason", "why predicted_step_time_s is null, in one line"),
+        seconds("predicted_compute_time_s", "the part of it in forward and backward, as compute_time_s"),
+        seconds("predicted_exposed_comm_time_s", "the part of it waited for collectives, as exposed_comm_time_s"),
+        seconds("predicted_bubble_time_s", "the part of it waited for other pipeline stages, as bubble_time_s"),
+        seconds("predicted_optimizer_time_s", "the part of it in clipping and update, as optimizer_time_s"),
+        seconds("predicted_data_time_s", "the part of it spent waiting for data, as data_time_s"),
+        seconds(
+            "predicted_outer_exposed_s", "the part of it waited for outer steps: of a round, over outer_sync_every"
+        ),
+        seconds("predicted_bound_time_s", "no step of this layout takes less: all FLOPs at the peak, no communication"),
+        nbytes("predicted_comm_bytes_per_step", "as comm_bytes_per_step, predicted before the run"),
+        real("predicted_energy_j", "as energy_j: of the timed steps, all ranks; null: the profile has no power", "J"),
+        seconds(
+            "predicted_constant_mfu_step_time_s",
+            "naive, to hold the prediction against: every case reaches the MFU (causal) of the profile's reference",
+        ),
+        seconds(
+            "predicted_smallest_scale_step_time_s",
+            "naive, likewise: time for a unit of work of a rank stays what it is at the fewest ranks of the study",
+        ),
     ),
     "Machine": (
         real("load_average", "tasks that ran or waited to, mean of the minute before the timed steps, busiest host"),

@@ -33,6 +33,7 @@ ROOMS = {
         {"host"},
         {"store"},
         {"study"},
+        {"predict"},
         {"process"},
         {"rank", "schedulers"},
         {"sweep"},
