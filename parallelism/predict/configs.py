@@ -15,6 +15,7 @@ import numpy as np
 from ...bench.recipe import OPTIMIZERS, Recipe
 from ...bench.shape import MLPS, ModelShape
 from ..diloco.config import Outer
+from ..diloco.plan import fragment_count, payload_bytes, wire_bytes
 from ..layout import CP_METHODS, OFFLOAD, RECOMPUTE, SCHEDULES, Layout
 
 Column = np.ndarray | float | int  # of one setting: one for all configurations, or (n,)
@@ -173,10 +174,24 @@ def _row(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer) -> dic
 
 def _outer_row(outer: Outer, layers: int) -> dict[str, float]:
     row: dict[str, float] = {"replicas": outer.replicas, "placed_replicas": outer.placed_replicas}
-    if outer.algorithm != "none":
-        row |= {"sync_every": outer.sync_every or 1, "overlap_steps": outer.overlap_steps or 0}
-    return {"sync_every": 1, "overlap_steps": 0} | row
+    row |= {"sync_every": 1, "overlap_steps": 0, "outer_bytes": 0, "fragments": 1}
+    if outer.algorithm == "none":
+        return row
+    late = outer.algorithm in ("delayed", "eager")  # what is sent is applied a whole round later
+    message = payload_bytes(outer, _MANY) + (payload_bytes(outer, _MANY) // outer.replicas if _two_shot(outer) else 0)
+    return row | {
+        "sync_every": outer.interval,
+        "overlap_steps": outer.interval if late else outer.overlap_steps or 0,
+        "outer_bytes": wire_bytes(outer, message) / _MANY if outer.placed_replicas > 1 else 0,
+        "fragments": fragment_count(outer, layers),
+    }
 
 
+def _two_shot(outer: Outer) -> bool:
+    """A part of the sum comes back beside each replica's message."""
+    return outer.exchange == "twoshot"
+
+
+_MANY = 2**24  # parameters of a message whose bytes are counted: a multiple of every block
 _NAMES = {each.name for each in fields(Configs)}
 _NONE = Configs(*(np.zeros(0) for _ in range(8)))

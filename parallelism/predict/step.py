@@ -5,7 +5,7 @@ The parts have the names of the measured columns. Symbols as in `configs`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from .collective import ALL_REDUCE, OTHER, Group, Network
 from .configs import Configs
 from .layer import Compute, PassTime
 from .machine import Machine
+from .outer import outer_exposed_s
 from .schedule import makespan
 from .stack import Stack
 from .tuning import Tuning
@@ -77,7 +78,7 @@ class _StepModel:
         m = np.asarray(c.microbatches, float)
         compute = m * slowest - m * waits
         bubble = whole - m * slowest
-        return Step(
+        inner = Step(
             compute_time_s=compute + self.zero,
             comm_tp_s=m * layers * tp + self.zero,
             comm_cp_s=m * layers * cp + self.zero,
@@ -89,6 +90,7 @@ class _StepModel:
             data_time_s=self.zero,
             bound_time_s=self._bound() + self.zero,
         )
+        return replace(inner, outer_exposed_s=outer_exposed_s(c, self.network, self._held(), inner.step_time_s))
 
     def _tensor(self) -> np.ndarray:
         """Of one block: four gathers and four scatters of the residual stream (two all-reduces each way)."""
