@@ -15,6 +15,10 @@ METADATA := setup.cfg pyproject.toml
 # Where there is an NVIDIA driver, the registry's CUDA build; elsewhere the CPU build.
 TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 
+# Hundreds of processes are started here, each of which would compile every module again (1 s of 7 of a run of two ranks),
+# and pytest would rewrite every test again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-engines test-outside test-cluster test-openmpi faults fast bench lint docs clean
 .DELETE_ON_ERROR:
 

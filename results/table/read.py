@@ -268,11 +268,12 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
         pa.bool_(): pd.BooleanDtype(),
     }
     # In one chunk, since pandas converts chunk by chunk, and there is one chunk per run; and column by column, so that
-    # no more than one is in memory a third time.
-    series = {
-        name: table.column(name).combine_chunks().to_pandas(types_mapper=dtypes.get) for name in table.column_names
+    # no more than one is in memory a third time. As arrays: of series pandas would compare every index.
+    arrays = {
+        name: table.column(name).combine_chunks().to_pandas(types_mapper=dtypes.get).array
+        for name in table.column_names
     }
-    return pd.DataFrame(series, copy=False)
+    return pd.DataFrame(arrays, index=pd.RangeIndex(len(table)), copy=False)
 
 
 def _exported(file: Path, name: str) -> pa.Table:

@@ -4,6 +4,7 @@
 """
 
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.engines import build_engine
 from scalade.parallelism.layout import Layout
 
-pytest.importorskip("megatron.core")
+# Not imported here: every session that collects the tests would wait for it.
+pytestmark = pytest.mark.skipif(find_spec("megatron") is None, reason="no megatron-core here")
 STEPS = {"tiny-100k": 210, "tiny-800k": 110}
 
 

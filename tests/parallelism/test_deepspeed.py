@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from worlds import run_world
@@ -11,8 +12,13 @@ from worlds import run_world
 import scalade
 from scalade.parallelism.layout import Layout
 
-pytest.importorskip("deepspeed")
-pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900)]
+# Not imported here: every session that collects the tests would wait for it.
+pytestmark = [
+    pytest.mark.skipif(find_spec("deepspeed") is None, reason="no deepspeed here"),
+    pytest.mark.engines,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+]
 
 PP2 = {"pp": 2, "microbatches": 4}
 TP2 = {"tp": 2, "sp": False, "loss_parallel": False}
