@@ -32,6 +32,19 @@ class Tuning:
 
 
 NAMES = tuple(each.name for each in fields(Tuning))
+PRIOR = {
+    "matmul": 0.2,
+    "attention": 0.3,
+    "elementwise": 0.3,
+    "host": 0.5,
+    "inside": 0.4,
+    "between": 0.6,
+    "latency": 0.8,
+    "crossing": 1.0,
+    "optimizer": 0.5,
+    "synchronisation": 1.0,
+}
+"""Standard deviation of each factor's logarithm before anything is measured: how wrong a profile may be."""
 
 
 def from_logs(logs: np.ndarray, names: tuple[str, ...] = NAMES, base: Tuning | None = None) -> Tuning:
