@@ -52,7 +52,7 @@ def time_figures(
     low: np.ndarray | None = None,
     high: np.ndarray | None = None,
 ) -> TimeFigures:
-    """Of n rows, seconds (n,) each; rows without a prediction (NaN) are left out. groups: (n,), layouts that compete."""
+    """Of n rows, seconds (n,) each; rows without a prediction (NaN) are left out. groups: (n,), of layouts."""
     there = np.isfinite(predicted) & np.isfinite(measured)
     x, y = measured[there], predicted[there]
     members = list(grouped([group for group, known in zip(groups, there, strict=True) if known]))
