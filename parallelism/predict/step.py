@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .collective import ALL_REDUCE, OTHER, Group, Network
-from .configs import Configs
+from .configs import Column, Configs
 from .layer import Compute, PassTime
 from .machine import Machine
 from .outer import outer_exposed_s
-from .schedule import makespan
+from .schedule import Passes, pipeline_time
 from .stack import Stack
 from .tuning import Tuning
 
@@ -69,22 +69,18 @@ class _StepModel:
         block, head = self.compute.block(), self.compute.head()
         tp, cp = self._tensor(), self._context()
         layers = np.ceil(c.layers / c.pp)
-        own = layers * (block.forward + block.backward)
-        last = head.forward + head.backward
-        waits = layers * (tp + cp)
-        send = self._send()
-        slowest = own + waits + last
-        whole = makespan(c, own + waits, slowest, send)
-        m = np.asarray(c.microbatches, float)
-        compute = m * slowest - m * waits
-        bubble = whole - m * slowest
+        waits = tp + cp
+        whole = pipeline_time(
+            c, _passes(block, waits), Passes(0.0, 0.0, 0.0), _passes(head), self._send(), self.stack.overlaps_pp
+        )
+        waited = np.asarray(c.microbatches, float) * layers
         inner = Step(
-            compute_time_s=compute + self.zero,
-            comm_tp_s=m * layers * tp + self.zero,
-            comm_cp_s=m * layers * cp + self.zero,
-            comm_pp_s=self.zero,
+            compute_time_s=whole.busy - waited * waits + self.zero,
+            comm_tp_s=waited * tp + self.zero,
+            comm_cp_s=waited * cp + self.zero,
+            comm_pp_s=whole.exposed_send + self.zero,
             comm_dp_s=self._data(layers * block.backward) + self.zero,
-            bubble_time_s=bubble + self.zero,
+            bubble_time_s=whole.bubble + self.zero,
             optimizer_time_s=self._optimizer() + self.zero,
             outer_exposed_s=self.zero,
             data_time_s=self.zero,
@@ -138,6 +134,12 @@ class _StepModel:
         matrices = c.layers * c.matrices_layer + c.vocab * c.width
         flops = 6 * matrices + 6 * c.layers * c.width * c.seq_len
         return flops * c.global_batch * c.seq_len / (self.compute.peak * c.all_ranks)
+
+
+def _passes(time: PassTime, waits: Column = 0.0) -> Passes:
+    """The passes of a pipeline: a backward pass takes as long by the input as by the weight. waits: for messages, in
+    equal parts in the forward pass and in the backward pass by the input."""
+    return Passes(time.forward + waits / 2, time.backward / 2 + waits / 2, time.backward / 2)
 
 
 __all__ = ["PassTime", "Step", "predict_step"]
