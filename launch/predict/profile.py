@@ -9,8 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ...parallelism.predict.machine import Machine, load_machine, shipped
+if TYPE_CHECKING:
+    from ...parallelism.predict.machine import Machine
+
 
 THIS = "this"
 VARIABLE = "SCALADE_MACHINE"
@@ -31,6 +34,8 @@ def find_machine(name: str | None) -> Machine:
     ------
     ValueError: there is none; says how to get one
     """
+    from ...parallelism.predict.machine import load_machine, shipped  # numpy: not for a study without a profile
+
     if name not in (None, THIS):
         return load_machine(str(name))
     path = own_profile()
@@ -38,14 +43,3 @@ def find_machine(name: str | None) -> Machine:
         return load_machine(path)
     known = ", ".join(shipped())
     raise ValueError(f"no profile of this machine ({path}): run `scalade calibrate`, or name a --machine: {known}")
-
-
-def own_machine() -> Machine | None:
-    """`this`, None where it was never calibrated.
-
-    Raises
-    ------
-    ValueError: it is there and damaged
-    """
-    path = own_profile()
-    return load_machine(path) if path.is_file() else None

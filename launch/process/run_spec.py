@@ -32,7 +32,7 @@ class RunSpec:
     threads: int  # of each rank; 0: cores // ranks of the host
     attempt: int  # from 1
     launched_at: float  # Unix time, s
-    predicted_memory_bytes: int | None = None
+    predicted: Mapping[str, Any] = field(default_factory=dict)  # columns of what was predicted before the run
     join_timeout_s: float = 120.0  # for all ranks to come together
     link: Mapping[str, Any] = field(default_factory=dict)  # columns of the shaped links that the ranks talk over
     job: Mapping[str, Any] = field(default_factory=dict)  # columns of the scheduler's job that this is part of
@@ -68,9 +68,8 @@ class RunSpec:
             "isolation": self.isolation,
             "world_size": self.size,
             "started_at": utc(self.launched_at),
-            "predicted_memory_bytes": self.predicted_memory_bytes,
         }
-        return {**columns, **self.parsed_case().columns(), **self.link, **self.job}
+        return {**columns, **self.predicted, **self.parsed_case().columns(), **self.link, **self.job}
 
 
 @dataclass(frozen=True)

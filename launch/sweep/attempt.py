@@ -36,8 +36,12 @@ def run_spec(
     planned: PlannedRun[AnyCase],
     attempt: int,
     scratch: str,
+    predicted: Mapping[str, Any],
 ) -> RunSpec:
-    """What every rank of the run reads; the executor fills in where they meet. The launch time is now."""
+    """What every rank of the run reads; the executor fills in where they meet. The launch time is now.
+
+    predicted: columns of what was predicted, beside the memory that the run was planned with
+    """
     launched = Moment.now()
     return RunSpec(
         run_id=planned.run_id,
@@ -57,7 +61,7 @@ def run_spec(
         launched_at=launched.at,
         launched_monotonic=launched.monotonic,
         launched_clock=launched.clock,
-        predicted_memory_bytes=planned.predicted_memory_bytes,
+        predicted={**predicted, "predicted_memory_bytes": planned.predicted_memory_bytes},
         link=link_columns(),
         job=job_columns(),
         hang_limit_s=study.run.hang_limit_s,
@@ -70,6 +74,7 @@ def run_spec(
 class RunAttempt:
     """Call `execute` once, while the claim is held.
 
+    predicted: columns `predicted_...` of the row
     on_started: called when the ranks have been started, before the display hears of it
     """
 
@@ -81,9 +86,11 @@ class RunAttempt:
         executor: Executor,
         display: Display,
         on_started: Callback,
+        predicted: Mapping[str, Any],
     ) -> None:
         self.planned, self.claim, self.run = planned, claim, claim.run
         self.study, self.executor, self.display, self.on_started = study, executor, display, on_started
+        self.predicted = predicted
         self.scratch = self.run.scratch().absolute()
         self.log = StartLog(self.run.path, self.scratch)
         self.job = job_columns().get("job_id", "")
@@ -104,7 +111,9 @@ class RunAttempt:
 
     def _new_spec(self) -> RunSpec:
         results = self.run.results
-        return run_spec(self.study, self.executor, results, self.planned, self.claim.attempt, str(self.scratch))
+        return run_spec(
+            self.study, self.executor, results, self.planned, self.claim.attempt, str(self.scratch), self.predicted
+        )
 
     def _out_of_chances(self) -> Outcome | None:
         """Starts of this attempt that took their host, and this supervisor, with them; None: it may start again."""

@@ -6,10 +6,13 @@ A run is claimed before it starts, so two sweeps over one results folder share t
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 from ...results.store.run_folder import FULL, Claim, RunFolder
 from ...results.store.store import RunStore
+from ..predict.rows import predicted_columns
 from ..process.cause import Status, StopReason
 from ..process.outcome import Outcome
 from ..process.supervisor import Signals
@@ -37,6 +40,7 @@ class Sweep:
     ) -> None:
         self.study, self.store, self.executor, self.display, self.signals = study, store, executor, display, signals
         self.retry_failed = retry_failed
+        self.predicted: Mapping[str, Mapping[str, Any]] = {}  # case_id -> columns of its rows
         self._plan: Plan[AnyCase] | None = None  # its skipped cases are not written yet
 
     def run(self, plan: Plan[AnyCase]) -> Summary:
@@ -46,6 +50,8 @@ class Sweep:
             print(f"warning: {line}", file=sys.stderr)
         self.display.plan(plan.pending)
         self._tidy(plan)
+        if plan.pending:
+            self._predict()
         with undone(summary) if plan.pending else nullcontext():
             self._run(plan, summary)
         return summary
@@ -62,6 +68,13 @@ class Sweep:
         self._look(summary)
         if summary.interrupted is None:
             self.store.compact(at_least=PACKED_FROM)
+
+    def _predict(self) -> None:
+        """A profile that cannot be read costs the rows their predictions, and no run."""
+        try:
+            self.predicted = predicted_columns(self.study)
+        except ValueError as error:
+            print(f"warning: nothing is predicted: {error}", file=sys.stderr)
 
     def _look(self, summary: Summary) -> None:
         """Whether a signal has ended the sweep."""
@@ -117,7 +130,9 @@ class Sweep:
 
     def _execute(self, planned: PlannedRun[AnyCase], claim: Claim) -> Outcome:
         try:
-            return RunAttempt(planned, claim, self.study, self.executor, self.display, self._write_skipped).execute()
+            predicted = self.predicted.get(planned.case.case_id, {})
+            run = RunAttempt(planned, claim, self.study, self.executor, self.display, self._write_skipped, predicted)
+            return run.execute()
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -131,7 +146,7 @@ class Sweep:
         rows = []
         for case in plan.to_skip:
             run = PlannedRun(case.case, 0, case.predicted_memory_bytes)
-            spec = run_spec(self.study, self.executor, self.store.folder, run, attempt=1, scratch="")
+            spec = run_spec(self.study, self.executor, self.store.folder, run, attempt=1, scratch="", predicted={})
             rows.append(spec.identity() | {"started_at": None, "status": "skipped", "reason": case.skip_reason})
         self.store.write_rows(rows)
 

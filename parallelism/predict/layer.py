@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .configs import PRECISIONS, Column, Configs
+from .host import calls
 from .machine import Machine
 from .matmul import product_time
 from .stack import Stack
@@ -43,8 +44,11 @@ class Compute:
         peaks = np.array([machine.peaks.get(precision, np.nan) for precision in PRECISIONS])
         self.peak = peaks[codes]  # of products
         self.inner_peak = peaks[np.minimum(codes, 1)]  # of attention, which is never narrower than bf16
-        self.moved = 1 / (machine.memory_bandwidth * machine.elementwise)  # seconds a byte
+        self.busy = busy(configs, machine)
+        slower = 1 + (machine.elementwise_contention - 1) * self.busy
+        self.moved = slower / (machine.memory_bandwidth * machine.elementwise)  # seconds a byte
         self.launch = machine.launch_s * tuning.host * (0.0 if stack.compiled else 1.0)
+        self.calls = calls(configs)
 
     def block(self) -> PassTime:
         """Of one transformer block; recomputation is in its backward pass."""
@@ -56,6 +60,8 @@ class Compute:
             backward + attention * ATTENTION_BACKWARD / self.machine.attention_backward + elements * BACKWARD_BYTES,
         )
         bound = PassTime(*(np.asarray(each) for each in times))
+        if self.machine.on_host:
+            return self._on_host(bound)
         host = PassTime(
             np.asarray(self.stack.kernels_forward * self.launch), np.asarray(self.stack.kernels_backward * self.launch)
         )
@@ -67,13 +73,21 @@ class Compute:
         )
         return PassTime(whole.forward, whole.backward + again)
 
+    def _on_host(self, computed: PassTime) -> PassTime:
+        """Computation and dispatch of a block; the operations of recomputation are in the counts."""
+        recompute = np.asarray(self.configs.recompute)
+        again = np.select([recompute == 2, recompute == 1], [computed.forward, computed.forward / 3], 0.0)
+        forward = computed.forward + self.calls.forward * self.launch
+        return PassTime(forward, computed.backward + again + self.calls.backward * self.launch)
+
     def head(self) -> PassTime:
         """Of the output head and the loss, on the last stage."""
         c = self.configs
         vocab = c.vocab / np.where(np.asarray(c.loss_parallel) > 0, c.tp, 1)
         forward, backward = self._products([(c.tokens, vocab, c.width)])
         loss = c.tokens * vocab * (c.element + 4.0) * self.moved * self.tuning.elementwise
-        return PassTime(forward + loss, backward + 2 * loss)
+        ends = self.calls.ends * self.launch if self.machine.on_host else np.zeros(())
+        return PassTime(forward + loss + ends / 3, backward + 2 * loss + ends * 2 / 3)
 
     def _block_products(self) -> list[tuple[Column, Column, Column]]:
         """(M, N, K) of the forward pass's products."""
@@ -92,7 +106,8 @@ class Compute:
             forward = forward + product_time(self.machine, self.peak, m, n, k, element)
             backward = backward + product_time(self.machine, self.peak, m, k, n, element)
             backward = backward + product_time(self.machine, self.peak, k, n, m, element)
-        return forward * self.tuning.matmul, backward * self.tuning.matmul
+        slower = self.tuning.matmul * (1 + (self.machine.products.contention - 1) * self.busy)
+        return forward * slower, backward * slower
 
     def _attention(self) -> np.ndarray:
         """Seconds of its forward pass at the whole peak."""
@@ -108,3 +123,9 @@ class Compute:
         fused = 0.5 if self.stack.compiled else 1.0
         wide = np.asarray(c.element) / 2
         return c.tokens * (stream + hidden) * wide * fused * self.moved * self.tuning.elementwise
+
+
+def busy(configs: Configs, machine: Machine) -> np.ndarray:
+    """How far a node is filled, 0 to 1: 0 with one rank, 1 with one on each of its devices."""
+    neighbours = np.minimum(configs.all_ranks, machine.node_ranks) - 1
+    return np.asarray(neighbours / max(machine.node_ranks - 1, 1), float)

@@ -29,6 +29,7 @@ class Products:
     half_m: float = 0.0  # the same of rows; where there are no tiles
     half_n: float = 0.0  # of columns
     floor_s: float = 4e-6  # the shortest product
+    contention: float = 1.0  # time with all devices of the node at work over time alone (cores share a CPU's memory)
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ class Machine:
     attention_forward: float  # share of the peak
     attention_backward: float
     elementwise: float  # share of the memory's bandwidth
-    launch_s: float  # host time of a kernel in eager mode
+    launch_s: float  # host time of a kernel in eager mode; of an operation, where the device is the host (host.py)
     links: tuple[Link, ...]  # innermost first
     node_ranks: int  # devices of a node
+    elementwise_contention: float = 1.0  # as that of products
+    optimizer: float = 1.0  # share of the memory's bandwidth that an update reaches
     reserved_bytes: float = 0.0  # context, collective library: not the allocator's
     fragmentation: float = 0.0  # share of the allocated that the allocator cannot use
     idle_w: float = 0.0
@@ -68,6 +71,11 @@ class Machine:
     reference_mfu: float = 0.0  # causal, of one training run that is typical of this machine; 0: unknown
     names: tuple[str, ...] = ()  # parts of device names that this profile is for
     sources: dict[str, str] = field(default_factory=dict)  # dotted key -> where the number is from
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the device is the host itself: operations are dispatched and computed one after the other."""
+        return self.device == "cpu"
 
     def peak(self, precision: str) -> float:
         """Raises ValueError where the device has no such precision."""
@@ -127,6 +135,7 @@ class Profile:
                 half_m=self.number("products.half_m", 0.0),
                 half_n=self.number("products.half_n", 0.0),
                 floor_s=self.number("products.floor_s", 4e-6),
+                contention=self.number("products.contention", 1.0),
             ),
             attention_forward=self.number("attention.forward"),
             attention_backward=self.number("attention.backward"),
@@ -134,6 +143,8 @@ class Profile:
             launch_s=self.number("host.launch_s"),
             links=tuple(links),
             node_ranks=int(self.number("node.ranks")),
+            elementwise_contention=self.number("elementwise.contention", 1.0),
+            optimizer=self.number("optimizer.share", 1.0),
             reserved_bytes=self.number("memory.reserved", 0.0),
             fragmentation=self.number("memory.fragmentation", 0.0),
             idle_w=self.number("power.idle_w", 0.0),

@@ -114,8 +114,15 @@ class _StepModel:
         held = self._held()
         group = Group(c.dp_replicate * c.dp_shard, c.tp * c.cp)
         reduced = self.network.collective(group, held * self.stack.gradient_bytes, ALL_REDUCE)
-        hidden = backward if self.stack.overlaps_dp else 0.0
-        return np.maximum(reduced - hidden, 0.1 * reduced)
+        hidden = backward if self.stack.overlaps_dp and not self.machine.on_host else 0.0
+        return np.maximum(reduced - hidden, 0.1 * reduced) + self._beginnings(group)
+
+    def _beginnings(self, group: Group) -> np.ndarray:
+        """Where the host computes, nothing hides the latency of FSDP's messages: two or three of a block."""
+        c = self.configs
+        sharded = (np.asarray(c.dp_shard) > 1) & (np.asarray(c.zero_stage) == 3)
+        messages = np.ceil(c.layers / c.pp) * (2 + np.asarray(c.reshard_after_forward))
+        return np.where(sharded & self.machine.on_host, messages * self.network.latency(group), 0.0)
 
     def _held(self) -> np.ndarray:
         """Parameters of the fullest stage on a rank, before they are sharded over data."""
@@ -126,7 +133,12 @@ class _StepModel:
     def _optimizer(self) -> np.ndarray:
         c = self.configs
         owned = self._held() / np.maximum(c.dp_shard * c.cp, 1)
-        return owned * OPTIMIZER_BYTES / self.machine.memory_bandwidth * self.tuning.optimizer
+        bandwidth = self.machine.memory_bandwidth * self.machine.optimizer
+        update = owned * OPTIMIZER_BYTES / bandwidth * self.tuning.optimizer
+        if not self.machine.on_host:
+            return update
+        calls = self.compute.calls
+        return update + (np.ceil(c.layers / c.pp) * calls.update + calls.step) * self.compute.launch
 
     def _bound(self) -> np.ndarray:
         """FLOPs of the products and of causal attention at the whole peak, evenly spread."""

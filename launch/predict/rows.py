@@ -1,0 +1,29 @@
+"""What rows of `run` carry of a prediction: computed once for a study, before its first run, in the supervisor.
+
+Without a profile of this machine nothing is predicted, and nothing is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..study.study import Study
+from .profile import own_profile
+
+
+def predicted_columns(study: object) -> Mapping[str, Mapping[str, Any]]:
+    """case_id -> columns `predicted_...`, of all cases of a study file; nothing of anything else, or without a
+    profile.
+
+    Raises
+    ------
+    ValueError: the profile is damaged
+    """
+    if not isinstance(study, Study) or not own_profile().is_file():
+        return {}
+    from .cases import predict_cases
+    from .profile import find_machine
+
+    cases = [case for case in study.all_cases if case.refusal() is None]
+    return {each.case.case_id: each.columns for each in predict_cases(cases, find_machine(None))}
