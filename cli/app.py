@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from ..results.terminal import printable
-from . import cluster, fit, gate, predict, read, report, table
+from . import cluster, fit, gate, plan, predict, read, report, table
 from . import lab as lab_commands
 from .options import Json, say
 
@@ -207,6 +207,7 @@ app.add_typer(report.app)
 app.add_typer(table.app)
 app.add_typer(cluster.app)
 app.add_typer(predict.app)
+app.add_typer(plan.app)
 
 
 def _mistake(line: str) -> SystemExit:

@@ -1,0 +1,191 @@
+"""The search: predict the memory of every possible layout, the time of those that fit, keep the best and the front.
+
+A block of layouts at a time, so that memory stays bounded whatever the space. Nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..layout import Layout
+from ..predict.configs import Configs
+from ..predict.memory import predict_memory
+from .estimate import Estimator, estimator
+from .pareto import front
+from .question import Question
+from .rules import Columns
+from .space import Refusals, blocks, configs_of, joined, layout_of, take
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout that fits, with what is predicted of it. Seconds of a step, bytes of the rank that needs most."""
+
+    layout: Layout
+    step_time_s: float
+    low_s: float | None  # of the 90% interval; None: the calibration gives none
+    high_s: float | None
+    refused: str | None  # what is outside of what the calibration covers
+    parts: dict[str, float]  # seconds, by name of the measured column
+    bound_time_s: float
+    memory_bytes: float
+    constant_mfu_s: float | None  # naive: the profile's reference MFU
+    smallest_scale_s: float  # naive: what the same layout takes without data parallelism
+
+
+@dataclass
+class Plan:
+    """What a search found. `possible` = `too_big` + `fitting`."""
+
+    question: Question
+    best: list[Candidate] = field(default_factory=list)  # fastest first
+    front: list[Candidate] = field(default_factory=list)  # less memory costs more time, least time first
+    refusals: Refusals = field(default_factory=Refusals)
+    possible: int = 0
+    fitting: int = 0
+    least_bytes: float = np.inf  # of any possible layout
+    least_layout: Layout | None = None
+    seconds: float = 0.0
+
+    @property
+    def too_big(self) -> int:
+        return self.possible - self.fitting
+
+    @property
+    def looked_at(self) -> int:
+        """Layouts, those refused counted."""
+        return self.possible + self.refusals.total
+
+
+@dataclass
+class _Kept:
+    """Rows that may still be among the best or on the front."""
+
+    columns: Columns
+    seconds: np.ndarray
+    memory: np.ndarray
+
+
+def search(question: Question, top: int = 10, most_front: int = 12) -> Plan:
+    """Every layout of the question, ranked.
+
+    Raises
+    ------
+    ValueError: no layout fills the devices (with counts of devices that work), or none fits the memory
+    """
+    begin = time.perf_counter()
+    plan, model = Plan(question), estimator(question.machine, question.model_stack)
+    kept: list[_Kept] = []
+    for columns in blocks(question, plan.refusals):
+        kept += _fitting(columns, plan, model)
+        if len(kept) > 1:
+            kept = [_reduced(kept, top)]
+    if not plan.possible:
+        from .devices import no_layout
+
+        raise ValueError(no_layout(question, plan.refusals))
+    if not kept:
+        raise ValueError(_too_big(plan))
+    rest = _reduced(kept, top)
+    fastest = distinct(rest.columns, rest.seconds)[:top]
+    on_front = _thinned(front(rest.seconds, rest.memory), most_front)
+    plan.best = list(candidates(take(rest.columns, fastest), question, model))
+    plan.front = list(candidates(take(rest.columns, on_front), question, model))
+    plan.seconds = time.perf_counter() - begin
+    return plan
+
+
+def _fitting(columns: Columns, plan: Plan, model: Estimator) -> Iterator[_Kept]:
+    """The layouts of a block that fit the memory, timed."""
+    question = plan.question
+    configs = configs_of(columns, question)
+    memory = np.broadcast_to(predict_memory(configs, question.machine, question.model_stack).total, len(columns["tp"]))
+    plan.possible += len(memory)
+    least = int(np.argmin(memory))
+    if memory[least] < plan.least_bytes:
+        plan.least_bytes, plan.least_layout = float(memory[least]), layout_of(columns, least, question.engine)
+    fits = np.flatnonzero(memory <= question.machine.memory_bytes)
+    plan.fitting += len(fits)
+    if len(fits):
+        yield _Kept(take(columns, fits), model.seconds(configs.take(fits)), memory[fits])
+
+
+def _reduced(kept: list[_Kept], top: int) -> _Kept:
+    """The fastest of all, and the front."""
+    seconds = np.concatenate([each.seconds for each in kept])
+    memory = np.concatenate([each.memory for each in kept])
+    columns = joined([each.columns for each in kept])
+    rows = np.union1d(distinct(columns, seconds)[:top], front(seconds, memory))
+    return _Kept(take(columns, rows), seconds[rows], memory[rows])
+
+
+def distinct(columns: Columns, seconds: np.ndarray) -> np.ndarray:
+    """Rows, fastest first, the fastest alone of those that differ in details only: schedule, stages a rank, copies
+    against shards, norms, resharding."""
+    dp = columns["dp_replicate"] * columns["dp_shard"]
+    kinds = np.column_stack([dp, *(columns[name] for name in ("pp", "tp", "cp", "microbatches", "recompute"))])
+    order = np.argsort(seconds, kind="stable")
+    _, first = np.unique(kinds[order], axis=0, return_index=True)
+    return order[np.sort(first)]
+
+
+def _thinned(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many points of a front, its ends among them."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))]
+
+
+def candidates(columns: Columns, question: Question, model: Estimator) -> Iterator[Candidate]:
+    """The rows with all that is predicted of them."""
+    configs = configs_of(columns, question)
+    found = model.whole(configs)
+    memory = np.broadcast_to(predict_memory(configs, question.machine, question.model_stack).total, len(configs))
+    alone = model.seconds(_alone(columns, question))
+    for i in range(len(columns["tp"])):
+        yield Candidate(
+            layout=layout_of(columns, i, question.engine),
+            step_time_s=float(found.seconds[i]),
+            low_s=None if found.low is None else float(found.low[i]),
+            high_s=None if found.high is None else float(found.high[i]),
+            refused=found.refused[i],
+            parts={name: float(values[i]) for name, values in found.parts.items()},
+            bound_time_s=float(found.bound[i]),
+            memory_bytes=float(memory[i]),
+            constant_mfu_s=constant_mfu(question),
+            smallest_scale_s=float(alone[i]),
+        )
+
+
+def _alone(columns: Columns, question: Question) -> Configs:
+    """The same layouts without data parallelism: every rank has the same work, on as few ranks as can be."""
+    from dataclasses import replace
+
+    ones = np.ones_like(columns["tp"])
+    alone = configs_of(columns | {"dp_replicate": ones, "dp_shard": ones}, question)
+    return replace(alone, global_batch=question.global_batch // (columns["dp_replicate"] * columns["dp_shard"]))
+
+
+def constant_mfu(question: Question) -> float | None:
+    """Seconds of a step at the MFU (causal) of the profile's reference run; None: the profile has none."""
+    from ...bench.flops import flops_per_token
+
+    machine = question.machine
+    if not machine.reference_mfu:
+        return None
+    rate = machine.peak(question.precision) * machine.reference_mfu * question.devices
+    return flops_per_token(question.shape)["causal"] * question.tokens / rate
+
+
+def _too_big(plan: Plan) -> str:
+    question, layout = plan.question, plan.least_layout
+    assert layout is not None
+    return (
+        f"none of {plan.possible:,} layouts fits into {question.machine.memory_bytes / 1e9:.1f} GB of machine "
+        f"{question.machine.name}: the smallest needs {plan.least_bytes / 1e9:.1f} GB ({layout.name()}); "
+        "take more --devices"
+    )
