@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import gcd
+
+import numpy as np
 
 from .question import Question
-from .space import Refusals, blocks
+from .space import Refusals, blocks, divisors
 
-FARTHEST = 4096  # from the count that was asked for
+MOST_TRIED = 50  # counts on either side
 
 
 def no_layout(question: Question, refusals: Refusals) -> str:
     """One line."""
     reason, _ = refusals.counts()[0]
-    near = [count for count in (_nearest(question, -1), _nearest(question, 1)) if count]
-    works = f"; {' and '.join(f'{count:,}' for count in near)} work" if near else ""
+    counts = _products(question)
+    below = counts[counts < question.devices][::-1]
+    near = [count for count in (_works(question, below), _works(question, counts[counts > question.devices])) if count]
+    works = f"; {' and '.join(f'{count:,}' for count in near)} would work" if near else ""
     return f"no layout of {question.engine} fills {question.devices:,} devices ({reason}){works}"
 
 
-def _nearest(question: Question, direction: int) -> int | None:
-    """The next count of devices in that direction that some layout fills, memory aside."""
-    for distance in range(1, FARTHEST):
-        count = question.devices + direction * distance
-        if count < 1:
-            return None
+def _products(question: Question) -> np.ndarray:
+    """Counts of devices that degrees allow which the model and the batch can be cut by, ascending."""
+    shape = question.shape
+    heads = gcd(shape.heads, shape.kv_heads, shape.ffn, shape.vocab)
+    degrees = [divisors(question.global_batch), divisors(heads), np.arange(1, shape.layers + 1)]
+    if question.engine == "torch" and shape.seq_len % 2 == 0:
+        degrees.append(divisors(shape.seq_len // 2))
+    counts = np.ones(1, int)
+    for each in degrees:
+        counts = np.unique(np.outer(counts, each))
+    return counts
+
+
+def _works(question: Question, counts: np.ndarray) -> int | None:
+    """The first of these counts that some layout fills, memory aside."""
+    for count in map(int, counts[:MOST_TRIED]):
         if next(blocks(replace(question, devices=count), Refusals()), None) is not None:
             return count
     return None

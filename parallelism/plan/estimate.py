@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from ..predict import Configs, Machine, Stack, Step, predict_step
+from ..predict import Configs, Machine, Stack
+from ..predict.calibration import Calibration
+from ..predict.fit import uncalibrated
 
 PARTS = (
     "compute_time_s",
@@ -24,40 +25,34 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of n configurations; an interval of None: none is stated."""
+    """Of n configurations: seconds of a step with their 90% interval, and the parts that they are the sum of."""
 
     seconds: np.ndarray
-    low: np.ndarray | None
-    high: np.ndarray | None
-    refused: list[str | None]
+    low: np.ndarray
+    high: np.ndarray
     parts: dict[str, np.ndarray]
     bound: np.ndarray
 
 
-class Estimator(Protocol):
-    def seconds(self, configs: Configs) -> np.ndarray:
-        """Of a step (n,)."""
+class Estimator:
+    """A calibration at work."""
 
-    def whole(self, configs: Configs) -> Estimate: ...
-
-
-class Physics:
-    """The model with the profile's numbers alone."""
-
-    def __init__(self, machine: Machine, stack: Stack) -> None:
-        self.machine, self.stack = machine, stack
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
 
     def seconds(self, configs: Configs) -> np.ndarray:
-        return self._step(configs).step_time_s
+        """Of a step (n,); NaN where the calibration refuses."""
+        return self.calibration.predict(configs).step_time_s
+
+    def refusal(self, configs: Configs) -> str | None:
+        """Why the first one that is refused is outside of what the calibration covers."""
+        return next(filter(None, self.calibration.predict(configs).refused), None)
 
     def whole(self, configs: Configs) -> Estimate:
-        step = self._step(configs)
-        parts = {name: getattr(step, name) for name in PARTS}
-        return Estimate(step.step_time_s, None, None, [None] * len(configs), parts, step.bound_time_s)
-
-    def _step(self, configs: Configs) -> Step:
-        return predict_step(configs, self.machine, self.stack)
+        found = self.calibration.predict(configs)
+        parts = {name: getattr(found.parts, name) for name in PARTS}
+        return Estimate(found.step_time_s, found.low_s, found.high_s, parts, found.parts.bound_time_s)
 
 
 def estimator(machine: Machine, stack: Stack) -> Estimator:
-    return Physics(machine, stack)
+    return Estimator(uncalibrated(machine, stack))

@@ -44,6 +44,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             "looked_at": plan.looked_at,
             "refused": plan.refusals.total,
             "too_big": plan.too_big,
+            "outside_of_calibration": plan.outside,
             "ranked": plan.fitting,
             "left_out": LEFT_OUT,
         },
@@ -62,7 +63,6 @@ def _candidate(each: Candidate, plan: Plan) -> dict[str, Any]:
         "step_time_s": each.step_time_s,
         "step_time_low_s": each.low_s,
         "step_time_high_s": each.high_s,
-        "outside_of_calibration": each.refused,
         "parts": each.parts,
         "bound_time_s": each.bound_time_s,
         "memory_bytes": each.memory_bytes,
@@ -140,7 +140,7 @@ def _table(plan: Plan, candidates: Sequence[Candidate]) -> list[str]:
 
 
 def _interval(each: Candidate) -> str:
-    return "-" if each.low_s is None or each.high_s is None else f"{each.low_s:.3g} to {each.high_s:.3g}"
+    return f"{each.low_s:.3g} to {each.high_s:.3g}"
 
 
 def _refused(plan: Plan) -> list[str]:
@@ -158,7 +158,7 @@ def _refused(plan: Plan) -> list[str]:
 
 def _notes(plan: Plan) -> list[str]:
     lines = ["", f"not searched: {LEFT_OUT}"]
-    outside = sorted({each.refused for each in plan.best if each.refused})
-    lines += [f"outside of what the calibration covers: {line}" for line in outside]
+    if plan.outside:
+        lines.append(f"{plan.outside:,} outside of what the calibration covers: {plan.outside_reason}")
     lines.append("naive, to be compared with step: constant MFU, and what the layout takes without data parallelism")
     return lines

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,9 +27,8 @@ class Candidate:
 
     layout: Layout
     step_time_s: float
-    low_s: float | None  # of the 90% interval; None: the calibration gives none
-    high_s: float | None
-    refused: str | None  # what is outside of what the calibration covers
+    low_s: float  # of the 90% interval
+    high_s: float
     parts: dict[str, float]  # seconds, by name of the measured column
     bound_time_s: float
     memory_bytes: float
@@ -39,7 +38,7 @@ class Candidate:
 
 @dataclass
 class Plan:
-    """What a search found. `possible` = `too_big` + `fitting`."""
+    """What a search found. `possible` = `too_big` + `outside` + `fitting`."""
 
     question: Question
     best: list[Candidate] = field(default_factory=list)  # fastest first
@@ -47,13 +46,15 @@ class Plan:
     refusals: Refusals = field(default_factory=Refusals)
     possible: int = 0
     fitting: int = 0
+    outside: int = 0  # fit the memory, but are outside of what the calibration covers
+    outside_reason: str = ""  # of one of them
     least_bytes: float = np.inf  # of any possible layout
     least_layout: Layout | None = None
     seconds: float = 0.0
 
     @property
     def too_big(self) -> int:
-        return self.possible - self.fitting
+        return self.possible - self.fitting - self.outside
 
     @property
     def looked_at(self) -> int:
@@ -89,7 +90,7 @@ def search(question: Question, top: int = 10, most_front: int = 12) -> Plan:
 
         raise ValueError(no_layout(question, plan.refusals))
     if not kept:
-        raise ValueError(_too_big(plan))
+        raise ValueError(_none_ranked(plan))
     rest = _reduced(kept, top)
     fastest = distinct(rest.columns, rest.seconds)[:top]
     on_front = _thinned(front(rest.seconds, rest.memory), most_front)
@@ -109,9 +110,15 @@ def _fitting(columns: Columns, plan: Plan, model: Estimator) -> Iterator[_Kept]:
     if memory[least] < plan.least_bytes:
         plan.least_bytes, plan.least_layout = float(memory[least]), layout_of(columns, least, question.engine)
     fits = np.flatnonzero(memory <= question.machine.memory_bytes)
-    plan.fitting += len(fits)
-    if len(fits):
-        yield _Kept(take(columns, fits), model.seconds(configs.take(fits)), memory[fits])
+    seconds = model.seconds(configs.take(fits)) if len(fits) else np.zeros(0)
+    known = np.isfinite(seconds)
+    if not known.all():
+        plan.outside += int((~known).sum())
+        plan.outside_reason = plan.outside_reason or model.refusal(configs.take(fits[~known])) or ""
+    rows = fits[known]
+    plan.fitting += len(rows)
+    if len(rows):
+        yield _Kept(take(columns, rows), seconds[known], memory[rows])
 
 
 def _reduced(kept: list[_Kept], top: int) -> _Kept:
@@ -150,9 +157,8 @@ def candidates(columns: Columns, question: Question, model: Estimator) -> Iterat
         yield Candidate(
             layout=layout_of(columns, i, question.engine),
             step_time_s=float(found.seconds[i]),
-            low_s=None if found.low is None else float(found.low[i]),
-            high_s=None if found.high is None else float(found.high[i]),
-            refused=found.refused[i],
+            low_s=float(found.low[i]),
+            high_s=float(found.high[i]),
             parts={name: float(values[i]) for name, values in found.parts.items()},
             bound_time_s=float(found.bound[i]),
             memory_bytes=float(memory[i]),
@@ -163,8 +169,6 @@ def candidates(columns: Columns, question: Question, model: Estimator) -> Iterat
 
 def _alone(columns: Columns, question: Question) -> Configs:
     """The same layouts without data parallelism: every rank has the same work, on as few ranks as can be."""
-    from dataclasses import replace
-
     ones = np.ones_like(columns["tp"])
     alone = configs_of(columns | {"dp_replicate": ones, "dp_shard": ones}, question)
     return replace(alone, global_batch=question.global_batch // (columns["dp_replicate"] * columns["dp_shard"]))
@@ -181,8 +185,11 @@ def constant_mfu(question: Question) -> float | None:
     return flops_per_token(question.shape)["causal"] * question.tokens / rate
 
 
-def _too_big(plan: Plan) -> str:
+def _none_ranked(plan: Plan) -> str:
     question, layout = plan.question, plan.least_layout
+    if plan.outside:
+        name = question.machine.name
+        return f"no layout that fits is covered by the calibration of machine {name}: {plan.outside_reason}"
     assert layout is not None
     return (
         f"none of {plan.possible:,} layouts fits into {question.machine.memory_bytes / 1e9:.1f} GB of machine "

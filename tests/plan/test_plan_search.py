@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -75,7 +76,8 @@ def test_one_line_stands_for_layouts_that_differ_in_details():
 
 def test_the_front_is_what_nothing_beats_in_both():
     rng = np.random.default_rng(3)
-    seconds, memory = rng.integers(1, 40, (2, 300)).astype(float)
+    seconds = rng.integers(1, 40, 300).astype(float)
+    memory = np.round(400 / seconds + rng.integers(0, 40, 300))
     rows = front(seconds, memory)
 
     def beaten(i):
@@ -112,7 +114,9 @@ def test_naive_predictions_stand_beside():
 
 
 def test_none_that_fits_is_one_line():
-    with pytest.raises(ValueError, match=r"none of \d+ layouts fits into 0.1 GB of machine h100: the smallest needs"):
+    with pytest.raises(
+        ValueError, match=r"none of [\d,]+ layouts fits into 0.1 GB of machine h100: the smallest needs"
+    ):
         search(replace(asked(), machine=replace(H100, memory_bytes=1e8)))
 
 
@@ -152,7 +156,7 @@ def test_text_and_json_say_the_same():
     for each in content["best"]:
         assert each["layout"] in text and f"{each['step_time_s']:.4g}" in text
     counts = content["layouts"]
-    assert counts["looked_at"] == counts["refused"] + counts["too_big"] + counts["ranked"]
+    assert counts["looked_at"] == sum(counts[k] for k in ("refused", "too_big", "ranked", "outside_of_calibration"))
     assert sum(each["layouts"] for each in content["refused"]) == counts["refused"]
     assert content["best"][0]["behind_best"] == "" and "compute" in content["best"][0]["why"]
 
@@ -203,3 +207,25 @@ def test_a_question_that_cannot_be_is_one_line(settings, message):
 def test_a_batch_that_is_not_given_is_about_four_million_tokens():
     assert usual_batch(16384, 8192) == 512 and usual_batch(2, 128) == 32 and usual_batch(1, 2**23) == 1
     assert model_shape("llama3-405b").seq_len == SIZES["llama3-405b"]["seq_len"]
+
+
+def test_layouts_outside_of_the_calibration_are_not_ranked_and_said(monkeypatch):
+    module = importlib.import_module("scalade.parallelism.plan.search")
+    from scalade.parallelism.plan.estimate import Estimator
+    from scalade.parallelism.predict.calibration import Calibration
+    from scalade.parallelism.predict.coverage import Coverage
+
+    covered = Calibration(H100, STACKS["torch"], coverage=Coverage({"tp": (1 / 16, 1 / 16)}))
+    monkeypatch.setattr(module, "estimator", lambda machine, stack: Estimator(covered))
+    plan = search(asked(), top=500)
+    assert plan.outside > 0 and {each.layout.tp for each in plan.best} == {1}
+    assert any("outside of what the calibration covers: tp" in line for line in report.to_text(plan))
+    nothing = Calibration(H100, STACKS["torch"], coverage=Coverage({"ranks": (1e6, 1e6)}))
+    monkeypatch.setattr(module, "estimator", lambda machine, stack: Estimator(nothing))
+    with pytest.raises(ValueError, match="no layout that fits is covered by the calibration of machine h100: ranks"):
+        search(asked())
+
+
+def test_the_interval_holds_the_step_time():
+    for each in search(asked()).best:
+        assert each.bound_time_s <= each.low_s < each.step_time_s < each.high_s

@@ -34,24 +34,31 @@ def columns_of(layouts):
 
 
 def random_layout(engine, draw):
-    degree = lambda: draw.choice([1, 1, 2, 2, 3, 4])  # noqa: E731
-    return Layout(
+    """Settings that the engine has are more likely, so that many layouts break no rule, or one only."""
+
+    def degree(chance=0.5):
+        return draw.choice([2, 2, 3, 4]) if draw.random() < chance else 1
+
+    torch, odd = engine == "torch", 0.85
+    layout = Layout(
         engine=engine,
-        dp_replicate=degree(),
+        dp_replicate=degree(0.3),
         dp_shard=degree(),
-        tp=degree(),
-        pp=degree(),
-        cp=degree(),
-        microbatches=draw.choice([1, 2, 3, 4, 8]),
-        virtual_stages=draw.choice([1, 1, 2, 3]),
-        pp_schedule=draw.choice(SCHEDULES),
-        sp=draw.random() < 0.5,
-        loss_parallel=draw.random() < 0.7,
-        zero_stage=draw.choice([1, 2, 3, 3]),
-        reshard_after_forward=draw.random() < 0.7,
+        tp=degree(0.4),
+        pp=degree(0.4),
+        cp=degree(0.4 if torch else 0.1),
+        microbatches=draw.choice([1, 2, 4, 8]),
         recompute=draw.choice(RECOMPUTE),
         cp_method=draw.choice(CP_METHODS),
+        sp=draw.random() < (0.2 if engine == "deepspeed" else 0.6),
+        loss_parallel=draw.random() < (0.2 if engine == "deepspeed" else 0.9),
+        zero_stage=3 if torch and draw.random() < odd else draw.choice([1, 1, 2, 3]),
+        reshard_after_forward=draw.random() < (0.5 if torch else 0.9),
     )
+    if draw.random() < odd and layout.pp == 1:
+        return layout
+    schedule = draw.choice(SCHEDULES if torch or draw.random() < 0.3 else ("1F1B", "1F1B", "Interleaved1F1B"))
+    return replace(layout, pp_schedule=schedule, virtual_stages=draw.choice([1, 2, 2, 3]) if schedule != "1F1B" else 1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -86,14 +93,14 @@ def by_hand(asked):
     for i in range(len(rows["tp"])):
         degrees = {name: int(rows[name][i]) for name in rows}
         for micro, schedule, virtual, recompute, sp, loss, zero, reshard, method in product(
-            range(1, asked.global_batch + 1),
+            (1, 2, 4),
             SCHEDULES if degrees["pp"] > 1 else ("1F1B",),
             range(1, 9) if degrees["pp"] > 1 else (1,),
             RECOMPUTE,
             (True, False) if degrees["tp"] > 1 else (True,),
             (asked.engine != "deepspeed",) if degrees["tp"] > 1 else (True,),
             (1, 2, 3) if degrees["dp_shard"] > 1 else (3,),
-            (True, False),
+            (True, False) if asked.engine == "torch" else (True,),
             CP_METHODS if degrees["cp"] > 1 else ("allgather",),
         ):
             if degrees["pp"] * virtual > asked.shape.layers or asked.global_batch % micro:
@@ -117,9 +124,9 @@ def by_hand(asked):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("devices", [4, 6])
+@pytest.mark.parametrize("devices", [4])
 def test_the_space_is_every_possible_layout_once(engine, devices):
-    asked = question(devices, 6 if devices == 6 else 8, engine=engine)
+    asked = question(devices, 4, shape=replace(SHAPE, layers=4), engine=engine)
     layouts = [layout_of(part, i, engine) for part in blocks(asked, Refusals()) for i in range(len(part["tp"]))]
     assert len(set(map(canonical, layouts))) == len(layouts)
     assert set(map(canonical, layouts)) == by_hand(asked)
@@ -171,10 +178,10 @@ def test_columns_become_the_configurations_of_their_layouts():
 
 
 def test_where_nothing_fills_the_devices_near_counts_are_named():
-    asked, refusals = question(7919), Refusals()
+    asked, refusals = question(97), Refusals()
     assert list(blocks(asked, refusals)) == []
     line = no_layout(asked, refusals)
-    assert "\n" not in line and "no layout of torch fills 7,919 devices" in line
-    counts = [int(word.replace(",", "")) for word in line.split("; ")[-1].split(" work")[0].split(" and ")]
+    assert "\n" not in line and "no layout of torch fills 97 devices" in line
+    counts = [int(word.replace(",", "")) for word in line.split("; ")[-1].split(" would work")[0].split(" and ")]
     assert all(list(blocks(replace(asked, devices=count), Refusals())) for count in counts)
-    assert counts[0] < 7919 if len(counts) == 1 else counts[0] < 7919 < counts[1]
+    assert counts == [96, 128]
