@@ -21,7 +21,7 @@ from .look import after, before, doubts, nothing_said, refused, unusual
 from .options import FitKeywords, FitOptions
 from .predictions import points
 from .prior import fit_with_prior
-from .report import FitReport, estimates
+from .report import FitReport, estimates, some_resamples
 from .resample import Progress
 from .sensitivity import with_sensitivity
 from .source import Fitted, Source, as_runs, read_source, rows_if_usable
@@ -142,8 +142,16 @@ def _report(fitted: Fitted, notes: tuple[str, ...]) -> FitReport:
         sensitivity=f.sensitivity,
         prior=f.prior,
         notes=notes,
+        response=source.response,
+        columns={role: source.names.get(role, role) for role in law.roles},
+        ranges={role: _range(data.columns[role]) for role in law.roles},
+        resamples=some_resamples(f),
         fit=f,
     )
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    return float(np.min(values)), float(np.max(values))
 
 
 def _doubts(f: Fit, data: Rows, *, profile: bool, prior: bool) -> list[str]:

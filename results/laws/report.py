@@ -24,6 +24,8 @@ from .predictions import Holdout, Prediction
 from .search import Convergence
 from .text import number, span, table
 
+MOST_RESAMPLES = 100  # that a report carries
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -74,6 +76,10 @@ class FitReport:
     next_runs: tuple[NextRun, ...] = ()
     prior: PriorChoice | None = None
     notes: tuple[str, ...] = ()
+    response: str = ""  # column of what is predicted
+    columns: dict[str, str] = field(default_factory=dict)  # role -> column
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)  # role -> least and greatest fitted
+    resamples: tuple[tuple[float, ...], ...] = ()  # some of the bootstrap, in the order of the parameters
     fit: Fit | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -119,6 +125,14 @@ def estimates(f: Fit) -> tuple[Estimate, ...]:
             )
         )
     return tuple(out)
+
+
+def some_resamples(f: Fit) -> tuple[tuple[float, ...], ...]:
+    """Natural parameters of at most MOST_RESAMPLES of the draws, for programs that predict from the report."""
+    if f.draws is None:
+        return ()
+    rows = f.natural_draws()[:MOST_RESAMPLES]
+    return tuple(tuple(map(float, row)) for row in rows if np.isfinite(row).all())
 
 
 class _Spread(NamedTuple):
