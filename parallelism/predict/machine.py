@@ -101,8 +101,7 @@ def load_machine(name: str | Path) -> Machine:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        hint = did_you_mean(str(name), shipped())
-        raise ValueError(f"no machine {name}{hint}: give a file, or one of {', '.join(shipped())}") from None
+        raise ValueError(f"no machine {str(name)!r}: {did_you_mean(str(name), shipped())}; or give a file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: not a machine profile: {error}") from None
     return Profile(path, table).machine()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...results.wording import did_you_mean
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -39,5 +41,14 @@ STACKS = {
         Stack("megatron-2022", flash=False, overlaps_dp=False, source="arXiv 2205.05198"),
         Stack("nemo", kernels_forward=14, kernels_backward=24, source="NVIDIA/NeMo 2.x, Megatron-Core"),
         Stack("torchtitan", source="pytorch/torchtitan 2024-12"),
+        Stack("maxtext", compiled=True, source="AI-Hypercomputer/maxtext, google/paxml: one program compiled by XLA"),
+        Stack("llama3", source="arXiv 2407.21783 section 3.3"),
     )
 }
+
+
+def named_stack(name: str) -> Stack:
+    """Raises ValueError where there is no stack of that name."""
+    if name not in STACKS:
+        raise ValueError(f"no stack {name!r}: {did_you_mean(name, STACKS)}")
+    return STACKS[name]

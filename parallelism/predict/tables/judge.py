@@ -16,7 +16,7 @@ from ..fit import Calibration, calibrate, uncalibrated
 from ..machine import Machine, load_machine
 from ..memory import predict_memory
 from ..naive import Work, at_peak, constant_mfu, smallest_scale
-from ..stack import STACKS
+from ..stack import named_stack
 from .metrics import MemoryFigures, TimeFigures, memory_figures, time_figures
 from .runs import Run, Runs, as_configs, precision_of, read_runs
 from .split import Split, split
@@ -107,7 +107,7 @@ def _calibrations(runs: tuple[Run, ...], machines: Mapping[str, Machine]) -> dic
     for pair in sorted({pair_of(run) for run in runs}):
         some = tuple(run for run in runs if pair_of(run) == pair)
         times = np.array([run.step_time_s for run in some])
-        found[pair] = (len(some), calibrate(as_configs(some), times, machines[pair[0]], STACKS[pair[1]]))
+        found[pair] = (len(some), calibrate(as_configs(some), times, machines[pair[0]], named_stack(pair[1])))
     return found
 
 
@@ -115,7 +115,7 @@ def calibration_for(
     pair: Pair, machines: Mapping[str, Machine], known: Mapping[Pair, tuple[int, Calibration]]
 ) -> Calibration:
     """The nearest calibration, for this machine and this stack; of the most rows where several are as near."""
-    machine, stack = machines[pair[0]], STACKS[pair[1]]
+    machine, stack = machines[pair[0]], named_stack(pair[1])
     near = [
         (stacks == pair[1], machine_name == pair[0], rows, calibration)
         for (machine_name, stacks), (rows, calibration) in known.items()
@@ -136,7 +136,7 @@ def _predicted(
     for pair in sorted({pair_of(run) for run in runs}):
         rows = np.array([i for i, run in enumerate(runs) if pair_of(run) == pair])
         some = tuple(runs[i] for i in rows)
-        machine, stack = machines[pair[0]], STACKS[pair[1]]
+        machine, stack = machines[pair[0]], named_stack(pair[1])
         found = calibration_for(pair, machines, calibrations).predict(as_configs(some))
         time[rows], low[rows], high[rows] = found.step_time_s, found.low_s, found.high_s
         for i, reason in zip(rows, found.refused, strict=True):
