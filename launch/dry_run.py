@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from ..parallelism.memory import GIB
 from ..results.store.store import RunStore
 from ..results.terminal import print_grid, say
 from ..results.wording import count_of
+from .predict.rows import predicted_columns
 from .run import counted
 from .study.study import load_study
 from .study.unmet import refuse_here
+from .sweep.forecast import Forecast, Predicted
 from .sweep.plan import Plan, PlannedRun, make_plan
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ class DryRun:
     results: Path
     plan: Plan
     warnings: tuple[str, ...]
+    predicted: Predicted = field(default_factory=dict)
+
+    @property
+    def forecast(self) -> Forecast:
+        return Forecast(self.predicted)
 
     @property
     def cases(self) -> dict[str, list[PlannedRun]]:
@@ -52,7 +59,9 @@ def dry_run(path: Path, results: Path | None, *, retry_failed: bool = False) -> 
         there = (folder / "runs").is_dir()
         plan = make_plan(study, RunStore(folder if there else nothing), retry_failed=retry_failed)
     refuse_here(study.path, study.run.device, plan.unfinished)
-    return DryRun(folder, plan, tuple(study.warnings()))
+    predicted = predicted_columns(study) if plan.pending else {}
+    plan = Forecast(predicted).ordered(plan, study.run.isolation)
+    return DryRun(folder, plan, tuple(study.warnings()), predicted)
 
 
 def to_dict(dry: DryRun) -> dict[str, Any]:
@@ -64,6 +73,8 @@ def to_dict(dry: DryRun) -> dict[str, Any]:
             "layout": runs[0].case.layout_name,
             "ranks": runs[0].case.ranks,
             "predicted_memory_bytes": runs[0].predicted_memory_bytes,
+            "predicted_step_time_s": dry.predicted.get(case_id, {}).get("predicted_step_time_s"),
+            "predicted_duration_s": (duration := dry.forecast.duration(runs[0])) and asdict(duration),
             "run_ids": [run.run_id for run in runs],
         }
         for case_id, runs in dry.cases.items()
@@ -93,6 +104,8 @@ def print_dry_run(dry: DryRun, console: Console, limit: int = ROWS) -> None:
         say(console, f"and {count_of(len(cases) - len(shown), 'case')} more: --limit 0 shows all, --json gives them")
     had = f"; {len(plan.kept)} had been done before" if plan.kept else ""
     say(console, f"would run: {count_of(len(plan.pending), 'run')} of {count_of(len(cases), 'case')}{had}")
+    if line := dry.forecast.left(plan.pending):
+        say(console, line)
     if plan.failed:
         say(console, f"{count_of(len(plan.failed), 'run')} had failed before: --retry-failed runs again what can run")
     if plan.skipped:

@@ -71,6 +71,7 @@ class Run:
     seeds: tuple[int, ...] = ()  # recipe seeds, each a case of its own; else recipe.seed
     isolation: str = "fresh"  # pool: ranks start once and run many cases, one after the other; fresh: one
     time_limit_s: float = 1800.0  # of one run, start of its processes included
+    time_limit_factor: float = 0.0  # a run also ends after so many times the upper end of its prediction; 0: no
     hang_limit_s: float = 600.0  # without a step; at least ten times the longest wait so far; 0: no limit
     requeue_signals: str = "USR1"  # as "USR1,TERM": checkpoint, stop, and exit with status 75 to be queued again
     grace_s: float = 60.0  # for that checkpoint
@@ -94,7 +95,7 @@ class Run:
             found.append(f"run.max_runs = {self.max_runs}: must be between 1 and {MOST_RUNS}")
         if not self.time_limit_s > 0:
             found.append(f"run.time_limit_s = {self.time_limit_s}: must be more than 0")
-        for name in ("hang_limit_s", "grace_s"):
+        for name in ("time_limit_factor", "hang_limit_s", "grace_s"):
             if getattr(self, name) < 0:
                 found.append(f"run.{name} = {getattr(self, name)}: must be at least 0")
         try:

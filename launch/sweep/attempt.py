@@ -24,6 +24,7 @@ from ..process.watchdog import keep_stacks
 from ..schedulers import job_columns
 from .display import Display
 from .executor import Callback, Executor
+from .forecast import Forecast
 from .plan import AnyCase, PlannedRun, RunnableStudy, outcome_of
 
 ROW_BYTES, STEP_BYTES = 2**17, 512  # room for a run's row: more than it and a step of it take
@@ -106,8 +107,12 @@ class RunAttempt:
         self.spec = self._new_spec()
         self.log.begin(self.spec.launched, self.claim.attempt, self.executor.mark, self.job)
         self.run.reserve(ROW_BYTES + STEP_BYTES * self.planned.case.steps)
-        outcome = self.executor.execute(self.spec, self.study.run.time_limit_s, self._started, self.display.tick)
+        outcome = self.executor.execute(self.spec, self._time_limit_s(), self._started, self.display.tick)
         return self._settled(outcome)
+
+    def _time_limit_s(self) -> float:
+        run, forecast = self.study.run, Forecast({self.planned.case.case_id: self.predicted})
+        return forecast.time_limit_s(self.planned, run.time_limit_s, run.time_limit_factor)
 
     def _new_spec(self) -> RunSpec:
         results = self.run.results

@@ -42,6 +42,9 @@ class Display:
         cases = {run.case.case_id: run.case for run in pending if isinstance(run.case, Case)}
         self._labels = dict(zip(cases, labels(list(cases.values())), strict=True))
 
+    def left(self, line: str | None) -> None:
+        """How long the runs to come will take, as predicted; None: nothing is known."""
+
     def name(self, run: PlannedRun[AnyCase]) -> str:
         case = self._labels.get(run.case.case_id)  # none of a sweep of collectives
         return run.label if case is None else f"{case} r{run.repeat}"
@@ -73,6 +76,10 @@ class Failures(Display):
 
 class Lines(Display):
     """One plain line for each run that ended; where it failed, also the last lines of the failed rank's log."""
+
+    def left(self, line: str | None) -> None:
+        if line:
+            print(line, file=sys.stderr, flush=True)
 
     def ended(self, run: PlannedRun[AnyCase], outcome: Outcome, row: Mapping[str, object], scratch: Path) -> None:
         super().ended(run, outcome, row, scratch)

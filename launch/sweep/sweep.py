@@ -19,6 +19,7 @@ from ..process.supervisor import Signals
 from .attempt import RunAttempt, run_spec
 from .display import Display
 from .executor import Executor
+from .forecast import Forecast
 from .plan import RETRIED, AnyCase, Plan, PlannedRun, RunnableStudy, damaged_lines, outcome_of, wanted
 from .summary import Summary, undone
 
@@ -41,6 +42,7 @@ class Sweep:
         self.study, self.store, self.executor, self.display, self.signals = study, store, executor, display, signals
         self.retry_failed = retry_failed
         self.predicted: Mapping[str, Mapping[str, Any]] = {}  # case_id -> columns of its rows
+        self.forecast = Forecast(self.predicted)
         self._plan: Plan[AnyCase] | None = None  # its skipped cases are not written yet
 
     def run(self, plan: Plan[AnyCase]) -> Summary:
@@ -48,10 +50,11 @@ class Sweep:
         self._plan = plan
         for line in damaged_lines(plan.damaged, self.store.damaged_parts() if plan.pending else {}):
             print(f"warning: {line}", file=sys.stderr)
-        self.display.plan(plan.pending)
-        self._tidy(plan)
         if plan.pending:
-            self._predict()
+            plan = self._predict(plan)
+        self.display.plan(plan.pending)
+        self.display.left(self.forecast.left(plan.pending))
+        self._tidy(plan)
         with undone(summary) if plan.pending else nullcontext():
             self._run(plan, summary)
         return summary
@@ -69,12 +72,15 @@ class Sweep:
         if summary.interrupted is None:
             self.store.compact(at_least=PACKED_FROM)
 
-    def _predict(self) -> None:
-        """A profile that cannot be read costs the rows their predictions, and no run."""
+    def _predict(self, plan: Plan[AnyCase]) -> Plan[AnyCase]:
+        """The plan, its longest runs first. A profile that cannot be read costs the rows their predictions, and no
+        run."""
         try:
             self.predicted = predicted_columns(self.study)
         except ValueError as error:
             print(f"warning: nothing is predicted: {error}", file=sys.stderr)
+        self.forecast = Forecast(self.predicted)
+        return self.forecast.ordered(plan, self.study.run.isolation)
 
     def _look(self, summary: Summary) -> None:
         """Whether a signal has ended the sweep."""
