@@ -8,6 +8,7 @@ new, and by nothing else.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import files
@@ -21,10 +22,15 @@ LEFT_BEHIND = ("lock", "scratch")  # of the process that ran the run, no part of
 
 def movable(comparison: Comparison) -> list[str]:
     """case_ids whose baseline moves: new, or a confirmed improvement in one metric and none that fails."""
+    failing = _failing(comparison)
+    moving = (one.case_id for one in comparison.findings if one.verdict == Verdict.NEW or one.confirmed)
+    return [case_id for case_id in dict.fromkeys(moving) if case_id not in failing]
+
+
+def _failing(comparison: Comparison) -> set[str]:
+    """case_ids that fail in a metric or in their loss."""
     failing = {one.case_id for one in comparison.findings if one.fails}
-    failing |= {case_id for one in comparison.losses if one.fails for case_id in one.case_ids}
-    moving = {one.case_id: None for one in comparison.findings if one.verdict == Verdict.NEW or one.confirmed}
-    return [case_id for case_id in moving if case_id not in failing]
+    return failing.union(*(one.case_ids for one in comparison.losses if one.fails))
 
 
 def move_baseline(comparison: Comparison) -> list[str]:
@@ -51,14 +57,7 @@ def move_baseline(comparison: Comparison) -> list[str]:
 
 def _move(case_id: str, base: Path, head: Path) -> None:
     old, new = (sorted(folder.glob(f"{case_id}-r*")) for folder in (base, head))
-    aside = {run.name: base / f".moving-{os.getpid()}-{run.name}" for run in new}  # hidden: no reader sees them
-    try:
-        for run in new:
-            files.copy_folder(run, aside[run.name], below=head, target_below=base, leave=LEFT_BEHIND)
-    except BaseException:
-        for copy in aside.values():
-            files.remove(copy, base)
-        raise
+    aside = _copied_aside(new, base, head)
     for run in old:
         hidden = base / f".replaced-{os.getpid()}-{run.name}"
         os.rename(run, hidden)
@@ -67,3 +66,16 @@ def _move(case_id: str, base: Path, head: Path) -> None:
         files.remove(hidden, base)
     for name, copy in aside.items():
         os.rename(copy, base / name)
+
+
+def _copied_aside(runs: Sequence[Path], base: Path, head: Path) -> dict[str, Path]:
+    """Copies of HEAD's runs in BASE, by their names, still hidden from readers. All of them, or on an error none."""
+    aside = {run.name: base / f".moving-{os.getpid()}-{run.name}" for run in runs}
+    try:
+        for run in runs:
+            files.copy_folder(run, aside[run.name], below=head, target_below=base, leave=LEFT_BEHIND)
+    except BaseException:
+        for copy in aside.values():
+            files.remove(copy, base)
+        raise
+    return aside

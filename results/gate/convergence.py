@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..schema.columns import RUNS
-from ..schema.rows import AnyRow
+from ..schema.rows import AnyRow, distinct, ok_rows
 from ..table.held_out import refusal
 from ..table.names import name_of
 from ..wording import count_of
@@ -81,34 +81,45 @@ def compare_losses(base: Sequence[AnyRow], head: Sequence[AnyRow], alpha: float,
     """
     groups: dict[tuple, tuple[list[AnyRow], list[AnyRow]]] = defaultdict(lambda: ([], []))
     for side, rows in enumerate((base, head)):
-        for row in rows:
-            if row["status"] == "ok":
-                groups[tuple(row[column] for column in DECIDED)][side].append(row)
-    both = [rows for rows in groups.values() if rows[1] and any(row["loss"] is not None for row in rows[0])]
+        for row in ok_rows(rows):
+            groups[_decided(row)][side].append(row)
+    both = [rows for rows in groups.values() if rows[1] and _has_loss(rows[0])]
     return [_compared(name_of(rows[0][0]), *rows, alpha / len(both), declared) for rows in both]
+
+
+def _decided(row: AnyRow) -> tuple:
+    return tuple(row[column] for column in DECIDED)
+
+
+def _has_loss(rows: Sequence[AnyRow]) -> bool:
+    return any(row["loss"] is not None for row in rows)
 
 
 def _compared(name: str, base: Sequence[AnyRow], head: Sequence[AnyRow], alpha: float, declared: float) -> LossFinding:
     rows = (*base, *head)
-    loss = "val_loss" if all(row["val_loss"] is not None for row in rows) else "loss"
+    loss = "loss" if None in distinct(rows, "val_loss") else "val_loss"
     blank = LossFinding(
         name,
-        case_ids=tuple(sorted({row["case_id"] for row in rows})),
+        case_ids=tuple(sorted(distinct(rows, "case_id"))),
         loss=loss,
         verdict=Verdict.MISSING,
         reason=_obstacle(rows, loss),
-        base_seeds=len({row["seed"] for row in base}),
-        head_seeds=len({row["seed"] for row in head}),
+        base_seeds=len(distinct(base, "seed")),
+        head_seeds=len(distinct(head, "seed")),
     )
-    if blank.reason is not None:
-        return blank
-    base_losses, head_losses = list(_by_seed(base, loss).values()), list(_by_seed(head, loss).values())
+    return blank if blank.reason is not None else _judged(blank, base, head, alpha, declared)
+
+
+def _judged(
+    blank: LossFinding, base: Sequence[AnyRow], head: Sequence[AnyRow], alpha: float, declared: float
+) -> LossFinding:
+    base_losses, head_losses = _by_seed(base, blank.loss), _by_seed(head, blank.loss)
     mean, head_mean = statistics.fmean(base_losses), statistics.fmean(head_losses)
     learned = len(base_losses) >= SEEDS
     tolerance = _learned_tolerance(base_losses, len(head_losses), alpha) if learned else declared * abs(mean)
     difference = head_mean - mean
     reasons = [] if learned else [f"tolerance declared, not learned: {len(base_losses)} of {SEEDS} seeds in BASE"]
-    tokens = {row["tokens_seen"] for row in rows}
+    tokens = distinct((*base, *head), "tokens_seen")
     if len(tokens) > 1:
         reasons.append(f"steps differ in tokens: tokens_seen is {min(tokens)} to {max(tokens)}")
     return replace(
@@ -129,7 +140,7 @@ def _obstacle(rows: Sequence[AnyRow], loss: str) -> str | None:
     differ = refusal(rows) if loss == "val_loss" else None
     if differ:
         return differ
-    tokens = {row["tokens_seen"] for row in rows}
+    tokens = distinct(rows, "tokens_seen")
     if len(tokens) > 1 and not _nearly(rows):
         return f"no loss at equal tokens: tokens_seen is {' and '.join(sorted(map(str, tokens)))}"
     without = sum(row[loss] is None for row in rows)
@@ -154,14 +165,20 @@ def _verdict(difference: float, tolerance: float) -> Verdict:
 
 def _nearly(rows: Sequence[AnyRow]) -> bool:
     """Whether runs whose steps differ in tokens saw as many, but for NEARLY."""
-    tokens = [row["tokens_seen"] for row in rows]
-    if None in tokens or any(row["tokens_per_step"] is not None or row["parity"] is None for row in rows):
+    tokens = distinct(rows, "tokens_seen")
+    if None in tokens or not all(map(_recorded_without_work, rows)):
         return False
     return max(tokens) - min(tokens) <= NEARLY * max(tokens)
 
 
-def _by_seed(rows: Sequence[AnyRow], loss: str) -> dict[object, float]:
+def _recorded_without_work(row: AnyRow) -> bool:
+    """Whether another trainer recorded this run, in steps that differ in tokens."""
+    return row["parity"] is not None and row["tokens_per_step"] is None
+
+
+def _by_seed(rows: Sequence[AnyRow], loss: str) -> list[float]:
+    """Of each seed the mean over its repeats."""
     seeds = defaultdict(list)
     for row in rows:
         seeds[row["seed"]].append(row[loss])
-    return {seed: statistics.fmean(values) for seed, values in seeds.items()}
+    return list(map(statistics.fmean, seeds.values()))

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import islice
 from xml.etree import ElementTree
 
 from ..table.read import printable
 from ..terminal import aligned
-from .compare import JSON_KIND, Comparison, Finding
+from .compare import Comparison
+from .confirm import JSON_KIND
 from .convergence import LossFinding
+from .pairs import Finding
 from .rule import METRICS, Verdict
 
 MARKDOWN_ROWS = 200  # GitHub cuts a comment at 65,536 characters
@@ -60,23 +63,28 @@ def to_markdown(comparison: Comparison) -> str:
     """For a pull request's comment: what fails in sight, the rest folded away."""
     lines = [f"### {'✅' if comparison.passed else '❌'} {summary(comparison)}", ""]
     lines += [f"BASE {_code(comparison.base)}, HEAD {_code(comparison.head)}", ""]
-    failing = [one for one in comparison.findings if one.fails]
-    passing = [one for one in comparison.findings if not one.fails]
-    lines += _markdown_table(HEADER, [cells(one) for one in failing])
-    if passing:
-        lines += [f"<details{'' if failing else ' open'}><summary>{len(passing)} that do not fail</summary>", ""]
-        lines += [*_markdown_table(HEADER, [cells(one) for one in passing]), "</details>", ""]
-    lines += _markdown_table(LOSS_HEADER, [loss_cells(one) for one in comparison.losses])
-    reasons = list(_reasons(comparison))
-    lines += [f"- {_code(label)}: {_code(reason)}" for label, reason in reasons[:MARKDOWN_ROWS]]
+    lines += _markdown_findings(comparison)
+    lines += _markdown_table(LOSS_HEADER, map(loss_cells, comparison.losses))
+    reasons = islice(_reasons(comparison), MARKDOWN_ROWS)
+    lines += [f"- {_code(label)}: {_code(reason)}" for label, reason in reasons]
     lines += [f"- {_code(note)}" for note in comparison.notes[:MARKDOWN_ROWS]]
     lines += ["", f"<sub>{_method(comparison)}</sub>"]
     return "\n".join(lines) + "\n"
 
 
+def _markdown_findings(comparison: Comparison) -> list[str]:
+    failing = [one for one in comparison.findings if one.fails]
+    passing = [one for one in comparison.findings if not one.fails]
+    lines = _markdown_table(HEADER, map(cells, failing))
+    if passing:
+        lines += [f"<details{'' if failing else ' open'}><summary>{len(passing)} that do not fail</summary>", ""]
+        lines += [*_markdown_table(HEADER, map(cells, passing)), "</details>", ""]
+    return lines
+
+
 def to_junit(comparison: Comparison) -> str:
     """For a CI's list of tests: one test case for each metric of each case and each group's loss."""
-    everything = _everything(comparison)
+    everything = comparison.everything
     suite = ElementTree.Element(
         "testsuite",
         {
@@ -84,18 +92,11 @@ def to_junit(comparison: Comparison) -> str:
             "tests": str(len(everything) + 1),
             "errors": "0",
             "failures": str(sum(one.fails for one in everything) + (comparison.compared == 0)),
-            "skipped": str(sum(one.verdict in UNJUDGED and not one.fails for one in everything)),
+            "skipped": str(sum(map(_unjudged, everything))),
         },
     )
     for one in everything:
-        label, message = _label(one), printable("; ".join(_facts(one)))
-        case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": printable(label)})
-        if one.fails:
-            ElementTree.SubElement(case, "failure", {"type": one.verdict, "message": message})
-        elif one.verdict in UNJUDGED:
-            ElementTree.SubElement(case, "skipped", {"message": message})
-        else:
-            ElementTree.SubElement(case, "system-out").text = message
+        _junit_case(suite, one)
     # Of its own, for no list of tests is green because it is empty.
     case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": "something was compared"})
     if comparison.compared == 0:
@@ -106,6 +107,22 @@ def to_junit(comparison: Comparison) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
+def _junit_case(suite: ElementTree.Element, one: Finding | LossFinding) -> None:
+    label, message = _label(one), printable("; ".join(_facts(one)))
+    case = ElementTree.SubElement(suite, "testcase", {"classname": "scalade.compare", "name": printable(label)})
+    if one.fails:
+        ElementTree.SubElement(case, "failure", {"type": one.verdict, "message": message})
+    elif _unjudged(one):
+        ElementTree.SubElement(case, "skipped", {"message": message})
+    else:
+        ElementTree.SubElement(case, "system-out").text = message
+
+
+def _unjudged(one: Finding | LossFinding) -> bool:
+    return one.verdict in UNJUDGED and not one.fails
+
+
+CONFIRMED = {None: "", True: ", confirmed", False: ", to be confirmed"}
 HEADER = ["case", "", "metric", "verdict", "base", "head", "head/base", "interval", "p", "could see", "runs"]
 LOSS_HEADER = ["case", "", "loss", "verdict", "base", "head", "difference", "tolerance", "seeds"]
 
@@ -114,14 +131,11 @@ def cells(one: Finding) -> list[str]:
     """A row under HEADER."""
     text = METRICS[one.metric].text
     bounds = "-" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}"
-    verdict = str(one.verdict)
-    if one.confirmed is not None:
-        verdict += ", confirmed" if one.confirmed else ", to be confirmed"
     return [
         one.name,
         one.case_id,
         one.metric,
-        verdict,
+        f"{one.verdict}{CONFIRMED[one.confirmed]}",
         _or_dash(one.base, text),
         _or_dash(one.head, text),
         _or_dash(one.ratio, "{:.3f}".format),
@@ -151,10 +165,6 @@ def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
     return "-" if value is None else text(value)
 
 
-def _everything(comparison: Comparison) -> list[Finding | LossFinding]:
-    return [*comparison.findings, *comparison.losses]
-
-
 def _label(one: Finding | LossFinding) -> str:
     if isinstance(one, Finding):
         return f"{one.name} {one.case_id} {one.metric}"
@@ -172,13 +182,13 @@ def _facts(one: Finding | LossFinding) -> Iterator[str]:
 
 
 def _reasons(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    for one in _everything(comparison):
+    for one in comparison.everything:
         if one.reason:
             yield _label(one), f"{one.verdict}: {one.reason}"
 
 
 def _counts(comparison: Comparison) -> dict[str, int]:
-    return dict(Counter(str(one.verdict) for one in _everything(comparison)))
+    return dict(Counter(str(one.verdict) for one in comparison.everything))
 
 
 def summary(comparison: Comparison) -> str:
@@ -186,9 +196,8 @@ def summary(comparison: Comparison) -> str:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(comparison).items())
     if comparison.compared == 0:
         return f"gate failed: no case could be compared ({counts})"
-    noise = (
-        " (--fail-on-noise)" if any(one.fails and one.verdict == Verdict.NOISY for one in comparison.findings) else ""
-    )
+    failed_on_noise = any(one.fails and one.verdict == Verdict.NOISY for one in comparison.findings)
+    noise = " (--fail-on-noise)" if failed_on_noise else ""
     return f"gate {'passed' if comparison.passed else 'failed'}: {counts}{noise}"
 
 
@@ -201,13 +210,13 @@ def _method(comparison: Comparison) -> str:
     )
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    if not rows:
+def _markdown_table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(map(_code, row)) + " |" for row in rows]
+    if not lines:
         return []
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(map(_code, row)) + " |" for row in rows[:MARKDOWN_ROWS]]
-    left = len(rows) - MARKDOWN_ROWS
-    return [*lines, "", *([f"and {left} more: see the JSON", ""] if left > 0 else [])]
+    head = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    left = len(lines) - MARKDOWN_ROWS
+    return [*head, *lines[:MARKDOWN_ROWS], "", *([f"and {left} more: see the JSON", ""] if left > 0 else [])]
 
 
 def _code(text: str) -> str:

@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from ..schema.rows import AnyRow, rows_of
+from ..schema.rows import AnyRow, ok_rows, rows_of, values_in
 from ..stats.rank_test import holm, rank_sum_p
 from ..table.names import name_of
 from ..table.read import printable, runs_table
@@ -95,10 +96,8 @@ def history(
     """
     Rule(metrics=(metric,), alpha=alpha)  # refuses what is neither
     cases = _by_work(_measured([paths] if isinstance(paths, str | Path) else paths, metric, where))
-    series = {key: np.log([row[metric] for row in members]) for key, members in cases.items()}
-    long = [key for key, values in series.items() if len(values) >= 2 * SIDE]
-    first = {key: _cut(series[key]) for key in long}
-    adjusted = dict(zip(long, holm([p for _, p in first.values()]), strict=True))
+    series = {key: np.log(values_in(members, metric)) for key, members in cases.items()}
+    adjusted = _first_p(series)
     several = Counter(case_id for case_id, _ in cases)
     return [
         _history(members, series[key], metric, alpha, adjusted.get(key), several[key[0]] > 1)
@@ -106,23 +105,28 @@ def history(
     ]
 
 
+def _first_p(series: Mapping[tuple, np.ndarray]) -> dict[tuple, float]:
+    """p of the first cut of every series that is long enough for one, adjusted for the others."""
+    first = {key: _cut(values)[1] for key, values in series.items() if len(values) >= 2 * SIDE}
+    return dict(zip(first, holm(list(first.values())), strict=True))
+
+
 def _measured(paths: Sequence[str | Path], metric: str, where: str | None) -> list[AnyRow]:
     """The ok attempts that have the metric and say when they started, oldest first."""
     rows: dict[tuple, AnyRow] = {}
-    for folder in (folder for path in paths for folder in _results_in(Path(path))):
-        for row in rows_of(runs_table(folder, all_attempts=True, where=where)):
-            if row["status"] == "ok" and row["started_at"] and (row[metric] or 0) > 0:
+    for folder in chain.from_iterable(_results_in(Path(path)) for path in paths):
+        for row in ok_rows(rows_of(runs_table(folder, all_attempts=True, where=where))):
+            if row["started_at"] and (row[metric] or 0) > 0:
                 rows[row["run_id"], row["attempt"], row["started_at"]] = row  # a copied run counts once
     return sorted(rows.values(), key=lambda row: (row["started_at"], row["run_id"]))
 
 
 def _by_work(rows: Sequence[AnyRow]) -> dict[tuple, list[AnyRow]]:
     """The runs by case and tokens of a step: recorded runs of one case may differ in them, and that is no change."""
-    works: dict[str, set[Work]] = defaultdict(set)
+    works: dict[str, set[Work | None]] = defaultdict(set)
     for row in rows:
-        if (work := work_of(row)) is not None:
-            works[row["case_id"]].add(work)
-    level = {case_id: levels(some, repeats=True) for case_id, some in works.items()}
+        works[row["case_id"]].add(work_of(row))
+    level = {case_id: levels(filter(None, some), repeats=True) for case_id, some in works.items()}
     cases = defaultdict(list)
     for row in rows:
         work = work_of(row)
@@ -137,22 +141,22 @@ def to_dict(histories: Sequence[History]) -> dict[str, object]:
 
 def to_text(histories: Sequence[History]) -> list[str]:
     """For people: one line for each case, one for each change point under it."""
-    lines = []
-    for one in histories:
-        text = METRICS[one.metric].text
-        drift = "" if one.autocorrelation is None else f", autocorrelation {one.autocorrelation:.2f}"
-        judged = f"change points: {len(one.changes)}{drift}"
-        result = judged if one.judged else f"too few runs: {2 * SIDE} are needed"
-        lines.append(printable(f"{one.name} {one.case_id} {one.metric}: {count_of(len(one.values), 'run')}, {result}"))
-        for change in one.changes:
-            lines.append(
-                printable(
-                    f"  {text(change.before)} -> {text(change.after)} (x {change.ratio:.3f}, p {change.p:.2g}) "
-                    f"after {change.last_before}, from {change.first_after}"
-                )
-            )
-            lines += [printable(f"    changed there: {what}") for what in change.changed]
+    lines = list(map(printable, chain.from_iterable(map(_case_lines, histories))))
     return lines or ["no ok run that says when it started"]
+
+
+def _case_lines(one: History) -> Iterator[str]:
+    drift = "" if one.autocorrelation is None else f", autocorrelation {one.autocorrelation:.2f}"
+    judged = f"change points: {len(one.changes)}{drift}"
+    result = judged if one.judged else f"too few runs: {2 * SIDE} are needed"
+    yield f"{one.name} {one.case_id} {one.metric}: {count_of(len(one.values), 'run')}, {result}"
+    text = METRICS[one.metric].text
+    for change in one.changes:
+        yield (
+            f"  {text(change.before)} -> {text(change.after)} (x {change.ratio:.3f}, p {change.p:.2g}) "
+            f"after {change.last_before}, from {change.first_after}"
+        )
+        yield from (f"    changed there: {column}" for column in change.changed)
 
 
 def change_points(values: np.ndarray, alpha: float, first_p: float | None = None) -> list[tuple[int, float]]:
@@ -183,8 +187,7 @@ def _cuts(values: np.ndarray, offset: int, alpha: float, first_p: float | None =
     if p > alpha:
         return
     yield from ((offset + cut, p) for cut in cuts)
-    edges = [0, *cuts, len(values)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise([0, *cuts, len(values)]):
         yield from _cuts(values[start:end], offset + start, alpha)
 
 
@@ -212,15 +215,20 @@ def _cut(values: np.ndarray) -> tuple[list[int], float]:
     assert own is not None, "the caller has refused short series"
     # An upper bound: the best cuts also take away some of the drift they are to be judged by.
     phi = min(max(own + CAUTION * math.sqrt((1 - own**2) / count), 0.0), 0.95)
+    as_good = sum(int((_statistic(noise)[0] >= distance[0] - 1e-9).sum()) for noise in _noise(phi, count))
+    return cuts, (1 + as_good) / (1 + SIMULATED)
+
+
+def _noise(phi: float, count: int) -> Iterator[np.ndarray]:
+    """SIMULATED autoregressive series, in batches (many, count)."""
     random = np.random.default_rng(0)  # the same verdict for the same table
-    as_good, left = 0, SIMULATED
+    left = SIMULATED
     while left:
         noise = random.standard_normal((min(left, max(1, BATCH // _stretches(count).shape[1])), count))
         for step in range(1, count):
             noise[:, step] = phi * noise[:, step - 1] + math.sqrt(1 - phi**2) * noise[:, step]
-        as_good += int((_statistic(noise)[0] >= distance[0] - 1e-9).sum())
+        yield noise
         left -= len(noise)
-    return cuts, (1 + as_good) / (1 + SIMULATED)
 
 
 @lru_cache(maxsize=64)
@@ -253,7 +261,7 @@ def _history(
     """several: the case has series of other work beside this one, so that its name says how much."""
     points = change_points(values, alpha, first_p)
     edges = [0, *(position for position, _ in points), len(values)]
-    levels = [float(np.exp(np.median(values[a:b]))) for a, b in zip(edges, edges[1:], strict=False)]
+    levels = [float(np.exp(np.median(part))) for part in np.split(values, edges[1:-1])]
     changes = [
         ChangePoint(
             last_before=_execution(rows[position - 1]),
@@ -265,15 +273,15 @@ def _history(
             p=p,
             changed=tuple(_changed(rows[position - 1], rows[position])),
         )
-        for (position, p), before, after in zip(points, levels, levels[1:], strict=False)
+        for (position, p), (before, after) in zip(points, pairwise(levels), strict=True)
     ]
     work = f" {work_of(rows[-1]) or 'unknown'} tokens a step"
     return History(
         case_id=rows[0]["case_id"],
         name=name_of(rows[-1]) + (work if several else ""),
         metric=metric,
-        values=tuple(row[metric] for row in rows),
-        started_at=tuple(row["started_at"] for row in rows),
+        values=tuple(values_in(rows, metric)),
+        started_at=tuple(values_in(rows, "started_at")),
         changes=tuple(changes),
         autocorrelation=autocorrelation(values, edges[1:-1]),
         judged=first_p is not None,

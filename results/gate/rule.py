@@ -96,7 +96,12 @@ class Rule:
         if not self.metrics:
             raise ValueError(f"no metric to compare: allowed are {', '.join(METRICS)}")
         for name in self.metrics:
-            if name not in METRICS:
-                near = nearest(name, METRICS)
-                hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(METRICS)}"
-                raise ValueError(f"metric {name!r} is not one with a better and a worse; {hint}")
+            _check_metric(name)
+
+
+def _check_metric(name: str) -> None:
+    if name in METRICS:
+        return
+    near = nearest(name, METRICS)
+    hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(METRICS)}"
+    raise ValueError(f"metric {name!r} is not one with a better and a worse; {hint}")

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..gate.compare import Comparison, Finding
+from ..gate.compare import Comparison
 from ..gate.convergence import LossFinding
 from ..gate.formats import HEADER, LOSS_HEADER, cells, loss_cells, summary
+from ..gate.pairs import Finding
 from ..gate.rule import IMPROVED, Verdict
 from ..table.read import printable
 from ..wording import count_of

@@ -6,7 +6,7 @@ values per column, made when it is first read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +54,21 @@ def rows_of(table: pa.Table) -> list[Row]:
     """The rows of the table, in its order, in place of `table.to_pylist()`."""
     columns = _Columns(table)
     return [Row(columns, at) for at in range(len(table))]
+
+
+def ok_rows(rows: Iterable[AnyRow]) -> list[AnyRow]:
+    """The runs that ended well: status `ok`."""
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def values_in(rows: Iterable[AnyRow], column: str) -> list:
+    """The value of each row in this column."""
+    return [row[column] for row in rows]
+
+
+def distinct(rows: Iterable[AnyRow], column: str) -> set:
+    """The values that the rows have in this column, None among them where one has none."""
+    return {row[column] for row in rows}
 
 
 def source_of(rows: pa.Table | Sequence[AnyRow]) -> tuple[_Columns | None, np.ndarray | None]:

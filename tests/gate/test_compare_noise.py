@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gate_rows import runs
 
-from scalade.results.gate.compare import findings_of
+from scalade.results.gate.findings import findings_of
 from scalade.results.gate.rule import Rule
 
 RUNS = 8
