@@ -126,35 +126,52 @@ ERRATA: tuple[Erratum, ...] = (
 
 def of_runs(table: pa.Table) -> tuple[pa.Table, list[Taken]]:
     """`runs` with the wrong columns of old rows null and superseded_columns, superseded_reason filled."""
-    import numpy as np
-    import pyarrow as pa
-
     concerned = _concerned(table, "runs")
     if not concerned:
         return table, []
-    names = [text.split(", ") if text else [] for text in table[NAMES].to_pylist()]
-    reasons = [[text] if text else [] for text in table[WHY].to_pylist()]
-    removed: list[Taken] = []
-    wrong: dict[str, np.ndarray] = {}  # by column: the rows that hold it wrong
-    for one, rows in concerned:
-        held = {column: rows & table[column].is_valid().to_numpy() for column in one.columns["runs"]}
-        before = np.array(
-            [any(one.why in text for text in texts) for texts in reasons]
-        )  # rows of an export name it already
+    runs = _Corrected(table)
+    removed = [runs.take_out(one, rows) for one, rows in concerned]
+    return runs.table(), [taken for taken in removed if taken.rows.any()]
+
+
+class _Corrected:
+    """`runs` while its errata are applied: what is wrong in which rows, and what each row says of it."""
+
+    def __init__(self, stored: pa.Table) -> None:
+        self.stored = stored
+        self.names = [text.split(", ") if text else [] for text in stored[NAMES].to_pylist()]
+        self.reasons = [[text] if text else [] for text in stored[WHY].to_pylist()]
+        self.wrong: dict[str, list[np.ndarray]] = {}  # by column: rows that hold it wrong
+
+    def take_out(self, one: Erratum, rows: np.ndarray) -> Taken:
+        """Mark the columns of the erratum wrong in these rows. Returns in which of them there was anything."""
+        import numpy as np
+
+        held = {column: rows & self.stored[column].is_valid().to_numpy() for column in one.columns["runs"]}
+        before = np.array([_says(texts, one.why) for texts in self.reasons])  # rows of an export name it already
         taken = Taken(one, "runs", rows & np.logical_or.reduce([before, *held.values()]))
-        if taken.rows.any():
-            removed.append(taken)
         for column, of_column in held.items():
-            wrong[column] = wrong[column] | of_column if column in wrong else of_column
-            _append_to(names, of_column, column)
-        _append_to(reasons, taken.rows & ~before, one.why)
-    for column, of_column in wrong.items():
-        table = _nulled(table, column, of_column)
-    listed = [", ".join(dict.fromkeys(columns)) or None for columns in names]
-    why = ["; ".join(texts) or None for texts in reasons]
-    for column, values in ((NAMES, listed), (WHY, why)):
-        table = _replaced(table, column, pa.array(values, pa.string()))
-    return table, removed
+            self.wrong.setdefault(column, []).append(of_column)
+            _append_to(self.names, of_column, column)
+        _append_to(self.reasons, taken.rows & ~before, one.why)
+        return taken
+
+    def table(self) -> pa.Table:
+        """The runs without what is wrong."""
+        import numpy as np
+        import pyarrow as pa
+
+        table = self.stored
+        for column, some in self.wrong.items():
+            table = _nulled(table, column, np.logical_or.reduce(some))
+        names = [", ".join(dict.fromkeys(columns)) or None for columns in self.names]
+        why = ["; ".join(texts) or None for texts in self.reasons]
+        table = _replaced(table, NAMES, pa.array(names, pa.string()))
+        return _replaced(table, WHY, pa.array(why, pa.string()))
+
+
+def _says(texts: list[str], why: str) -> bool:
+    return any(why in text for text in texts)
 
 
 def _append_to(lists: list[list[str]], rows: np.ndarray, text: str) -> None:
@@ -202,18 +219,23 @@ def of_frame(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Taken]]:
     removed = []
     for one in ERRATA:
         names = [name for name in one.columns.get("runs", ()) if name in frame.columns]
-        old = frame["schema_version"].lt(one.before).fillna(False).to_numpy(bool)
-        if not names or not old.any():
-            continue
-        try:
-            old = old & frame_mask(frame, one.where).to_numpy()
-        except ValueError:
-            pass  # the columns that would tell are not there: all old rows
-        if old.any():
+        old = _old_in_frame(frame, one)
+        if names and old.any():
             frame = frame.copy()
             frame.loc[old, names] = None
             removed.append(Taken(one, "runs", old))
     return frame, removed
+
+
+def _old_in_frame(frame: pd.DataFrame, one: Erratum) -> np.ndarray:
+    """(rows,) bool: rows that the erratum is about."""
+    old = frame["schema_version"].lt(one.before).fillna(False).to_numpy(bool)
+    if not old.any():
+        return old
+    try:
+        return old & frame_mask(frame, one.where).to_numpy()
+    except ValueError:
+        return old  # the columns that would tell are not there: all old rows
 
 
 def lines(removed: list[Taken], kept: np.ndarray | None = None, where: str | None = None) -> list[str]:
@@ -236,8 +258,8 @@ def why_missing(row: AnyRow, column: str) -> str | None:
     """Why reading took that column out of a row of `runs`; None: it did not."""
     if column not in (row.get(NAMES) or "").split(", "):
         return None
-    known = [one.why for one in ERRATA if column in one.columns.get("runs", ()) and one.why in row[WHY]]
-    return "; ".join(known) or row[WHY]  # an export of a newer version knows more
+    about = (one.why for one in ERRATA if column in one.columns.get("runs", ()))
+    return "; ".join(why for why in about if why in row[WHY]) or row[WHY]  # an export of a newer version knows more
 
 
 def _concerned(runs: pa.Table, name: str) -> list[tuple[Erratum, np.ndarray]]:

@@ -17,6 +17,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import UnionType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,24 +108,39 @@ def where(frame: pd.DataFrame, text: str) -> pd.Series:
     import pandas as pd
 
     def column(name: str) -> Cells:
-        names = [str(known) for known in frame.columns]
         if name not in frame.columns:
-            raise ValueError(f"no column {name!r}: {did_you_mean(name, names)}")
-        cells = frame[name]
-        known = cells.notna().to_numpy()
-        there = cells[known]
-        if pd.api.types.is_bool_dtype(cells) or (len(there) and all(isinstance(v, bool | np.bool_) for v in there)):
-            values, kind = np.zeros(len(cells), bool), TRUTH
-        elif pd.api.types.is_numeric_dtype(cells):
-            values, kind = np.zeros(len(cells), int if pd.api.types.is_integer_dtype(cells) else float), NUMBER
-        elif all(isinstance(v, str) for v in there):
-            values, kind = np.full(len(cells), "", object), TEXT
-        else:
-            raise ValueError(f"column {name!r} holds neither numbers, text nor truth values")
-        values[known] = there.to_numpy()
-        return Cells(kind, values, known, name)
+            raise ValueError(f"no column {name!r}: {did_you_mean(name, list(map(str, frame.columns)))}")
+        return _of_series(name, frame[name])
 
     return pd.Series(keep(text, column, len(frame)), index=frame.index)
+
+
+def _of_series(name: str, cells: pd.Series) -> Cells:
+    known = cells.notna().to_numpy()
+    there = cells[known]
+    kind, filler, dtype = _kind_of_series(name, cells, there)
+    values: np.ndarray = np.full(len(cells), filler, dtype)
+    values[known] = there.to_numpy()
+    return Cells(kind, values, known, name)
+
+
+def _kind_of_series(name: str, cells: pd.Series, there: pd.Series) -> tuple[str, object, type]:
+    """(kind, what stands for null, numpy's type). there: the cells that are known"""
+    from pandas.api import types
+
+    if types.is_bool_dtype(cells) or (len(there) and _all_are(there, bool | np.bool_)):
+        return TRUTH, False, bool
+    if types.is_integer_dtype(cells):
+        return NUMBER, 0, int
+    if types.is_numeric_dtype(cells):
+        return NUMBER, 0.0, float
+    if _all_are(there, str):
+        return TEXT, "", object
+    raise ValueError(f"column {name!r} holds neither numbers, text nor truth values")
+
+
+def _all_are(values: pd.Series, kind: type | UnionType) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 class _Reader:
@@ -188,8 +204,7 @@ class _Reader:
             return "in"
         if not self.took("not"):
             return None
-        if not self.took("in"):
-            raise self.unread()
+        self.expect("in")
         return "not in"
 
     def compared(self, op: str, left: Cells, right: Cells) -> Cells:
@@ -213,15 +228,18 @@ class _Reader:
             raise self.wrong("the right of `in` is a list of constants, as in [1, 2]")
         cells = Cells(TRUTH, np.asarray(False), left.known)
         while not self.took(close):
-            value = self.word(left) or self.sum(beside=left)
-            if not value.constant or value.kind == NULL:
-                raise self.wrong("a list after `in` holds constants")
-            cells = _or(cells, self.compared("==", left, value))
+            cells = _or(cells, self.compared("==", left, self.listed(left)))
             if not self.took(","):
-                if not self.took(close):
-                    raise self.unread()
+                self.expect(close)
                 break
         return cells
+
+    def listed(self, left: Cells) -> Cells:
+        """A value of the list after `in`."""
+        value = self.word(left) or self.sum(beside=left)
+        if not value.constant or value.kind == NULL:
+            raise self.wrong("a list after `in` holds constants")
+        return value
 
     def sum(self, beside: Cells | None = None) -> Cells:
         cells = self.product(beside)
@@ -261,20 +279,12 @@ class _Reader:
         self.at = match.end()
         if match["sign"]:
             return self.parenthesised()
-        if match["number"]:
-            whole = re.fullmatch(r"\d{1,18}", match["number"])
-            return Cells(NUMBER, np.asarray(int(whole[0]) if whole else float(match["number"])), np.asarray(True))
-        if match["text"]:
-            return Cells(TEXT, np.asarray(match["text"][1:-1], object), np.asarray(True))
-        if match["name"] in CONSTANTS:
-            value = CONSTANTS[match["name"]]
-            return Cells(NULL if value is None else TRUTH, np.asarray(bool(value)), np.asarray(value is not None))
-        return self.named_column(match, beside)
+        constant = _constant(match)
+        return self.named_column(match, beside) if constant is None else constant
 
     def parenthesised(self) -> Cells:
         inner = self.either()
-        if not self.took(")"):
-            raise self.unread()
+        self.expect(")")
         return Cells(inner.kind, inner.values, inner.known)
 
     def named_column(self, match: re.Match[str], beside: Cells | None) -> Cells:
@@ -302,6 +312,11 @@ class _Reader:
         self.at = match.end()
         return token
 
+    def expect(self, token: str) -> None:
+        """Take this word or sign, which must follow."""
+        if not self.took(token):
+            raise self.unread()
+
     def condition(self, cells: Cells) -> Cells:
         if cells.kind != TRUTH:
             value = f"{cells.column} is {cells.kind}" if cells.column else f"{cells.kind} is"
@@ -315,6 +330,19 @@ class _Reader:
     def wrong(self, why: str) -> ValueError:
         text = self.text if len(self.text) <= 80 else self.text[:77] + "..."
         return ValueError(f"filter {text!r}: {why}")
+
+
+def _constant(match: re.Match[str]) -> Cells | None:
+    """A number, a text, true, false or null; None: the token is something else."""
+    if match["number"]:
+        whole = re.fullmatch(r"\d{1,18}", match["number"])
+        return Cells(NUMBER, np.asarray(int(whole[0]) if whole else float(match["number"])), np.asarray(True))
+    if match["text"]:
+        return Cells(TEXT, np.asarray(match["text"][1:-1], object), np.asarray(True))
+    if match["name"] not in CONSTANTS:
+        return None
+    value = CONSTANTS[match["name"]]
+    return Cells(NULL if value is None else TRUTH, np.asarray(bool(value)), np.asarray(value is not None))
 
 
 def _not(one: Cells) -> Cells:

@@ -34,18 +34,23 @@ def val_hash(sequences: np.ndarray | Iterable[np.ndarray]) -> str:
 
     digest, rows, length = hashlib.sha256(), 0, None
     for part in [sequences] if hasattr(sequences, "shape") else sequences:
-        tokens = np.asarray(part)
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
-        if tokens.ndim != 2 or length not in (None, tokens.shape[1]):
-            raise ValueError(f"sequences of shape {tokens.shape}: must be (rows, seq_len + 1), all of one length")
-        if tokens.dtype.kind not in "iu" or (tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**32):
-            raise ValueError("tokens of sequences are integers from 0 to 2**32 - 1")
+        tokens = _checked(np.asarray(part), length)
         digest.update(np.ascontiguousarray(tokens, "<u4").data)
         rows, length = rows + len(tokens), tokens.shape[1]
     if not rows:
         raise ValueError("no sequences to hash")
     digest.update(struct.pack("<QQ", rows, length))
     return digest.hexdigest()[:16]
+
+
+def _checked(tokens: np.ndarray, length: int | None) -> np.ndarray:
+    """(rows, length) tokens, of one sequence or several; length None: that of the first decides."""
+    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    if tokens.ndim != 2 or length not in (None, tokens.shape[1]):
+        raise ValueError(f"sequences of shape {tokens.shape}: must be (rows, seq_len + 1), all of one length")
+    if tokens.dtype.kind not in "iu" or (tokens.size and not 0 <= tokens.min() <= tokens.max() < 2**32):
+        raise ValueError("tokens of sequences are integers from 0 to 2**32 - 1")
+    return tokens
 
 
 def refusal(rows: Sequence[AnyRow]) -> str | None:

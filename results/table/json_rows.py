@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,18 @@ def json_pieces(columns: Mapping[str, pa.ChunkedArray]) -> Iterator[str]:
         yield "[]"
         return
     for start in range(0, rows, AT_ONCE):
-        texts = {name: _texts(column.slice(start, AT_ONCE)) for name, column in columns.items()}
-        fields = (f"  {_escaped(json.dumps(name))}: {text}" for name, (text, _) in texts.items())
-        template = " {\n" + ",\n".join(fields) + "\n }"
-        varying = [some for _, some in texts.values() if some is not None]
-        count = min(AT_ONCE, rows - start)
-        filled = (template % row for row in zip(*varying, strict=True)) if varying else [template % ()] * count
-        yield ("[\n" if not start else ",\n") + ",\n".join(filled)
+        piece = {name: column.slice(start, AT_ONCE) for name, column in columns.items()}
+        yield ("[\n" if not start else ",\n") + ",\n".join(_filled(piece, min(AT_ONCE, rows - start)))
     yield "\n]"
+
+
+def _filled(columns: Mapping[str, pa.ChunkedArray], rows: int) -> Iterable[str]:
+    """The text of each row."""
+    texts = {name: _texts(column) for name, column in columns.items()}
+    fields = (f"  {_escaped(json.dumps(name))}: {text}" for name, (text, _) in texts.items())
+    template = " {\n" + ",\n".join(fields) + "\n }"
+    varying = [some for _, some in texts.values() if some is not None]
+    return map(template.__mod__, zip(*varying, strict=True)) if varying else [template % ()] * rows
 
 
 def _texts(column: pa.ChunkedArray) -> tuple[str, list[str] | None]:

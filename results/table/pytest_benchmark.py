@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..schema.rows import AnyRow
+from ..schema.rows import AnyRow, ok_rows, values_in
 from .names import name_of
 from .rank_places import hosts_of
 from .read import printable, runs_table
@@ -49,8 +49,8 @@ def to_pytest_benchmark(path: str | Path, metric: str = "step_time_s", where: st
     """
     if metric not in TIMES:
         raise ValueError(f"metric {metric!r}: pytest-benchmark compares times only: {', '.join(TIMES)}")
-    rows = runs_table(path, where=where).to_pylist()
-    rows = [row for row in rows if row["status"] == "ok" and row[metric] is not None and row[metric] > 0]
+    ok = ok_rows(runs_table(path, where=where).to_pylist())
+    rows = [row for row in ok if (row[metric] or 0) > 0]
     if not rows:
         raise ValueError(f"no ok run with {metric} at {str(path)!r}" + (f" where {where}" if where else ""))
     rows.sort(key=lambda row: (row["started_at"] or "", row["repeat"]))
@@ -59,27 +59,35 @@ def to_pytest_benchmark(path: str | Path, metric: str = "step_time_s", where: st
         cases[row["case_id"]].append(row)
     newest = rows[-1]
     return {
-        "machine_info": {
-            "node": _host(newest),
-            "system": newest["os"],
-            "release": newest["kernel"],
-            "processor": newest["cpu_model"],
-            "python_version": newest["python_version"],
-            "cpu": {"brand_raw": newest["cpu_model"], "count": newest["cpu_count"]},
-            "device": newest["device_name"],
-            "device_count": newest["device_count"],
-        },
-        "commit_info": {
-            "id": newest["git_commit"] or "unversioned",
-            "time": None,
-            "author_time": None,
-            "dirty": bool(newest["git_dirty"]),
-            "project": "scalade",
-            "branch": "(unknown)",
-        },
-        "benchmarks": [_benchmark(case_id, found, metric) for case_id, found in cases.items()],
+        "machine_info": _machine_info(newest),
+        "commit_info": _commit_info(newest),
+        "benchmarks": [_benchmark(case_id, runs, metric) for case_id, runs in cases.items()],
         "datetime": newest["started_at"] or datetime.now(UTC).isoformat(),
         "version": VERSION,
+    }
+
+
+def _machine_info(row: AnyRow) -> dict[str, object]:
+    return {
+        "node": _host(row),
+        "system": row["os"],
+        "release": row["kernel"],
+        "processor": row["cpu_model"],
+        "python_version": row["python_version"],
+        "cpu": {"brand_raw": row["cpu_model"], "count": row["cpu_count"]},
+        "device": row["device_name"],
+        "device_count": row["device_count"],
+    }
+
+
+def _commit_info(row: AnyRow) -> dict[str, object]:
+    return {
+        "id": row["git_commit"] or "unversioned",
+        "time": None,
+        "author_time": None,
+        "dirty": bool(row["git_dirty"]),
+        "project": "scalade",
+        "branch": "(unknown)",
     }
 
 
@@ -110,7 +118,7 @@ def _benchmark(case_id: str, rows: Sequence[AnyRow], metric: str) -> dict[str, o
         "fullname": f"scalade::{name}",
         "params": {"case_id": case_id},
         "param": case_id,
-        "extra_info": {column: row[column] for column in EXTRA} | {"runs": [one["run_id"] for one in rows]},
+        "extra_info": {column: row[column] for column in EXTRA} | {"runs": values_in(rows, "run_id")},
         "options": {
             "disable_gc": False,
             "timer": "perf_counter",
@@ -119,7 +127,7 @@ def _benchmark(case_id: str, rows: Sequence[AnyRow], metric: str) -> dict[str, o
             "min_time": 0.0,
             "warmup": True,
         },
-        "stats": stats([one[metric] for one in rows]),
+        "stats": stats(values_in(rows, metric)),
     }
 
 

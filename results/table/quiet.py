@@ -7,6 +7,7 @@ docs/table.md, "The machine". None of a rule's columns told: it does not apply.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -42,14 +43,21 @@ def disturbed(rows: Sequence[Mapping], columns: Coded) -> dict[str, tuple[np.nda
     if (loaded := _loaded(columns)).any():
         causes["the load average was high"] = loaded, f"{columns.numbers('load_average')[loaded].max():.1f}"
     for column, device in CLOCKS:
-        mhz, kind = columns.numbers(column), joint([columns.of(device)], len(rows))
-        known = mhz > 0
-        highest = np.zeros(len(rows))
-        np.maximum.at(highest, kind[known], mhz[known])
-        if (slow := known & (mhz < SLOWER * highest[kind])).any():
-            worst = (mhz[slow] / highest[kind[slow]]).min()
-            causes[f"{column} is below {SLOWER:.0%} of another run's on the same {device}"] = slow, f"{worst:.0%}"
+        share = _share_of_highest(columns.numbers(column), joint([columns.of(device)], len(rows)))
+        if (slow := share < SLOWER).any():
+            what = f"{column} is below {SLOWER:.0%} of another run's on the same {device}"
+            causes[what] = slow, f"{share[slow].min():.0%}"
     return causes
+
+
+def _share_of_highest(mhz: np.ndarray, kind: np.ndarray) -> np.ndarray:
+    """(rows,) of the highest clock of the rows of its kind; NaN where it is not known."""
+    known = mhz > 0
+    highest = np.zeros(len(mhz))
+    np.maximum.at(highest, kind[known], mhz[known])
+    share = np.full(len(mhz), np.nan)
+    share[known] = mhz[known] / highest[kind[known]]
+    return share
 
 
 def _loaded(columns: Coded) -> np.ndarray:
@@ -65,14 +73,15 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     """The rule's (verdict, why, runs) over runs with status ok."""
     names = ("load_average", *(column for column, *_ in SHARES), *(column for column, _ in CLOCKS))
     columns = Coded(rows)
-    known = len(rows) - int(np.logical_and.reduce([columns.null(name) for name in names]).sum())
+    known = len(rows) - int(np.logical_and.reduce(list(map(columns.null, names))).sum())
     if not known:
         return skip, "no run tells what else the machine did", ()
     causes = disturbed(rows, columns)
-    order = dict.fromkeys(at for some, _ in causes.values() for at in np.flatnonzero(some).tolist())
-    runs = {rows[at]["run_id"]: rows[at] for at in order}
-    counts = ((what, count_of(some.sum(), "run"), worst) for what, (some, worst) in causes.items())
-    worsts = "; ".join(f"{what}: {number}, at worst {worst}" for what, number, worst in counts)
+    order = chain.from_iterable(np.flatnonzero(some).tolist() for some, _ in causes.values())
+    runs = {rows[at]["run_id"]: rows[at] for at in dict.fromkeys(order)}
+    worsts = "; ".join(
+        f"{what}: {count_of(some.sum(), 'run')}, at worst {worst}" for what, (some, worst) in causes.items()
+    )
     return verdict(
         list(runs.values()),
         f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {worsts}",

@@ -14,9 +14,13 @@ def hosts_of(ranks_json: str | None) -> dict[int, str]:
         entries = parse_json(ranks_json or "[]")
     except ValueError:
         return {}
-    ranks = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
-    return {
-        one["rank"]: one["host"]
-        for one in ranks
-        if type(one.get("rank")) is int and isinstance(one.get("host"), str) and one["host"]
-    }
+    if not isinstance(entries, list):
+        return {}
+    return {one["rank"]: one["host"] for one in entries if _names_a_host(one)}
+
+
+def _names_a_host(entry: object) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    rank, host = entry.get("rank"), entry.get("host")
+    return type(rank) is int and isinstance(host, str) and host != ""

@@ -225,18 +225,23 @@ def rows_table(
     """
     columns = arrow_schema(name).names if columns is None else list(columns)
     wanted = _run_ids(runs)
-    if Path(path).is_file():
-        table = _exported(Path(path), name)
-        table = table if wanted is None else table.filter(pc.is_in(table["run_id"], wanted))
-        return table.select(columns)
+    if not Path(path).is_file():
+        return _rows_in_folder(path, name, wanted, all_attempts, columns)
+    table = _exported(Path(path), name)
+    table = table if wanted is None else table.filter(pc.is_in(table["run_id"], wanted))
+    return table.select(columns)
+
+
+def _rows_in_folder(
+    path: str | Path, name: str, wanted: pa.Array | None, all_attempts: bool, columns: list[str]
+) -> pa.Table:
+    """wanted: run_ids; None: of all runs."""
     inner = [one for one in (columns or arrow_schema(name).names) if one not in IN_FOLDER]
     inner = list(dict.fromkeys([*inner, *errata.taken_from(name)])) or ["step"]
     owners = list(dict.fromkeys([*KEYS, "schema_version", *errata.named(name)]))
     for snapshot in _snapshots(path, owners, all_attempts):
-        every = (
-            np.ones(len(snapshot), bool) if wanted is None else pc.is_in(snapshot.index["run_id"], wanted).to_numpy()
-        )
-        which = np.flatnonzero(every)
+        ids = snapshot.index["run_id"]
+        which = np.arange(len(snapshot)) if wanted is None else np.flatnonzero(pc.is_in(ids, wanted).to_numpy())
         table, lengths = snapshot.rows(name, which, inner)
         runs_of = snapshot.runs(owners)
     _warn(snapshot.notes)

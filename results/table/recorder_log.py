@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from .. import files
 from ..schema.columns import DEGREE_LABELS, MESH_DIMS, RUNS
 from ..schema.schema import SchemaError, Value, checked, columns, known_column
 from ..wording import count_of
+from .recorded_speed import TIMES, known_values, speed_columns
 
 LOG = "recorded.jsonl"
 COMPUTED = ("Model", "Data", "Recipe", "Layout", "Outer loop")  # groups that decide what is computed
+SEEDS = ("seed", "data_chain_seed")
 NOT_CASE = ("model", "data_path", "data_val_path", "data_tokens", "data_entropy_nats", "tokens_unique")
 _RESULTS = (
     "tokens_seen",
@@ -45,16 +48,16 @@ _GIVEN = (
     "flops_per_token_palm",
     "flops_per_token_causal",
 )
-_TIMES = ("data_time_s", "compute_time_s", "optimizer_time_s")  # of runs, medians of the same columns of steps
 SETTINGS = tuple(
     column.name
     for group, some in RUNS.items()
     for column in some
     if (group in (*COMPUTED, "Environment", "Prediction") and column.name not in _RESULTS) or column.name in _GIVEN
 )
+COUNTS = ("tokens", *(name for name in SETTINGS if columns("runs")[name].type == "int64" and name not in SEEDS))
 _BY_US = {column.name for group in ("Identity", "Loss") for column in RUNS[group]}
 _BY_US -= {"val_bits_per_byte", "unigram_nats"}
-_BY_US |= {"tokens_seen", "timed_steps", "timed_tokens", "timed_s", "first_step_s", *_TIMES}
+_BY_US |= {"tokens_seen", "timed_steps", "timed_tokens", "timed_s", "first_step_s", *TIMES}
 _BY_US |= {"inner_step_time_s", "outer_round_exposed_s", "timed_outer_steps"}
 FOUND = tuple(
     name
@@ -64,7 +67,9 @@ FOUND = tuple(
 )
 MEASURED = tuple(name for name in columns("runs") if name not in SETTINGS and name not in FOUND)
 BY_US = "found out by the recorder"
-SEEDS = ("seed", "data_chain_seed")
+
+_COMPUTED_NAMES = [column.name for group in COMPUTED for column in RUNS[group]]
+CASE = (*(name for name in _COMPUTED_NAMES if name in SETTINGS and name not in NOT_CASE), "world_size")
 DEGREES = {name: label for name, label in DEGREE_LABELS.items() if name in MESH_DIMS}
 
 
@@ -91,8 +96,8 @@ def refuse_negative(name: str, value: object) -> None:
     ValueError: this one is less
     """
     least = 1 if name in ("world_size", "outer_sync_every", *DEGREES) else 0
-    counted = columns("runs")[name].type == "int64" if name in SETTINGS and name not in SEEDS else name == "tokens"
-    if (counted or name.endswith(("_s", "_bytes"))) and isinstance(value, (int, float)) and value < least:
+    amount = name in COUNTS or name.endswith(("_s", "_bytes"))
+    if amount and isinstance(value, (int, float)) and value < least:
         raise ValueError(f"{name} = {value:g}: must be at least {least}")
 
 
@@ -131,20 +136,24 @@ def _layout(known: Mapping[str, Any]) -> str | None:
     ValueError: they do not multiply to world_size
     """
     degrees = {name: known[name] for name in DEGREES if known.get(name)}
-    ranks = math.prod(degrees.values())
-    if known.get("outer_placement") == "distributed":
-        ranks *= known.get("outer_replicas") or 1
-    if degrees and ranks != known["world_size"]:
-        product = ", ".join(f"{name} {value}" for name, value in degrees.items())
-        raise ValueError(f"{product}: these multiply to {count_of(ranks, 'rank')}, world_size is {known['world_size']}")
+    if degrees:
+        _check_degrees(degrees, known)
     parts = [f"{DEGREES[name]}{value}" for name, value in degrees.items() if value > 1]
     return ".".join(parts) or ("single" if known["world_size"] == 1 else None)
 
 
+def _check_degrees(degrees: Mapping[str, int], known: Mapping[str, Any]) -> None:
+    ranks = math.prod(degrees.values())
+    if known.get("outer_placement") == "distributed":
+        ranks *= known.get("outer_replicas") or 1
+    if ranks != known["world_size"]:
+        product = ", ".join(f"{name} {value}" for name, value in degrees.items())
+        raise ValueError(f"{product}: these multiply to {count_of(ranks, 'rank')}, world_size is {known['world_size']}")
+
+
 def case_of(settings: Mapping[str, object]) -> str:
     """16 hexadecimal digits of what is computed, as far as it is known; never those of a case of ours."""
-    names = [c.name for group in COMPUTED for c in RUNS[group] if c.name in SETTINGS and c.name not in NOT_CASE]
-    content = {name: settings[name] for name in (*names, "world_size") if settings.get(name) is not None}
+    content = {name: settings[name] for name in CASE if settings.get(name) is not None}
     text = json.dumps({"recorded": content}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -174,12 +183,20 @@ def _add(written: Written, content: dict[str, Any]) -> None:
         written.finished_at = str(content["finished_at"])
         written.seconds = float(content["monotonic"]) - float(written.began)
     elif "note" in content:
-        written.notes |= {k: checked(known_column("runs", k), v) for k, v in content["note"].items()}
+        written.notes |= _checked_row("runs", content["note"])
+    elif "step" in content:
+        written.steps.append(_with_tokens("steps", content["step"]))
     else:
-        name = "step" if "step" in content else "eval"
-        tokens = content[name].pop("tokens", None)
-        row = {k: checked(known_column(f"{name}s", k), v) for k, v in content[name].items()}
-        (written.steps if name == "step" else written.evals).append(row | {"tokens": tokens})
+        written.evals.append(_with_tokens("evals", content["eval"]))
+
+
+def _with_tokens(table: str, values: dict[str, Any]) -> dict[str, Any]:
+    tokens = values.pop("tokens", None)
+    return _checked_row(table, values) | {"tokens": tokens}
+
+
+def _checked_row(table: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: checked(known_column(table, name), value) for name, value in values.items()}
 
 
 def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
@@ -197,15 +214,20 @@ def row_of(written: Written) -> tuple[dict, dict | None, dict | None]:
     row |= _losses(steps)
     row["tokens_per_step"] = _per_step(steps, settings.get("tokens_per_step"))
     row.setdefault("steps", len(steps) or None)
-    row |= _speed(steps, row)
+    row |= speed_columns(steps, row)
     row |= _flops(row)
-    last = [one for one in written.evals if one["step"] == len(steps)]
-    row |= {name: last[-1].get(name) if last else None for name in ("val_loss", "val_sequences", "val_hash")}
+    row |= _held_out(written.evals, len(steps))
     status, reason = written.ending or ("failed", "killed, or its machine: the recorder ended without a word")
     if status == "ok":
         status, reason = _judged(row, steps)
     row |= {"status": status, "reason": reason}
     return row, _columns(steps), _columns(written.evals)
+
+
+def _held_out(evals: list[dict], steps: int) -> dict[str, Any]:
+    """Of the last evaluation after the last step."""
+    last: dict[str, Any] = next((one for one in reversed(evals) if one["step"] == steps), {})
+    return {name: last.get(name) for name in ("val_loss", "val_sequences", "val_hash")}
 
 
 def _count_tokens(steps: list[dict], warmup: int) -> int | None:
@@ -235,137 +257,42 @@ def _judged(row: dict, steps: list[dict]) -> tuple[str, str | None]:
     if not steps:
         return "failed", "no step was recorded"
     for index, one in enumerate(steps):
-        if one.get("loss") is not None and not math.isfinite(one["loss"]):
+        if _diverged(one.get("loss")):
             return "diverged", f"loss is {one['loss']} at step {index}"
-    if row["val_loss"] is not None and not math.isfinite(row["val_loss"]):
+    if _diverged(row["val_loss"]):
         return "diverged", f"held-out loss is {row['val_loss']}"
     return "ok", None
 
 
+def _diverged(loss: float | None) -> bool:
+    return loss is not None and not math.isfinite(loss)
+
+
 def _losses(steps: list[dict]) -> dict[str, object]:
     """As for our own runs (docs/table.md); of a trainer that records only every so-many-th loss, of those."""
-    losses = [one["loss"] for one in steps if one.get("loss") is not None]
-    tail = [one["loss"] for one in steps[-max(1, len(steps) // 10) :] if one.get("loss") is not None] or losses[-1:]
+    if not steps:
+        return dict.fromkeys(("train_loss_first", "train_loss_last", "loss"))
+    tail = known_values(steps[-max(1, len(steps) // 10) :], "loss") or known_values(steps, "loss")[-1:]
     return {
-        "train_loss_first": steps[0].get("loss") if steps else None,
-        "train_loss_last": steps[-1].get("loss") if steps else None,
-        "loss": statistics.fmean(tail) if losses else None,
+        "train_loss_first": steps[0].get("loss"),
+        "train_loss_last": steps[-1].get("loss"),
+        "loss": statistics.fmean(tail) if tail else None,
     }
 
 
 def _per_step(steps: list[dict], declared: int | None) -> int | None:
     """Tokens of a step, from the steps; null where they differ, the declared number where no step has them."""
-    recorded = {one["tokens"] for one in steps if one["tokens"] is not None}
+    recorded = set(known_values(steps, "tokens"))
     if not recorded:
         return declared
     return recorded.pop() if len(recorded) == 1 else None
 
 
-def _speed(steps: list[dict], row: dict) -> dict[str, Any]:
-    timed = [one for one in steps if not one["warmup"] and one.get("step_time_s") is not None]
-    first = {"timed_steps": len(timed), "first_step_s": steps[0].get("step_time_s") if steps else None}
-    step = _step_time(steps, timed, row) if timed else {"step_time_s_reason": _untimed(steps, row)}
-    columns = first | step | _rate(steps, timed, row, step)
-    if not timed:
-        return columns
-    times = sorted(one["step_time_s"] for one in timed)
-    for name in _TIMES:
-        parts = [one[name] for one in timed if one.get(name) is not None]
-        columns[name] = statistics.median(parts) if len(parts) == len(timed) else None
-    return columns | {"step_time_p05_s": _quantile(times, 0.05), "step_time_p95_s": _quantile(times, 0.95)}
-
-
-def _step_time(steps: list[dict], timed: list[dict], row: dict) -> dict[str, Any]:
-    """step_time_s: the median; with an outer loop as outer_cost.py has it, where each step records its wait for the
-    outer step, else (streaming: always) the mean over the last whole rounds; or why there is none."""
-    if (row.get("outer_algorithm") or "none") == "none":
-        return {"step_time_s": statistics.median(one["step_time_s"] for one in timed)}
-    period = row.get("outer_sync_every")
-    if not period:
-        return {"step_time_s_reason": f"{row['outer_algorithm']} without its period: record(outer_sync_every=...)"}
-    if row["outer_algorithm"] == "streaming" or any(one.get("outer_exposed_s") is None for one in timed):
-        rounds, why = _whole_rounds(steps, timed, row)
-        if why:
-            return {"step_time_s_reason": why}
-        return {"step_time_s": statistics.fmean(one["step_time_s"] for one in rounds)}
-    waits = [one["outer_exposed_s"] for one in timed if one.get("outer_step", one["outer_exposed_s"] > 0)]
-    inner = statistics.median(one["step_time_s"] - one["outer_exposed_s"] for one in timed)
-    columns = {"inner_step_time_s": inner, "timed_outer_steps": len(waits)}
-    if not waits:
-        return columns | {"step_time_s_reason": f"no outer step is among the {len(timed)} timed steps: more steps"}
-    exposed = statistics.fmean(waits)
-    return columns | {"outer_round_exposed_s": exposed, "step_time_s": inner + exposed / period}
-
-
-def _whole_rounds(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
-    """Without an outer loop all timed steps, else the last that make whole rounds; or why there are none."""
-    period = row.get("outer_sync_every")
-    if (row.get("outer_algorithm") or "none") == "none" or not period:
-        return timed, None
-    for index, one in enumerate(steps):
-        if not one["warmup"] and one.get("step_time_s") is None:  # it may be the outer step, and then a round is cheap
-            return [], f"step {index} of an outer loop does not say its time: run.step(step_time_s=...) in every step"
-    rounds = timed[len(timed) % period :]
-    return rounds, None if rounds else f"{len(timed)} timed steps are no whole round of {period}: more steps"
-
-
-def _rate(steps: list[dict], timed: list[dict], row: dict, step: Mapping[str, Any]) -> dict[str, Any]:
-    """tokens/s: the tokens of a step over step_time_s; of steps that differ in tokens all over all.
-
-    The median step of varying work stands for no rate: 90 steps of 100 tokens in 1 s and 10 of 1000
-    in 2 s make 172.7 tokens/s, and neither 100 nor 500.
-    """
-    if "step_time_s" not in step:
-        return {"tokens_per_s_reason": step["step_time_s_reason"]}
-    columns: dict[str, Any] = {}
-    if row["tokens_per_step"] is not None:
-        tokens, seconds = row["tokens_per_step"], step["step_time_s"]
-    else:
-        counted, why = _with_tokens(steps, timed, row)
-        if why:
-            return {"tokens_per_s_reason": why}
-        tokens, seconds = sum(one["tokens"] for one in counted), math.fsum(one["step_time_s"] for one in counted)
-        columns = {"timed_tokens": tokens, "timed_s": seconds}
-    if not tokens or not 0 < seconds < math.inf:
-        why = f"{tokens} tokens in {seconds:g} s is no rate: tokens and step_time_s must be above 0"
-        return columns | {"tokens_per_s_reason": why}
-    return columns | {"tokens_per_s": tokens / seconds, "tokens_per_s_per_device": tokens / seconds / row["world_size"]}
-
-
-def _with_tokens(steps: list[dict], timed: list[dict], row: dict) -> tuple[list[dict], str | None]:
-    """The timed steps that record their tokens, with an outer loop of whole rounds; or why there are none."""
-    if all(one["tokens"] is None for one in timed):
-        which = "no timed step" if any(one["tokens"] is not None for one in steps) else "no step"
-        return [], f"tokens per step unknown: {which} says run.step(tokens=...)"
-    rounds, why = _whole_rounds(steps, timed, row)
-    outer = (row.get("outer_algorithm") or "none") != "none"
-    if outer and not why and any(one["tokens"] is None for one in rounds):
-        why = "steps of an outer loop differ in tokens, and some do not say them: run.step(tokens=...) in every step"
-    return [one for one in rounds if one["tokens"] is not None], why
-
-
-def _untimed(steps: list[dict], row: dict) -> str:
-    """Why no step is timed."""
-    if not steps:
-        return "no step was recorded"
-    if all(one.get("step_time_s") is None for one in steps):
-        return "no step says its time: run.step(step_time_s=...)"
-    if all(one["warmup"] for one in steps):
-        warm = row["measure_warmup_steps"]
-        every = count_of(len(steps), "step is", "steps are")
-        return f"all {every} warm-up: record(measure_warmup_steps=...) below {warm}, or more steps"
-    return "no step after the warm-up says its time: run.step(step_time_s=...)"
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    at = share * (len(ordered) - 1)
-    low = math.floor(at)
-    return ordered[low] + (at - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
-
-
 def _columns(rows: list[dict]) -> dict[str, list] | None:
-    names = list(dict.fromkeys(name for row in rows for name in row if name != "tokens"))
-    return {name: [row.get(name) for row in rows] for name in names} if rows else None
+    if not rows:
+        return None
+    names = dict.fromkeys(chain.from_iterable(rows))
+    return {name: [row.get(name) for row in rows] for name in names if name != "tokens"}
 
 
 def _version(package: str) -> str | None:

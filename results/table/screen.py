@@ -71,7 +71,9 @@ def varying(table: pa.Table, shown: Sequence[str]) -> list[str]:
     """
     names = [name for name in settings() if name not in (*shown, *RESULTS)]
     names = differing(table, names, nulls=NULL_COUNTS)
-    implied = {name for of, by in IMPLIED_BY for name in implied_by(table, [name for name in names if name in of], by)}
+    implied = set()
+    for of, by in IMPLIED_BY:
+        implied.update(implied_by(table, [name for name in names if name in of], by))
     return [name for name in names if name not in implied]
 
 

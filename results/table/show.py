@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from .. import files
 from ..schema.aliases import ALIASES, resolved
-from ..schema.rows import AnyRow, rows_of
+from ..schema.rows import AnyRow, distinct, rows_of
 from ..schema.schema import SCHEMA_VERSION, columns, known_column
 from ..terminal import listed
 from ..wording import count_of
@@ -70,6 +70,7 @@ DEFAULT = (
     _short("peak_mib", 0),
     _short("host_mib", 0),
 )
+USUAL = tuple(one.header for one in DEFAULT)
 LABELS = ("model", "layout", "ranks", "rep")  # that come first
 WANTED = ("layout", "model", "ranks", "status", "tokens_per_s", "loss")  # first on a narrow screen, where they differ
 NEXT = ("loss", "tokens_per_s", "val_loss", "step_ms", "status", "ranks", "rep", "model")
@@ -113,29 +114,49 @@ def show(
     """
     from rich.console import Console
 
-    if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 10_000  # a pipe or a file has no edge: nothing is cut
+    console = console or _console()
     with noted() as warnings:
         picked = _picked(columns)
         wanted = _wanted_columns(picked, sort, as_json and not columns)
         table = _sorted(runs_table(path, all_attempts, where, wanted), sort)
-        total = len(table) or (len(runs_table(path, all_attempts, columns=["run_id"])) if where else 0)
+        total = len(table) or _without_filter(path, all_attempts, where)
     if limit is None:
         limit = ON_TERMINAL if console.is_terminal and not as_json else 0
     shown = table.slice(0, limit) if limit else table
     if as_json:
-        for piece in json_pieces(_by_asked_name(shown, picked if columns else None)):
-            console.file.write(piece)
-        console.file.write("\n")
+        _write_json(console, _by_asked_name(shown, picked if columns else None))
     else:
         _print(console, path, shown, picked, total, where)
-        if len(shown) < len(table):
-            _say(console, "", f"{len(table) - len(shown):,} more rows: --limit 0 shows all, --filter and --sort choose")
+        _say_more(console, len(table) - len(shown))
+    notes_to = Console(stderr=True) if as_json else console
     for line in warnings:
-        _say(Console(stderr=True) if as_json else console, f"warning: {line}", style="yellow")
+        _say(notes_to, f"warning: {line}", style="yellow")
     return len(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe or a file has no edge: nothing is cut
+    return console
+
+
+def _without_filter(path: str | Path, all_attempts: bool, where: str | None) -> int:
+    """Runs at the path, where a filter left none."""
+    return len(runs_table(path, all_attempts, columns=["run_id"])) if where else 0
+
+
+def _write_json(console: Console, columns: Mapping[str, pa.ChunkedArray]) -> None:
+    for piece in json_pieces(columns):
+        console.file.write(piece)
+    console.file.write("\n")
+
+
+def _say_more(console: Console, more: int) -> None:
+    if more:
+        _say(console, "", f"{more:,} more rows: --limit 0 shows all, --filter and --sort choose")
 
 
 def export(
@@ -168,17 +189,25 @@ def export(
     try:
         with files.replacing(out, sync=False) as stream:
             if format == "csv":
-                import pyarrow.csv
-
-                pyarrow.csv.write_csv(_without_formulas(rows) if csv_safe else rows, stream)
+                _write_csv(rows, stream, csv_safe)
             else:
-                import pyarrow.parquet
-
-                about = {EXPORT_KEY: json.dumps({"table": table, "schema_version": SCHEMA_VERSION})}
-                pyarrow.parquet.write_table(rows.replace_schema_metadata(about), stream, compression="zstd")
+                _write_parquet(rows, stream, table)
     except OSError as error:
         raise ValueError(f"cannot write {printable(out)}: {error.strerror or error}") from None
     return len(rows)
+
+
+def _write_csv(rows: pa.Table, stream: BinaryIO, safe: bool) -> None:
+    import pyarrow.csv
+
+    pyarrow.csv.write_csv(_without_formulas(rows) if safe else rows, stream)
+
+
+def _write_parquet(rows: pa.Table, stream: BinaryIO, table: str) -> None:
+    import pyarrow.parquet
+
+    about = {EXPORT_KEY: json.dumps({"table": table, "schema_version": SCHEMA_VERSION})}
+    pyarrow.parquet.write_table(rows.replace_schema_metadata(about), stream, compression="zstd")
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:
@@ -249,6 +278,13 @@ def _print(
     if not asked:
         picked = _with_varying([one for one in picked if _says_something(one.column, table)], table)
     rows = rows_of(table)
+    _print_columns(console, rows, picked, asked)
+    _paragraph(console, _causes(rows))
+    _note_other_sequences(console, table, {one.column for one in picked})
+
+
+def _print_columns(console: Console, rows: Sequence[AnyRow], picked: Sequence[Shown], asked: bool) -> None:
+    """asked: the reader named these columns, so that all of them are shown."""
     cells = [[one.header, *(_cell(one, row) for row in rows)] for one in picked]
     widths = [max(map(cell_len, column)) for column in cells]
     laid = folded(widths, console.width) if asked else fitted(widths, _wanted(picked, rows), console.width)
@@ -256,8 +292,6 @@ def _print(
         _block(console, [(picked[at], widths[at], cells[at]) for at in block], after=number > 0)
     no_room = ", ".join(picked[at].header for at in laid.left_out)
     _paragraph(console, [f"no room for {no_room}: --columns NAMES or a wider window shows them"] if no_room else [])
-    _paragraph(console, _causes(rows))
-    _note_other_sequences(console, table, {one.column for one in picked})
 
 
 def _note_other_sequences(console: Console, table: pa.Table, seen: Collection[str]) -> None:
@@ -274,10 +308,12 @@ def _causes(rows: Sequence[AnyRow]) -> list[str]:
             causes.setdefault((False, f"{row['status']}: {row['reason']}"), []).append(row["run_id"])
         elif row["tokens_per_s"] is None and row["tokens_per_s_reason"]:
             causes.setdefault((True, f"no tokens_per_s: {row['tokens_per_s_reason']}"), []).append(row["run_id"])
-    return [
-        f"{runs[0]} {cause}" if len(runs) == 1 else f"{len(runs)} x {cause} ({listed(runs)})"
-        for (_, cause), runs in sorted(causes.items(), key=lambda one: one[0][0])
-    ]
+    failures_first = sorted(causes.items(), key=lambda one: one[0][0])
+    return [_cause_line(cause, runs) for (_, cause), runs in failures_first]
+
+
+def _cause_line(cause: str, runs: Sequence[str]) -> str:
+    return f"{runs[0]} {cause}" if len(runs) == 1 else f"{len(runs)} x {cause} ({listed(runs)})"
 
 
 def _with_varying(picked: list[Shown], table: pa.Table) -> list[Shown]:
@@ -296,17 +332,16 @@ def _shortened(name: str) -> Shown:
 def _wanted(picked: Sequence[Shown], rows: Sequence[AnyRow]) -> list[int]:
     """Columns in the order in which a narrow screen takes them: what tells rows apart before what is the same."""
     same = {one.header for one in picked if _is_constant(one.column, rows)}
-    usual = [one.header for one in DEFAULT]
-    varied = [one.header for one in picked if one.header not in usual]
+    varied = [one.header for one in picked if one.header not in USUAL]
     labels = [name for name in ("layout", *WANTED) if name not in same]
     first = [name for name in labels if name in LABELS] or varied[:1] or ["layout"]  # what tells one row from another
-    order = [*first, *labels, *varied, "layout", *NEXT]
+    order = dict.fromkeys([*first, *labels, *varied, "layout", *NEXT, *USUAL])
     places = {one.header: at for at, one in enumerate(picked)}
-    return [places[name] for name in dict.fromkeys((*order, *usual)) if name in places]
+    return [places[name] for name in order if name in places]
 
 
 def _is_constant(column: str, rows: Sequence[AnyRow]) -> bool:
-    return len(rows) > 1 and len({row[column] for row in rows}) == 1
+    return len(rows) > 1 and len(distinct(rows, column)) == 1
 
 
 def _cell(one: Shown, row: AnyRow) -> str:

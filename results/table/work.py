@@ -51,8 +51,8 @@ def work_of(row: AnyRow) -> Work | None:
 def rate_of(row: AnyRow) -> float | None:
     """tokens/s of a run, all ranks together; None: not measured."""
     if row.get("tokens_per_s") is not None or _no_rate(row):
-        return row["tokens_per_s"] if (row.get("tokens_per_s") or 0) > 0 else None
-    if (row.get("tokens_per_step") or 0) <= 0 or (row.get("step_time_s") or 0) <= 0:
+        return row["tokens_per_s"] if _positive(row, "tokens_per_s") else None
+    if not _positive(row, "tokens_per_step", "step_time_s"):
         return None
     rate = row["tokens_per_step"] / row["step_time_s"]
     return rate if math.isfinite(rate) else None
@@ -60,8 +60,12 @@ def rate_of(row: AnyRow) -> float | None:
 
 def is_timed(row: AnyRow) -> bool:
     """Whether a rate and its ratios can be formed of this run, if its work is known."""
-    positive = (row.get("step_time_s") or 0) > 0 and (row.get("world_size") or 0) > 0
-    return row["status"] == "ok" and positive and rate_of(row) is not None
+    return row["status"] == "ok" and _positive(row, "step_time_s", "world_size") and rate_of(row) is not None
+
+
+def _positive(row: AnyRow, *names: str) -> bool:
+    """Whether each of these columns has a value above 0."""
+    return all((row.get(name) or 0) > 0 for name in names)
 
 
 def mean_step_s(row: AnyRow) -> float:
@@ -76,14 +80,18 @@ def no_work(row: AnyRow) -> str | None:
         if (row.get(name) or 0) < 0:
             return f"{name} is below 0, which no measurement gives"
     if not row.get("step_time_s"):
-        why = why_missing(row, "step_time_s")
-        return _no_rate(row) or ("no timed step" if why is None else f"no step time: {why}")
+        return _no_step_time(row)
     known = work_of(row)
     if known is None:
         return UNKNOWN
-    if rate_of(row) is not None:
-        return None if row.get("world_size") else "world_size unknown"
-    return _no_rate(row) or f"no tokens_per_s, and steps differ in tokens ({known} on average)"
+    if rate_of(row) is None:
+        return _no_rate(row) or f"no tokens_per_s, and steps differ in tokens ({known} on average)"
+    return None if row.get("world_size") else "world_size unknown"
+
+
+def _no_step_time(row: AnyRow) -> str:
+    why = why_missing(row, "step_time_s")
+    return _no_rate(row) or ("no timed step" if why is None else f"no step time: {why}")
 
 
 def _no_rate(row: AnyRow) -> str | None:
@@ -98,20 +106,25 @@ def levels(works: Iterable[Work], repeats: bool = False) -> dict[Work, Fraction]
     Those that vary stand together from the smallest on as far as VARIES, and with the nearest fixed one that is as
     close to their mean. repeats: of runs that repeat each other; then as far as each is within REPEATS of the next.
     """
-    amounts, within, like = set(works), REPEATS if repeats else VARIES, -1 if repeats else 0
+    amounts, within = set(works), REPEATS if repeats else VARIES
     result = {one: one.tokens for one in amounts if not one.varies}
     fixed = sorted(result.values())
-    together: list[list[Work]] = []
-    for one in sorted((one for one in amounts if one.varies), key=lambda one: one.tokens):
-        if together and _close(together[-1][like].tokens, one.tokens, within):
-            together[-1].append(one)
-        else:
-            together.append([one])
-    for members in together:
+    for members in _together([one for one in amounts if one.varies], within, like=-1 if repeats else 0):
         mean = sum((one.tokens for one in members), Fraction()) / len(members)
         near = min(fixed, key=lambda tokens: abs(tokens - mean), default=mean)
         result |= dict.fromkeys(members, near if _close(near, mean, within) else mean)
     return result
+
+
+def _together(varying: Iterable[Work], within: Fraction, like: int) -> list[list[Work]]:
+    """The amounts from the smallest on, in groups: each is close to the first (like = 0) or last (-1) of its group."""
+    groups: list[list[Work]] = []
+    for one in sorted(varying, key=lambda one: one.tokens):
+        if groups and _close(groups[-1][like].tokens, one.tokens, within):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
 
 
 def _close(one: Fraction, other: Fraction, within: Fraction) -> bool:
