@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from .drawing import bar_looks, encoded, interval_text, legend, new_figure, styl
 from .outer import sent_a_step
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
 MBIT = 1e6
@@ -160,14 +162,9 @@ def draw(rows: Sequence[LinkRow], level: float = 0.95) -> Figure:
     figure, (axes,) = new_figure(8.0, 3.8)
     width, looks, handles = 0.8 / len(layouts), bar_looks(len(layouts)), []
     for index, layout in enumerate(layouts):
-        look = looks[index] | {"hatch": ""}
         for row in (row for row in rows if row.layout == layout):
             x = links.index(row.link) + (index - (len(layouts) - 1) / 2) * width
-            wait = min(row.exposed_s or 0.0, row.step_s.value)
-            work = (row.step_s.value - wait) * 1e3
-            bar = axes.bar(x, work, width * 0.92, **look)
-            axes.bar(x, wait * 1e3, width * 0.92, bottom=work, **look | {"hatch": "////"})
-            with_intervals(axes, [x], [row.step_s], "#222222", 1e3)
+            bar = _draw_bar(axes, row, x, width * 0.92, looks[index])
             if row.link == links[0]:
                 handles.append(bar)
     axes.set_xticks(range(len(links)), links)
@@ -175,6 +172,16 @@ def draw(rows: Sequence[LinkRow], level: float = 0.95) -> Figure:
     axes.set_xlabel(interval_text([row.step_s for row in rows], level, "order statistics"), fontsize=7)
     legend(figure, handles, layouts)
     return figure
+
+
+def _draw_bar(axes: Axes, row: LinkRow, x: float, width: float, look: dict[str, Any]) -> BarContainer:
+    """One step: the part that computes, and on it the part that waits. Returns the lower one."""
+    wait = min(row.exposed_s or 0.0, row.step_s.value)
+    work = (row.step_s.value - wait) * 1e3
+    bar = axes.bar(x, work, width, **look | {"hatch": ""})
+    axes.bar(x, wait * 1e3, width, bottom=work, **look | {"hatch": "////"})
+    with_intervals(axes, [x], [row.step_s], "#222222", 1e3)
+    return bar
 
 
 def main(arguments: Sequence[str]) -> int:

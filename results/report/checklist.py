@@ -7,14 +7,16 @@ and the warm-up (2406.19146), the data and its repeats (2305.16264).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group, has_outer_loop
+from ..schema.rows import distinct, values_in
 from ..stats.rank_intervals import MIN_RUNS
 from ..table.column_codes import Coded
 from ..table.rank_places import hosts_of
@@ -120,30 +122,23 @@ def _columns(asked: _Asked, rows: Sequence[Mapping]) -> Item:
     rows = [row for row in rows if asked.applies(row)]
     if not rows:
         return Item(asked.what, NOT_ASKED, "no run with status ok that this asks of")
-    columns = Coded(rows)
-    null = {name: columns.null(name) for name in asked.columns}
-    absent = [name for name in asked.columns if null[name].any()]
+    null = np.array([*map(Coded(rows).null, asked.columns)])  # (columns, rows)
+    absent = [name for name, of_column in zip(asked.columns, null, strict=True) if of_column.any()]
     if not absent:
         return Item(asked.what, REPORTED, f"in all {count_of(len(rows), 'run')}")
-    nowhere = len(absent) == len(asked.columns) and all(null[name].all() for name in absent)
-    whole = len(rows) - np.logical_or.reduce([*null.values()]).sum()
+    whole = len(rows) - null.any(axis=0).sum()
     how = f"; {asked.how}" if asked.how else ""
     return Item(
         asked.what,
-        MISSING if nowhere else PARTLY,
+        MISSING if null.all() else PARTLY,
         f"null: {', '.join(absent)}; whole in {whole} of {count_of(len(rows), 'run')}{how}",
     )
 
 
 def _base(source: Source) -> Item:
     what = "base of each ratio, with its absolute figure"
-    bases = sorted(
-        {
-            f"{one.base.group.where}: {one.base.tokens_per_s.value:,.0f} tokens/s"
-            for series in source.series.values()
-            for one in series
-        }
-    )
+    every = (one.base for one in chain.from_iterable(source.series.values()))
+    bases = sorted({f"{base.group.where}: {base.tokens_per_s.value:,.0f} tokens/s" for base in every})
     if not bases:
         return Item(what, NOT_ASKED, "no ratio is formed")
     return Item(what, REPORTED, "; ".join(bases[:4]) + (f" and {len(bases) - 4} more" if len(bases) > 4 else ""))
@@ -243,13 +238,20 @@ def _reasons(source: Source) -> Item:
 
 def _clean(rows: Sequence[Mapping]) -> Item:
     what = "committed code, one environment"
-    dirty = sum(bool(row["git_dirty"]) for row in rows)
-    unknown = sum(row["git_dirty"] is None for row in rows)
-    mixed = [name for name in MIXED if len({row[name] for row in rows}) > 1]
-    doubts = [f"{count_of(dirty, 'run')} of uncommitted code"] if dirty else []
-    doubts += [f"{count_of(unknown, 'run')} of which it is not known"] if unknown else []
-    doubts += [f"differs between runs: {', '.join(mixed)}"] if mixed else []
+    doubts = "; ".join(_doubts(rows))
     if doubts:
-        return Item(what, PARTLY, "; ".join(doubts))
-    hosts = {host for row in rows for host in hosts_of(row["ranks_json"]).values()}
+        return Item(what, PARTLY, doubts)
+    hosts = set(chain.from_iterable(hosts_of(text).values() for text in values_in(rows, "ranks_json")))
     return Item(what, REPORTED, f"one commit, {count_of(len(hosts), 'host')}")
+
+
+def _doubts(rows: Sequence[Mapping]) -> Iterator[str]:
+    """Why these runs may be of different code, or of an environment each."""
+    dirty = values_in(rows, "git_dirty")
+    if True in dirty:
+        yield f"{count_of(dirty.count(True), 'run')} of uncommitted code"
+    if None in dirty:
+        yield f"{count_of(dirty.count(None), 'run')} of which it is not known"
+    mixed = [name for name in MIXED if len(distinct(rows, name)) > 1]
+    if mixed:
+        yield f"differs between runs: {', '.join(mixed)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -14,7 +14,7 @@ from ..gate.formats import summary
 from ..table.held_out import refusal
 from ..table.read import printable
 from ..wording import count_of
-from . import gate, layouts, losses, outer, outer_law, published, scaling
+from . import frontier, gate, layouts, losses, outer, outer_law, predicted, published, scaling
 from .drawing import Drawn, Figures, Undrawn, encoded, style
 from .page import fastest_lines, rendered
 from .source import Source, read_source
@@ -28,11 +28,11 @@ FIGURES: tuple[Callable[[Source], Figures], ...] = (
     layouts.time_breakdown,
     layouts.memory,
     losses.curves,
-    losses.final_loss,
-    losses.isoflop_curves,
+    frontier.final_loss,
+    frontier.isoflop_curves,
     outer.diloco,
     outer_law.diloco_law,
-    layouts.predicted,
+    predicted.predicted,
 )
 
 
@@ -142,37 +142,52 @@ def report(path: str | Path, out: str | Path | None = None, **keywords: Unpack[R
     """
     options = ReportOptions(**keywords)
     path = Path(path)
-    out = Path(out) if out is not None else (path if path.is_dir() else path.parent) / "report.html"
+    out = _page_of(path) if out is None else Path(out)
     if out.is_dir():
         raise ValueError(f"out {printable(out)} is a folder: name the HTML file to write")
     options.tell("reading", 0.0)
     modes = (options.mode,) if options.mode else MODES
     source = read_source(path, options.where, modes, options.base, options.allow, options.convention, options.level)
     gate_result = None if options.baseline is None else compare(options.baseline, path, where=options.where)
-    drawn: list[tuple[Drawn, bytes]] = []
-    undrawn: list[Undrawn] = []
-    files_written: list[Path] = []
+    pictures = _Pictures()
     with style():
         for figure in _each(source, gate_result, options):
-            if isinstance(figure, Undrawn):
-                undrawn.append(figure)
-                continue
-            svg = encoded(figure.figure, "svg")
-            drawn.append((figure, svg))
-            files_written += _write_figure(figure, svg, out, options)
+            pictures.add(figure, out, options)
     options.tell("writing", 0.95)
-    _write(out, rendered(source, drawn, undrawn, options.title, gate_result).encode())
+    _write(out, rendered(source, pictures.drawn, pictures.undrawn, options.title, gate_result).encode())
     options.tell("done", 1.0)
     return ReportFiles(
         html=out,
-        figures=tuple(files_written),
-        drawn=tuple(one.name for one, _ in drawn),
-        undrawn=tuple(undrawn),
+        figures=tuple(pictures.files),
+        drawn=tuple(one.name for one, _ in pictures.drawn),
+        undrawn=tuple(pictures.undrawn),
         runs=len(source.rows),
         gate=None if gate_result is None else summary(gate_result),
         fastest=tuple(fastest_lines(source)),
         refused=refusal(source.ok),
     )
+
+
+def _page_of(path: Path) -> Path:
+    """In the results folder, or beside the exported file."""
+    return (path if path.is_dir() else path.parent) / "report.html"
+
+
+@dataclass
+class _Pictures:
+    """The figures so far: drawn, each with its SVG; without data; and the files written."""
+
+    drawn: list[tuple[Drawn, bytes]] = field(default_factory=list)
+    undrawn: list[Undrawn] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    def add(self, figure: Drawn | Undrawn, out: Path, options: ReportOptions) -> None:
+        if isinstance(figure, Undrawn):
+            self.undrawn.append(figure)
+            return
+        svg = encoded(figure.figure, "svg")
+        self.drawn.append((figure, svg))
+        self.files += _write_figure(figure, svg, out, options)
 
 
 def _each(source: Source, gate_result: Comparison | None, options: ReportOptions) -> Iterator[Drawn | Undrawn]:

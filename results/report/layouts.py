@@ -1,9 +1,9 @@
-"""Layout beside layout: MFU, where the time of a step went, memory, and what had been predicted."""
+"""Layout beside layout: MFU, where the time of a step went, and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from ..efficiency.breakdown import RESIDUAL_FLAG, Breakdown
 from ..efficiency.workload import Group
 from ..stats.rank_intervals import Estimate, median
-from ..wording import count_of
 from .drawing import (
     GREY,
     Drawn,
@@ -23,13 +22,11 @@ from .drawing import (
     interval_text,
     legend,
     log_scale,
-    look,
     named_rows,
-    new_figure,
     short,
     with_intervals,
 )
-from .source import Source, by_size, label, positive
+from .source import Source, by_size, positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,11 +53,20 @@ MIB = 2.0**20
 
 def mfu(source: Source) -> Figures:
     column = source.convention
-    groups = [group for group in source.groups if len(positive(group.rows, column)) == len(group.rows)]
+    groups = [group for group in source.groups if measured(group, column)]
     if not groups:
         return [Undrawn("MFU by layout", "a known peak of the device: measure.peak_matmul = true measures it")]
     groups.sort(key=lambda g: (by_size(g), -np.median(positive(g.rows, column))))
     return in_parts(groups, "mfu", "MFU by layout", lambda *part: _mfu_figure(source, *part))
+
+
+def measured(group: Group, column: str) -> bool:
+    """Whether every run of the group has a value above 0 in the column."""
+    return len(positive(group.rows, column)) == len(group.rows)
+
+
+def _runs(groups: Iterable[Group]) -> int:
+    return sum(len(group.rows) for group in groups)
 
 
 def _mfu_figure(source: Source, groups: Sequence[Group], name: str, title: str) -> Drawn:
@@ -85,18 +91,17 @@ def _mfu_figure(source: Source, groups: Sequence[Group], name: str, title: str) 
         name,
         title,
         figure,
-        sum(len(group.rows) for group in groups),
+        _runs(groups),
         interval_text(estimates, source.level, "order statistics"),
         f"{CONVENTIONS[column]}, times tokens/s of one device, over its peak: "
-        + _peaks([row for group in groups for row in group.rows]),
+        + _peaks(chain.from_iterable(group.rows for group in groups)),
         "Diamond: median over runs; grey ticks: each run. Best first within a model.",
     )
 
 
 def time_breakdown(source: Source) -> Figures:
     title = "Where the time of a step went"
-    split = [(group, source.breakdown(group)) for group in source.groups]
-    split = [(group, b) for group, b in split if _has_a_part(b)]
+    split = [(group, b) for group in source.groups if _has_a_part(b := source.breakdown(group))]
     if not split:
         return [Undrawn(title, "compute_time_s, optimizer_time_s or comm_time_s of a run")]
     split.sort(key=lambda pair: (by_size(pair[0]), pair[1].step_s))
@@ -120,12 +125,10 @@ class _StepBars:
 
     def add(self, y: int, b: Breakdown) -> None:
         left = 0.0
-        for name in PARTS:
-            seconds = _rest(b) if name == "rest_s" else getattr(b, name)
-            if seconds is not None and seconds > 0:
-                share = 100 * seconds / b.step_s
-                self.parts[name] = self.axes.barh(y, share, left=left, height=0.7, **self.looks[name])
-                left += share
+        for name, seconds in _seconds_of_parts(b):
+            share = 100 * seconds / b.step_s
+            self.parts[name] = self.axes.barh(y, share, left=left, height=0.7, **self.looks[name])
+            left += share
         self.axes.text(101, y, f"{b.step_s * 1e3:,.1f} ms", va="center", fontsize=8, clip_on=False)
         self._add_probed(y, b)
         self._add_theory(y, b)
@@ -169,6 +172,14 @@ class _StepBars:
         legend(figure, handles, names)
 
 
+def _seconds_of_parts(b: Breakdown) -> Iterator[tuple[str, float]]:
+    """The parts that took any time, in the order of PARTS."""
+    for name in PARTS:
+        seconds = _rest(b) if name == "rest_s" else getattr(b, name)
+        if (seconds or 0) > 0:
+            yield name, seconds
+
+
 def _end_of_bubble(b: Breakdown, theory: float) -> float:
     """Where the bubble by the formula ends, as a share of the step: it begins at the measured one, else at 0."""
     compute, exposed, bubble = b.compute_s or 0, b.exposed_comm_s or 0, b.bubble_s or 0
@@ -186,33 +197,37 @@ def _time_figure(source: Source, split: Sequence[tuple[Group, Breakdown]], name:
     axes.set(xlabel="share of the step, %", xlim=(0, 100))
     axes.grid(visible=False)
     bars.legend(figure)
-    unknown = [PARTS[name] for name in ("compute_s", "exposed_comm_s", "optimizer_s") if name not in bars.parts]
-    flagged = sum(bool(b.residual_flagged) for _, b in split)
-    reading = "Fastest first within a model. "
-    reading += f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else ""
-    if flagged:
-        have = "layout has" if flagged == 1 else "layouts have"
-        reading += f"{flagged} {have} more than {RESIDUAL_FLAG:.0%} in no measured part."
     return Drawn(
         name,
         title,
         figure,
-        sum(len(group.rows) for group in groups),
+        _runs(groups),
         "none: each part is its median over runs",
         "parts of the median step of the slowest rank, which is written at the right. Diamonds: the communication of "
         "one probed step with every collective waited for, the most that can be exposed; at 100% it was as long as a "
         "step or longer. Exposed communication and bubble: what was waited for, slower ranks in it, mean over the "
         "ranks. The bubble by formula, (p-1)/(vm+p-1) of forward and backward, is marked at its end: it begins where "
         "the measured one does, or at 0 where none was",
-        reading,
+        "Fastest first within a model. " + _missing_parts(bars.parts) + _residuals([b for _, b in split]),
     )
+
+
+def _missing_parts(drawn: Collection[str]) -> str:
+    unknown = [PARTS[name] for name in ("compute_s", "exposed_comm_s", "optimizer_s") if name not in drawn]
+    return f"Not measured, so not split off: {', '.join(unknown)}. " if unknown else ""
+
+
+def _residuals(breakdowns: Iterable[Breakdown]) -> str:
+    flagged = sum(bool(b.residual_flagged) for b in breakdowns)
+    have = "layout has" if flagged == 1 else "layouts have"
+    return f"{flagged} {have} more than {RESIDUAL_FLAG:.0%} in no measured part." if flagged else ""
 
 
 def memory(source: Source) -> Figures:
     title = "Memory of the fullest rank"
     on_device = any(positive(group.rows, "peak_memory_bytes") for group in source.groups)
     column = "peak_memory_bytes" if on_device else "peak_host_memory_bytes"
-    groups = [group for group in source.groups if len(positive(group.rows, column)) == len(group.rows)]
+    groups = [group for group in source.groups if measured(group, column)]
     if not groups:
         return [Undrawn(title, "peak_memory_bytes or peak_host_memory_bytes of a run")]
     groups.sort(key=lambda g: (by_size(g), np.median(positive(g.rows, column))))
@@ -230,138 +245,56 @@ def _memory_figure(source: Source, column: str, groups: Sequence[Group], name: s
         color="#0072B2",
         zorder=3,
     )
-    names = ["measured"]
     with_intervals(axes, range(len(groups)), estimates, "#000000", 1 / MIB, horizontal=True)
-    predictions = {y: group["predicted_memory_bytes"] for y, group in enumerate(groups)}
-    predictions = {y: size for y, size in predictions.items() if size}
-    if predictions:
-        handles += axes.plot(
-            np.array(list(predictions.values())) / MIB,
-            list(predictions),
-            linestyle="none",
-            marker="D",
-            markerfacecolor="none",
-            color="#D55E00",
-            zorder=3,
-        )
-        names.append("predicted before the run")
+    predictions = _draw_predicted_memory(axes, groups)
+    handles += predictions
     log_scale(axes, "x", lambda value, _: f"{value:,.4g}")
     axes.set_xlabel("MiB, logarithmic")
-    legend(figure, handles, names)
+    legend(figure, handles, ["measured", "predicted before the run"][: len(handles)])
     on_host = "peak resident memory of the process, interpreter and libraries included, which the prediction leaves out"
     return Drawn(
         name,
         title,
         figure,
-        sum(len(group.rows) for group in groups),
+        _runs(groups),
         interval_text(estimates, source.level, "order statistics"),
         f"measured: {on_host if column == 'peak_host_memory_bytes' else 'peak allocated on the device'}",
         "Circle: median over runs. " + ("Diamond: predicted for a rank." if predictions else "Nothing was predicted."),
     )
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """One quantity that was predicted and measured; pairs: of each group its prediction and its measurement."""
-
-    name: str
-    unit: str
-    scale: float
-    pairs: list[tuple[Group, float, Estimate]]
-
-    @property
-    def label(self) -> str:
-        return f"{self.name}, {self.unit}"
-
-    def text(self, ratios: np.ndarray) -> str:
-        """ratios: predicted over measured."""
-        within = np.mean(np.abs(np.log(ratios)) <= np.log(1.2))
-        return (
-            f"{self.name}: {within:.0%} of {count_of(len(ratios), 'layout')} within 20%, predicted/measured "
-            f"{np.median(ratios):.2f} in the median, {ratios.min():.2f} to {ratios.max():.2f}"
-        )
-
-
-PREDICTED = (
-    ("predicted_step_time_s", "step_time_s", "step time", "ms", 1e3),
-    ("predicted_memory_bytes", "peak_memory_bytes", "device memory", "MiB", 1 / MIB),
-)
-
-
-def predicted(source: Source) -> Figures:
-    """Predicted against measured, where both are known and of one kind."""
-    title = "Predicted against measured"
-    panels = [
-        _Panel(name, unit, scale, _predicted_pairs(source, prediction, column))
-        for prediction, column, name, unit, scale in PREDICTED
-    ]
-    panels = [panel for panel in panels if panel.pairs]
-    if not panels:
-        needs = "predicted_step_time_s beside step_time_s, or predicted_memory_bytes beside peak_memory_bytes"
-        return [Undrawn(title, needs)]
-    figure, all_axes = new_figure(4.3 * len(panels) + (0.8 if len(panels) == 1 else 0), 4.2, len(panels))
-    families = list(dict.fromkeys(group.family for panel in panels for group, *_ in panel.pairs))
-    handles: dict[str, Line2D] = {}
-    texts = []
-    for axes, panel in zip(all_axes, panels, strict=True):
-        texts.append(panel.text(_draw_predicted(axes, panel, families, handles)))
-    legend(figure, list(handles.values()), list(map(label, handles)))
-    every = [estimate for panel in panels for *_, estimate in panel.pairs]
-    return [
-        Drawn(
-            "predicted",
-            title,
-            figure,
-            len({row["run_id"] for panel in panels for group, *_ in panel.pairs for row in group.rows}),
-            interval_text(every, source.level, "order statistics"),
-            "predicted before the run from shape and layout; measured as in the table",
-            "Dotted: equal; band: 20% either way. " + "; ".join(texts) + ".",
-        )
-    ]
-
-
-def _predicted_pairs(source: Source, prediction: str, column: str) -> list[tuple[Group, float, Estimate]]:
-    return [
-        (group, group[prediction], median(positive(group.rows, column), source.level))
-        for group in source.groups
-        if (group[prediction] or 0) > 0 and len(positive(group.rows, column)) == len(group.rows)
-    ]
-
-
-def _draw_predicted(axes: Axes, panel: _Panel, families: Sequence[str], handles: dict[str, Line2D]) -> np.ndarray:
-    """Draws a panel, adds the legend's handle of each family, and returns predicted over measured, (groups,)."""
-    scale = panel.scale
-    values = np.array([[guess * scale, estimate.value * scale] for _, guess, estimate in panel.pairs])
-    ends = np.array([values.min() / 1.3, values.max() * 1.3])
-    axes.plot(ends, ends, color=GREY, linestyle=(0, (1, 1)))
-    axes.fill_between(ends, ends / 1.2, ends * 1.2, color=GREY, alpha=0.15, linewidth=0)
-    for index, family in enumerate(families):
-        of_family = [(guess * scale, estimate) for group, guess, estimate in panel.pairs if group.family == family]
-        if of_family:
-            xs, estimates = zip(*of_family, strict=True)
-            points = look(index) | {"linestyle": "none"} | dense(len(of_family))
-            handles[family] = axes.plot(xs, [estimate.value * scale for estimate in estimates], **points, zorder=3)[0]
-            with_intervals(axes, xs, estimates, points["color"], scale)
-    axes.set(xlim=ends, ylim=ends, xlabel=f"predicted {panel.label}", ylabel=f"measured {panel.label}")
-    for which in ("x", "y"):
-        log_scale(axes, which, lambda value, _: f"{value:,.4g}")
-    return values[:, 0] / values[:, 1]
+def _draw_predicted_memory(axes: Axes, groups: Sequence[Group]) -> list[Line2D]:
+    """The legend's handle, or nothing where nothing was predicted."""
+    predictions = {y: size for y, group in enumerate(groups) if (size := group["predicted_memory_bytes"])}
+    if not predictions:
+        return []
+    return axes.plot(
+        np.array(list(predictions.values())) / MIB,
+        list(predictions),
+        linestyle="none",
+        marker="D",
+        markerfacecolor="none",
+        color="#D55E00",
+        zorder=3,
+    )
 
 
 def throughput_estimate(source: Source, group: Group) -> Estimate:
     return median(group.rates, source.level)
 
 
-def _peaks(rows: Sequence[Mapping]) -> str:
+def _peaks(rows: Iterable[Mapping]) -> str:
     """The peaks of these runs by their source; the MFU of each run is over its own."""
     by_origin: dict[str, list[float]] = {}
     for row in rows:
         if row["peak_flops"] is not None:
             by_origin.setdefault(str(row["peak_flops_source"]), []).append(row["peak_flops"])
-    return "; ".join(
-        f"{origin}, {short(min(peaks))}" + (f" to {short(max(peaks))}" if max(peaks) > min(peaks) else "") + " FLOP/s"
-        for origin, peaks in sorted(by_origin.items())
-    )
+    return "; ".join(f"{origin}, {_range(peaks)} FLOP/s" for origin, peaks in sorted(by_origin.items()))
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{short(low)} to {short(high)}" if high > low else short(low)
 
 
 def _group_rows(source: Source, groups: Sequence[Group]) -> tuple[Figure, Axes]:
@@ -369,9 +302,9 @@ def _group_rows(source: Source, groups: Sequence[Group]) -> tuple[Figure, Axes]:
     figure, axes = named_rows([source.name(group) for group in groups])
     models = [group["model"] for group in groups]
     if 2 * len(set(models)) <= len(models):  # a line between models that have several rows each
-        for y in range(1, len(models)):
-            if models[y] != models[y - 1]:
-                axes.axhline(y - 0.5, color=GREY, linewidth=0.6)
+        for y, (above, below) in enumerate(pairwise(models)):
+            if above != below:
+                axes.axhline(y + 0.5, color=GREY, linewidth=0.6)
     return figure, axes
 
 

@@ -12,6 +12,7 @@ from ..efficiency.fastest import same_training
 from ..efficiency.workload import Group, has_outer_loop
 from ..stats.rank_intervals import Estimate, median
 from ..wording import count_of
+from .comparable import loss_column
 from .drawing import (
     Drawn,
     Figures,
@@ -25,7 +26,6 @@ from .drawing import (
     numbered,
     with_intervals,
 )
-from .losses import loss_column
 from .source import Source, label, positive, work_name
 
 if TYPE_CHECKING:
@@ -46,10 +46,12 @@ class _Comparison:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> _Comparison:
-        outer = [group for group in groups if has_outer_loop(group.rows[0])]
-        plain = [group for group in groups if not has_outer_loop(group.rows[0])]
-        folded = sum(group["outer_placement"] == "folded" for group in outer)
-        return cls([g for g in plain if sent(g.rows[0])], [g for g in outer if sent(g.rows[0])], folded)
+        sides: dict[bool, list[Group]] = {False: [], True: []}
+        for group in groups:
+            sides[has_outer_loop(group.rows[0])].append(group)
+        folded = sum(group["outer_placement"] == "folded" for group in sides[True])
+        plain, outer = ([group for group in side if sent(group.rows[0])] for side in sides.values())
+        return cls(plain, outer, folded)
 
     @property
     def groups(self) -> list[Group]:
@@ -64,20 +66,20 @@ def diloco(source: Source) -> Figures:
     every = [_Comparison.of(groups) for groups in by_work.values()]
     ready = [one for one in every if one.plain and one.outer]
     if not ready:
-        folded = sum(one.folded for one in every)
-        also = f" ({count_of(folded, 'layout')} with an outer loop and folded replicas sent nothing)" if folded else ""
-        return [
-            Undrawn(
-                title,
-                "runs with an outer loop beside data parallel ones of the same model, data and recipe, "
-                f"with the bytes counted (measure.probe_comm = true){also}",
-            )
-        ]
+        return [Undrawn(title, _needs(sum(one.folded for one in every)))]
     parts, more = chunks(ready, title, 1)
     return [
         *more,
         *(_figure(source, *numbered("diloco", title, at, len(parts)), one) for at, (one,) in enumerate(parts, 1)),
     ]
+
+
+def _needs(folded: int) -> str:
+    also = f" ({count_of(folded, 'layout')} with an outer loop and folded replicas sent nothing)" if folded else ""
+    return (
+        "runs with an outer loop beside data parallel ones of the same model, data and recipe, "
+        f"with the bytes counted (measure.probe_comm = true){also}"
+    )
 
 
 def sent(row: Mapping) -> float | None:

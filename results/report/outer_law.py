@@ -4,8 +4,9 @@ beside data parallel's L = A N^alpha (table 7), both with intervals over runs.""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from ..efficiency.workload import DATA, OUTER, RECIPE, has_outer_loop
 from ..laws.base import get_law
 from ..laws.fit import Fit, fit, with_profiles
 from ..laws.solver import Objective
+from ..schema.rows import distinct, values_in
+from .comparable import SAME, has_all, law_rows, loss_column, loss_name, picked
 from .drawing import Drawn, Figures, Undrawn, legend, log_scale, look, new_figure, short
-from .losses import SAME, law_rows, loss_column, loss_name
 from .source import Source, label
 
 if TYPE_CHECKING:
@@ -33,9 +35,8 @@ TUNED = tuple(name for name in (*DATA, *RECIPE, *OUTER) if name not in HELD and 
 
 def diloco_law(source: Source) -> Figures:
     sweep = _sweep(source)
-    points = {(row["params_total"], row["outer_replicas"]) for row in sweep.rows}
-    if len(points) < 4 or any(len(set(values)) < 2 for values in zip(*points, strict=True)):
-        return [Undrawn(TITLE, f"{NEEDS}; there are {len(points)}")]
+    if not sweep.tells_a_law:
+        return [Undrawn(TITLE, f"{NEEDS}; there are {len(sweep.points)}")]
     plain = _plain_rows(source, sweep)
     column = loss_column([*sweep.rows, *plain])
     outer, base = _best(sweep.rows, column), _best(plain, column)
@@ -44,13 +45,8 @@ def diloco_law(source: Source) -> Figures:
     except ValueError as error:
         return [Undrawn(TITLE, f"{NEEDS} ({error})")]
     alone, why = _plain_law(base, column, source)
-    chart = _Chart(column, sorted({row["params_total"] for row in sweep.rows}))
-    replicas = sorted({row["outer_replicas"] for row in outer})
-    dodges = [1.02 ** (index - len(replicas) / 2) for index in range(len(replicas) + 1)]  # sizes stand side by side
-    chart.add(_Line("data parallel", base, alone, None), look(0), dodges[0])
-    for index, m in enumerate(replicas, 1):
-        rows = [row for row in outer if row["outer_replicas"] == m]
-        chart.add(_Line(f"M = {m}", rows, law, m), look(index), dodges[index])
+    chart = _Chart(column, sorted(distinct(sweep.rows, "params_total")))
+    chart.add_all([_Line("data parallel", base, alone, None), *_lines(outer, law)])
     chart.finish()
     held = ", ".join(f"{name.removeprefix('outer_').replace('_', ' ')} {label(outer[0][name])}" for name in HELD)
     reading = [
@@ -75,19 +71,14 @@ def diloco_law(source: Source) -> Figures:
 
 def _plain_rows(source: Source, sweep: _Sweep) -> list[Mapping]:
     """Data parallel runs of the sizes, data and budget of the sweep."""
-    sizes, first = {row["params_total"] for row in sweep.rows}, sweep.rows[0]
-    return [
-        row
-        for row in _able(source, outer=False)
-        if row["params_total"] in sizes
-        and all(row[name] == first[name] for name in SAME)
-        and sweep.budget in _budgets(row)
-    ]
+    sizes, data = distinct(sweep.rows, "params_total"), picked(sweep.rows[0], SAME)
+    same = (row for row in _able(source, outer=False) if row["params_total"] in sizes and picked(row, SAME) == data)
+    return [row for row in same if sweep.budget in _budgets(row)]
 
 
 def _plain_law(base: Sequence[Mapping], column: str, source: Source) -> tuple[Fit | None, str]:
     """The law of data parallel, or why there is none."""
-    if len({row["params_total"] for row in base}) < 3:
+    if len(distinct(base, "params_total")) < 3:
         return None, "data parallel is there at fewer than three sizes"
     try:
         return _fitted("diloco", base, column, {"params": "params_total"}, source), ""
@@ -105,6 +96,19 @@ class _Line:
     replicas: int | None
 
 
+def _lines(rows: Sequence[Mapping], law: Fit) -> Iterator[_Line]:
+    for m, of_m in _by(rows, "outer_replicas").items():
+        yield _Line(f"M = {m}", of_m, law, m)
+
+
+def _by(rows: Sequence[Mapping], column: str) -> dict[int, list[Mapping]]:
+    """The rows of each value of the column, the smallest first."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row[column]].append(row)
+    return dict(sorted(groups.items()))
+
+
 class _Chart:
     """Loss over size, a line for each number of replicas."""
 
@@ -115,13 +119,16 @@ class _Chart:
         self.handles: list[Line2D] = []
         self.names: list[str] = []
 
-    def add(self, line: _Line, style: dict, dodge: float) -> None:
+    def add_all(self, lines: Sequence[_Line]) -> None:
+        for index, line in enumerate(lines):
+            if line.rows:
+                self._add(line, look(index), dodge=1.02 ** (index - (len(lines) - 1) / 2))
+
+    def _add(self, line: _Line, style: dict, dodge: float) -> None:
         """dodge: a factor of N, so that points of one size are side by side."""
-        if not line.rows:
-            return
         points = style | {"linestyle": "none"}
-        sizes = [row["params_total"] * dodge for row in line.rows]
-        self.axes.plot(sizes, [row[self.column] for row in line.rows], **points, zorder=3)
+        sizes = [size * dodge for size in values_in(line.rows, "params_total")]
+        self.axes.plot(sizes, values_in(line.rows, self.column), **points, zorder=3)
         if line.law is not None:
             self._add_law(line.law, line.replicas, style)
         self.handles.append(self.axes.plot([], [], **(points if line.law is None else style))[0])
@@ -144,16 +151,18 @@ class _Chart:
 
 
 def _interval_text(laws: Sequence[Fit]) -> str:
-    drawn = [law for law in laws if law.draws is not None]
-    refused = dict.fromkeys(law.no_draws for law in laws if law.draws is None)
-    bands = f"bands and brackets: {laws[0].level:.0%} of the law by {DRAWS} resamples of runs, without a run's noise"
-    return "; ".join([*([bands] if drawn else []), *(f"none: {why}" for why in refused)])
+    refused = [law.no_draws for law in laws if law.draws is None]
+    parts = [f"none: {why}" for why in dict.fromkeys(refused)]
+    if len(refused) < len(laws):
+        resampled = f"{laws[0].level:.0%} of the law by {DRAWS} resamples of runs, without a run's noise"
+        parts.insert(0, f"bands and brackets: {resampled}")
+    return "; ".join(parts)
 
 
 def _able(source: Source, outer: bool) -> list[Mapping]:
     """The ok runs that a law can be fitted to, of those with an outer loop or of the others."""
     needed = ("params_total", "tokens_seen", "loss", *(["outer_replicas"] if outer else []))
-    return [row for row in source.ok if has_outer_loop(row) == outer and all(row[name] for name in needed)]
+    return [row for row in source.ok if has_outer_loop(row) == outer and has_all(row, needed)]
 
 
 class _Budget(NamedTuple):
@@ -176,9 +185,19 @@ class _Sweep:
     budget: _Budget
 
     @property
+    def points(self) -> set[tuple]:
+        """The different (N, M)."""
+        return {picked(row, ("params_total", "outer_replicas")) for row in self.rows}
+
+    @property
+    def tells_a_law(self) -> bool:
+        sizes, replicas = distinct(self.rows, "params_total"), distinct(self.rows, "outer_replicas")
+        return len(self.points) >= 4 and min(len(sizes), len(replicas)) >= 2
+
+    @property
     def size(self) -> tuple[int, int, _Budget]:
         """Different (N, M), then runs."""
-        return len({(row["params_total"], row["outer_replicas"]) for row in self.rows}), len(self.rows), self.budget
+        return len(self.points), len(self.rows), self.budget
 
 
 def _sweep(source: Source) -> _Sweep:
@@ -186,7 +205,7 @@ def _sweep(source: Source) -> _Sweep:
     kinds: dict[tuple, list[Mapping]] = defaultdict(list)
     for row in _able(source, outer=True):
         for budget in _budgets(row):
-            kinds[(*(row[name] for name in (*SAME, *HELD)), budget)].append(row)
+            kinds[(*picked(row, (*SAME, *HELD)), budget)].append(row)
     sweeps = [_Sweep(rows, key[-1]) for key, rows in kinds.items()]
     return max(sweeps, key=lambda sweep: sweep.size, default=_Sweep([], _Budget("tokens", 0)))
 
@@ -195,12 +214,9 @@ def _best(rows: Sequence[Mapping], column: str) -> list[Mapping]:
     """For each (N, M) the runs of the setting with the lowest mean loss."""
     cells: dict[tuple, dict[tuple, list[Mapping]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        cells[row["params_total"], row["outer_replicas"]][tuple(row[name] for name in TUNED)].append(row)
-    return [
-        row
-        for settings in cells.values()
-        for row in min(settings.values(), key=lambda some: np.mean([one[column] for one in some]))
-    ]
+        cells[row["params_total"], row["outer_replicas"]][picked(row, TUNED)].append(row)
+    best = (min(settings.values(), key=lambda some: np.mean(values_in(some, column))) for settings in cells.values())
+    return list(chain.from_iterable(best))
 
 
 def _fitted(law: str, rows: Sequence[Mapping], column: str, roles: dict[str, str], source: Source) -> Fit:
@@ -227,16 +243,16 @@ def _values(law: Fit) -> str:
 
 def _penalty(outer: Sequence[Mapping], base: Sequence[Mapping], column: str) -> str:
     """By how much the loss of each M exceeds that of data parallel at the largest size that has both."""
-    shared = {r["params_total"] for r in outer} & {r["params_total"] for r in base}
+    with_outer, without = _by(outer, "params_total"), _by(base, "params_total")
+    shared = with_outer.keys() & without.keys()
     if not shared:
         return ""
     top = max(shared)
-    below = np.mean([row[column] for row in base if row["params_total"] == top])
-    by_m = defaultdict(list)
-    for row in outer:
-        if row["params_total"] == top:
-            by_m[row["outer_replicas"]].append(row[column])
-    parts = ", ".join(f"M = {m} {np.mean(losses) / below - 1:+.2%}" for m, losses in sorted(by_m.items()))
+    below = np.mean(values_in(without[top], column))
+    parts = ", ".join(
+        f"M = {m} {np.mean(values_in(rows, column)) / below - 1:+.2%}"
+        for m, rows in _by(with_outer[top], "outer_replicas").items()
+    )
     return f"Against data parallel at N = {short(top)}: {parts}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,8 @@ def published(source: Source) -> Figures:
         return [Undrawn(TITLE, f"a run whose {source.convention} a published row may be set against; refused: {why}")]
     ours.sort(key=lambda one: -one.value)
     best = ours[:MOST]
-    rows = {
-        (each.label, each.theirs): each for one in best for each in one.compared.against if each.percent is not None
-    }
-    theirs = sorted(rows.values(), key=_published_value, reverse=True)
+    compared = chain.from_iterable(map(_with_percent, (one.compared for one in best)))
+    theirs = sorted({(each.label, each.theirs): each for each in compared}.values(), key=_published_value, reverse=True)
     middle = median(best[0].shares)
     more = f" {len(ours) - len(best)} more layouts of ours are in the table only." if len(ours) > len(best) else ""
     return [
@@ -73,6 +72,10 @@ def _values(one: Compared) -> list[float]:
 
 def _shares(one: Compared) -> list[float]:
     return [each.percent for each in one.against if each.percent is not None]
+
+
+def _with_percent(one: Compared) -> list[Against]:
+    return [each for each in one.against if each.percent is not None]
 
 
 def _published_value(each: Against) -> float:
@@ -127,8 +130,7 @@ def table(source: Source) -> Table | None:
             text("computed" if each.derived else "printed"),
         )
         for one in sorted(every, key=lambda one: (by_size(one.group), one.group.devices, one.group.label))
-        for each in one.against
-        if each.percent is not None
+        for each in _with_percent(one)
     )
     note = f"By {source.convention}: {CONVENTIONS[source.convention]}. No percentage for {_refused(every)}."
     return Table("published", TITLE, columns, rows, note) if rows else None

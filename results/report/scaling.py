@@ -102,15 +102,21 @@ class _Panels:
         points = style | {"linestyle": "none"}
         dodge = 2 ** (0.07 * (index - (len(self.members) - 1) / 2))  # families on as many devices stand side by side
         devices = np.array([point.group.devices for point in series.points])
-        rates = np.array([point.tokens_per_s.value for point in series.points])
-        efficiency = [1.0 if point.efficiency is None else point.efficiency.value for point in series.points]
+        speeds = [point.tokens_per_s for point in series.points]
+        rates = np.array([speed.value for speed in speeds])
         self.left.plot(devices * dodge, rates, **points, zorder=3)
-        self.right.plot(devices * dodge, np.array(efficiency), **points, zorder=3)
-        with_intervals(self.left, devices * dodge, [point.tokens_per_s for point in series.points], style["color"])
-        ratios = [(p.group.devices * dodge, p.efficiency) for p in series.points if p.efficiency is not None]
-        with_intervals(self.right, [x for x, _ in ratios], [ratio for _, ratio in ratios], style["color"])
+        with_intervals(self.left, devices * dodge, speeds, style["color"])
+        self._draw_efficiency(series, dodge, points)
         has_line = self._draw_line(series, devices, rates, style)
         self.handles.append(self.left.plot([], [], **(style if has_line else points))[0])
+
+    def _draw_efficiency(self, series: Series, dodge: float, style: dict) -> None:
+        """The base is drawn at 1, without an interval."""
+        at = np.array([point.group.devices for point in series.points]) * dodge
+        ratios = [point.efficiency for point in series.points]
+        self.right.plot(at, [1.0 if ratio is None else ratio.value for ratio in ratios], **style, zorder=3)
+        bounded = [(x, ratio) for x, ratio in zip(at, ratios, strict=True) if ratio is not None]
+        with_intervals(self.right, [x for x, _ in bounded], [ratio for _, ratio in bounded], style["color"])
 
     def _draw_line(self, series: Series, devices: np.ndarray, rates: np.ndarray, style: dict) -> bool:
         """The curve of the best law, lines between medians where no law is fitted; False: there is neither."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from ..efficiency.reading import read_groups, steps_of, unchecked, waits_of
 from ..efficiency.report import Compared, compared
 from ..efficiency.series import Options, Refusal, Series, read_series
 from ..efficiency.workload import BATCH, CONDITIONS, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, allowed
+from ..schema.rows import distinct, ok_rows
 from ..table import held_out
 from ..table.distinguishing import differing_in_parts
 from ..table.read import no_runs, printable
@@ -58,7 +60,7 @@ class Source:
 
     @cached_property
     def ok(self) -> list[Mapping]:
-        return [row for row in self.rows if row["status"] == "ok"]
+        return ok_rows(self.rows)
 
     def may_have_steps(self, row: Mapping) -> bool:
         """Whether the run may have rows of `steps`: it is in a results folder, and its row does not count none."""
@@ -144,24 +146,24 @@ def read_source(
 
 def _in_no_series(refusals: Iterable[Refusal], series: Mapping[str, Sequence[Series]]) -> tuple[Refusal, ...]:
     """Refusals of runs that no mode compares; of several modes that in which the fewest columns differ."""
-    points = (point for of_mode in series.values() for one in of_mode for point in one.points)
-    compared = {row["run_id"] for point in points for row in point.group.rows}
+    compared: set[str] = set()
+    for one in chain.from_iterable(series.values()):
+        compared.update(*(distinct(point.group.rows, "run_id") for point in one.points))
     least: dict[tuple[str, ...], Refusal] = {}
-    for one in refusals:
-        if compared.isdisjoint(one.run_ids):
-            known = least.setdefault(one.run_ids, one)
-            if len(one.columns) < len(known.columns):
-                least[one.run_ids] = one
+    for refusal in refusals:
+        if compared.isdisjoint(refusal.run_ids):
+            known = least.get(refusal.run_ids, refusal)
+            least[refusal.run_ids] = min(known, refusal, key=lambda one: len(one.columns))
     return tuple(least.values())
 
 
 def _notes(rows: Sequence[Mapping], ungrouped: Sequence[Mapping]) -> list[str]:
     """What a reader must know of the runs. ungrouped: those in no group."""
     notes = []
-    for why, count in Counter(no_work(row) for row in ungrouped if row["status"] == "ok").most_common(3):
+    for why, count in Counter(map(no_work, ok_rows(ungrouped))).most_common(3):
         runs = count_of(count, "run with status ok is", "runs with status ok are")
         notes.append(f"{runs} in no figure of speed: {why}")
-    ok = [row for row in rows if row["status"] == "ok"]
+    ok = ok_rows(rows)
     of_losses = (held_out.refusal(ok), held_out.unknown(ok), *held_out.unbelieved(ok))
     return [*notes, *unchecked(rows), *filter(None, of_losses)]
 

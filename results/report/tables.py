@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from statistics import median
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from ..efficiency.series import Point
 from ..efficiency.workload import Group
 from ..schema.columns import RUNS
+from ..schema.rows import values_in
 from ..stats.rank_intervals import Estimate
 from ..table.held_out import refusal
 from ..table.read import printable
@@ -56,9 +58,10 @@ class Table:
 
     def without_empty_columns(self) -> Table:
         """The same without the columns in which every value is null."""
-        keep = [i for i in range(len(self.columns)) if any(row[i].value is not None for row in self.rows)]
-        columns = tuple(self.columns[i] for i in keep)
-        return replace(self, columns=columns, rows=tuple(tuple(row[i] for i in keep) for row in self.rows))
+        by_column = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)
+        filled = [any(cell.value is not None for cell in cells) for cells in by_column]
+        rows = tuple(tuple(compress(row, filled)) for row in self.rows)
+        return replace(self, columns=tuple(compress(self.columns, filled)), rows=rows)
 
 
 def kept(items: Sequence, most: int) -> tuple[list, int]:
@@ -175,10 +178,10 @@ def runs(source: Source) -> Table:
 
 def failures(source: Source) -> Table | None:
     """The runs without a result, and why."""
-    failed = sorted(
-        (row for row in source.rows if row["status"] != "ok"),
-        key=lambda r: (r["status"], r["reason"] or "", r["run_id"]),
-    )
+    failed = [row for row in source.rows if row["status"] != "ok"]
+    if not failed:
+        return None
+    failed.sort(key=lambda r: (r["status"], r["reason"] or "", r["run_id"]))
     some, of = kept(failed, REASONS)
     columns = (
         ("status", ""),
@@ -203,10 +206,10 @@ def failures(source: Source) -> Table | None:
         )
         for r in some
     )
-    counts = Counter(row["status"] for row in failed)
+    counts = Counter(values_in(failed, "status"))
     note = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     note += f" of {count_of(len(source.rows), 'run')}."
-    return Table("failures", "Failures and skips", columns, rows, note, of) if rows else None
+    return Table("failures", "Failures and skips", columns, rows, note, of)
 
 
 def refusals(source: Source) -> Table | None:
