@@ -7,7 +7,7 @@ from pathlib import Path
 from ..schedulers import SCHEDULERS
 from ..schedulers.ask import SchedulerError
 from ..schedulers.state import ACTIVE, UNHEARD, State
-from .status import Line, status
+from .status import Line, status, task_named
 from .submissions import JobRecord, Submission, locked, submissions
 
 
@@ -21,11 +21,7 @@ def cancel(results: Path, job: str = "") -> list[str]:
     ------
     ValueError: as `status`; SchedulerError: the scheduler does not answer, or refuses
     """
-    lines, _ = status(results, job)
-    by_name: dict[str, list[Line]] = {}
-    for line in lines:
-        if line.state in ACTIVE | UNHEARD:
-            by_name.setdefault(line.name, []).append(line)
+    by_name = _not_ended(status(results, job)[0])
     report = []
     with locked(results):
         for submission in submissions(results):
@@ -39,20 +35,24 @@ def cancel(results: Path, job: str = "") -> list[str]:
     return report or ["nothing waits or runs"]
 
 
+def _not_ended(lines: list[Line]) -> dict[str, list[Line]]:
+    """By the name of the job."""
+    by_name: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.state in ACTIVE | UNHEARD:
+            by_name.setdefault(line.name, []).append(line)
+    return by_name
+
+
 def _end(submission: Submission, record: JobRecord, lines: list[Line], job: str) -> str:
     """End one job, or the one task of it that `job` names. Raises SchedulerError."""
-    task = lines[0].task if len(lines) == 1 and job == lines[0].job != lines[0].array else None
+    task = task_named(lines, job)
     name = lines[0].job if task is not None else record.job_id or record.name
-    line = f"cancelled: {name}"
+    states = {line.state for line in lines}
     try:
-        if record.job_id:
-            SCHEDULERS[submission.scheduler].cancel(record.job_id, task)
-        elif any(line.state == State.UNKNOWN for line in lines):
-            raise SchedulerError(f"{submission.scheduler}: the scheduler did not answer; {name} may be there")
-        else:
-            line = f"forgotten: {name}: {submission.scheduler} knows no such job"
+        line = _ask_to_end(submission.scheduler, record, name, task, states)
     except SchedulerError as error:
-        if any(line.state != State.LOST for line in lines):
+        if states != {State.LOST}:
             raise
         line = f"forgotten: {name}: {error}"
     if task is None:
@@ -60,3 +60,12 @@ def _end(submission: Submission, record: JobRecord, lines: list[Line], job: str)
     elif lines[0].state == State.LOST:
         record.give_up(task, "by `scalade cancel`")
     return line
+
+
+def _ask_to_end(scheduler: str, record: JobRecord, name: str, task: int | None, states: set[State]) -> str:
+    if record.job_id:
+        SCHEDULERS[scheduler].cancel(record.job_id, task)
+        return f"cancelled: {name}"
+    if State.UNKNOWN in states:
+        raise SchedulerError(f"{scheduler}: the scheduler did not answer; {name} may be there")
+    return f"forgotten: {name}: {scheduler} knows no such job"

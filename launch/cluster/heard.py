@@ -7,6 +7,7 @@ the submission's record. A scheduler that does not answer says nothing, and what
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..schedulers.ask import SchedulerError
@@ -28,11 +29,16 @@ class Heard:
         task = self.tasks.get(record.name, {}).get(number)
         if record.closed == State.FAILED:
             return Task(State.FAILED, record.refusal)
-        if record.closed == State.CANCELLED and (task is None or task.state in ACTIVE):
-            going = task and replace(task, reason="is being cancelled")
-            return going or Task(State.CANCELLED, "by `scalade cancel`")
-        if task is not None:
-            return task
+        if task is None:
+            return self._unheard(record)
+        if record.closed == State.CANCELLED and task.state in ACTIVE:
+            return replace(task, reason="is being cancelled")
+        return task
+
+    def _unheard(self, record: JobRecord) -> Task:
+        """The scheduler said nothing of it."""
+        if record.closed == State.CANCELLED:
+            return Task(State.CANCELLED, "by `scalade cancel`")
         if self.silent:
             return Task(State.UNKNOWN, "the scheduler did not answer")
         if not record.job_id:
@@ -42,24 +48,41 @@ class Heard:
 
 def hear(scheduler: Scheduler, submission: Submission, *, remember: bool = True) -> Heard:
     """Ask about the jobs whose end has not been seen. remember: what is heard is kept in the record."""
-    jobs = {job.name: job for job in submission.jobs if job.closed != State.FAILED and set(job.tasks()) - _settled(job)}
+    before = _known(submission)
     tasks: dict[str, dict[int, Task]] = {}
-    silent, changed = "", False
+    silent = ""
     try:
-        changed = _find_ids(scheduler, submission, jobs)
-        ids = {name: job.job_id for name, job in jobs.items() if job.job_id}
-        tasks = scheduler.tasks(ids) if ids else {}
+        tasks = _asked(scheduler, submission)
     except SchedulerError as error:
         silent = str(error)
     for job in submission.jobs:
         seen = tasks.setdefault(job.name, {})
-        if ALL in seen:
-            rest = seen.pop(ALL)
-            seen |= {number: rest for number in job.tasks() if number not in seen}
-        changed = _keep(job, seen) or changed
-    if changed and remember:
+        _spread(job, seen)
+        _keep(job, seen)
+    if remember and _known(submission) != before:
         submission.save()
     return Heard(scheduler.name, tasks, silent)
+
+
+def _known(submission: Submission) -> list[tuple[str, dict[str, dict[str, str]]]]:
+    """What hearing may change in the record."""
+    return [(job.job_id, dict(job.seen)) for job in submission.jobs]
+
+
+def _spread(job: JobRecord, seen: dict[int, Task]) -> None:
+    """Give a word on all tasks of the job to each that has none of its own."""
+    of_all = seen.pop(ALL, None)
+    if of_all is not None:
+        for number in job.tasks():
+            seen.setdefault(number, of_all)
+
+
+def _asked(scheduler: Scheduler, submission: Submission) -> dict[str, dict[int, Task]]:
+    """What the scheduler reports of jobs that may have changed; their ids are written into the records."""
+    jobs = [job for job in submission.jobs if job.closed != State.FAILED and set(job.tasks()) - _settled(job)]
+    _find_ids(scheduler, submission, jobs)
+    ids = {job.name: job.job_id for job in jobs if job.job_id}
+    return scheduler.tasks(ids) if ids else {}
 
 
 def _settled(job: JobRecord) -> set[int]:
@@ -67,27 +90,22 @@ def _settled(job: JobRecord) -> set[int]:
     return {int(number) for number, kept in job.seen.items() if job.closed or kept["state"] == State.DONE}
 
 
-def _find_ids(scheduler: Scheduler, submission: Submission, jobs: dict[str, JobRecord]) -> bool:
-    """Ids of jobs that were submitted and not written down; whether there was one."""
-    found = False
-    for job in jobs.values():
-        if not job.job_id and (job_id := scheduler.find(submission.folder / job.script)):
-            job.job_id, found = job_id, True
-    return found
+def _find_ids(scheduler: Scheduler, submission: Submission, jobs: Iterable[JobRecord]) -> None:
+    """Write down the ids of jobs that were submitted and whose id is not known."""
+    for job in jobs:
+        if not job.job_id:
+            job.job_id = scheduler.find(submission.folder / job.script) or ""
 
 
-def _keep(job: JobRecord, seen: dict[int, Task]) -> bool:
-    """Write ends into the record, and take from it those that the scheduler forgot; whether it changed."""
-    changed = False
+def _keep(job: JobRecord, seen: dict[int, Task]) -> None:
+    """Write ends into the record, and take from it those that the scheduler forgot."""
     for number, task in seen.items():
-        ended = task.state not in ACTIVE | UNHEARD
-        content = {"state": str(task.state), "reason": task.reason, "where": task.where, "elapsed": task.elapsed}
-        if ended and job.seen.get(str(number)) != content:
-            job.seen[str(number)], changed = content, True
-        elif not ended and task.state in ACTIVE:
-            changed = job.seen.pop(str(number), None) is not None or changed
+        if task.state in ACTIVE:
+            job.seen.pop(str(number), None)
+        elif task.state not in UNHEARD:
+            words = {"reason": task.reason, "where": task.where, "elapsed": task.elapsed}
+            job.seen[str(number)] = {"state": str(task.state), **words}
     for name, kept in job.seen.items():
         number = int(name)
         if number not in seen or seen[number].state in UNHEARD:
             seen[number] = Task(State(kept["state"]), *(kept.get(part, "") for part in ("reason", "where", "elapsed")))
-    return changed

@@ -7,8 +7,9 @@ packed job holds all cases. A case takes as few nodes as hold the same number of
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from ...results.wording import count_of
@@ -94,15 +95,10 @@ def _packed(
     common: dict,
 ) -> list[Job]:
     study, per_node_most, limit_s = context.study, context.site.per_node, context.study.run.time_limit_s
-    nodes, per_node = max(nodes_of(ranks, per_node_most) for ranks in sizes)
-    if 0 < options.nodes < nodes:
-        raise ValueError(
-            f"--nodes {options.nodes}: the largest case takes {count_of(nodes, 'node')} of "
-            f"{count_of(per_node_most, 'rank')}"
-        )
-    nodes, per_node = max(nodes, options.nodes), max(nodes_of(ranks, per_node_most)[1] for ranks in sizes)
-    parts = tuple(part[id(runs)] for ranks in sorted(sizes, reverse=True) for runs in sizes[ranks])
-    pending = [run for found in sizes.values() for runs in found for run in runs]
+    nodes, per_node = _largest(sizes, per_node_most, options.nodes)
+    cases = list(chain.from_iterable(sizes[ranks] for ranks in sorted(sizes, reverse=True)))
+    parts = tuple(part[id(runs)] for runs in cases)
+    pending = list(chain.from_iterable(cases))
     taking = (nodes if options.alone else nodes_of(run.case.ranks, per_node_most)[0] for run in pending)
     work_s = sum(taking) * limit_s
     seconds = context.site.time_limit_s or int(max(limit_s, 2 * work_s / nodes / options.jobs)) + SPARE_S
@@ -121,6 +117,21 @@ def _packed(
         )
         for number in range(options.jobs)
     ]
+
+
+def _largest(sizes: Iterable[int], per_node_most: int, asked: int) -> tuple[int, int]:
+    """(nodes, ranks of the fullest node) that hold a case of each size. asked: nodes, or 0.
+
+    Raises
+    ------
+    ValueError: it takes more than were asked for
+    """
+    placed = [nodes_of(ranks, per_node_most) for ranks in sizes]
+    nodes = max(nodes for nodes, _ in placed)
+    if 0 < asked < nodes:
+        takes = f"{count_of(nodes, 'node')} of {count_of(per_node_most, 'rank')}"
+        raise ValueError(f"--nodes {asked}: the largest case takes {takes}")
+    return max(nodes, asked), max(per_node for _, per_node in placed)
 
 
 def _arrays(

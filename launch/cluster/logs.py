@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ...results import files
 from ...results.opened import Refused
 from ..schedulers import SCHEDULERS
 from ..schedulers.base import Scheduler
-from .status import status
-from .submissions import submissions
+from .status import status, task_named
+from .submissions import JobRecord, Submission, submissions
 
 MOST = 2**22  # bytes of the end of a file
 OURS = (".sh", ".yaml", ".json", ".stop", ".undone")  # what is no log in a submission's folder
@@ -26,22 +27,28 @@ def logs(results: Path, job: str = "", lines: int = 20) -> dict[str, list[str]]:
     """
     shown, _ = status(results, job)
     names = {line.name for line in shown}
-    task = shown[0].task if len(shown) == 1 and job == shown[0].job != shown[0].array else None
+    task = task_named(shown, job)
     ends: dict[str, list[str]] = {}
     printed: list[Path] = []
-    for submission in submissions(results):
+    for submission, record in _records(results, names):
         scheduler = SCHEDULERS[submission.scheduler]
-        for record in submission.jobs:
-            if record.name in names:
-                text = scheduler.printed(record.job_id, lines) if record.job_id else None
-                if text is not None:
-                    ends[record.name] = text.splitlines()
-                printed += _log_files(submission.folder, results, record.name, scheduler, task)
+        text = scheduler.printed(record.job_id, lines) if record.job_id else None
+        if text is not None:
+            ends[record.name] = text.splitlines()
+        printed += _log_files(submission.folder, results, record.name, scheduler, task)
     for file in sorted(printed, key=lambda file: (file.lstat().st_mtime, file.name)):
         ends[str(file)] = _end_of(file, results, lines)
     if not ends:
         raise ValueError(f"{results}: no job has printed anything yet; see `scalade status`")
     return ends
+
+
+def _records(results: Path, names: Collection[str]) -> Iterator[tuple[Submission, JobRecord]]:
+    """The jobs of these names."""
+    for submission in submissions(results):
+        for record in submission.jobs:
+            if record.name in names:
+                yield submission, record
 
 
 def _log_files(folder: Path, results: Path, job: str, scheduler: Scheduler, task: int | None) -> list[Path]:

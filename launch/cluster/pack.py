@@ -97,10 +97,16 @@ class Tally:
         allocation can do the rest."""
         if self.received is not None:
             return 128 + signal.Signals[self.received]
-        if self.left and (self.ended or self.gone or any(packed.resumes or packed.cut_off for packed in self.left)):
+        if self._next_can_go_on():
             return REQUEUE_STATUS
         statuses = {*self.ended.values(), *self.kept.values()}
         return int(bool(self.left or self.given_up or statuses != {"ok"}))
+
+    def _next_can_go_on(self) -> bool:
+        """Whether another allocation would come further than this one."""
+        if self.left and (self.ended or self.gone):
+            return True
+        return any(packed.resumes or packed.cut_off for packed in self.left)
 
 
 def read_job(path: Path) -> PackedJob:
@@ -124,12 +130,12 @@ def read_job(path: Path) -> PackedJob:
 def packed_runs(study: Study, store: RunStore, job: PackedJob) -> list[PackedRun]:
     """The runs that are missing, the largest first; of one size the first repeat of each case, then the second."""
     plan = make_plan(study, store, retry_failed=job.retry_failed, only=job.cases, cases=study.cases_elsewhere())
-    found = []
+    packed = []
     for run in plan.pending:
         nodes, per_node = nodes_of(run.case.ranks, job.site.per_node)
         bound_s = _bound_s(study, store, run)
-        found.append(PackedRun(run, nodes, per_node, bound_s, bool(run.case.measure.checkpoint_every)))
-    return sorted(found, key=lambda packed: (-packed.nodes, -packed.per_node, packed.run.repeat))
+        packed.append(PackedRun(run, nodes, per_node, bound_s, bool(run.case.measure.checkpoint_every)))
+    return sorted(packed, key=lambda one: (-one.nodes, -one.per_node, one.run.repeat))
 
 
 def _bound_s(study: Study, store: RunStore, run: PlannedRun[Case]) -> float:
@@ -196,9 +202,13 @@ class Packer:
             if not self.on:
                 break
             time.sleep(POLL_S)
-            if self.stop_file and os.path.exists(self.stop_file) and not self.received:
-                self.warned = True
+            self._look_for_warning()
             self._collect(pending, tally)
+
+    def _look_for_warning(self) -> None:
+        """Some schedulers leave a file in place of a signal."""
+        if self.stop_file and os.path.exists(self.stop_file) and not self.received:
+            self.warned = True
 
     def _next(self, pending: Sequence[PackedRun], left_s: float) -> PackedRun | None:
         if self.job.alone and self.on:
@@ -289,14 +299,14 @@ class Packer:
             pending.insert(0, packed)
             why = f", {' '.join(gone)} gone" if gone else ""
             self._say(f"{run_id}  {status or 'no row'}, status {ended.process.returncode}{why}: once more")
-            return
-        packed.cut_off = was_cut_off(self.store.run_folder(run_id))
-        if packed.cut_off:
-            self.left.append(packed)
         else:
-            tally.given_up.append(packed)
-        decision = "left to the next allocation" if packed.cut_off else "given up"
-        self._say(f"{run_id}  no row after {TRIES} starts: {decision}")
+            self._out_of_tries(packed, tally)
+
+    def _out_of_tries(self, packed: PackedRun, tally: Tally) -> None:
+        packed.cut_off = was_cut_off(self.store.run_folder(packed.run.run_id))
+        to, decision = (self.left, "left to the next allocation") if packed.cut_off else (tally.given_up, "given up")
+        to.append(packed)
+        self._say(f"{packed.run.run_id}  no row after {TRIES} starts: {decision}")
 
     def _end_all(self, pending: list[PackedRun], tally: Tally) -> None:
         """Wait until the steps have ended: on the warning by themselves, else because they are asked to."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from ...results import files
@@ -77,17 +78,27 @@ def status(results: Path, job: str = "") -> tuple[list[Line], list[str]]:
             heard = hear(SCHEDULERS[submission.scheduler], submission)
             doubts += [heard.silent] * bool(heard.silent)
             runs = _run_ids(submission, doubts)
-            for record in submission.jobs:
-                lines += [
-                    _line(submission, record, number, cases, heard, runs, rows)
-                    for number, cases in record.tasks().items()
-                ]
-    if job:
-        chosen = [line for line in lines if job in (line.job, line.name, line.array, line.submission)]
-        if not chosen:
-            raise ValueError(f"--job {job}: {unknown(job, [line.job for line in lines], 'job')}")
-        lines = chosen
-    return lines, list(dict.fromkeys(doubts))
+            lines += _lines(submission, heard, runs, rows)
+    return _chosen(lines, job) if job else lines, list(dict.fromkeys(doubts))
+
+
+def _chosen(lines: list[Line], job: str) -> list[Line]:
+    chosen = [line for line in lines if job in (line.job, line.name, line.array, line.submission)]
+    if not chosen:
+        raise ValueError(f"--job {job}: {unknown(job, [line.job for line in lines], 'job')}")
+    return chosen
+
+
+def _lines(submission: Submission, heard: Heard, runs: dict[str, list[str]], rows: Rows) -> Iterator[Line]:
+    for record in submission.jobs:
+        for number, cases in record.tasks().items():
+            yield _line(submission, record, number, cases, heard, runs, rows)
+
+
+def task_named(lines: list[Line], job: str) -> int | None:
+    """The number of the one task that `job` names, of the lines that it chose; None: it names something larger."""
+    only = lines[0]
+    return only.task if len(lines) == 1 and job == only.job != only.array else None
 
 
 def shortened(lines: list[Line], limit: int) -> list[Line]:
@@ -107,7 +118,7 @@ def counted_states(lines: list[Line]) -> dict[str, int]:
 
 def _run_ids(submission: Submission, doubts: list[str]) -> dict[str, list[str]]:
     """case_id -> its runs."""
-    case_ids = {case_id for record in submission.jobs for case_id in record.cases}
+    case_ids = set(chain.from_iterable(record.cases for record in submission.jobs))
     repeats = submission.repeats
     if not repeats:
         try:
@@ -129,14 +140,13 @@ def _line(
     runs: dict[str, list[str]],
     rows: Rows,
 ) -> Line:
-    run_ids = [run_id for index in cases for run_id in runs.get(record.cases[index], [])]
+    run_ids = list(chain.from_iterable(runs.get(record.cases[index], ()) for index in cases))
     statuses = {run_id: rows.status(run_id) for run_id in run_ids}
     counts = Counter("missing" if status in UNFINISHED else status for status in statuses.values())
     task = heard.word(record, number)
     state, reason = _judged(task.state, task.reason, counts)
-    bad = next((run_id for run_id, status in statuses.items() if status in RETRIED), None)
-    if bad and state not in ACTIVE:
-        reason = "; ".join(filter(None, (reason, str(rows.row(bad).get("reason")))))
+    if state not in ACTIVE:
+        reason = "; ".join(filter(None, (reason, _reason_of_bad(rows, statuses))))
     several = record.array and len(record.cases) > 1
     job_id = record.job_id or "?"
     return Line(
@@ -158,6 +168,12 @@ def _line(
     )
 
 
+def _reason_of_bad(rows: Rows, statuses: Mapping[str, str | None]) -> str:
+    """Of the first run that stands as failed in the table; empty: none does."""
+    bad = next((run_id for run_id, status in statuses.items() if status in RETRIED), None)
+    return str(rows.row(bad).get("reason")) if bad else ""
+
+
 def _judged(state: State, reason: str, counts: Counter[str]) -> tuple[State, str]:
     """The scheduler's state with the table's: a job with all rows is done, whether the scheduler knows it or not."""
     missing = counts["missing"]
@@ -173,6 +189,6 @@ def _judged(state: State, reason: str, counts: Counter[str]) -> tuple[State, str
 def _progress(rows: Rows, run_ids: Sequence[str]) -> str:
     """How far the runs are that are on now."""
     begun = [run_id for run_id in run_ids if run_id in rows.begun]
-    found = [read_progress(rows.store.runs / run_id / "scratch", rows.store.folder) for run_id in begun]
-    now = [f"step {each.step}/{each.steps}" for each in found if each is not None]
+    reports = [read_progress(rows.store.runs / run_id / "scratch", rows.store.folder) for run_id in begun]
+    now = [f"step {each.step}/{each.steps}" for each in reports if each is not None]
     return ", ".join(now[:4]) + (f" and {len(now) - 4} more" if len(now) > 4 else "")

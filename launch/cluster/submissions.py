@@ -12,6 +12,7 @@ in between) is known by its name.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ class JobRecord:
         """Task number -> indices of its cases."""
         return {n: [n] for n in range(len(self.cases))} if self.array else {0: list(range(len(self.cases)))}
 
+    def cases_of(self, task: int) -> list[str]:
+        """case_ids of the task."""
+        return [self.cases[task]] if self.array else self.cases
+
 
 @dataclass
 class Submission:
@@ -80,17 +85,17 @@ def submissions(results: Path) -> list[Submission]:
     ------
     ValueError: a record is there and cannot be read; it names the file
     """
-    found = []
+    records = []
     for name in files.names(results / FOLDER, results):
         file = results / FOLDER / name / RECORD
         try:
             if name == LOCK or files.look(file, results) is None:
                 continue
-            found.append(_read(file, results))
+            records.append(_read(file, results))
         except (ValueError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{file}: is no record of a submission ({why}); move its folder away") from None
-    return sorted(found, key=lambda submission: (submission.submitted_at, submission.id))
+    return sorted(records, key=lambda submission: (submission.submitted_at, submission.id))
 
 
 def _read(file: Path, results: Path) -> Submission:
@@ -101,17 +106,25 @@ def _read(file: Path, results: Path) -> Submission:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
-    submission.folder, jobs = file.parent, submission.jobs
-    for job in jobs:
+    submission.folder = file.parent
+    for job in submission.jobs:
         if job.closed not in ("", State.CANCELLED, State.FAILED):  # written before `refusal` was a field
             job.closed, job.refusal = State.FAILED, job.closed
-    for word in [submission.study, *(word for job in jobs for word in (job.name, job.script, job.job_id or "0"))]:
-        if not _is_name(word):
-            raise ValueError(f"{word!r} cannot be")
-    runs = submission.repeats * sum(len(job.cases) for job in jobs)
-    if submission.scheduler not in SCHEDULERS or not all(map(_fits, jobs)) or not 0 <= runs <= MOST_RUNS:
-        raise ValueError("what it holds does not fit together")
+    _check(submission)
     return submission
+
+
+def _check(submission: Submission) -> None:
+    """Raises ValueError: a text of it cannot be a name, or it contradicts itself."""
+    words = [submission.study]
+    for job in submission.jobs:
+        words += [job.name, job.script, job.job_id or "0"]
+    impossible = next(itertools.filterfalse(_is_name, words), None)
+    if impossible is not None:
+        raise ValueError(f"{impossible!r} cannot be")
+    runs = submission.repeats * sum(len(job.cases) for job in submission.jobs)
+    if submission.scheduler not in SCHEDULERS or not all(map(_fits, submission.jobs)) or not 0 <= runs <= MOST_RUNS:
+        raise ValueError("what it holds does not fit together")
 
 
 def _is_name(word: str) -> bool:

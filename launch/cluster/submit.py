@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,6 +79,13 @@ class UnderWay:
     unheard: dict[str, tuple[str, State]] = field(default_factory=dict)  # case_id -> job and its state
     silent: str = ""  # why a scheduler gave no answer
 
+    def add(self, record: JobRecord, task: int, state: State) -> None:
+        """The cases of a task that is in this state."""
+        if state in ACTIVE:
+            self.active.update(record.cases_of(task))
+        elif state in UNHEARD:
+            self.unheard |= dict.fromkeys(record.cases_of(task), (record.job_id or record.name, state))
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -132,9 +139,7 @@ def _choose(study: Study, site: Site, options: SubmitOptions) -> tuple[Scheduler
         raise ValueError(f"--mode {options.mode}: {unknown(options.mode, MODES, 'mode')}")
     if options.alone and options.mode != "packed":
         raise ValueError("--one-at-a-time: requires --mode packed; an array has --throttle 1")
-    possible = scheduler.capabilities.launchers
-    of_study = study.run.launcher if study.run.launcher in possible else ""
-    launcher = options.launcher or site.launcher or of_study or possible[0]
+    launcher = options.launcher or site.launcher or _usual_launcher(study, scheduler)
     if launcher not in LAUNCHERS:
         raise ValueError(f"--launcher {launcher}: {unknown(launcher, LAUNCHERS, 'launcher')}")
     for option, value, least in (
@@ -144,11 +149,22 @@ def _choose(study: Study, site: Site, options: SubmitOptions) -> tuple[Scheduler
     ):
         if value < least:
             raise ValueError(f"{option}: must be at least {least}")
-    if options.time_limit:
-        site = replace(site, time_limit=options.time_limit)
-        if site.time_limit_s is None:
-            raise ValueError(f"--time-limit {options.time_limit}: must be [days-]HH:MM:SS")
-    return scheduler, site, launcher
+    return scheduler, _with_limit(site, options.time_limit), launcher
+
+
+def _usual_launcher(study: Study, scheduler: Scheduler) -> str:
+    """The study's where the scheduler has it, else the scheduler's first."""
+    possible = scheduler.capabilities.launchers
+    return study.run.launcher if study.run.launcher in possible else possible[0]
+
+
+def _with_limit(site: Site, time_limit: str) -> Site:
+    if not time_limit:
+        return site
+    site = replace(site, time_limit=time_limit)
+    if site.time_limit_s is None:
+        raise ValueError(f"--time-limit {time_limit}: must be [days-]HH:MM:SS")
+    return site
 
 
 def _scheduler(name: str) -> Scheduler:
@@ -182,6 +198,13 @@ def _submit(
     return replace(missing.summary, scripts=scripts, submission=submission)
 
 
+def _by_case(runs: Sequence[PlannedRun[Case]]) -> dict[str, list[PlannedRun[Case]]]:
+    by_case: dict[str, list[PlannedRun[Case]]] = {}
+    for run in runs:
+        by_case.setdefault(run.case.case_id, []).append(run)
+    return by_case
+
+
 def _missing(
     context: JobContext, store: RunStore, scheduler: Scheduler, options: SubmitOptions, *, remember: bool
 ) -> Missing:
@@ -195,20 +218,16 @@ def _missing(
     plan = make_plan(study, store, retry_failed=options.retry_failed, cases=study.cases_elsewhere())
     earlier = submissions(context.results)
     under_way = _under_way(earlier, remember=remember)
-    by_case: dict[str, list[PlannedRun[Case]]] = {}
-    for run in plan.pending:
-        by_case.setdefault(run.case.case_id, []).append(run)
+    by_case = _by_case(plan.pending)
     unheard = {} if options.resubmit else {case: job for case, job in under_way.unheard.items() if case in by_case}
     if under_way.silent and unheard:
         how = "nothing is submitted while its jobs may be running: try again, or start their cases with --resubmit"
         raise SchedulerError(f"{under_way.silent}; {how}")
     waiting = by_case.keys() & under_way.active
     cases = [runs for case_id, runs in by_case.items() if case_id not in waiting | unheard.keys()]
-    limits, room = context.limits, None
-    if options.mode == "array":
-        limits = scheduler.limits() if cases else limits
-        room = limits.jobs
-    chosen = cases[:room]
+    is_array = options.mode == "array"
+    limits = scheduler.limits() if is_array and cases else context.limits
+    chosen = cases[: limits.jobs] if is_array else cases
     summary = Submitted(
         context.results,
         {},
@@ -303,27 +322,22 @@ def _close(jobs: list[JobRecord], why: str) -> None:
 
 def _under_way(earlier: list[Submission], *, remember: bool) -> UnderWay:
     """What earlier submissions' jobs may still be doing."""
-    found = UnderWay()
+    under_way = UnderWay()
     for submission in earlier:
         heard = hear(SCHEDULERS[submission.scheduler], submission, remember=remember)
-        found.silent = found.silent or heard.silent
+        under_way.silent = under_way.silent or heard.silent
         for record in submission.jobs:
-            for number, cases in record.tasks().items():
-                state = heard.word(record, number).state
-                if state in ACTIVE:
-                    found.active |= {record.cases[index] for index in cases}
-                elif state in UNHEARD:
-                    job = record.job_id or record.name
-                    found.unheard |= {record.cases[index]: (job, state) for index in cases}
-    return found
+            for number in record.tasks():
+                under_way.add(record, number, heard.word(record, number).state)
+    return under_way
 
 
 def _give_up(earlier: list[Submission], cases: set[str]) -> None:
     """Nobody waits for the tasks any more that had these cases and were not heard of: they are submitted again."""
     for submission in earlier:
         for record in submission.jobs:
-            for number, its in record.tasks().items() if not record.closed else ():
-                if str(number) not in record.seen and cases & {record.cases[index] for index in its}:
+            for number in () if record.closed else record.tasks():
+                if str(number) not in record.seen and not cases.isdisjoint(record.cases_of(number)):
                     record.give_up(number, "submitted again")
         submission.save()
 
