@@ -71,7 +71,8 @@ def status(results: Path, job: str = "") -> tuple[list[Line], list[str]]:
     """
     if not submissions(results):
         raise ValueError(f"{results}: nothing was submitted from here; `scalade submit STUDY --scheduler NAME`")
-    lines, doubts = [], []
+    lines: list[Line] = []
+    doubts: list[str] = []
     rows = Rows(RunStore(results))
     with locked(results):
         for submission in submissions(results):

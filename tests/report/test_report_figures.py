@@ -8,7 +8,20 @@ import report_table as simulated
 
 from scalade.results.efficiency.series import MODES
 from scalade.results.gate.compare import compare
-from scalade.results.report import gate, layouts, losses, outer, outer_law, page, parts, published, scaling, tables
+from scalade.results.report import (
+    frontier,
+    gate,
+    layouts,
+    losses,
+    outer,
+    outer_law,
+    page,
+    parts,
+    predicted,
+    published,
+    scaling,
+    tables,
+)
 from scalade.results.report.drawing import (
     DENSE,
     Drawn,
@@ -205,14 +218,14 @@ def test_what_was_waited_for_is_drawn_and_told_beside_the_formula(tmp_path):
 
 def test_predicted_against_measured(tmp_path):
     with style():
-        (found,) = layouts.predicted(read(tmp_path, simulated.ladders(2)))
+        (found,) = predicted.predicted(read(tmp_path, simulated.ladders(2)))
     assert re.search(r"step time: 100% of \d+ layouts within 20%, predicted/measured 0\.9", found.reading)
 
 
 def test_host_memory_is_not_compared_with_a_prediction_of_the_device(tmp_path):
     rows = simulated.several(2, 0.2, 2, peak_memory_bytes=None, predicted_step_time_s=None)
     source = read(tmp_path, rows)
-    assert isinstance(layouts.predicted(source)[0], Undrawn)
+    assert isinstance(predicted.predicted(source)[0], Undrawn)
     with style():
         assert "resident memory" in layouts.memory(source)[0].convention
 
@@ -238,7 +251,7 @@ def test_a_run_that_did_not_come_to_its_end_shows_its_curve_up_to_there(tmp_path
 def test_isoflop_and_frontier_find_the_law_that_made_the_table(tmp_path):
     source = read(tmp_path, simulated.sweep())
     with style():
-        (curves,), (final,) = losses.isoflop_curves(source), losses.final_loss(source)
+        (curves,), (final,) = frontier.isoflop_curves(source), frontier.final_loss(source)
     true = simulated.BETA / (simulated.ALPHA + simulated.BETA)
     assert float(re.search(r"N\* ~ C\^(0\.\d+)", curves.reading)[1]) == pytest.approx(true, abs=0.03)
     assert float(re.search(r"N\* ~ C\^(0\.\d+)", final.reading)[1]) == pytest.approx(true, abs=0.03)
@@ -249,7 +262,7 @@ def test_isoflop_and_frontier_find_the_law_that_made_the_table(tmp_path):
 def test_no_law_from_too_few_sizes(tmp_path):
     rows = [row for row in simulated.sweep() if row["case_id"] in ("s00", "s11", "s22", "s03")]
     with style():
-        (final,) = losses.final_loss(read(tmp_path, rows))
+        (final,) = frontier.final_loss(read(tmp_path, rows))
     assert "No law is drawn: Chinchilla's law needs 8" in final.reading and final.interval == "none"
 
 
