@@ -14,8 +14,8 @@ from .base import Law, get_law
 from .forecast import Forecast, forecast
 from .isoflop import Frontier, FrontierSettings, envelope, isoflop
 from .next_run import candidate_grid, next_runs
-from .optimum import identified_optimum, optimum
-from .predictions import OTHER_UNITS, predictions
+from .optimum import Optimum, identified_optimum, optimum
+from .predictions import OTHER_UNITS, Prediction, predictions
 from .predictions import holdout as held_out
 from .report import FitReport
 from .resample import Progress
@@ -33,23 +33,37 @@ NOTHING = "the law says no more than a constant"
 
 def look_ahead(report: FitReport, fitted: Fitted, runs: list[dict[str, float]], progress: Progress | None) -> FitReport:
     """The report with the forecast of `runs`, of the optima and of the held-out rows, and the run to add next."""
-    source, options = fitted.source, fitted.options
-    compare, budget = options.forecast.compare, options.forecast.budget_device_hours
-    wanted = runs or options.compute.target_flops or options.rows.holdout is not None or budget is not None
     cast = None
     if fitted.noise:
-        if wanted or compare:
+        if _asks_ahead(fitted, runs):
             report = _with_notes(report, f"no forecast: {NOTHING}")
-        budget = None
-    elif compare or budget is not None or (compare is None and wanted and not source.law.needs_run):
+    elif _needs_forecast(fitted, runs):
         cast = _forecast(fitted, progress)
         report = _forecasts(report, cast, fitted.rows, runs)
-    if options.rows.holdout is not None:
+    if fitted.options.rows.holdout is not None:
+        source = fitted.source
         test = source.rows_of(source.frame[source.keep & source.held])
         report = replace(report, holdout=held_out(fitted.fit, cast, test))
-    if budget is not None:
+    budget = fitted.options.forecast.budget_device_hours
+    if budget is not None and not fitted.noise:
         report = _next(report, fitted, cast, budget)
     return report
+
+
+def _asks_ahead(fitted: Fitted, runs: list[dict[str, float]]) -> bool:
+    """Whether anything asked for is answered by a forecast."""
+    options = fitted.options
+    rows_or_budget = options.rows.holdout is not None or options.forecast.budget_device_hours is not None
+    return bool(runs or options.compute.target_flops or options.forecast.compare) or rows_or_budget
+
+
+def _needs_forecast(fitted: Fitted, runs: list[dict[str, float]]) -> bool:
+    """A stack is made where it is asked for, and for what is asked, unless it was refused (compare=()) or the law
+    reads whole curves."""
+    options = fitted.options.forecast
+    if options.compare or options.budget_device_hours is not None:
+        return True
+    return options.compare is None and not fitted.source.law.needs_run and _asks_ahead(fitted, runs)
 
 
 def _with_notes(report: FitReport, *notes: str) -> FitReport:
@@ -69,9 +83,7 @@ def _stack_of(law: Law, compare: Sequence[str] | None) -> list[str]:
     """The laws of a forecast, the user's first. Raises ValueError where they read other columns than it does."""
     if law.needs_run:
         raise ValueError(f"forecast: law {law.name!r} reads whole curves; there is a plain holdout only (compare=())")
-    if compare is None:
-        compare = next((stack for stack in STACKS if law.name in stack), ())
-        compare = compare or (STACKS[0] if law.roles == ("params", "tokens") and law.response == "loss" else ())
+    compare = _usual_stack(law) if compare is None else compare
     for other in map(get_law, compare):
         if set(other.roles) != set(law.roles) or other.response != law.response:
             raise ValueError(
@@ -81,22 +93,30 @@ def _stack_of(law: Law, compare: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([law.name, *compare]))
 
 
+def _usual_stack(law: Law) -> tuple[str, ...]:
+    alone = STACKS[0] if law.roles == ("params", "tokens") and law.response == "loss" else ()
+    return next((stack for stack in STACKS if law.name in stack), alone)
+
+
 def _forecasts(report: FitReport, cast: Forecast, data: Rows, runs: list[dict[str, float]]) -> FitReport:
     """The runs asked for, and the loss at every optimum: one predictor for both."""
     best = _known(report)
     at_best = predictions(cast, data, [run for _, run in best], [flops for flops, _ in best])
-    loss = {p.target_flops: (p.point, None if p.low is None or p.high is None else (p.low, p.high)) for p in at_best}
+    by_flops = {p.target_flops: p for p in at_best}
     report = replace(
         report,
         laws=cast.scores,
         calibration=cast.calibration,
         forecasts=at_best + predictions(cast, data, runs),
-        optima=tuple(
-            replace(o, loss=loss[o.flops][0], loss_interval=loss[o.flops][1]) if o.flops in loss else o
-            for o in report.optima
-        ),
+        optima=tuple(_with_loss(o, by_flops.get(o.flops)) for o in report.optima),
     )
     return _with_notes(report, cast.why_not) if cast.why_not else report
+
+
+def _with_loss(best: Optimum, p: Prediction | None) -> Optimum:
+    if p is None:
+        return best
+    return replace(best, loss=p.point, loss_interval=None if p.low is None or p.high is None else (p.low, p.high))
 
 
 def _known(report: FitReport) -> list[tuple[float, dict[str, float]]]:
@@ -114,14 +134,7 @@ def with_optima(report: FitReport, fitted: Fitted) -> FitReport:
     k, targets = options.flops_per_nd, options.target_flops
     if not targets:
         return report
-    if {"params", "tokens"} <= set(data.columns):
-        least = float(fitted.nd.min())
-        low = next((c for c in targets if c * OTHER_UNITS**2 < least), None)
-        if low is not None:
-            raise ValueError(
-                f"target_flops: {low:g} is {least / low:.3g} times below the smallest run of the table, {least:.3g} "
-                "FLOPs: give FLOPs"
-            )
+    _check_units(targets, fitted)
     optima = tuple(identified_optimum(f, float(c), k) for c in targets)
     report = replace(report, optima=optima, convention=f"C = {k:g} N D")
     if options.flops is None:
@@ -135,6 +148,19 @@ def with_optima(report: FitReport, fitted: Fitted) -> FitReport:
         f"under the FLOPs of column {options.flops!r} (C = {measured:.3g} N D) N* at {targets[-1]:.3g} "
         f"is {other.params:.4g}, not {optima[-1].params:.4g}",
     )
+
+
+def _check_units(targets: Sequence[float], fitted: Fitted) -> None:
+    """Raises ValueError where a budget is so far below the table's runs that it is in other units."""
+    if not {"params", "tokens"} <= set(fitted.rows.columns):
+        return
+    least = float(fitted.nd.min())
+    low = next((c for c in targets if c * OTHER_UNITS**2 < least), None)
+    if low is not None:
+        raise ValueError(
+            f"target_flops: {low:g} is {least / low:.3g} times below the smallest run of the table, {least:.3g} "
+            "FLOPs: give FLOPs"
+        )
 
 
 def frontiers(fitted: Fitted) -> tuple[Frontier, ...]:
@@ -183,15 +209,18 @@ def _flops_per_device_hour(fitted: Fitted) -> float:
     options = fitted.options.forecast
     rate = options.flops_per_device_hour
     if rate is None:
-        if options.device_hours is None:
-            raise ValueError(
-                "budget_device_hours needs a cost: name a device_hours column or give flops_per_device_hour"
-            )
-        spent = column(fitted.source.train, options.device_hours, "device_hours").loc[fitted.rows.index].to_numpy(float)
-        fine = np.isfinite(spent) & (spent > 0)
-        if not fine.any():
-            raise ValueError(f"device_hours: column {options.device_hours!r} has no positive value")
-        rate = float(np.median(fitted.nd[fine] / spent[fine]))
+        rate = _rate_of_column(fitted, options.device_hours)
     if not rate > 0:
         raise ValueError(f"flops_per_device_hour must be positive, got {rate:g}")
     return rate
+
+
+def _rate_of_column(fitted: Fitted, name: str | None) -> float:
+    """FLOPs per device-hour, the median over the rows of the table."""
+    if name is None:
+        raise ValueError("budget_device_hours needs a cost: name a device_hours column or give flops_per_device_hour")
+    spent = column(fitted.source.train, name, "device_hours").loc[fitted.rows.index].to_numpy(float)
+    fine = np.isfinite(spent) & (spent > 0)
+    if not fine.any():
+        raise ValueError(f"device_hours: column {name!r} has no positive value")
+    return float(np.median(fitted.nd[fine] / spent[fine]))

@@ -17,6 +17,7 @@ from ..table.held_out import one_set
 from .ahead import NOTHING, frontiers, look_ahead, with_optima
 from .curves import effective_rows
 from .fit import Fit, Settings, fit, with_bootstrap, with_profiles
+from .identify import Profile
 from .look import after, before, doubts, nothing_said, refused, unusual
 from .options import FitKeywords, FitOptions
 from .predictions import points
@@ -61,7 +62,7 @@ def fit_file(
     one_kind = one_set(source.frame[source.keep], {source.response, *source.names.values()})
     settings = _settings(options)
     warnings = _refused(before(source.law, data, source.names, source.response, bool(options.method.fix)), options)
-    warnings += [f"WARNING: {line}" for line in unusual(source.law, data, source.response)]
+    warnings += map(_warning, unusual(source.law, data, source.response))
     data, copies = as_runs(source, data)
 
     f = _point_fit(source, data, settings, progress)
@@ -69,10 +70,10 @@ def fit_file(
     warnings += _refused(after(first, source.response), options)
     noise = nothing_said(first)
     if noise:
-        warnings.append(f"WARNING: {source.law.response}: {noise}")
+        warnings.append(_warning(f"{source.law.response}: {noise}"))
         f = refused(f, NOTHING)
     else:
-        warnings += [f"WARNING: {line}" for line in doubts(first, source.train, source.used, source.response)]
+        warnings += map(_warning, doubts(first, source.train, source.used, source.response))
         f = _with_intervals(f, options, progress)
     notes = [*warnings, *filter(None, (f.no_draws, one_kind)), *copies, *f.notes]
     if options.rows.run is None and f.draws is not None and not copies:
@@ -167,7 +168,7 @@ def _doubts(f: Fit, data: Rows, *, profile: bool, prior: bool) -> list[str]:
 
 def _doubts_of_profiles(f: Fit, data: Rows, prior: bool) -> list[str]:
     notes: list[str] = []
-    off = [p.name for p in f.profiles if not (p.low or -np.inf) <= f.natural[p.name] <= (p.high or np.inf)]
+    off = [p.name for p in f.profiles if not _holds(p, f.natural[p.name])]
     if off and prior:
         notes.append(f"profiles are of the data without the prior, which moves {', '.join(off)} outside them")
     if f.law.needs_run:
@@ -182,11 +183,19 @@ def _doubts_of_profiles(f: Fit, data: Rows, prior: bool) -> list[str]:
     return notes
 
 
+def _holds(p: Profile, value: float) -> bool:
+    return (p.low or -np.inf) <= value <= (p.high or np.inf)
+
+
 def _refused(lines: list[str], options: FitOptions) -> list[str]:
     """Raises ValueError with what is wrong, or returns it as notes where the user wants the fit anyway."""
     if lines and not options.method.anyway:
         raise ValueError("; ".join(lines) + " (--anyway fits it as it is)")
-    return [f"WARNING: {line}" for line in lines]
+    return list(map(_warning, lines))
+
+
+def _warning(line: str) -> str:
+    return f"WARNING: {line}"
 
 
 def _by_run(f: Fit) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -76,17 +77,22 @@ def form_of(path: Path) -> Form:
     skip = next((i for i, line in enumerate(lines) if line.strip()), 0)
     declared = re.fullmatch(r"sep=(.)", lines[skip].strip("\r\n")) if lines else None  # Excel's
     skip += declared is not None
-    lines = [line for line in lines[skip:] if line.strip()]
+    lines = list(filter(str.strip, lines[skip:]))
     if not lines:
         raise ValueError("it is empty")
     separator = declared[1] if declared else _separator(lines)
     if separator is None:
         return Form(encoding, r"\s+", ".", skip)
+    return Form(encoding, separator, _decimal_sign(lines, separator), skip)
+
+
+def _decimal_sign(lines: list[str], separator: str) -> str:
+    """Raises ValueError where a row has more fields than the header."""
     header, *rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     for number, row in enumerate(rows, 2):
         _check_length(number, row, len(header), separator)
-    comma = separator != "," and _decimal_comma([cell.strip() for row in rows for cell in row])
-    return Form(encoding, separator, "," if comma else ".", skip)
+    comma = separator != "," and _decimal_comma([cell.strip() for cell in chain.from_iterable(rows)])
+    return "," if comma else "."
 
 
 def _first_lines(path: Path) -> tuple[str, list[str]]:
@@ -120,14 +126,9 @@ def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
     text = str(cell).strip()
     if text == name.strip():
         return "the header again: two files in one? take that line out"
-    if COMMA_GROUPS.fullmatch(text):
-        plain = text.replace(",", "")
-        also = f", or {text.replace(',', '.')} where the comma is the decimal sign" if text.count(",") == 1 else ""
-        return f"thousands separators? write {plain}{also if '.' not in text else ''}"
-    if POINT_GROUPS.fullmatch(text) and (decimal == "," or text.count(".") > 1 or "," in text):
-        return f"thousands separators? write {text.replace('.', '').replace(',', decimal)}"
-    if BLANK_GROUPS.fullmatch(text):
-        return f"thousands separators? write {re.sub(r'[^0-9.,+-]', '', text)}"
+    grouped = _without_groups(text, decimal)
+    if grouped:
+        return f"thousands separators? write {grouped}"
     if COMMA.fullmatch(text):
         return f"a decimal comma? write {text.replace(',', '.')}, or one in all numbers and semicolons between columns"
     if decimal == "," and POINT.fullmatch(text):
@@ -137,6 +138,17 @@ def why_no_number(cell: object, name: str, decimal: str = ".") -> str:
     if text.endswith("%"):
         return "per cent? write a plain number"
     return ""
+
+
+def _without_groups(text: str, decimal: str) -> str:
+    """How to write a number that seems to have thousands separators; "" for any other cell."""
+    if COMMA_GROUPS.fullmatch(text):
+        plain = text.replace(",", "")
+        ambiguous = text.count(",") == 1 and "." not in text
+        return f"{plain}, or {text.replace(',', '.')} where the comma is the decimal sign" if ambiguous else plain
+    if POINT_GROUPS.fullmatch(text) and (decimal == "," or text.count(".") > 1 or "," in text):
+        return text.replace(".", "").replace(",", decimal)
+    return re.sub(r"[^0-9.,+-]", "", text) if BLANK_GROUPS.fullmatch(text) else ""
 
 
 def numbers(cells: pd.Series, decimal: str = ".") -> pd.Series:

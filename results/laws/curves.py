@@ -29,16 +29,18 @@ def find_curves(law: Law, frame: pd.DataFrame, data: Rows) -> np.ndarray | None:
     keys = [data.columns[r] for r in law.roles if r != along] + texts
     if not keys:
         return None
-    names = [str(i) for i in range(len(keys))]
-    code = pd.DataFrame(dict(zip(names, keys, strict=True))).groupby(names, sort=False).ngroup().to_numpy()
+    code = pd.DataFrame(dict(enumerate(keys))).groupby(list(range(len(keys))), sort=False).ngroup().to_numpy()
+    return code if _most_on_curves(code, data.columns[along], data.y) else None
+
+
+def _most_on_curves(code: np.ndarray, at: np.ndarray, y: np.ndarray) -> bool:
+    """Whether more than half of the rows (n,), grouped by code, are on curves over `at`."""
     size = np.bincount(code)
     if size[size >= POINTS].sum() <= 0.5 * len(code):
-        return None
-    at, on = data.columns[along], np.zeros(len(code), bool)
-    for group in np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1]):
-        if len(group) >= POINTS:
-            on[group] = _is_curve(at[group], data.y[group])
-    return code if on.mean() > 0.5 else None
+        return False
+    groups = np.split(np.argsort(code, kind="stable"), np.cumsum(size)[:-1])
+    on = sum(len(group) for group in groups if len(group) >= POINTS and _is_curve(at[group], y[group]))
+    return on / len(code) > 0.5
 
 
 def _texts(frame: pd.DataFrame, data: Rows) -> list[np.ndarray] | None:

@@ -117,7 +117,7 @@ class Fit:
 
 
 class Settings(TypedDict, total=False):
-    """Keywords of a fit and of a forecast; `Choices` holds the defaults."""
+    """Keywords of a fit and of a forecast; `FitChoices` holds the defaults."""
 
     objective: Objective
     fix: Mapping[str, float | str] | None
@@ -133,7 +133,7 @@ class FitSettings(Settings, total=False):
 
 
 @dataclass(frozen=True)
-class Choices:
+class FitChoices:
     """`FitSettings` with their defaults."""
 
     objective: Objective = LOGS
@@ -173,28 +173,22 @@ def fit(
     (0.0): weight of the law's own prior, see `prior.py`; `value` leaves it out. bootstrap_draws (0): resamples.
     Raises ValueError where the table is too small or the law cannot start on it.
     """
-    law, chosen = get_law(law), Choices(**settings)
+    law, chosen = get_law(law), FitChoices(**settings)
     enough(law, rows, len(law.parameters) - len(chosen.held) if chosen.fix else None)
     if start is None and not chosen.prior and not law.needs_run and is_large(rows):
         return _fit_large(law, rows, chosen, progress)
-    inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
-    constraint = constrain(law, inputs.centre, chosen.held) if chosen.fix else None
-    penalty = penalise(law, inputs.centre, law.prior(inputs, log_y), chosen.prior) if chosen.prior else None
-    problem = Problem(law, inputs, log_y, chosen.objective, constraint, penalty)
-    starts = law.starts(inputs, log_y) if start is None else np.atleast_2d(start)
-    s = search(problem, starts, chosen.seed) if start is None else problem.solve(starts)
-    if not np.isfinite(s.objective).any():
-        raise ValueError(f"law {law.name!r} is undefined on this table from each of its {len(starts)} starts")
+    problem = _posed(law, rows, chosen)
+    s = _solved(problem, start, chosen.seed)
     out = Fit(
         law,
         rows,
-        inputs,
+        problem.inputs,
         chosen.objective,
         s.theta[s.best],
         _value(problem, s),
         _evidence(problem, s),
         chosen.held,
-        constraint,
+        problem.constraint,
         chosen.level,
         chosen.seed,
         prior_weight=chosen.prior,
@@ -202,7 +196,24 @@ def fit(
     return with_bootstrap(out, chosen.bootstrap_draws, progress) if chosen.bootstrap_draws else out
 
 
-def _fit_large(law: Law, rows: Rows, chosen: Choices, progress: Progress | None) -> Fit:
+def _posed(law: Law, rows: Rows, chosen: FitChoices) -> Problem:
+    inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
+    constraint = constrain(law, inputs.centre, chosen.held) if chosen.fix else None
+    penalty = penalise(law, inputs.centre, law.prior(inputs, log_y), chosen.prior) if chosen.prior else None
+    return Problem(law, inputs, log_y, chosen.objective, constraint, penalty)
+
+
+def _solved(problem: Problem, start: np.ndarray | None, seed: int) -> Solution:
+    """From the law's starts, or from `start` alone. Raises ValueError where the law is undefined at each of them."""
+    law = problem.law
+    starts = law.starts(problem.inputs, problem.log_y) if start is None else np.atleast_2d(start)
+    s = search(problem, starts, seed) if start is None else problem.solve(starts)
+    if not np.isfinite(s.objective).any():
+        raise ValueError(f"law {law.name!r} is undefined on this table from each of its {len(starts)} starts")
+    return s
+
+
+def _fit_large(law: Law, rows: Rows, chosen: FitChoices, progress: Progress | None) -> Fit:
     """The fit of a table of more rows than are solved from many starts: searched on a sample, polished on all."""
     report = progress or (lambda stage, share: None)
     report("search on a sample", 0.0)
@@ -215,25 +226,23 @@ def _fit_large(law: Law, rows: Rows, chosen: Choices, progress: Progress | None)
         seed=chosen.seed,
     )
     report("all rows", 0.0)
-    inputs, log_y = law.prepare(rows.columns), np.log(rows.y)
-    constraint = constrain(law, inputs.centre, chosen.held) if chosen.fix else None
-    problem = Problem(law, inputs, log_y, chosen.objective, constraint)
-    near = law.theta(sample.natural, inputs.centre)
+    problem = _posed(law, rows, chosen)
+    near = law.theta(sample.natural, problem.inputs.centre)
     theta, value, gradient = polish(problem, near, lambda step: report("all rows", step / 60))
     reason = sample.convergence.why_not
     if not gradient < FLAT:
-        reason = f"the gradient left over all {len(log_y)} rows is {gradient:.1e} (below {FLAT:g} is flat)"
+        reason = f"the gradient left over all {len(rows.y)} rows is {gradient:.1e} (below {FLAT:g} is flat)"
     note = (
-        f"{len(log_y)} rows: starts, profiles, sensitivity and forecasts are of a random {len(sample.rows.y)} of them, "
-        "the estimate and its resamples (one Newton step each) of all"
+        f"{len(rows.y)} rows: starts, profiles, sensitivity and forecasts are of a random {len(sample.rows.y)} of "
+        "them, the estimate and its resamples (one Newton step each) of all"
     )
     f = replace(
         sample,
         rows=rows,
-        inputs=inputs,
+        inputs=problem.inputs,
         theta=theta,
         value=value,
-        constraint=constraint,
+        constraint=problem.constraint,
         convergence=replace(sample.convergence, gradient=gradient, why_not=reason, converged=not reason),
         notes=(note,),
         sample=sample,
@@ -289,23 +298,27 @@ def with_profiles(f: Fit) -> Fit:
     """
     if f.sample is not None:
         return _profiles_of_sample(f, f.sample)
-    d, lowered = f.plain or f, ""
-    runs = None if f.law.needs_run else d.rows.cluster  # a law of whole curves has few, and says so
+    before = f.plain or f
+    d, curves = _profiled(before)
+    if d is before:
+        return replace(f, profiles=curves)
+    lowered = f"a profile found a lower point than every start ({before.value:.8g}): the estimate is moved there"
+    if f.plain is not None:
+        return replace(f, plain=d, profiles=curves, notes=f.notes + (lowered,))
+    d = replace(d, profiles=curves, notes=f.notes + (lowered,), draws=None)
+    return d if f.draws is None else with_bootstrap(d, len(f.draws))
+
+
+def _profiled(d: Fit) -> tuple[Fit, tuple[Profile, ...]]:
+    """The fit, moved to lower points that its profiles come by, and the profiles of the last but one at most."""
+    runs = None if d.law.needs_run else d.rows.cluster  # a law of whole curves has few, and says so
     for _ in range(3):
         curves, low = profiles(d.problem, d.theta, d.value, d.fix, d.level, runs)
         lower = None if low is None else _lower(d, low)
         if lower is None:
             break
-        lowered = lowered or (
-            f"a profile found a lower point than every start ({d.value:.8g}): the estimate is moved there"
-        )
         d = lower
-    if not lowered:
-        return replace(f, profiles=curves)
-    if f.plain is not None:
-        return replace(f, plain=d, profiles=curves, notes=f.notes + (lowered,))
-    d = replace(d, profiles=curves, notes=f.notes + (lowered,), draws=None)
-    return d if f.draws is None else with_bootstrap(d, len(f.draws))
+    return d, curves
 
 
 def _profiles_of_sample(f: Fit, d: Fit) -> Fit:

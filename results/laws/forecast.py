@@ -20,7 +20,7 @@ from scipy import optimize, stats
 
 from .base import Law, get_law
 from .discrepancy import Corrected, corrected, spectra, thinned
-from .fit import Choices, Fit, Settings, fit
+from .fit import Fit, FitChoices, Settings, fit
 from .resample import Progress
 from .table import Rows
 
@@ -169,7 +169,7 @@ def forecast(
     as for `fit`. Of more than `MOST` rows the half with the largest compute and an even draw from the rest are used.
     Raises ValueError where no law can be fitted.
     """
-    stack, chosen = [get_law(name) for name in laws], Choices(**settings)
+    stack, chosen = [get_law(name) for name in laws], FitChoices(**settings)
     if len(rows.y) > MOST:
         at = thinned(np.log(compute), MOST, chosen.seed)
         rows, compute = rows.take(at), compute[at]
@@ -194,7 +194,7 @@ def forecast(
 
 
 def _fit_all(
-    stack: list[Law], rows: Rows, chosen: Choices, draws: int
+    stack: list[Law], rows: Rows, chosen: FitChoices, draws: int
 ) -> tuple[list[Fit], list[Corrected], tuple[LawScore, ...]]:
     """The fits and their discrepancies, and the laws that cannot be fitted. Raises ValueError where none can be."""
     fits, full, errors, shared = [], [], {}, spectra(stack[0], rows, chosen.seed)
@@ -219,7 +219,7 @@ def _cut(fits: list[Fit], rows: Rows, compute: np.ndarray, edge: float) -> _Cut 
     parts, plain, shared = [], None, spectra(fits[0].law, below, fits[0].seed)
     try:
         for k, whole in enumerate(fits):
-            settings = Choices(whole.objective, whole.fix, whole.level, whole.seed, 0.0, DRAWS if k == 0 else 0)
+            settings = FitChoices(whole.objective, whole.fix, whole.level, whole.seed, 0.0, DRAWS if k == 0 else 0)
             f = _quick(whole.law, below, settings, whole)
             parts.append(corrected(f, shared).predict(above.columns))
             if f.draws is not None:
@@ -254,7 +254,7 @@ def _calibrate(cuts: list[_Cut], weights: np.ndarray, whole: int, level: float) 
     )
 
 
-def _quick(law: Law, rows: Rows, settings: Choices, like: Fit | None = None) -> Fit:
+def _quick(law: Law, rows: Rows, settings: FitChoices, like: Fit | None = None) -> Fit:
     """A fit from few starts; like: a fit to more rows, whose optimum is one of them."""
     inputs = law.prepare(rows.columns)
     starts = law.starts(inputs, np.log(rows.y))

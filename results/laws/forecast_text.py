@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .forecast import Calibration, LawScore
-from .isoflop import Frontier
+from .isoflop import Frontier, FrontierOptimum, Vertex
 from .next_run import NextRun
 from .optimum import Optimum
 from .predictions import Holdout, Prediction
@@ -47,37 +47,36 @@ def frontier(f: Frontier, pct: str) -> Iterator[str]:
     if f.vertices:
         yield from table(
             ["C", "N at the minimum", pct, "D", pct, "loss", pct, "sizes", "curvature"],
-            [
-                [
-                    f"{v.flops:.3g}",
-                    number(v.params),
-                    span(v.params_interval),
-                    number(v.tokens),
-                    span(v.tokens_interval),
-                    number(v.loss),
-                    span(v.loss_interval),
-                    str(v.sizes),
-                    number(v.curvature, 3),
-                ]
-                for v in f.vertices
-            ],
+            list(map(_vertex_cells, f.vertices)),
         )
     if f.targets:
-        yield from table(
-            ["target C", "N*", pct, "D*", pct, "C / largest"],
-            [
-                [
-                    f"{t.flops:.3g}",
-                    number(t.params),
-                    span(t.params_interval),
-                    number(t.tokens),
-                    span(t.tokens_interval),
-                    f"{t.beyond:.3g}",
-                ]
-                for t in f.targets
-            ],
-        )
+        yield from table(["target C", "N*", pct, "D*", pct, "C / largest"], list(map(_target_cells, f.targets)))
     yield from (f"  left out: {w}" for w in f.left_out)
+
+
+def _vertex_cells(v: Vertex) -> list[str]:
+    return [
+        f"{v.flops:.3g}",
+        number(v.params),
+        span(v.params_interval),
+        number(v.tokens),
+        span(v.tokens_interval),
+        number(v.loss),
+        span(v.loss_interval),
+        str(v.sizes),
+        number(v.curvature, 3),
+    ]
+
+
+def _target_cells(t: FrontierOptimum) -> list[str]:
+    return [
+        f"{t.flops:.3g}",
+        number(t.params),
+        span(t.params_interval),
+        number(t.tokens),
+        span(t.tokens_interval),
+        f"{t.beyond:.3g}",
+    ]
 
 
 def laws(scores: Sequence[LawScore], calibration: Calibration | None) -> Iterator[str]:
@@ -126,18 +125,21 @@ def forecasts(runs: Sequence[Prediction], scores: Sequence[LawScore], level: flo
     """Runs without a loss: the stack's point, its calibrated interval, and how far beyond the table they lie."""
     if not runs:
         return
-    pct, first = f"calibrated {level:.0%}", runs[0]
-    names = list(first.columns)
+    first = runs[0]
     yield f"\nforecast by the stack of {', '.join(f'{s.law} {s.weight:.2f}' for s in scores if s.weight >= 0.005)}"
-    extent = "compute" if {"params", "tokens"} <= set(names) else "extent"
-    head = [f"{extent if role == 'extent' else role} / largest" for role in first.beyond]
-    yield from table([*names, "forecast", pct, "width", *head, "nearest run"], [_cells(p) for p in runs])
+    yield from table(_head(first, f"calibrated {level:.0%}"), list(map(_cells, runs)))
     best = [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in runs if p.target_flops is not None]
     if best:
         yield f"  the optimum of a budget: {', '.join(best)} FLOPs"
     if first.why_not:
         yield f"  no interval: {first.why_not}"
     yield from (f"  WARNING: {note}" for note in dict.fromkeys(p.note for p in runs) if note)
+
+
+def _head(first: Prediction, pct: str) -> list[str]:
+    extent = "compute" if {"params", "tokens"} <= set(first.columns) else "extent"
+    beyond = (extent if role == "extent" else role for role in first.beyond)
+    return [*first.columns, "forecast", pct, "width", *(f"{name} / largest" for name in beyond), "nearest run"]
 
 
 def _cells(p: Prediction) -> list[str]:

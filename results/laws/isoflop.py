@@ -113,7 +113,7 @@ def _line(log_c, log_n) -> tuple[float, float]:
 
 
 class FrontierSettings(TypedDict, total=False):
-    """Keywords of both approaches; `Choices` holds the defaults."""
+    """Keywords of both approaches; `FrontierChoices` holds the defaults."""
 
     level: float
     seed: int
@@ -123,7 +123,7 @@ class FrontierSettings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Choices:
+class FrontierChoices:
     """`FrontierSettings` with their defaults."""
 
     level: float = 0.95
@@ -158,7 +158,7 @@ def isoflop(
     budgets to give N* and D* at. level (0.95), draws (1000) and seed (0): of the resamples' intervals. flops_per_nd
     (6.0): k of C = k N D. Raises ValueError with fewer than two usable budgets.
     """
-    chosen = Choices(**settings)
+    chosen = FrontierChoices(**settings)
     params, flops, loss = (np.asarray(v, float) for v in (params, flops, loss))
     if nearest is not None and nearest < 4:
         raise ValueError(f"isoflop: a parabola needs 4 model sizes or more, nearest is {nearest}")
@@ -205,7 +205,7 @@ def _lines(log_c: np.ndarray, resampled: list[np.ndarray]) -> list[tuple[float, 
     return lines
 
 
-def _vertex(flops: float, v: np.ndarray, sizes: int, chosen: Choices) -> Vertex:
+def _vertex(flops: float, v: np.ndarray, sizes: int, chosen: FrontierChoices) -> Vertex:
     level, k = chosen.level, chosen.flops_per_nd
     (log_n, loss, curvature), drawn = v[:, 0], v[:, 1:]
     drawn = drawn[:, np.isfinite(drawn[0])]
@@ -224,7 +224,7 @@ def _vertex(flops: float, v: np.ndarray, sizes: int, chosen: Choices) -> Vertex:
     )
 
 
-def _frontier(method: str, points: _Points, chosen: Choices) -> Frontier:
+def _frontier(method: str, points: _Points, chosen: FrontierChoices) -> Frontier:
     """The line through the points, and its intervals from the lines of the resamples."""
     slope, intercept = _line(points.log_c, points.log_n)
     drawn, level, k = np.array(points.lines).reshape(-1, 2), chosen.level, chosen.flops_per_nd
@@ -265,7 +265,7 @@ def envelope(
     Raises ValueError with fewer than three curves.
     """
     settings.setdefault("draws", ENVELOPE_DRAWS)
-    chosen = Choices(**settings)
+    chosen = FrontierChoices(**settings)
     curves = _curves(np.asarray(run), *(np.asarray(v, float) for v in (params, flops, loss)))
     if len(curves) < 3:
         raise ValueError(f"envelope: {len(curves)} curves of two or more rows; it needs at least 3")

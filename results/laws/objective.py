@@ -87,24 +87,28 @@ def constrain(
 ) -> Constraint:
     """Hold parameters at natural values, or tie one to another by name; `at`: hold at fitted coordinates phi, whose
     natural value may be beyond a float's range. Raises ValueError on unknown names."""
+    _check_held(law, fix)
     names, coordinates = law.names, law.coordinates(centre)
-    for name in list(fix) + [v for v in fix.values() if isinstance(v, str)]:
-        if name not in names:
-            raise ValueError(unknown(f"parameter of {law.name}", name, names))
-        if name in law.bent:
-            raise ValueError(f"parameter {name!r} of {law.name} cannot be held: it mixes fitted coordinates")
-    at, equations, pivots = at or {}, [], []
-    for name, value in (dict(fix) | dict(at)).items():
-        held = _held_at(law, coordinates, name, at[name]) if name in at else _tied(law, coordinates, name, value)
-        equations.append(held)
-        pivots.append(names.index(name))
-    R = np.array([row for row, _ in equations])
-    free = np.array([j for j in range(len(names)) if j not in pivots], int)
+    at = at or {}
+    equations = {name: _tied(law, coordinates, name, value) for name, value in fix.items()}
+    equations |= {name: _held_at(law, coordinates, name, value) for name, value in at.items()}
+    rows, targets = map(np.array, zip(*equations.values(), strict=True))
+    pivots = [names.index(name) for name in equations]
+    free = np.setdiff1d(np.arange(len(names)), pivots)
     basis, offset = np.zeros((len(names), len(free))), np.zeros(len(names))
     basis[free, np.arange(len(free))] = 1.0
-    basis[pivots] = -np.linalg.solve(R[:, pivots], R[:, free])
-    offset[pivots] = np.linalg.solve(R[:, pivots], np.array([target for _, target in equations]))
+    basis[pivots] = -np.linalg.solve(rows[:, pivots], rows[:, free])
+    offset[pivots] = np.linalg.solve(rows[:, pivots], targets)
     return Constraint(basis, offset, free)
+
+
+def _check_held(law: Law, fix: Mapping[str, float | str]) -> None:
+    """Raises ValueError where a name is none of the law's parameters, or of one that cannot be held."""
+    for name in [*fix, *(value for value in fix.values() if isinstance(value, str))]:
+        if name not in law.names:
+            raise ValueError(unknown(f"parameter of {law.name}", name, law.names))
+        if name in law.bent:
+            raise ValueError(f"parameter {name!r} of {law.name} cannot be held: it mixes fitted coordinates")
 
 
 Coordinates = tuple[np.ndarray, np.ndarray]  # T and shift of `Law.coordinates`

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..schema.rows import values_in
 from .base import Law, unknown
 from .fit import Fit
 from .forecast import Forecast
@@ -80,20 +81,7 @@ def points(law: Law, at: Sequence[Mapping[str, float]], names: Mapping[str, str]
 
 
 def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], data: Rows) -> dict[str, float]:
-    run: dict[str, float] = {}
-    reads = ", ".join(law.roles)
-    for name, value in asked.items():
-        if name not in role_of:
-            raise ValueError(f"at: law {law.name!r} reads {reads}: " + unknown("role", name, role_of))
-        role = role_of[name]
-        if not np.isfinite(value) or value < 0 or (value == 0 and role not in law.zero_ok):
-            raise ValueError(f"at: {name} must be a positive number, got {value:g}")
-        if role in run:
-            raise ValueError(f"at: {role} is given twice, the second time as {name}={value:g}")
-        run[role] = float(value)
-    missing = [role for role in law.roles if role not in run]
-    if missing:
-        raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(missing)} is not given")
+    run = _by_role(law, asked, role_of)
     for role, least in _least(law, data).items():
         if run[role] * OTHER_UNITS < least:
             raise ValueError(
@@ -101,6 +89,29 @@ def _point(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str], dat
                 f"{least:.4g}: give it in the units of the table"
             )
     return run
+
+
+def _by_role(law: Law, asked: Mapping[str, float], role_of: Mapping[str, str]) -> dict[str, float]:
+    """Raises ValueError on an unknown name, a role left out or given twice, and a value that is no positive number."""
+    run: dict[str, float] = {}
+    reads = ", ".join(law.roles)
+    for name, value in asked.items():
+        if name not in role_of:
+            raise ValueError(f"at: law {law.name!r} reads {reads}: " + unknown("role", name, role_of))
+        role = role_of[name]
+        if not _can_be(value, zero=role in law.zero_ok):
+            raise ValueError(f"at: {name} must be a positive number, got {value:g}")
+        if role in run:
+            raise ValueError(f"at: {role} is given twice, the second time as {name}={value:g}")
+        run[role] = float(value)
+    missing = [role for role in law.roles if role not in run]
+    if missing:
+        raise ValueError(f"at: law {law.name!r} reads {reads}: {', '.join(missing)} is not given")
+    return run
+
+
+def _can_be(value: float, zero: bool) -> bool:
+    return bool(np.isfinite(value) and (value > 0 or (zero and value == 0)))
 
 
 def _least(law: Law, data: Rows) -> dict[str, float]:
@@ -115,9 +126,8 @@ def predictions(
     if not asked:
         return ()
     law = cast.fits[0].law
-    columns = {r: np.array([run[r] for run in asked], float) for r in law.roles}
+    columns = {r: np.array(values_in(asked, r), float) for r in law.roles}
     point, low, high = cast.predict(columns)
-    calibrated = cast.calibration is not None
     ratios = {r: columns[r] / data.columns[r].max() for r in law.roles if data.columns[r].max() > 0}
     ratios["extent"] = law.extent(columns) / law.extent(data.columns).max()
     least, budgets = _least(law, data), flops or [None] * len(asked)
@@ -126,22 +136,16 @@ def predictions(
         near, factor = _nearest(law, data, run)
         beyond = {r: float(v[i]) for r, v in ratios.items()}
         doubt = _doubt(cast, run, beyond, least)
+        interval = _interval(cast, float(low[i]), float(high[i]))
         out.append(
-            Prediction(
-                dict(run),
-                float(point[i]),
-                float(low[i]) if calibrated else None,
-                float(high[i]) if calibrated else None,
-                float(high[i] / low[i] - 1) if calibrated else None,
-                beyond,
-                near,
-                factor,
-                budgets[i],
-                cast.why_not,
-                doubt,
-            )
+            Prediction(dict(run), float(point[i]), *interval, beyond, near, factor, budgets[i], cast.why_not, doubt)
         )
     return tuple(out)
+
+
+def _interval(cast: Forecast, low: float, high: float) -> tuple[float | None, float | None, float | None]:
+    """(low, high, width), each None where the stack was not calibrated."""
+    return (None, None, None) if cast.calibration is None else (low, high, high / low - 1)
 
 
 def _nearest(law: Law, data: Rows, run: Mapping[str, float]) -> tuple[dict[str, float], float]:
@@ -168,6 +172,14 @@ def score(log_y: np.ndarray, log_low: np.ndarray, log_high: np.ndarray, level: f
     return float(np.mean(log_high - log_low + 2 / (1 - level) * outside))
 
 
+def _plain_coverage(f: Fit, draws: np.ndarray, test: Rows) -> tuple[float, float]:
+    """Share of the rows inside the law's own interval, by its resamples (B, p), and the interval score."""
+    log_y, tail = np.log(test.y), 50 * (1 - f.level)
+    low, high = np.nanpercentile(f.log_predict(test.columns, draws), [tail, 100 - tail], axis=0)
+    inside = float(np.mean((low <= log_y) & (log_y <= high)))
+    return inside, score(log_y, low, high, f.level)
+
+
 def holdout(f: Fit, cast: Forecast | None, test: Rows) -> Holdout:
     """The errors of the forecast (of the law alone without one) on held-out rows. Raises ValueError without rows."""
     if len(test.y) == 0:
@@ -181,12 +193,7 @@ def holdout(f: Fit, cast: Forecast | None, test: Rows) -> Holdout:
     if interval is not None:
         low, high = interval
         calibrated, width = _coverage(test.y, low, high, f.level), float(np.median(high / low - 1))
-    plain = None
-    if f.draws is not None:
-        tail = 50 * (1 - f.level)
-        low, high = np.nanpercentile(f.log_predict(test.columns, f.draws), [tail, 100 - tail], axis=0)
-        inside = float(np.mean((low <= log_y) & (log_y <= high)))
-        plain = inside, score(log_y, low, high, f.level)
+    plain = None if f.draws is None else _plain_coverage(f, f.draws, test)
     return Holdout(
         len(test.y),
         float(np.sqrt(np.mean((np.log(predicted) - log_y) ** 2))),

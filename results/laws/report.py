@@ -17,6 +17,7 @@ import numpy as np
 from . import forecast_text
 from .fit import Fit, PriorChoice, Sensitivity
 from .forecast import Calibration, LawScore
+from .identify import Profile
 from .isoflop import Frontier
 from .next_run import NextRun
 from .optimum import Optimum
@@ -97,34 +98,39 @@ class FitReport:
 
 def estimates(f: Fit) -> tuple[Estimate, ...]:
     """Parameters of a fit with what is known of each."""
-    profile = {p.name: p for p in f.profiles}
-    refused = {n for n, p in profile.items() if not p.identified}
     draws = None if f.draws is None else f.natural_draws()
-    out = []
-    for j, p in enumerate(f.law.parameters):
-        held, value, curve = p.name in f.fix, f.natural[p.name], profile.get(p.name)
-        spread = _Spread() if draws is None or held else _spread(draws[:, j], f.level)
-        reason = "" if held or curve is None else curve.reason
-        if p.name in f.law.bent:
-            reason = "".join(
-                f"it moves with {n}, which is not identified" for n in sorted(refused & _moves_with(f, j))[:1]
-            )
-        out.append(
-            Estimate(
-                p.name,
-                p.meaning,
-                None if reason else value,
-                value,
-                spread.se,
-                spread.low,
-                spread.high,
-                None if curve is None or curve.withheld else (curve.low, curve.high),
-                not reason,
-                reason,
-                held,
-            )
-        )
-    return tuple(out)
+    return tuple(_estimate(f, j, None if draws is None else draws[:, j]) for j in range(len(f.law.parameters)))
+
+
+def _estimate(f: Fit, j: int, draws: np.ndarray | None) -> Estimate:
+    """Of parameter j; draws: its resamples (B,)."""
+    p = f.law.parameters[j]
+    held, value = p.name in f.fix, f.natural[p.name]
+    curve = next((one for one in f.profiles if one.name == p.name), None)
+    spread = _Spread() if draws is None or held else _spread(draws, f.level)
+    reason = "" if held else _why_not_identified(f, j, curve)
+    return Estimate(
+        p.name,
+        p.meaning,
+        None if reason else value,
+        value,
+        spread.se,
+        spread.low,
+        spread.high,
+        None if curve is None or curve.withheld else (curve.low, curve.high),
+        not reason,
+        reason,
+        held,
+    )
+
+
+def _why_not_identified(f: Fit, j: int, curve: Profile | None) -> str:
+    """ "" where parameter j is identified, or nothing is known of it."""
+    if f.law.names[j] not in f.law.bent:
+        return "" if curve is None else curve.reason
+    refused = {one.name for one in f.profiles if not one.identified}
+    moving = sorted(refused & _moves_with(f, j))
+    return f"it moves with {moving[0]}, which is not identified" if moving else ""
 
 
 def some_resamples(f: Fit) -> tuple[tuple[float, ...], ...]:
@@ -163,24 +169,18 @@ def _plain(value):
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+        return list(map(_plain, value))
+    return _plain_number(value)
+
+
+def _plain_number(value):
+    """Python's own number, None where it is not finite; anything else as it is."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(r: FitReport) -> Iterator[str]:
-    yield f"{r.law}: {r.equation}"
-    yield f"  {r.source}"
-    left_out = "".join(f"; {n} left out ({why})" for why, n in r.left_out.items() if n)
-    yield f"  {r.rows} rows of {r.runs} runs from {r.table}{left_out}"
-    how = r.objective if r.delta is None else f"{r.objective} (delta {r.delta:g})"
-    of = "residuals" if r.objective == "raw_squares" else "log residuals"
-    yield f"  objective: {how} on {of} = {r.objective_value:.8g}; rms log residual {r.residual_rmse_log:.4g}"
+    yield from _method(r)
     yield from (f"\n{note}" for note in r.notes if note.startswith("WARNING"))
     yield from _not_converged(r)
     yield from _parameters(r)
@@ -202,6 +202,17 @@ def _text(r: FitReport) -> Iterator[str]:
     yield from _not_converged(r)
 
 
+def _method(r: FitReport) -> Iterator[str]:
+    """The law, the rows it was fitted to, and how."""
+    yield f"{r.law}: {r.equation}"
+    yield f"  {r.source}"
+    left_out = "".join(f"; {n} left out ({why})" for why, n in r.left_out.items() if n)
+    yield f"  {r.rows} rows of {r.runs} runs from {r.table}{left_out}"
+    how = r.objective if r.delta is None else f"{r.objective} (delta {r.delta:g})"
+    of = "residuals" if r.objective == "raw_squares" else "log residuals"
+    yield f"  objective: {how} on {of} = {r.objective_value:.8g}; rms log residual {r.residual_rmse_log:.4g}"
+
+
 def _sensitivity(r: FitReport) -> Iterator[str]:
     if not r.sensitivity:
         return
@@ -216,10 +227,7 @@ def _sensitivity(r: FitReport) -> Iterator[str]:
 def _parameters(r: FitReport) -> Iterator[str]:
     c, pct = r.convergence, f"{r.level:.0%}"
     yield ""
-    body = []
-    for e in r.parameters:
-        value = "held " + number(e.value) if e.held else number(e.value) if e.identified else "not identified"
-        body.append([e.name, value, number(e.se, 3), "-" if e.low is None else span((e.low, e.high)), span(e.profile)])
+    body = list(map(_estimate_cells, r.parameters))
     yield from table(["parameter", "value", "se", f"{pct} by run", f"{pct} profile"], body)
     yield from (f"  {e.name}: no point estimate, {e.reason}" for e in r.parameters if not e.identified)
     yield ""
@@ -227,6 +235,12 @@ def _parameters(r: FitReport) -> Iterator[str]:
         f"  {'converged' if c.converged else 'NOT CONVERGED'}: {c.at_optimum} of {c.starts} starts at the optimum, "
         f"gradient {c.gradient:.1e}, condition {c.condition:.2g} (natural parameters: {c.condition_natural:.2g})"
     )
+
+
+def _estimate_cells(e: Estimate) -> list[str]:
+    value = number(e.value) if e.held or e.identified else "not identified"
+    by_run = "-" if e.low is None else span((e.low, e.high))
+    return [e.name, f"held {value}" if e.held else value, number(e.se, 3), by_run, span(e.profile)]
 
 
 def _prior(r: FitReport) -> Iterator[str]:

@@ -59,9 +59,8 @@ def read_table(path: str | Path) -> pd.DataFrame:
     try:
         frame = readers[path.suffix.lower()](path)
     except Exception as error:  # pandas and pyarrow raise many kinds; the user needs the file and the reason
-        raise ValueError(
-            f"{path}: cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: cannot be read ({why})") from None
     if frame.empty:
         raise ValueError(f"{path}: has no rows")
     return frame
@@ -122,21 +121,18 @@ def rows(
     negative values (row and column named), and on a curve law without a run column.
     """
     _check_roles(law, names, run, extra)
-    wanted = {r: (names.get(r, r), r) for r in law.roles + tuple(e for e in extra if e in names)}
+    optional = [role for role in extra if role in names]
+    wanted = {role: (names.get(role, role), role) for role in (*law.roles, *optional)}
     wanted[RESPONSE] = (response, law.response)
-    data = {role: _numbers(frame, name, label) for role, (name, label) in wanted.items()}
-    keep = np.all([~np.isnan(v) for v in data.values()], 0)
-    if run is not None:
-        keep &= column(frame, run, "run").notna().to_numpy()
+    data, keep = _whole_rows(frame, wanted, run)
     index = frame.index.to_numpy()[keep]
-    data = {r: v[keep] for r, v in data.items()}
     for role, values in data.items():
         _check_sign(values, index, *wanted[role], role in law.zero_ok)
     y, table = data.pop(RESPONSE), frame[keep]
     same = _copies(table, y)
-    used = {name for name, _ in wanted.values()}
+    used = {run, *(name for name, _ in wanted.values())}
     others = table.select_dtypes("number")
-    pairs = twins(data, y, others[[c for c in others if c not in used and c != run]], same)
+    pairs = twins(data, y, others[[c for c in others if c not in used]], same)
     cluster = same  # a row that copies another is no second run
     if run is not None:
         data["run"] = column(frame, run, "run").to_numpy()[keep]
@@ -145,6 +141,20 @@ def rows(
     cluster = np.unique(joined(cluster, pairs), return_inverse=True)[1]
     labels = tuple((index[a], index[b]) for a, b in pairs)
     return Rows(data, y, cluster, index, int((~keep).sum()), len(y) - len(np.unique(same)), labels)
+
+
+def _whole_rows(
+    frame: pd.DataFrame, wanted: Mapping[str, tuple[str, str]], run: str | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The columns of the rows in which none is null, role -> (n,), and which rows these are, bool (rows,).
+
+    wanted: role -> (column, label)
+    """
+    data = {role: _numbers(frame, name, label) for role, (name, label) in wanted.items()}
+    keep = ~np.any([np.isnan(values) for values in data.values()], 0)
+    if run is not None:
+        keep &= column(frame, run, "run").notna().to_numpy()
+    return {role: values[keep] for role, values in data.items()}, keep
 
 
 def _check_roles(law: Law, names: Mapping[str, str], run: str | None, extra: tuple[str, ...]) -> None:
