@@ -6,6 +6,7 @@ first timed step and after the last, never in a step. Needs no torch.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -265,14 +266,18 @@ def _others(ranks: Sequence[Mapping]) -> float | None:
     groups: dict[tuple, list[Mapping]] = {}
     for rank in ranks:
         groups.setdefault((rank["host"], tuple(rank["cpus"])), []).append(rank)
-    for host, cpus in groups:
-        if any(host == other and cpus != some and set(cpus) & set(some) for other, some in groups):
-            return None  # which rank ran on which of the shared CPUs is not known
+    if any(_overlap(*pair) for pair in itertools.combinations(groups, 2)):
+        return None  # which rank ran on which of the shared CPUs is not known
     shares = []
     for members in groups.values():
         busy, _, every = max((rank["cpu"] for rank in members), key=lambda cpu: cpu[2])
         shares.append(max(0.0, busy - sum(rank["own_s"] for rank in members)) / every)
     return _most(shares)
+
+
+def _overlap(one: tuple, other: tuple) -> bool:
+    """Whether two (host, CPUs) have a CPU in common."""
+    return one[0] == other[0] and not set(one[1]).isdisjoint(other[1])
 
 
 def _most(values: Iterable[float]) -> float | None:

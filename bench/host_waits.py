@@ -21,7 +21,7 @@ On a GPU the host does not wait, its streams do: nothing is measured there, and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -87,20 +87,22 @@ class Waits:
 
         Waits after update_ended are the outer step's, which has a clock of its own.
         """
-        found, self.found = self.found, []
+        waits, self.found = self.found, []
         assert not isinstance(update_began, torch.cuda.Event) and not isinstance(update_ended, torch.cuda.Event)
         if update_ended is not None:
-            found = [wait for wait in found if wait.begin < update_ended]
-        kinds = {"comm_time_s": "comm"} | ({"bubble_time_s": "bubble"} if self.pipeline else {})
-        columns = {name: _seconds(w for w in found if w.kind == kind) for name, kind in kinds.items()}
+            waits = [wait for wait in waits if wait.begin < update_ended]
+        columns = {"comm_time_s": _seconds(waits, "comm")}
+        if self.pipeline:
+            columns["bubble_time_s"] = _seconds(waits, "bubble")
         columns["comm_time_min_s"] = columns["comm_time_s"]  # the record makes a mean of the one and a minimum of this
         if update_began is not None:
-            columns["optimizer_wait_s"] = _seconds(wait for wait in found if wait.begin >= update_began)
+            columns["optimizer_wait_s"] = _seconds([wait for wait in waits if wait.begin >= update_began])
         return columns
 
 
-def _seconds(waits: Iterator[Wait]) -> float:
-    return sum((wait.end - wait.begin for wait in waits), 0.0)
+def _seconds(waits: Iterable[Wait], kind: str | None = None) -> float:
+    """Of the waits of that kind; None: of all."""
+    return sum((wait.end - wait.begin for wait in waits if kind in (None, wait.kind)), 0.0)
 
 
 @contextmanager

@@ -139,9 +139,9 @@ class _Loop:
         pauses = saves or evaluates
         if pauses or done == self.meet_at or _is_due(done, measure.log_every):
             self._meet(done)
-            if not training.finite:
-                training.energy_j = None
-                return False
+        if not training.finite:
+            training.energy_j = None
+            return False
         if pauses:
             self.energy.pause()
         hooks.on_step(done, training)

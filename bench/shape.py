@@ -38,11 +38,7 @@ class ModelShape:
             if field.type == "int" and not 1 <= value < MAX_DIMENSION:
                 find.add(field.name, f"{field.name} = {value}: must be between 1 and {MAX_DIMENSION - 1}")
         if not find.wrong("width") and not find.wrong("heads"):
-            if self.width % self.heads:
-                find.add("width heads", f"width = {self.width}: must be a multiple of model.heads = {self.heads}")
-            elif self.head_dim % 2:
-                line = f"heads = {self.heads}: width/heads = {self.head_dim} must be even for RoPE"
-                find.add("heads width", line)
+            self._check_head_dim(find)
         if not find.wrong("heads") and not find.wrong("kv_heads") and self.heads % self.kv_heads:
             find.add("kv_heads heads", f"kv_heads = {self.kv_heads}: must divide model.heads = {self.heads}")
         if self.mlp not in MLPS:
@@ -51,6 +47,13 @@ class ModelShape:
             if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
                 find.add(name, f"{name} = {getattr(self, name)}: must be more than 0 and finite")
         find.done()
+
+    def _check_head_dim(self, find: Finder) -> None:
+        if self.width % self.heads:
+            find.add("width heads", f"width = {self.width}: must be a multiple of model.heads = {self.heads}")
+        elif self.head_dim % 2:
+            line = f"heads = {self.heads}: width/heads = {self.head_dim} must be even for RoPE"
+            find.add("heads width", line)
 
     @property
     def head_dim(self) -> int:

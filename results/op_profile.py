@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from .schema.rows import AnyRow, distinct, ok_rows, values_in
 from .table.read import rows_table, runs_table
 from .table.work import work_of
 from .terminal import aligned
@@ -60,7 +61,7 @@ def case_ops(path: str | Path, where: str | None = None) -> list[CaseOps]:
     ------
     ValueError: nothing at the path, or not a filter
     """
-    runs = [run for run in runs_table(path, where=where).to_pylist() if run["status"] == "ok"]
+    runs = ok_rows(runs_table(path, where=where).to_pylist())
     runs.sort(key=lambda run: run["started_at"] or "")
     rows = defaultdict(list)
     for row in rows_table(path, "ops", [run["run_id"] for run in runs]).to_pylist():
@@ -98,10 +99,11 @@ class _RunOps:
     ops: dict[str, tuple[float, float]]
 
 
-def _case(case_id: str, members: list[dict], rows: dict[str, list[dict]]) -> CaseOps:
+def _case(case_id: str, members: Sequence[AnyRow], rows: Mapping[str, list[dict]]) -> CaseOps:
     runs = [_run(rows[run["run_id"]]) for run in members]
     first, work = members[0], work_of(members[0])
-    timed = [run["step_time_s"] for run in members if run["step_time_s"] is not None]
+    timed = [seconds for seconds in values_in(members, "step_time_s") if seconds is not None]
+    names = set[str]().union(*(run.ops for run in runs))
     return CaseOps(
         case_id,
         first["model"] or "",
@@ -111,7 +113,7 @@ def _case(case_id: str, members: list[dict], rows: dict[str, list[dict]]) -> Cas
         median(timed) if timed else None,
         median(run.step_s for run in runs),
         {name: median(run.groups[name] for run in runs) for name in COLUMNS},
-        {name: _median_op(runs, name) for name in {name for run in runs for name in run.ops}},
+        {name: _median_op(runs, name) for name in names},
         None if work is None else float(work.tokens),
     )
 
@@ -123,23 +125,23 @@ def _median_op(runs: Sequence[_RunOps], name: str) -> tuple[float, float]:
 
 
 def _run(rows: list[dict]) -> _RunOps:
-    ranks = len({row["rank"] for row in rows})
-    on_device = any(row["device_time_s"] for row in rows)
+    ranks = len(distinct(rows, "rank"))
+    of_op = "device_time_s" if any(values_in(rows, "device_time_s")) else "time_s"
     step_s = 0.0
     groups = dict.fromkeys(COLUMNS, 0.0)
     ops: dict[str, tuple[float, float]] = {}
     for row in rows:
-        time_s = (row["device_time_s"] if on_device and row["part"] == "op" else row["time_s"]) or 0.0
+        time_s = (row[of_op if row["part"] == "op" else "time_s"] or 0.0) / ranks
         match row["part"]:
             case "step":
-                step_s += time_s / ranks
+                step_s += time_s
             case "wait":
-                groups[WAIT] += time_s / ranks
+                groups[WAIT] += time_s
             case "op":
-                if (group := group_of(row["op"])) != REST:
-                    groups[group] += time_s / ranks
+                groups[group_of(row["op"])] += time_s
                 calls, seconds = ops.get(row["op"], (0.0, 0.0))
-                ops[row["op"]] = (calls + (row["calls"] or 0.0) / ranks, seconds + time_s / ranks)
+                ops[row["op"]] = (calls + (row["calls"] or 0.0) / ranks, seconds + time_s)
+    del groups[REST]  # of operations; what is left of the step is more
     groups[REST] = step_s - sum(groups.values())
     return _RunOps(step_s, groups, ops)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib import metadata
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,13 +107,15 @@ def machine_itself(place: Place) -> Iterator[Finding]:
 
 def _load(cores: int) -> Finding:
     load, now = load_average(), host.cpu_taken()
+    taken, stolen = now or (0.0, 0.0)
     shares = [] if load is None else [f"{load:.1f} over the last minute"]
-    shares += [f"{now[0]:.0%} of the CPU time taken now", f"{now[1]:.0%} by other machines"] if now else []
-    taken = now is not None and now[0] > 0.25
-    busy, stolen = (load or 0.0) > max(0.5, 0.25 * cores) or taken, now is not None and now[1] > STEAL
-    advice = ["something else is computing: timings will be noisy"] if busy else []
-    advice += ["the hypervisor gives this machine's cores to others: timings depend on them"] if stolen else []
-    return Finding("load", ", ".join(shares) or "not told", State.NOTE if advice else State.OK, "; ".join(advice))
+    shares += [f"{taken:.0%} of the CPU time taken now", f"{stolen:.0%} by other machines"] if now else []
+    advice = []
+    if (load or 0.0) > max(0.5, 0.25 * cores) or taken > 0.25:
+        advice.append("something else is computing: timings will be noisy")
+    if stolen > STEAL:
+        advice.append("the hypervisor gives this machine's cores to others: timings depend on them")
+    return Finding("load", ", ".join(shares) or "not told", _note(bool(advice)), "; ".join(advice))
 
 
 def _memory() -> Iterator[Finding]:
@@ -203,21 +206,22 @@ def _gpus(count: int, facts: Mapping[str, Any]) -> Iterator[Finding]:
 def libraries(place: Place) -> Iterator[Finding]:
     for requirement in metadata.requires("scalade") or []:
         match = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)(?:.*extra == ['\"](\w+)['\"])?", requirement)
-        if not match or (match[3] and match[3] not in OPTIONAL):
-            continue
-        name, least, extra = match.groups()
-        have = host.installed(name)
-        if have and _version(have) >= _version(least):
-            yield Finding(name, have)
-        elif extra:
-            found = f"{have}, older than {least}" if have else f"for {OPTIONAL[extra]}"
-            yield Finding(name, found, State.MISSING, f"`pip install -U 'scalade[{extra}]'`")
-        else:
-            found = f"{have}, older than {least}" if have else "not installed"
-            yield Finding(name, found, State.BROKEN, f"`pip install -U '{name}>={least}'`")
+        if match and match[3] in (None, *OPTIONAL):
+            yield _library(*match.groups())
     triton = host.installed("triton")
     advice = "" if triton else "comes with torch's CUDA build; without a GPU nothing needs it"
     yield Finding("triton", triton or "for the GPU kernels", State.OK if triton else State.MISSING, advice)
+
+
+def _library(name: str, least: str, extra: str | None) -> Finding:
+    """extra: that it is required for; None: always."""
+    have = host.installed(name)
+    if have and _version(have) >= _version(least):
+        return Finding(name, have)
+    older = f"{have}, older than {least}" if have else ""
+    if extra:
+        return Finding(name, older or f"for {OPTIONAL[extra]}", State.MISSING, f"`pip install -U 'scalade[{extra}]'`")
+    return Finding(name, older or "not installed", State.BROKEN, f"`pip install -U '{name}>={least}'`")
 
 
 def communication(place: Place) -> Iterator[Finding]:
@@ -292,12 +296,9 @@ GROUPS: dict[str, Callable[[Place], Iterator[Finding]]] = {
 
 
 def print_findings(findings: list[Finding], console: Console) -> None:
-    rows, group = [], None
-    for finding in findings:
-        found = f"{finding.found}\n-> {finding.advice}" if finding.advice else finding.found
-        first = finding.group if finding.group != group else ""
-        group = finding.group
-        rows.append((Cell(first, "bold"), finding.name, Cell(WORDS[finding.state], STYLES[finding.state]), found))
+    rows: list[tuple[Cell | str, ...]] = []
+    for group, of_group in groupby(findings, lambda finding: finding.group):
+        rows += map(_cells, chain([group], repeat("")), of_group)
     print_grid(console, ("part", "looked at", "", "found"), rows)
     broken = [finding.name for finding in findings if finding.state == State.BROKEN]
     noted = [finding.name for finding in findings if finding.state == State.NOTE]
@@ -306,6 +307,11 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         say(console, f"`scalade run` cannot work here: {', '.join(broken)}", style="bold red")
     else:
         say(console, "`scalade run` can work here" + (f"; note: {', '.join(noted)}" if noted else ""))
+
+
+def _cells(group: str, finding: Finding) -> tuple[Cell, str, Cell, str]:
+    text = f"{finding.found}\n-> {finding.advice}" if finding.advice else finding.found
+    return Cell(group, "bold"), finding.name, Cell(WORDS[finding.state], STYLES[finding.state]), text
 
 
 def to_dict(findings: list[Finding]) -> dict[str, object]:

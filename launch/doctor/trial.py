@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,18 +156,28 @@ def try_mpi(ranks: int, time_limit_s: float) -> Trial:
         if process.poll() is None:
             os.killpg(process.pid, 9)
             process.wait()
-    lines = text.splitlines()
     reports = re.findall(r"^scalade ([0-9]+) ([0-9]+) (.+)$", text, re.MULTILINE)
     facts = {"library": reports[0][2]} if reports else {}
     if process.returncode or not reports:
-        reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")
-        return Trial(f"mpirun ended with status {process.returncode}: {reason.strip()}", facts)
-    if any(int(size) != ranks for size, _, _ in reports):
-        found = ", ".join(sorted({size for size, _, _ in reports}))
-        return Trial(f"mpirun -n {ranks} made worlds of size {found}: it belongs to another MPI than mpi4py", facts)
-    if len(reports) != ranks or any(int(total) != ranks * (ranks + 1) // 2 for _, total, _ in reports):
-        return Trial("an all-reduce over MPI gave a wrong sum", facts)
-    return Trial(None, facts)
+        return Trial(f"mpirun ended with status {process.returncode}: {_last_word(text)}", facts)
+    return Trial(_what_is_wrong(reports, ranks), facts)
+
+
+def _last_word(text: str) -> str:
+    """The last line that speaks of an error, else the last line."""
+    lines = text.splitlines() or ["no word"]
+    return next((line for line in reversed(lines) if "Error" in line), lines[-1]).strip()
+
+
+def _what_is_wrong(reports: Sequence[tuple[str, str, str]], ranks: int) -> str | None:
+    """reports: of each rank (size of its world, sum over the ranks, library). None: all is right."""
+    sizes, totals, _ = zip(*reports, strict=True)
+    if set(sizes) != {str(ranks)}:
+        worlds = ", ".join(sorted(set(sizes)))
+        return f"mpirun -n {ranks} made worlds of size {worlds}: it belongs to another MPI than mpi4py"
+    if len(reports) != ranks or set(totals) != {str(ranks * (ranks + 1) // 2)}:
+        return "an all-reduce over MPI gave a wrong sum"
+    return None
 
 
 if __name__ == "__main__":

@@ -40,8 +40,18 @@ def parse_link(text: str) -> Link:
     ValueError: not that, or out of range
     """
     option = f"--link {text!r}"
+    rate, rtt = (None, None) if text == "unshaped" else _rate_and_rtt(text, option)
+    if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(f"{option}: the rate must be from 1mbit to 100gbit")
+    if rtt is not None and not 0 <= rtt <= MAX_RTT:
+        raise ValueError(f"{option}: the round trip must be at most 2s")
+    return Link(rate, rtt or None)
+
+
+def _rate_and_rtt(text: str, option: str) -> tuple[float | None, float | None]:
+    """Bits/s and seconds; None: not in the text."""
     rate = rtt = None
-    for part in text.lower().split(",") if text != "unshaped" else ():
+    for part in text.lower().split(","):
         match = PART.fullmatch(part.strip())
         value, unit = (float(match[1]), match[2]) if match else (0.0, "")
         if unit in RATES and rate is None:
@@ -50,11 +60,7 @@ def parse_link(text: str) -> Link:
             rtt = value * TIMES[unit]
         else:
             raise ValueError(f"{option}: write a rate, a round trip or both, as 1gbit or 100mbit,20ms, or `unshaped`")
-    if rate is not None and not MIN_RATE <= rate <= MAX_RATE:
-        raise ValueError(f"{option}: the rate must be from 1mbit to 100gbit")
-    if rtt is not None and not 0 <= rtt <= MAX_RTT:
-        raise ValueError(f"{option}: the round trip must be at most 2s")
-    return Link(rate, rtt or None)
+    return rate, rtt
 
 
 LINK = "SCALADE_LINK"  # in a lab: the columns of the group "Link", as JSON

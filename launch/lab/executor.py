@@ -123,26 +123,30 @@ def run_on_nodes(lab: Lab, command: Sequence[str], nodes: int | None = None, onl
         if asked is not None and not least <= asked < lab.size + least:
             raise ValueError(f"{option} {asked}: lab {lab.name!r} has {count_of(lab.size, 'node')}")
     chosen = [only] if only is not None else range(nodes or lab.size)
-    mark = new_mark()
-    env = (
-        os.environ
-        | lab.environment()
-        | {MARK: mark, "SCALADE_LAB_HEAD": lab.address(0), "SCALADE_LAB_NODES": str(len(chosen))}
-    )
-    guard, code = None, 0
     with Signals() as signals:
-        try:
-            started = [
-                subprocess.Popen(lab.enter(node, command), env=env | {"SCALADE_LAB_NODE": str(node)}) for node in chosen
-            ]
-            guard = Guard(mark)
-            _wait(started, lambda: signals.received is not None)
-            code = next((process.returncode for process in started if process.returncode), 0)
-        finally:
-            end_marked(mark)
-            if guard:
-                guard.close()
-    return 130 if signals.received else code if code >= 0 else 128 - code
+        code = _run_to_the_end(lab, command, chosen, signals)
+    if signals.received:
+        return 130
+    return code if code >= 0 else 128 - code
+
+
+def _run_to_the_end(lab: Lab, command: Sequence[str], nodes: Sequence[int], signals: Signals) -> int:
+    """The first bad exit status, 0 where there is none. Nothing of the command is left."""
+    mark = new_mark()
+    about = {MARK: mark, "SCALADE_LAB_HEAD": lab.address(0), "SCALADE_LAB_NODES": str(len(nodes))}
+    env = os.environ | lab.environment() | about
+    guard = None
+    try:
+        started = [
+            subprocess.Popen(lab.enter(node, command), env=env | {"SCALADE_LAB_NODE": str(node)}) for node in nodes
+        ]
+        guard = Guard(mark)
+        _wait(started, lambda: signals.received is not None)
+        return next((process.returncode for process in started if process.returncode), 0)
+    finally:
+        end_marked(mark)
+        if guard:
+            guard.close()
 
 
 def _wait(started: Sequence[subprocess.Popen], asked_to_stop: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,10 +254,13 @@ class _Watch:
         self._pass_on_warning()
         if self.options.quorum:
             self._apply(self.options.quorum)
-        if decision := self._done() or self._cancelled() or self._preempted() or self._out_of_grace():
-            return decision
-        if _failed(self.codes):
-            return self._rank_failed()
+        return self._ended_from_outside() or (self._rank_failed() if _failed(self.codes) else self._ended_by_itself())
+
+    def _ended_from_outside(self) -> _Decision | None:
+        return self._done() or self._cancelled() or self._preempted() or self._out_of_grace()
+
+    def _ended_by_itself(self) -> _Decision | None:
+        """No rank has failed."""
         return self._quorum_lost() or self._stopped() or self._timed_out() or self._hung() or self._lingered()
 
     def _pass_on_warning(self) -> None:
@@ -379,10 +382,15 @@ def _dump_stacks(children: Sequence[Child]) -> list[int]:
     if live:
         time.sleep(STACKS_S)
     if halted:
-        for child in live:
-            child.process.send_signal(signal.SIGCONT if child.process.pid in halted else signal.SIGSTOP)
+        _turn_about(live, halted)
         time.sleep(STACKS_S)
     return [child.rank for child in live if child.process.pid in halted]
+
+
+def _turn_about(live: Sequence[Child], halted: Collection[int]) -> None:
+    """Continue the processes that were halted, and halt the others."""
+    for child in live:
+        child.process.send_signal(signal.SIGCONT if child.process.pid in halted else signal.SIGSTOP)
 
 
 def _failed(codes: Sequence[int | None]) -> bool:

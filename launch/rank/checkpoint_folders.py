@@ -109,11 +109,7 @@ class Shelf:
             raise ValueError(f"{INDEX} is no JSON: {error}") from None
         digests = self._digests(index, step)
         inside = list(_files_in(folder, self.scratch))
-        for name, digest in digests.items():
-            there = files.look(folder / name, self.scratch)
-            if there is None or there.st_size != digest.size_bytes:
-                what = "no file" if there is None else f"{there.st_size} bytes"
-                raise ValueError(f"{name} is cut off or missing: {what}, of {digest.size_bytes} bytes")
+        self._check_sizes(folder, digests)
         history = Saved(folder, self.scratch, digests).json(HISTORY)
         problem = history_problem(history, step)
         if problem:
@@ -121,6 +117,13 @@ class Shelf:
         unknown = [name for name in inside if name not in digests and name != INDEX]
         damaged = [(at, why) for at, why in history["damaged"]]
         return Content(digests, history["steps"], history["evals"], damaged, unknown)
+
+    def _check_sizes(self, folder: Path, digests: dict[str, Digest]) -> None:
+        for name, digest in digests.items():
+            there = files.look(folder / name, self.scratch)
+            if there is None or there.st_size != digest.size_bytes:
+                what = "no file" if there is None else f"{there.st_size} bytes"
+                raise ValueError(f"{name} is cut off or missing: {what}, of {digest.size_bytes} bytes")
 
     def _digests(self, index: object, step: int) -> dict[str, Digest]:
         if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -131,10 +134,7 @@ class Shelf:
         listed = index.get("files")
         if not isinstance(listed, dict):
             raise ValueError(f"{INDEX} lists no files")
-        for name, entry in listed.items():
-            if not (_NAME.fullmatch(name) and _is_digest(entry)):
-                raise ValueError(f"{INDEX} lists {name[:80]!r} as no file can be")
-        return {name: Digest(*entry) for name, entry in listed.items()}
+        return {name: _digest(name, entry) for name, entry in listed.items()}
 
     def set_aside(self, step: int) -> str:
         """Gives its new name."""
@@ -176,6 +176,12 @@ def history_problem(history: object, step: int) -> str | None:
     if not isinstance(damaged, list) or not all(_is_damage(each) for each in damaged):
         return "its damaged checkpoints are no steps and reasons"
     return None
+
+
+def _digest(name: str, entry: Any) -> Digest:
+    if not (_NAME.fullmatch(name) and _is_digest(entry)):
+        raise ValueError(f"{INDEX} lists {name[:80]!r} as no file can be")
+    return Digest(*entry)
 
 
 def _is_digest(entry: object) -> bool:

@@ -278,7 +278,7 @@ def _bytes_of_round(case: Case, steps: Steps) -> int | None:
 def speed_columns(case: Case, steps: Steps, ranks: int, peak: float | None) -> dict[str, object]:
     """Medians over the timed steps, what an outer loop adds to them, and the rates that follow; null where every step
     was warm-up, or no outer step was timed."""
-    timed = [t for t, warmup in zip(steps["step_time_s"], steps["warmup"], strict=True) if not warmup]
+    timed = _timed(steps, "step_time_s")
     row: dict[str, Any] = {"timed_steps": len(timed), "first_step_s": steps["step_time_s"][0]}
     if not timed:
         count = len(steps["warmup"])
@@ -287,7 +287,7 @@ def speed_columns(case: Case, steps: Steps, ranks: int, peak: float | None) -> d
     p05, p95 = np.quantile(timed, [0.05, 0.95]).tolist()
     row |= {"step_time_p05_s": p05, "step_time_p95_s": p95} | _step_time(case, steps, timed)
     for name, of_step in TIMES.items():
-        times = [t for t, warmup in zip(steps.get(of_step, []), steps["warmup"], strict=False) if not warmup]
+        times = _timed(steps, of_step)
         row[name] = statistics.median(times) if times and None not in times else None
     if row["step_time_s"] is None:
         return row | {"tokens_per_s_reason": row["step_time_s_reason"]}
@@ -297,6 +297,11 @@ def speed_columns(case: Case, steps: Steps, ranks: int, peak: float | None) -> d
         flops = flops_per_token(case.shape)
         row |= {f"mfu_{name}": flops[name] * tokens_per_s / ranks / peak for name in CONVENTIONS}
     return row
+
+
+def _timed(steps: Steps, name: str) -> list[Any]:
+    """The values of the timed steps in this column; empty where there is no such column."""
+    return [value for value, warmup in zip(steps.get(name, []), steps["warmup"], strict=False) if not warmup]
 
 
 def _step_time(case: Case, steps: Steps, timed: list[float]) -> dict[str, object]:

@@ -19,6 +19,7 @@ from statistics import fmean, median
 
 import numpy as np
 
+from ..schema.rows import values_in
 from ..table.step_columns import Steps
 from .workload import has_outer_loop
 
@@ -51,7 +52,7 @@ class Breakdown:
 
 def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Steps]) -> Breakdown:
     """rows: the ok runs of a group; steps: by run_id the columns COLUMNS of the runs for which `waits_in_steps`."""
-    step = median([row["step_time_s"] for row in rows])
+    step = median(values_in(rows, "step_time_s"))
     exposed, bubble = _median(rows, "exposed_comm_time_s"), _median(rows, "bubble_time_s")
     data, optimizer = _median(rows, "data_time_s"), _median(rows, "optimizer_time_s")
     late = _median(rows, "optimizer_wait_s") or 0.0
@@ -61,7 +62,7 @@ def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Steps]) -> Breakdown:
     if whole is not None:
         residual = step - whole - sum(part or 0.0 for part in (optimizer, data, outer))
         compute = whole + late - (exposed or 0.0) - (bubble or 0.0)
-        share = None if bubble is None else bubble / (whole + late)
+        share = _over(bubble, whole + late)
     return Breakdown(
         step_s=step,
         compute_s=compute,
@@ -77,6 +78,10 @@ def breakdown(rows: Sequence[Mapping], steps: Mapping[str, Steps]) -> Breakdown:
         bubble_share=share,
         bubble_share_theory=bubble_share(rows[0]),
     )
+
+
+def _over(part: float | None, whole: float) -> float | None:
+    return None if part is None else part / whole
 
 
 def _median(rows: Sequence[Mapping], column: str) -> float | None:

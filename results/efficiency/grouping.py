@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 
@@ -22,23 +23,17 @@ _WORK = ("tokens_per_step", "tokens_seen", "step_rows", "steps")  # what `work_o
 def groups(rows: Sequence[Mapping]) -> tuple[list[Group], list[Mapping]]:
     """The groups by device count, and the runs that belong to none: not ok, not timed, or of unknown work."""
     columns = Coded(rows)
-    work_at = {
-        at: work
-        for at, (row, work) in enumerate(zip(rows, _works(columns), strict=True))
-        if work is not None and is_timed(row)
-    }
+    works = enumerate(_works(columns))
+    work_at = {at: work for at, work in works if work is not None and is_timed(rows[at])}
     alike = columns.joint(ALIKE)
-    ungrouped: dict[int, list[Mapping]] = {}
-    for at, row in enumerate(rows):
-        if at not in work_at:
-            ungrouped.setdefault(int(alike[at]), []).append(row)
+    ungrouped = _without_work(rows, alike, work_at)
     members = _repeating(columns, alike, work_at)
     heads = [places[0] for places in members]
-    work = [_mean([work_at[at] for at in places]) for places in members]
+    work = [_mean(list(map(work_at.__getitem__, places))) for places in members]
     model = columns.joint(MODEL)[heads]
     whole = _levels(model, work)
     share = _levels(model, [one.over(rows[at]["world_size"]) for at, one in zip(heads, work, strict=True)])
-    found = [
+    result = [
         Group(
             rows=tuple(rows[at] for at in places),
             not_ok=tuple(ungrouped.get(int(alike[places[0]]), ())),
@@ -47,8 +42,17 @@ def groups(rows: Sequence[Mapping]) -> tuple[list[Group], list[Mapping]]:
         )
         for number, places in enumerate(members)
     ]
-    found.sort(key=lambda g: (g.devices, g["engine"] or "", g.label, g["case_id"]))
-    return found, [row for some in ungrouped.values() for row in some]
+    result.sort(key=lambda g: (g.devices, g["engine"] or "", g.label, g["case_id"]))
+    return result, list(chain.from_iterable(ungrouped.values()))
+
+
+def _without_work(rows: Sequence[Mapping], alike: np.ndarray, work_at: Mapping[int, Work]) -> dict[int, list[Mapping]]:
+    """By their code in `alike` the rows whose place is not in work_at."""
+    ungrouped: dict[int, list[Mapping]] = {}
+    for at, row in enumerate(rows):
+        if at not in work_at:
+            ungrouped.setdefault(int(alike[at]), []).append(row)
+    return ungrouped
 
 
 def _repeating(columns: Coded, alike: np.ndarray, work_at: Mapping[int, Work]) -> list[list[int]]:

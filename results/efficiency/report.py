@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median as middle
 
 from ..published import COMPARED_BY, Against, against
@@ -150,11 +151,9 @@ def _series_lines(series: Series, options: Options, varies: Sequence[str] = ()) 
     lines += aligned(rows, left=(1,), indent="  ")
     few = [point.group.where for point in series.points if point.tokens_per_s.note]
     lines += [f"  too few runs (under 6) for an interval: {', '.join(few)}"] if few else []
-    for point in series.points:
-        lines += _point_notes(point)
+    lines += chain.from_iterable(map(_point_notes, series.points))
     lines += _part_lines(series)
-    for law in series.laws:
-        lines += ["  " + line for line in _law_lines(law)]
+    lines += (f"  {line}" for line in chain.from_iterable(map(_law_lines, series.laws)))
     return lines
 
 
@@ -195,19 +194,24 @@ def _setting(value: object) -> str:
 def _part_lines(series: Series) -> list[str]:
     header: tuple[str, ...] = ("ranks", "layout", "step ms", *PARTS, *OF_BUBBLE)
     rows = [header, *((str(p.group.devices), p.group.label, *_part_cells(p.breakdown)) for p in series.points)]
-    if all(cell == "-" for row in rows[1:] for cell in row[3:]):
+    if _all_dashes(row[3:] for row in rows[1:]):
         return ["  where the step went: no part of it was measured"]
-    pipelined = any(row[-1] != "-" or row[-2] != "-" for row in rows[1:])
-    rows = rows if pipelined else [row[: -len(OF_BUBBLE)] for row in rows]
-    flagged = any(point.breakdown.residual_flagged for point in series.points)
-    flag = ["  ! more than 5% of the step is in no part that was measured"] if flagged else []
-    bubble = "  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)"
-    return [
+    pipelined = not _all_dashes(row[-len(OF_BUBBLE) :] for row in rows[1:])
+    if not pipelined:
+        rows = [row[: -len(OF_BUBBLE)] for row in rows]
+    lines = [
         "  where the step went, % (-: not measured, left in compute or residual; in brackets: the least of any rank)",
         *aligned(rows, left=(1,), indent="  "),
-        *([bubble] if pipelined else []),
-        *flag,
     ]
+    if pipelined:
+        lines.append("  of f+b: the bubble in forward and backward as measured; by formula (p-1)/(vm+p-1)")
+    if any(point.breakdown.residual_flagged for point in series.points):
+        lines.append("  ! more than 5% of the step is in no part that was measured")
+    return lines
+
+
+def _all_dashes(rows: Iterable[Sequence[str]]) -> bool:
+    return set(chain.from_iterable(rows)) <= {"-"}
 
 
 def _part_cells(b: Breakdown) -> list[str]:

@@ -6,11 +6,12 @@ is a token (throughput, step_time: strong T_b n_b / (T n), weak (X / n) / (X_b /
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median as middle
 
+from ..schema.rows import values_in
 from ..stats import rank_intervals as ranks
 from ..stats.rank_intervals import Estimate
 from ..table.step_columns import Steps
@@ -276,24 +277,38 @@ def _by_base(
     refused: list[Refusal] = []
     place_of = {id(group): place for place, group in enumerate(groups)}
     settled: set[int] = set()  # groups that are refused or in a series
-    declared_ids = {id(group) for group in declared or ()}
-    bases = Bases(groups, options.mode, options.allow, declared)
-    for group in groups:
-        base, names = (None, []) if id(group) in declared_ids else bases.of(group)
-        if base is None:
-            continue
+    for group, base, names in _with_base(groups, options, declared):
         settled.add(id(group))
         if names:
             refused.append(_refusal(group, base, options.mode, names))
         else:
             settled.add(id(base))
-            members.setdefault((place_of[id(base)], group.family, group["engine"] or ""), []).append(group)
+            members.setdefault((place_of[id(base)], *_kind(group)), []).append(group)
     for place, group in enumerate(groups):
         if id(group) not in settled:
-            members[place, group.family, group["engine"] or ""] = []
+            members[place, *_kind(group)] = []
     return members, refused
+
+
+def _kind(group: Group) -> tuple[str, str]:
+    """Family and engine."""
+    return group.family, group["engine"] or ""
+
+
+def _with_base(
+    groups: Sequence[Group], options: Options, declared: Sequence[Group] | None
+) -> Iterator[tuple[Group, Group, Sequence[str]]]:
+    """Each group that has a base, with it and the columns in which they differ and may not."""
+    declared_ids = {id(group) for group in declared or ()}
+    bases = Bases(groups, options.mode, options.allow, declared)
+    for group in groups:
+        if id(group) in declared_ids:
+            continue
+        base, names = bases.of(group)
+        if base is not None:
+            yield group, base, names
 
 
 def _refusal(group: Group, base: Group, mode: str, names: Sequence[str]) -> Refusal:
     why = f"differs from {base.where} in {difference(group, base, mode, names)}"
-    return Refusal(group.where, tuple(row["run_id"] for row in group.rows), why, base.where, tuple(names))
+    return Refusal(group.where, tuple(values_in(group.rows, "run_id")), why, base.where, tuple(names))

@@ -16,7 +16,8 @@ from scalade.results.check.command import check
 from scalade.results.efficiency.command import efficiency
 from scalade.results.gate.compare import compare
 from scalade.results.laws.command import fit_file
-from scalade.results.report import losses, outer_law, tables
+from scalade.results.report import outer_law, tables
+from scalade.results.report.comparable import loss_column
 from scalade.results.report.source import read_source
 from scalade.results.store.store import RunStore
 from scalade.results.table import show
@@ -100,9 +101,9 @@ def source(folder):
 def test_report(tmp_path):
     mixed = source(ladder(tmp_path / "m", [ONE] * 6 + [OTHER] * 6))
     assert any(refusal(mixed.ok) == note for note in mixed.notes)
-    assert losses.loss_column(mixed.ok) == "loss" and outer_law.loss_column is losses.loss_column
+    assert loss_column(mixed.ok) == "loss" and outer_law.loss_column is loss_column
     whole = source(ladder(tmp_path / "w", [ONE] * 12))
-    assert not any("val_hash" in note for note in whole.notes) and losses.loss_column(whole.ok) == "val_loss"
+    assert not any("val_hash" in note for note in whole.notes) and loss_column(whole.ok) == "val_loss"
 
 
 def test_a_warning_of_a_run_is_in_check_and_report(tmp_path):
