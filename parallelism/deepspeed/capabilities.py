@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
+from ..checks import Check, first_refusal
 from ..installed import missing
 from ..layout import Layout
 from .config import stage_of
@@ -31,9 +32,20 @@ def engine_class() -> type[DeepSpeedEngine]:
 
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
     """Why this engine cannot compute a layout that is not impossible, or None where it can."""
-    stage, pp, tp = stage_of(layout), layout.pp > 1, layout.tp > 1
-    alone = replicas == 1
-    checks = [
+    checks = [*_own_checks(layout, recipe), *_hpz_and_offload_checks(layout)]
+    if replicas > 1:
+        checks.append(_replica_check(layout))
+    checks += _adam_checks(layout, recipe)
+    if layout.tp > 1:
+        checks += _tensor_checks(layout, recipe)
+    if layout.pp > 1:
+        checks += _pipeline_checks(layout, shape)
+    return first_refusal(checks)
+
+
+def _own_checks(layout: Layout, recipe: Recipe) -> list[Check]:
+    """What this engine has at all."""
+    return [
         (
             recipe.optimizer in OPTIMIZERS,
             f"optimizer {recipe.optimizer} is not deepspeed's, which has {', '.join(OPTIMIZERS)}",
@@ -48,6 +60,12 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
             "hpz keeps a second "
             "copy of the parameters near",
         ),
+    ]
+
+
+def _hpz_and_offload_checks(layout: Layout) -> list[Check]:
+    stage, tp = stage_of(layout), layout.tp > 1
+    return [
         (
             layout.dp_replicate == 1 or not layout.offloads,
             "deepspeed offloads what ZeRO shards: use dp_shard in place of dp_replicate",
@@ -70,10 +88,19 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
             f"offload_optimizer = 'nvme' requires zero_stage = 3, found {layout.zero_stage}",
         ),
         (not (layout.offloads and tp), "offloading is not tried with tp"),
-        (
-            alone or not (tp or pp or layout.hpz > 1 or layout.offloads),
-            "with deepspeed, DiLoCo's replicas take dp_replicate or dp_shard inside: not tp, pp, hpz or offloading",
-        ),
+    ]
+
+
+def _replica_check(layout: Layout) -> Check:
+    return (
+        layout.tp == layout.pp == layout.hpz == 1 and not layout.offloads,
+        "with deepspeed, DiLoCo's replicas take dp_replicate or dp_shard inside: not tp, pp, hpz or offloading",
+    )
+
+
+def _adam_checks(layout: Layout, recipe: Recipe) -> list[Check]:
+    """DeepSpeed's own Adams update in one place each."""
+    return [
         (
             recipe.optimizer != "deepspeed-cpu-adam" or layout.offload_optimizer != "none",
             "deepspeed-cpu-adam updates what is on the host: it requires offload_optimizer = 'cpu' or 'nvme'",
@@ -83,14 +110,9 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
             "deepspeed-fused-adam updates what is on the GPU: it requires offload_optimizer = 'none'",
         ),
     ]
-    if tp:
-        checks += _tensor_checks(layout, recipe)
-    if pp:
-        checks += _pipeline_checks(layout, shape)
-    return next((reason for ok, reason in checks if not ok), None)
 
 
-def _tensor_checks(layout: Layout, recipe: Recipe) -> list[tuple[bool, str]]:
+def _tensor_checks(layout: Layout, recipe: Recipe) -> list[Check]:
     return [
         (not layout.sp, "deepspeed's AutoTP has no sequence-parallel norms: set sp = false where tp > 1"),
         (not layout.loss_parallel, "deepspeed's AutoTP keeps the head whole: set loss_parallel = false where tp > 1"),
@@ -103,7 +125,7 @@ def _tensor_checks(layout: Layout, recipe: Recipe) -> list[tuple[bool, str]]:
     ]
 
 
-def _pipeline_checks(layout: Layout, shape: ModelShape) -> list[tuple[bool, str]]:
+def _pipeline_checks(layout: Layout, shape: ModelShape) -> list[Check]:
     stage = stage_of(layout)
     return [
         (layout.pp_schedule == "1F1B", f"deepspeed's pipeline is 1F1B, found {layout.pp_schedule}"),

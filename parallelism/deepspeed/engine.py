@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,16 +51,7 @@ class DeepSpeedEngine:
         config = configuration(shape, recipe, layout, self.swapped, pin=device.type == "cuda")
         replicas = ReplicaGroups(mesh.groups["inside"]) if mesh.sizes["replicas"] > 1 else None
         with package.quiet():
-            if layout.pp > 1:
-                model = pipeline_module(shape, recipe.precision, layout, self._loss, device)
-            else:
-                group = replicas.group if replicas else None
-                model = whole_model(shape, recipe.precision, layout, config, self.stage, group)
-            parts = [part for part in model.modules() if isinstance(part, Decoder)]
-            assert len(parts) == 1
-            if layout.recompute != "none":
-                recompute_blocks(parts[0])
-            parts[0].set_positions(torch.arange(shape.seq_len, device=device))
+            model = self._model(config, replicas)
             sizes = shapes_of(shape)
             named = [(_canonical(name), p) for name, p in model.named_parameters()]
             optimizer = make_optimizer(
@@ -77,15 +68,32 @@ class DeepSpeedEngine:
         parameters = {_canonical(name): p for name, p in self.engine.module.named_parameters()}  # AutoTP makes new ones
         self.masters = Masters(wrapped, self.stage, parameters, sizes, mesh.group("tp"))
         self.replicated = [self._replicated(name) for name in parameters]
-        for name in parameters:
-            start = torch.empty(sizes[name])
-            fill(start, name, sizes[name], (0,) * len(sizes[name]), recipe.seed, shape.layers, recipe.init_std)
-            self.masters.put(name, start.to(device))
-        self.masters.refresh()
+        self._fill(sizes)
         first, last = self.rows()
         self.micro_rows = (last - first) // layout.microbatches
         # Every rank that reads these tokens reports an equal share, so that a plain sum over ranks is the mean.
         self.share = 1.0 / (layout.dp * layout.tp)
+
+    def _model(self, config: dict, replicas: ReplicaGroups | None) -> torch.nn.Module:
+        shape, layout, precision = self.shape, self.layout, self.recipe.precision
+        if layout.pp > 1:
+            model = pipeline_module(shape, precision, layout, self._loss, self.device)
+        else:
+            model = whole_model(shape, precision, layout, config, self.stage, replicas.group if replicas else None)
+        (decoder,) = (part for part in model.modules() if isinstance(part, Decoder))
+        if layout.recompute != "none":
+            recompute_blocks(decoder)
+        decoder.set_positions(torch.arange(shape.seq_len, device=self.device))
+        return model
+
+    def _fill(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        """The start weights, into the masters and from them into the parameters."""
+        recipe = self.recipe
+        for name in self.masters.parameters:
+            start = torch.empty(sizes[name])
+            fill(start, name, sizes[name], (0,) * len(sizes[name]), recipe.seed, self.shape.layers, recipe.init_std)
+            self.masters.put(name, start.to(self.device))
+        self.masters.refresh()
 
     def _replicated(self, name: str) -> int:
         """Ranks of the replica that hold the same piece of a parameter."""

@@ -7,7 +7,7 @@ on disk. Their names in DeepSpeed are attributes of its optimizers; tests/parall
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -122,15 +122,7 @@ class Masters:
     def _on_hand(self, write: bool = False) -> Iterator[tuple[int, Tensor]]:
         """(number, tensor) one after the other; what is on disk is read first, and written back after with `write`."""
         optimizer = self.optimizer
-        if self.stage == 0:
-            tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        elif self.stage == 3:
-            tensors = optimizer.fp32_partitioned_groups_flat
-        elif hasattr(optimizer, "single_partition_of_fp32_groups"):
-            tensors = optimizer.single_partition_of_fp32_groups
-        else:  # ZeRO 1 with bf16 is a class of its own
-            tensors = optimizer.fp32_groups_flat_partition
-        for i, tensor in enumerate(tensors):
+        for i, tensor in enumerate(self._stepped()):
             on_disk = self.stage == 3 and optimizer._swappable_optimizer_subgroup(i)
             if on_disk:
                 optimizer._optimizer_states_and_gradient_swap_in(i)
@@ -139,6 +131,16 @@ class Masters:
                 optimizer._optimizer_states_and_gradient_swap_out(i)
             elif on_disk:
                 optimizer._release_swap_buffers(i)
+
+    def _stepped(self) -> Sequence[Tensor]:
+        optimizer = self.optimizer
+        if self.stage == 0:
+            return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if self.stage == 3:
+            return optimizer.fp32_partitioned_groups_flat
+        if hasattr(optimizer, "single_partition_of_fp32_groups"):
+            return optimizer.single_partition_of_fp32_groups
+        return optimizer.fp32_groups_flat_partition  # ZeRO 1 with bf16 is a class of its own
 
     @property
     def _inner(self) -> torch.optim.Optimizer:

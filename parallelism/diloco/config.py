@@ -36,6 +36,25 @@ the share p takes the other code and moves by d; the messages are apart by sqrt(
 An outer step moves the model by the message, so losses of two such runs differ by no larger a share of what the step
 changed; rounded up. A shard's message that is dropped, or scaled by 0.9, is a share of 0.1 and more.
 """
+OF_COMPRESSION: dict[str, dict[str, object]] = {  # settings that mean something with it, and their defaults
+    "none": {},
+    "bf16": {"error_decay": 0.0},
+    **dict.fromkeys(("int8", "int4", "fp4"), {"block_size": 256, "error_decay": 0.0}),
+    "topk": {"block_size": 4096, "density": 1 / 64, "error_decay": 0.95},
+}
+RANGES = {
+    "sync_every": (1, math.inf),
+    "lr": (0, math.inf),
+    "momentum": (0, 1),
+    "fragment_layers": (1, math.inf),
+    "overlap_steps": (0, math.inf),
+    "mixing_alpha": (0, 1),
+    "block_size": (8, 65536),
+    "density": (0, 1),
+    "error_decay": (0, 1),
+    "bucket_mb": (0, math.inf),
+    "quorum_timeout_s": (0, math.inf),
+}
 OUTER_LR = {1: 0.4, 2: 0.6, 4: 0.6, 8: 0.8}  # by replicas; between two of them the smaller one's
 
 
@@ -81,6 +100,24 @@ class Outer:
 
     def __post_init__(self) -> None:
         find = Finder("outer")
+        self._check_choices(find)
+        if find.found:
+            self._check_ranges(find)
+            find.done()
+        if self.algorithm == "none" and self.replicas > 1:
+            line = f"replicas = {self.replicas}: algorithm 'none' has one replica; "
+            find.add("replicas algorithm", f"{line}allowed algorithms are {', '.join(ALGORITHMS[1:])}")
+        if self.algorithm == "none":
+            object.__setattr__(self, "compression", "none")
+        if self.quorum:
+            self._check_quorum(find, self.quorum)
+        self._fill_in(self._defaults())
+        self._check_ranges(find)
+        find.done()
+        if self.nesterov and self.momentum == 0:
+            object.__setattr__(self, "nesterov", False)  # the same update
+
+    def _check_choices(self, find: Finder) -> None:
         for name, allowed in (
             ("algorithm", ALGORITHMS),
             ("placement", PLACEMENTS),
@@ -93,17 +130,9 @@ class Outer:
                 find.add(name, line)
         if self.replicas < 1:
             find.add("replicas", f"replicas = {self.replicas}: must be at least 1")
-        if find.found:
-            self._check_ranges(find)
-            find.done()
-        if self.algorithm == "none":
-            if self.replicas > 1:
-                line = f"replicas = {self.replicas}: algorithm 'none' has one replica; "
-                find.add("replicas algorithm", f"{line}allowed algorithms are {', '.join(ALGORITHMS[1:])}")
-            object.__setattr__(self, "compression", "none")
-        if self.quorum:
-            self._check_quorum(find, self.quorum)
-        defaults = self._defaults()
+
+    def _fill_in(self, defaults: dict[str, object]) -> None:
+        """Settings that were not given take their default; those that mean nothing here are null."""
         for field in fields(self):
             if field.default is None:
                 value = getattr(self, field.name)
@@ -111,34 +140,30 @@ class Outer:
                 object.__setattr__(self, field.name, defaults.get(field.name) if unset else value)
         if self.placement == "distributed" or self.algorithm == "none":
             object.__setattr__(self, "offload", False)
-        self._check_ranges(find)
-        find.done()
-        if self.nesterov and self.momentum == 0:
-            object.__setattr__(self, "nesterov", False)  # the same update
 
     def _defaults(self) -> dict[str, object]:
         """The settings that mean something here, with the value each takes when it is not given."""
         if self.algorithm == "none":
             return {}
         defaults: dict[str, object] = dict(sync_every=30, bucket_mb=8.0)
-        sparse = self.compression == "topk"
         if self.algorithm != "localsgd":
-            by_replicas = OUTER_LR[max(m for m in OUTER_LR if m <= self.replicas)]
-            lr = 1.0 if sparse else 0.4 if self.algorithm == "streaming" else by_replicas
-            defaults |= dict(lr=lr, momentum=0.0 if sparse else 0.9, nesterov=not sparse)
+            sparse = self.compression == "topk"
+            defaults |= dict(lr=self._default_lr(), momentum=0.0 if sparse else 0.9, nesterov=not sparse)
         if self.algorithm == "streaming":
             defaults |= dict(fragment_layers=3, fragment_order="strided", overlap_steps=1, mixing_alpha=0.5)
-        if self.compression in ("int8", "int4", "fp4"):
-            defaults |= dict(block_size=256, error_decay=0.0)
-        elif sparse:
-            defaults |= dict(block_size=4096, density=1 / 64, error_decay=0.95)
-        elif self.compression == "bf16":
-            defaults |= dict(error_decay=0.0)
+        defaults |= OF_COMPRESSION[self.compression]
         if self.compression != "none":
             defaults |= dict(exchange="allgather")
         if self.quorum:
             defaults |= dict(quorum=self.quorum, quorum_timeout_s=60.0)
         return defaults
+
+    def _default_lr(self) -> float:
+        if self.compression == "topk":
+            return 1.0
+        if self.algorithm == "streaming":
+            return 0.4
+        return OUTER_LR[max(m for m in OUTER_LR if m <= self.replicas)]
 
     def _check_quorum(self, find: Finder, quorum: int) -> None:
         at = f"quorum = {quorum}"
@@ -155,23 +180,11 @@ class Outer:
             find.add("quorum error_decay compression", f"{at}: {why}")
 
     def _check_ranges(self, find: Finder) -> None:
-        for name, low, high in (
-            ("sync_every", 1, math.inf),
-            ("lr", 0, math.inf),
-            ("momentum", 0, 1),
-            ("fragment_layers", 1, math.inf),
-            ("overlap_steps", 0, math.inf),
-            ("mixing_alpha", 0, 1),
-            ("block_size", 8, 65536),
-            ("density", 0, 1),
-            ("error_decay", 0, 1),
-            ("bucket_mb", 0, math.inf),
-            ("quorum_timeout_s", 0, math.inf),
-        ):
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # also refuses NaN
                 find.add(name, f"{name} = {value}: must be between {low} and {high}")
-        if self.block_size is not None and not find.wrong("block_size") and self.block_size % 8:
+        if not find.wrong("block_size") and (self.block_size or 0) % 8:
             find.add("block_size", f"block_size = {self.block_size}: must be a multiple of 8")
         if self.density == 0:
             find.add("density", "density = 0: must be above 0, or nothing is ever sent")
@@ -179,11 +192,18 @@ class Outer:
         if overlap is not None and every is not None and overlap >= every:
             line = f"overlap_steps = {overlap}: must be below outer.sync_every = {every}"
             find.add("overlap_steps sync_every", line)
-        if self.exchange == "twoshot" and (self.compression == "topk" or self.quorum):
-            why = "the sum of what they kept is no longer sparse" if not self.quorum else "an owner may be missing"
-            at = f"outer.compression = {self.compression!r}" if not self.quorum else f"outer.quorum = {self.quorum}"
-            line = f"exchange = 'twoshot' with {at}: {why}; set exchange = 'allgather'"
-            find.add("exchange compression quorum", line)
+        if self.exchange == "twoshot":
+            self._check_two_shot(find)
+
+    def _check_two_shot(self, find: Finder) -> None:
+        if self.quorum:
+            why, at = "an owner may be missing", f"outer.quorum = {self.quorum}"
+        elif self.compression == "topk":
+            why, at = "the sum of what they kept is no longer sparse", f"outer.compression = {self.compression!r}"
+        else:
+            return
+        line = f"exchange = 'twoshot' with {at}: {why}; set exchange = 'allgather'"
+        find.add("exchange compression quorum", line)
 
     @property
     def interval(self) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
+from ..checks import Check, first_refusal
 from ..installed import missing
 from ..layout import Layout
 
@@ -44,21 +45,8 @@ def engine_class() -> type[MegatronEngine]:
 
 def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1) -> str | None:
     """Why this engine cannot compute a layout that is not impossible, or None where it can."""
-    looped = layout.virtual_stages > 1
     checks = [
-        (
-            recipe.optimizer in OPTIMIZERS,
-            f"optimizer {recipe.optimizer} is not megatron's here, which has {', '.join(OPTIMIZERS)}",
-        ),
-        (
-            recipe.optimizer != "sgd" or not recipe.weight_decay,
-            "megatron's SGD adds weight decay to the gradient, this recipe takes it off the weights: "
-            "set recipe.weight_decay = 0",
-        ),
-        (
-            recipe.optimizer != "sgd" or layout.dp_shard == 1,
-            "megatron's distributed optimizer knows Adam only: with sgd use dp_replicate",
-        ),
+        *_optimizer_checks(layout, recipe),
         (not recipe.z_loss, "megatron's loss has no z-loss: set recipe.z_loss = 0"),
         (
             layout.dp_shard == 1 or layout.zero_stage == 1,
@@ -75,13 +63,34 @@ def refuse(layout: Layout, shape: ModelShape, recipe: Recipe, replicas: int = 1)
             "megatron's context parallel needs Transformer Engine's attention, which this engine does not "
             "drive: use cp with torch",
         ),
+    ]
+    return first_refusal([*checks, *_pipeline_checks(layout)] if layout.pp > 1 else checks)
+
+
+def _optimizer_checks(layout: Layout, recipe: Recipe) -> list[Check]:
+    return [
         (
-            layout.pp == 1 or layout.pp_schedule in SCHEDULES,
-            f"{layout.pp_schedule} is not megatron's, which has {', '.join(SCHEDULES)}",
+            recipe.optimizer in OPTIMIZERS,
+            f"optimizer {recipe.optimizer} is not megatron's here, which has {', '.join(OPTIMIZERS)}",
         ),
         (
-            layout.pp == 1 or not looped or layout.microbatches % layout.pp == 0,
-            f"{layout.pp_schedule} requires microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}",
+            recipe.optimizer != "sgd" or not recipe.weight_decay,
+            "megatron's SGD adds weight decay to the gradient, this recipe takes it off the weights: "
+            "set recipe.weight_decay = 0",
+        ),
+        (
+            recipe.optimizer != "sgd" or layout.dp_shard == 1,
+            "megatron's distributed optimizer knows Adam only: with sgd use dp_replicate",
         ),
     ]
-    return next((reason for ok, reason in checks if not ok), None)
+
+
+def _pipeline_checks(layout: Layout) -> list[Check]:
+    schedule, looped = layout.pp_schedule, layout.virtual_stages > 1
+    return [
+        (schedule in SCHEDULES, f"{schedule} is not megatron's, which has {', '.join(SCHEDULES)}"),
+        (
+            not looped or layout.microbatches % layout.pp == 0,
+            f"{schedule} requires microbatches a multiple of pp = {layout.pp}, found {layout.microbatches}",
+        ),
+    ]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..schema.rows import values_in
 from .base import Law, unknown
 from .fit import Fit
 from .forecast import Forecast
@@ -126,7 +125,7 @@ def predictions(
     if not asked:
         return ()
     law = cast.fits[0].law
-    columns = {r: np.array(values_in(asked, r), float) for r in law.roles}
+    columns = {r: np.array([run[r] for run in asked], float) for r in law.roles}
     point, low, high = cast.predict(columns)
     ratios = {r: columns[r] / data.columns[r].max() for r in law.roles if data.columns[r].max() > 0}
     ratios["extent"] = law.extent(columns) / law.extent(data.columns).max()
