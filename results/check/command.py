@@ -12,14 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..schema.rows import AnyRow, rows_of
+from ..schema.rows import AnyRow, ok_rows, rows_of
 from ..store.damage import damaged_tables
 from ..table.held_out import unbelieved
 from ..table.quiet import quiet
 from ..table.read import no_runs, noted, printable, runs_and_attempts
 from ..wording import count_of
 from . import clocks
-from .rules import FAIL, PASS, RULES, SKIP, Outcome, Table, ok_rows, outcome_of
+from .checked_table import FAIL, PASS, SKIP, Outcome, Table, outcome_of
+from .rules import RULES
 
 BEYOND = 0  # the number of a rule that is none of the twelve
 

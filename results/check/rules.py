@@ -7,14 +7,11 @@ with it does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 
-from ..efficiency.grouping import groups
 from ..efficiency.series import MODES
 from ..efficiency.workload import BATCH, DATA, MODEL, OUTER, RECIPE, TOKENS, Group, work_keys
 from ..schema.rows import AnyRow
@@ -24,8 +21,25 @@ from ..table.column_codes import Coded, first_of, joint, parts
 from ..table.rank_places import hosts_of
 from ..table.work import work_of
 from ..wording import count_of
+from .checked_table import (
+    FAIL,
+    PASS,
+    SKIP,
+    Outcome,
+    Table,
+    alike,
+    close,
+    have,
+    kinds,
+    minority,
+    of_few,
+    once,
+    outcome_of,
+    over,
+    those,
+    true,
+)
 
-PASS, FAIL, SKIP = "pass", "fail", "does not apply"
 TAIL = 1.5  # 95th percentile over median beyond which a median alone misleads
 TAIL_STEPS = 20  # fewer timed steps have no 95th percentile but their maximum
 NOT_NULL = (
@@ -61,57 +75,10 @@ UNINTENDED = (
 )
 
 
-class Outcome(NamedTuple):
-    """One rule's verdict, why, and the rows that fail it."""
-
-    verdict: str
-    why: str
-    failed: Sequence[AnyRow] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of `runs`, those that are ok, and the groups of the timed ones among them."""
-
-    rows: tuple[AnyRow, ...]
-    ok: tuple[AnyRow, ...]
-    groups: tuple[Group, ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[AnyRow]) -> Table:
-        return cls(tuple(rows), ok_rows(rows), tuple(groups(rows)[0]))
-
-    @cached_property
-    def of_ok(self) -> Coded:
-        """The columns of the rows that are ok."""
-        return Coded(self.ok)
-
-    @cached_property
-    def members(self) -> Coded:
-        """The columns of the rows in groups, group by group."""
-        return Coded([row for group in self.groups for row in group.rows])
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """(groups,) how many rows each has."""
-        return np.array([len(group.rows) for group in self.groups], np.int64)
-
-
-def ok_rows(rows: Sequence[AnyRow]) -> tuple[AnyRow, ...]:
-    return tuple(row for row in rows if row["status"] == "ok")
-
-
-def outcome_of(failed: Sequence[AnyRow], fails: str, passes: str) -> Outcome:
-    return Outcome(FAIL, fails, failed) if failed else Outcome(PASS, passes)
-
-
 def _base(table: Table) -> Outcome:
     """1: with a speedup, say what the base is, and its absolute performance."""
-    smallest: dict[tuple, int] = {}  # device count, of a workload and of what may be compared in a mode
     keys = _keys(table.groups)
-    for group, some in zip(table.groups, keys, strict=True):
-        for key in some:
-            smallest[key] = min(smallest.get(key, group.devices), group.devices)
+    smallest = _smallest(table.groups, keys)
     bases: set[int] = set()
     failed: list[AnyRow] = []
     for group, (workload, *modes) in zip(table.groups, keys, strict=True):
@@ -128,6 +95,15 @@ def _base(table: Table) -> Outcome:
         "no run on fewer devices does the same work, in all or per device: there is no base",
         f"the base is {kinds}; its tokens/s and step time stand beside every ratio",
     )
+
+
+def _smallest(groups: Sequence[Group], keys: Sequence[tuple]) -> dict[tuple, int]:
+    """Device count, of a workload and of what may be compared in a mode. keys: of each group"""
+    smallest: dict[tuple, int] = {}
+    for group, some in zip(groups, keys, strict=True):
+        for key in some:
+            smallest[key] = min(smallest.get(key, group.devices), group.devices)
+    return smallest
 
 
 def _keys(groups: Sequence[Group]) -> list[tuple]:
@@ -164,14 +140,14 @@ def _means(table: Table) -> Outcome:
     rated = ~np.isnan(rate)
     if not rated.any():
         return Outcome(SKIP, "no rate in the table")
-    partly = np.isnan(timed) & _true(number("quorum_missed"))  # batches of missing replicas do not count
-    there = _over(_over(seen, number("step_rows")), step_s)
-    wanted = np.where(partly, there, _over(number("tokens_per_step"), step_s))
-    wanted = np.where(np.isnan(timed), wanted, _over(timed, number("timed_s")))
-    a_row = np.nan_to_num(number("model_seq_len")) / np.where(_true(seen), seen, 1)  # tokens_seen is whole sequences
-    holds = _close(rate, wanted, np.where(partly, a_row, 1e-6))
+    partly = np.isnan(timed) & true(number("quorum_missed"))  # batches of missing replicas do not count
+    there = over(over(seen, number("step_rows")), step_s)
+    wanted = np.where(partly, there, over(number("tokens_per_step"), step_s))
+    wanted = np.where(np.isnan(timed), wanted, over(timed, number("timed_s")))
+    a_row = np.nan_to_num(number("model_seq_len")) / np.where(true(seen), seen, 1)  # tokens_seen is whole sequences
+    holds = close(rate, wanted, np.where(partly, a_row, 1e-6))
     return outcome_of(
-        _those(table.ok, rated & ~holds),
+        those(table.ok, rated & ~holds),
         "tokens_per_s is neither tokens_per_step / step_time_s nor timed_tokens / timed_s: a rate was averaged",
         "every rate is work over the summarised time",
     )
@@ -182,13 +158,13 @@ def _ratios(table: Table) -> Outcome:
     number, failed, any_ratio = table.of_ok.numbers, np.zeros(len(table.ok), bool), False
     for name in ("6n", "palm", "causal"):
         ratio, flops = number(f"mfu_{name}"), number(f"flops_per_token_{name}")
-        wanted = _over(flops * number("tokens_per_s_per_device"), number("peak_flops"))
-        failed |= ~np.isnan(ratio) & ~_close(ratio, wanted)
+        wanted = over(flops * number("tokens_per_s_per_device"), number("peak_flops"))
+        failed |= ~np.isnan(ratio) & ~close(ratio, wanted)
         any_ratio = any_ratio or not np.isnan(ratio).all()
     if not any_ratio:
         return Outcome(SKIP, "no ratio in the table (no mfu: the peak is unknown)")
     return outcome_of(
-        _once(_those(table.ok, failed)),
+        once(those(table.ok, failed)),
         "mfu is not FLOPs x rate / peak of its row",
         "every ratio follows from the rate and the peak of its own row",
     )
@@ -198,13 +174,13 @@ def _intervals(table: Table) -> Outcome:
     """5: say whether values are deterministic; where not, give intervals."""
     if not table.groups:
         return Outcome(SKIP, "no timed run")
-    few = _of_few(table, np.arange(len(table.groups)))
-    repeated = (table.sizes > 1) & _alike(table, "seed")
-    same = (repeated & _alike(table, "train_loss_last")).sum()
+    few = of_few(table, np.arange(len(table.groups)))
+    repeated = (table.sizes > 1) & alike(table, "seed")
+    same = (repeated & alike(table, "train_loss_last")).sum()
     losses = f"the losses of {same} of {repeated.sum()} repeated cases are bitwise the same, times never are"
     return outcome_of(
-        [row for group in few for row in group.rows],
-        f"{len(few)} of {count_of(len(table.groups), 'case')} {_have(few)} fewer than {MIN_RUNS} runs: "
+        list(chain.from_iterable(group.rows for group in few)),
+        f"{len(few)} of {count_of(len(table.groups), 'case')} {have(few)} fewer than {MIN_RUNS} runs: "
         f"no interval; {losses}",
         f"every case has at least {MIN_RUNS} runs; {losses}",
     )
@@ -227,7 +203,7 @@ def _comparison(table: Table) -> Outcome:
     compared = [some for some in parts(works) if len(some) > 1]
     if not compared:
         return Outcome(SKIP, "no two cases do the same work")
-    few = _of_few(table, np.concatenate(compared))
+    few = of_few(table, np.concatenate(compared))
     group = np.repeat(np.arange(len(works)), table.sizes)
     enough = (table.sizes >= MIN_RUNS)[group]
     group, times = group[enough], table.members.numbers("step_time_s")[enough]
@@ -236,8 +212,8 @@ def _comparison(table: Table) -> Outcome:
     differ = (p < 0.05 / max(sound, 1)).sum()
     test = f"Kruskal-Wallis tells the layouts apart in {differ} of {sound} workloads"
     return outcome_of(
-        [row for group in few for row in group.rows],
-        f"{count_of(len(few), 'compared case')} {_have(few)} fewer than {MIN_RUNS} runs; {test}",
+        list(chain.from_iterable(group.rows for group in few)),
+        f"{count_of(len(few), 'compared case')} {have(few)} fewer than {MIN_RUNS} runs; {test}",
         test,
     )
 
@@ -249,8 +225,8 @@ def _center(table: Table) -> Outcome:
     if not timed.any():
         return Outcome(SKIP, "no timed run")
     known = ~np.isnan(tail) & (steps >= TAIL_STEPS)
-    short = _those(table.ok, timed & ~known)
-    heavy = _those(table.ok, timed & known & (tail > TAIL * median))
+    short = those(table.ok, timed & ~known)
+    heavy = those(table.ok, timed & known & (tail > TAIL * median))
     reasons = []
     if short:
         reasons.append(
@@ -268,12 +244,12 @@ def _factors(table: Table) -> Outcome:
         return Outcome(SKIP, "no run with status ok")
     columns = table.of_ok
     gaps, failed = _set_up_gaps(table)
-    mixed = [name for name in UNINTENDED if _kinds(columns, name) > 1]
+    mixed = [name for name in UNINTENDED if kinds(columns, name) > 1]
     if mixed and not failed:
         why = f"varying without being a factor: {', '.join(mixed)}"
-        return Outcome(FAIL, why, _minority(table.ok, columns, mixed))
+        return Outcome(FAIL, why, minority(table.ok, columns, mixed))
     also = f"; not factors, yet varying: {', '.join(mixed)}" if mixed else ""
-    levels = {name: _kinds(columns, name) for name in FACTORS}
+    levels = {name: kinds(columns, name) for name in FACTORS}
     varied = ", ".join(f"{name} ({count})" for name, count in levels.items() if count > 1) or "none"
     return outcome_of(failed, "; ".join(gaps) + also, f"set-up complete; factors (levels): {varied}")
 
@@ -281,11 +257,11 @@ def _factors(table: Table) -> Outcome:
 def _set_up_gaps(table: Table) -> tuple[list[str], list[AnyRow]]:
     """What of the set-up is not written down, and the runs that lack it."""
     columns = table.of_ok
-    lacking = {name: list(map(int, np.flatnonzero(columns.null(name)))) for name in NOT_NULL}
+    lacking = {name: np.flatnonzero(columns.null(name)).tolist() for name in NOT_NULL}
     lacking[TOKENS] = [at for at in lacking[TOKENS] if work_of(table.ok[at]) is None]  # null where steps differ
     lacking = {name: some for name, some in lacking.items() if some}
-    unnamed = list(map(int, np.flatnonzero(columns.null("device_name") & columns.null("cpu_model"))))
-    dirty = list(map(int, np.flatnonzero(_true(columns.numbers("git_dirty")))))
+    unnamed = np.flatnonzero(columns.null("device_name") & columns.null("cpu_model")).tolist()
+    dirty = np.flatnonzero(true(columns.numbers("git_dirty"))).tolist()
     gaps = []
     if lacking:
         gaps.append(f"null: {', '.join(lacking)}")
@@ -293,8 +269,8 @@ def _set_up_gaps(table: Table) -> tuple[list[str], list[AnyRow]]:
         gaps.append("no device or CPU model")
     if dirty:
         gaps.append(f"{count_of(len(dirty), 'run')} of uncommitted code")
-    places = dict.fromkeys(at for some in (*lacking.values(), unnamed, dirty) for at in some)
-    return gaps, _once(table.ok[at] for at in places)
+    places = dict.fromkeys(chain(*lacking.values(), unnamed, dirty))
+    return gaps, once(map(table.ok.__getitem__, places))
 
 
 def _time(table: Table) -> Outcome:
@@ -305,9 +281,9 @@ def _time(table: Table) -> Outcome:
         return Outcome(SKIP, "no timed run")
     maps = joint([table.of_ok.of("ranks_json")], len(table.ok))
     mapped = np.array([len(hosts_of(table.ok[at]["ranks_json"])) for at in first_of(maps)])[maps]
-    holds = _true(number("measure_warmup_steps")) & _true(number("timed_steps")) & (mapped == number("world_size"))
+    holds = true(number("measure_warmup_steps")) & true(number("timed_steps")) & (mapped == number("world_size"))
     return outcome_of(
-        _those(table.ok, timed & ~holds),
+        those(table.ok, timed & ~holds),
         "no warm-up was left out, no step is counted as timed, or the ranks' hosts are not all known",
         "each step is that of its slowest rank, a run the median over its timed steps; warm-up is "
         "marked, the map of ranks is kept",
@@ -318,7 +294,7 @@ def _bounds(table: Table) -> Outcome:
     """11: upper bounds of performance."""
     if not table.ok:
         return Outcome(SKIP, "no run with status ok")
-    failed = _those(table.ok, table.of_ok.null("peak_flops") & table.of_ok.null("predicted_step_time_s"))
+    failed = those(table.ok, table.of_ok.null("peak_flops") & table.of_ok.null("predicted_step_time_s"))
     return outcome_of(
         failed,
         "neither peak_flops nor a predicted step time: ask for `measure.peak_matmul = true`",
@@ -331,7 +307,7 @@ def _plots(table: Table) -> Outcome:
     if not table.ok:
         return Outcome(SKIP, "no run with status ok")
     kept, wanted = map(table.of_ok.numbers, ("step_rows", "steps"))
-    failed = _those(table.ok, (kept != wanted) & ~(np.isnan(kept) & np.isnan(wanted)))
+    failed = those(table.ok, (kept != wanted) & ~(np.isnan(kept) & np.isnan(wanted)))
     counts: dict[tuple, set[int]] = {}
     for group in table.groups:
         counts.setdefault((group["model"], group["engine"], group.family), set()).add(group.devices)
@@ -360,51 +336,3 @@ RULES: tuple[tuple[str, Callable[[Table], Outcome]], ...] = (
     ("upper bounds are known", _bounds),
     ("there is enough to plot", _plots),
 )
-
-
-def _those(rows: Sequence[AnyRow], which: np.ndarray) -> list[AnyRow]:
-    return [rows[int(at)] for at in np.flatnonzero(which)]
-
-
-def _once(rows: Iterable[AnyRow]) -> list[AnyRow]:
-    """One row of each run."""
-    return list({row["run_id"]: row for row in rows}.values())
-
-
-def _of_few(table: Table, which: np.ndarray) -> list[Group]:
-    """Those of these groups that have too few runs for an interval."""
-    return [table.groups[at] for at in which[table.sizes[which] < MIN_RUNS]]
-
-
-def _alike(table: Table, name: str) -> np.ndarray:
-    """(groups,) bool: the runs of the group have one value, or are all null."""
-    codes, starts = table.members.of(name), np.cumsum(table.sizes) - table.sizes
-    return np.minimum.reduceat(codes, starts) == np.maximum.reduceat(codes, starts)
-
-
-def _true(numbers: np.ndarray) -> np.ndarray:
-    """Known, and not 0."""
-    return ~np.isnan(numbers) & (numbers != 0)
-
-
-def _over(work: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    return work / np.where(cost == 0, np.nan, cost)
-
-
-def _close(values: np.ndarray, wanted: np.ndarray, tolerance: np.ndarray | float = 1e-6) -> np.ndarray:
-    return np.abs(values - wanted) <= tolerance * np.abs(wanted)
-
-
-def _kinds(columns: Coded, name: str) -> int:
-    """Different values of a column, null among them."""
-    return len(np.unique(columns.of(name)))
-
-
-def _minority(rows: Sequence[AnyRow], columns: Coded, names: Sequence[str]) -> list[AnyRow]:
-    """The rows that are not like most."""
-    kinds = columns.joint(names)
-    return _those(rows, kinds != np.bincount(kinds).argmax())
-
-
-def _have(some: Sequence) -> str:
-    return "has" if len(some) == 1 else "have"

@@ -7,10 +7,12 @@ steps; the inner sum over i is closed: (1 - lambda^(t-k+1)) horizon.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..base import Inputs, Law, Parameter, grid, register
-from ..dual import exp, expm1, log, log1p
+from ..base import Columns, Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, expm1, log, log1p
 from .schedule import read_schedule
 
 
@@ -21,7 +23,7 @@ class ScheduleLaw(Law):
     zero_ok = ("step", "lr")
     needs_run = True
 
-    def prepare(self, columns, centre=None):
+    def prepare(self, columns: Columns, centre: dict | None = None) -> Inputs:
         s = read_schedule(
             np.asarray(columns["run"]), np.asarray(columns["step"], float), np.asarray(columns["lr"], float)
         )
@@ -57,18 +59,18 @@ class Annealing(ScheduleLaw):
         Parameter("horizon", "1/(1 - lambda), steps", low=2.0, high=1e7, log=True),
     )
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(5)
         T[1, 2] = centre["s1"]
         return T, np.zeros(5)
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         s = x["schedule"]
         decay = log1p(-exp(-p["horizon"]))  # log lambda
         area = s.total(-(expm1(decay * s.gap_steps)) * s.drop)
         return log(exp(p["L0"]) + exp(p["A"] - p["alpha"] * x["u"]) - exp(p["C"] + p["horizon"]) * area)
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         out = curve_starts(inputs, log_y, (0.8, 0.95), (0.3, 0.6), (0.1, 0.5), (300.0, 3000.0))
         gain, horizon = out[:, 3].copy(), out[:, 4].copy()
         out[:, 3] = np.log(gain / inputs.centre["peak"] / horizon)  # a full drop is worth `gain` nats after a horizon

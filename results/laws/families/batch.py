@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..base import Parameter, register
+from ..base import Inputs, Parameter, register
 from .powers import SumOfPowers, log_of
 
 
@@ -28,7 +28,7 @@ class CriticalBatch(SumOfPowers):
     parameters = (Parameter("S_min", "fewest steps", log=True), Parameter("B_crit", "critical batch", log=True))
     terms = ({"S_min": 1.0}, {"S_min": 1.0, "B_crit": 1.0, None: log_of("batch", -1)})
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         b = -inputs.x[1, None]
         B = np.quantile(b, (0.02, 0.25, 0.5, 0.75, 0.98))
         S = [np.median(log_y - np.log1p(np.exp(c - b))) for c in B]

@@ -37,7 +37,7 @@ class Chinchilla(SumOfPowers):
     )
     terms = ({"A": 1.0, "alpha": log_of("params", -1)}, {"B": 1.0, "beta": log_of("tokens", -1)}, {"E": 1.0})
 
-    def optimum(self, natural, flops, flops_per_nd):
+    def optimum(self, natural: np.ndarray, flops: float, flops_per_nd: float) -> tuple[np.ndarray, np.ndarray]:
         A, alpha, B, beta = natural[:, :4].T
         with np.errstate(all="ignore"):
             return balance(np.log(A), alpha, np.log(B), beta, flops, flops_per_nd)

@@ -8,10 +8,12 @@ on single-epoch runs (`fix`) and fits R_D*, R_N* alone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..base import Inputs, Law, Parameter, grid, register
-from ..dual import exp, expm1, log, log1p, logsumexp, minimum
+from ..base import Columns, Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, expm1, log, log1p, logsumexp, minimum
 
 
 @register
@@ -31,7 +33,7 @@ class DataConstrained(Law):
         Parameter("R_N*", "the same for excess parameters", low=1e-3, high=1e12, log=True),
     )
 
-    def prepare(self, columns, centre=None):
+    def prepare(self, columns: Columns, centre: dict | None = None) -> Inputs:
         inputs = super().prepare(columns, centre)
         raw = {r: np.log(np.asarray(columns[r], float)) for r in self.roles}
         x = dict(
@@ -42,12 +44,12 @@ class DataConstrained(Law):
         )
         return Inputs(inputs.n, x, inputs.centre)
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(7)
         T[0, 1], T[2, 3] = centre["params"], centre["tokens"]
         return T, np.zeros(7)
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         u0, v0 = centre["params"], centre["tokens"]
         log_A, log_B = p["A"] + p["alpha"] * u0, p["B"] + p["beta"] * v0
         alpha, beta = p["alpha"], p["beta"]
@@ -59,7 +61,7 @@ class DataConstrained(Law):
             p["A"] - alpha * (unique_n - u0 + excess), p["B"] - beta * (x["unique"] - v0 + repeated), p["E"]
         )
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         low, mid = np.exp(log_y.min()), np.exp(log_y.mean())
         s = grid((0.25, 0.45), (0.25, 0.45), (0.5, 0.85), (0.4, 0.7), (3.0, 30.0), (1.0, 10.0))
         E = s[:, 2] * low

@@ -13,10 +13,13 @@ u = log N - u0, v = log D - v0:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from ..base import Law, Parameter, grid, register
-from ..dual import exp, expm1, logsumexp
+from ..base import Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, expm1, logsumexp
 
 
 @register
@@ -38,7 +41,7 @@ class Farseer(Law):
         Parameter("E", "its offset"),
     )
 
-    def natural(self, theta, centre):
+    def natural(self, theta: np.ndarray, centre: dict) -> np.ndarray:
         g1, q, c1, gamma, b, c2, g3, a, log_h0 = theta.T
         u0, v0, h0 = centre["params"], centre["tokens"], np.exp(log_h0)
         s, A = np.exp(g1) / q, np.exp(g3) / a
@@ -58,7 +61,7 @@ class Farseer(Law):
             1,
         )
 
-    def theta(self, natural, centre):
+    def theta(self, natural: Mapping[str, float], centre: dict) -> np.ndarray:
         n, u0, v0 = natural, centre["params"], centre["tokens"]
         s, A = -n["s"] * np.exp(n["q"] * u0), -n["A"] * np.exp(n["a"] * u0)
         B, h0 = n["B"] * np.exp(n["b"] * u0), np.exp(n["E"] - A)
@@ -76,7 +79,7 @@ class Farseer(Law):
             ]
         )
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         u, v, v0 = x["params"], x["tokens"], centre["tokens"]
         h0, slope = exp(p["E"]), exp(p["A"])
         h = h0 * exp(-(slope * expm1(p["a"] * u) / p["a"]))
@@ -84,7 +87,7 @@ class Farseer(Law):
         token = p["Q"] - (p["B"] + h0 * slope * v0) * expm1(p["b"] * u) / p["b"] - (h - h0) * v0 - h * v
         return logsumexp(floor, token)
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         mid = log_y.mean()
         # q, b, a; the floor's share and slope; exponent of D and its slope
         s = grid((0.15,), (-0.12,), (0.12,), (0.5, 0.8), (0.05, 0.15), (0.25, 0.45), (0.05, 0.15))

@@ -5,10 +5,12 @@ S1 the sum of rates so far, S_k that since step k. Luo et al. 2025 (arXiv 2503.1
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..base import Parameter, register
-from ..dual import exp, expm1, log, log1p
+from ..base import Inputs, Parameter, register
+from ..dual import Dual, exp, expm1, log, log1p
 from ..solver import constrain, minimise
 from .annealing import CURVE, ScheduleLaw, curve_starts
 
@@ -30,7 +32,7 @@ class MultiPower(ScheduleLaw):
         "authors' own fit, which the optimiser left by about the scale"
     )
 
-    def prior(self, inputs, log_y):
+    def prior(self, inputs: Inputs, log_y: np.ndarray) -> dict[str, tuple[float, float]]:
         """Three curves do not say C, beta and gamma (alone or with B): a gain that is slow and large looks like one
         that is fast and small until much longer runs are predicted. The source fits B with an immediate gain
         first, then all from there and (1, 1/2, 1/2) by at most 200 steps of Adam of .05 (B, C) and .005 (beta, gamma).
@@ -42,18 +44,18 @@ class MultiPower(ScheduleLaw):
         B = float(self.natural(at_minimum.theta[[at_minimum.best]], inputs.centre)[0, 3])
         return {"B": (B, 0.1), "C": (1.0, 0.7), "beta": (0.5, 0.3), "gamma": (0.5, 0.15)}
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(7)
         T[1, 2], T[4, 6] = centre["s1"], centre["lr"]
         return T, np.zeros(7)
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         s = x["schedule"]
         speed = exp(p["C"] - p["gamma"] * x["log_lr"] + np.log(s.gap_s1))
         gain = s.total(-(expm1(-(exp(p["beta"]) * log1p(speed)))) * s.drop)
         return log(exp(p["L0"]) + exp(p["A"] - p["alpha"] * x["u"]) - exp(p["B"]) * gain)
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         out = curve_starts(inputs, log_y, (0.85, 0.95), (0.4, 0.7), (0.1,), (0.3, 3.0), (0.3, 0.8), (0.5,))
         peak = inputs.centre["peak"]
         out[:, 3] = np.log(out[:, 3] / peak)

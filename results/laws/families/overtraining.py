@@ -38,7 +38,7 @@ class Overtraining(SumOfPowers):
         {"E": 1.0},
     )
 
-    def optimum(self, natural, flops, flops_per_nd):
+    def optimum(self, natural: np.ndarray, flops: float, flops_per_nd: float) -> tuple[np.ndarray, np.ndarray]:
         a, b, h = natural[:, :3].T
         log_m = np.log(b / a) / (2 * h)
         log_nd = np.log(flops / flops_per_nd)

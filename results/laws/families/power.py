@@ -6,10 +6,12 @@ x is any positive column (compute, tokens, device-hours, joules). The broken law
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..base import Law, Parameter, grid, register
-from ..dual import exp, logsumexp
+from ..base import Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, logsumexp
 from .powers import SumOfPowers, log_of
 
 
@@ -52,19 +54,19 @@ class BrokenPower(Law):
         Parameter("f", "width of the break", low=0.01, high=5.0, log=True),
     )
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(6)
         T[1, 2] = centre["x"]
         shift = np.zeros(6)
         shift[4] = centre["x"]
         return T, shift
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         width = exp(p["f"])
         soft = width * logsumexp(_zero(p["d"]), (x["x"] - p["d"]) / width)
         return logsumexp(p["a"], p["b"] - p["c0"] * x["x"] - p["c1"] * soft)
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         u = inputs.x["x"]
         s = grid(
             np.quantile(u, (0.25, 0.5, 0.75)), (0.0, 0.3), (-0.3, 0.3, 0.8), (0.1, 0.5), (0.05, 0.5)

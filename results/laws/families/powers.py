@@ -49,7 +49,7 @@ class SumOfPowers(Law):
         some = np.asarray(columns[self.roles[0]])
         return Inputs(len(some), {k: v - centre[k] for k, v in raw.items()}, centre)
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         p, at = len(self.parameters), {n: j for j, n in enumerate(self.names)}
         T = np.eye(p)
         for (t, name), mean in centre.items():
@@ -97,7 +97,7 @@ class SumOfPowers(Law):
                 if name is not None:
                     yield t, name, inputs.x[t, name] if callable(f) else f
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         at = self._positions()
         if len(self.terms) == 1:  # linear in theta: least squares is the start
             _, J = self.log_predict(np.zeros((1, len(at))), inputs)

@@ -6,10 +6,12 @@ activations and of the KV cache.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..base import Inputs, Law, Parameter, grid, register
-from ..dual import exp, expm1, log, logsumexp
+from ..base import Columns, Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, expm1, log, logsumexp
 
 CHINCHILLA = (
     Parameter("A", "scale of the parameter term", log=True),
@@ -31,23 +33,23 @@ class Precision(Law):
         Parameter("gamma_w", "sensitivity to weight bits", low=0.05, high=50.0, log=True),
     )
 
-    def prepare(self, columns, centre=None):
+    def prepare(self, columns: Columns, centre: dict | None = None) -> Inputs:
         inputs = super().prepare(columns, centre)
         bits = {r: np.asarray(columns[r], float) for r in self.roles[2:]}
         return Inputs(inputs.n, inputs.x | bits, inputs.centre)
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(len(self.parameters))
         T[0, 1], T[2, 3] = centre["params"], centre["tokens"]
         return T, np.zeros(len(T))
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         u = x["params"]
         for role, gamma in zip(self.roles[2:], self.names[5:], strict=True):
             u = u + log(-expm1(-(exp(-p[gamma]) * x[role])))
         return logsumexp(p["A"] - p["alpha"] * u, p["B"] - p["beta"] * x["tokens"], p["E"])
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         low, mid = np.exp(log_y.min()), np.exp(log_y.mean())
         s = grid((0.2, 0.5), (0.2, 0.5), (0.5, 0.85), (0.4, 0.7), (1.0, 3.0))
         E = s[:, 2] * low

@@ -8,11 +8,12 @@ one expert and approaches E_max.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from ..base import Inputs, Law, Parameter, grid, register
-from ..dual import exp, expm1, log, logsumexp
+from ..base import Columns, Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, expm1, log, logsumexp
 from .powers import SumOfPowers, log_of
 
 
@@ -55,25 +56,25 @@ class RoutedSaturating(Law):
         Parameter("E_max", "most effective experts", low=1.0, high=1e7, log=True),
     )
 
-    def prepare(self, columns, centre=None):
+    def prepare(self, columns: Columns, centre: dict | None = None) -> Inputs:
         size, experts = np.log10(np.asarray(columns["params"], float)), np.asarray(columns["experts"], float)
         if (experts < 1).any():
             raise ValueError(f"experts: at least 1 (a dense model), got {experts.min():g}")
         centre = {"params": float(size.mean())} if centre is None else centre
         return Inputs(len(size), {"params": size - centre["params"], "others": experts - 1}, centre)
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(6)
         T[1, 2] = T[3, 0] = -centre["params"]
         return T, np.zeros(6)
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         least = p["E_start"] - log(-expm1(p["E_start"] - p["E_max"]))  # -log(1/E_start - 1/E_max)
         log_experts = -logsumexp(-log(exp(least) + x["others"]), -p["E_max"])
         inner = (p["a"] + p["c"] * (log_experts / LN10)) * x["params"] + p["b"] * (log_experts / LN10)
         return (inner + p["d"]) * LN10
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         starts = []
         for start, most in grid((1.0, 2.0, 5.0), (50.0, 300.0, 3000.0)):
             others = inputs.x["others"] + 1 / (1 / start - 1 / most)

@@ -5,10 +5,12 @@ The compute optimum is Chinchilla's, for the power k is monotone.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ..base import Law, Parameter, grid, register
-from ..dual import exp, logsumexp
+from ..base import Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, logsumexp
 from .chinchilla import balance
 
 
@@ -27,16 +29,16 @@ class Skaling(Law):
         Parameter("k", "joint power; 1 is Chinchilla", low=0.02, high=20.0, log=True),
     )
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(6)
         T[0, 1], T[2, 3] = centre["params"], centre["tokens"]
         return T, np.zeros(6)
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         joint = logsumexp(p["A"] - p["alpha"] * x["params"], p["B"] - p["beta"] * x["tokens"])
         return logsumexp(p["E"], exp(p["k"]) * joint)
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         low, mid = np.exp(log_y.min()), np.exp(log_y.mean())
         s = grid(
             (0.15, 0.4), (0.15, 0.4), (0.3, 0.6, 0.85), (0.4, 1.0, 2.0), (0.3, 0.7)
@@ -49,7 +51,7 @@ class Skaling(Law):
         out[:, 4], out[:, 5] = log_E, np.log(k)
         return out
 
-    def optimum(self, natural, flops, flops_per_nd):
+    def optimum(self, natural: np.ndarray, flops: float, flops_per_nd: float) -> tuple[np.ndarray, np.ndarray]:
         A, alpha, B, beta = natural[:, :4].T
         with np.errstate(all="ignore"):
             return balance(np.log(A), alpha, np.log(B), beta, flops, flops_per_nd)

@@ -8,11 +8,13 @@ paper holds alpha1 = beta: `--fix alpha1=beta`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.optimize import nnls
 
-from ..base import Inputs, Law, Parameter, grid, register
-from ..dual import exp, log
+from ..base import Columns, Inputs, Law, Parameter, grid, register
+from ..dual import Dual, exp, log
 
 TERMS = (("A1", "alpha1", "params_nonvocab"), ("A2", "alpha2", "params_vocab"), ("B", "beta", "tokens"))
 
@@ -33,23 +35,23 @@ class Vocabulary(Law):
         Parameter("E", "gain over the unigram model at the limit", log=True),
     )
 
-    def prepare(self, columns, centre=None):
+    def prepare(self, columns: Columns, centre: dict | None = None) -> Inputs:
         logs = {role: np.log(np.asarray(columns[role], float)) for role in self.roles[:3]}
         centre = {role: float(v.mean()) for role, v in logs.items()} if centre is None else centre
         unigram = np.asarray(columns["unigram_loss"], float)
         return Inputs(len(unigram), {r: v - centre[r] for r, v in logs.items()} | {"unigram_loss": unigram}, centre)
 
-    def coordinates(self, centre):
+    def coordinates(self, centre: dict) -> tuple[np.ndarray, np.ndarray]:
         T = np.eye(7)
         for j, (_, _, role) in enumerate(TERMS):
             T[2 * j, 2 * j + 1] = centre[role]
         return T, np.zeros(7)
 
-    def formula(self, p, x, centre):
+    def formula(self, p: dict[str, Dual], x: dict[Any, Any], centre: dict) -> Dual:
         terms = [exp(p[scale] - p[exponent] * x[role]) for scale, exponent, role in TERMS]
         return log(terms[0] + terms[1] + terms[2] - exp(p["E"]) + x["unigram_loss"])
 
-    def starts(self, inputs, log_y):
+    def starts(self, inputs: Inputs, log_y: np.ndarray) -> np.ndarray:
         below = np.exp(log_y) - inputs.x["unigram_loss"]
         starts = []
         for exponents in grid((0.2, 0.5, 0.9), (0.2, 0.6, 1.2), (0.2, 0.5, 0.9)):
