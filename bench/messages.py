@@ -62,7 +62,7 @@ def to_each(values: list[Any] | None, group: dist.ProcessGroup | None = None) ->
     if not dist.is_initialized():
         return own[0]
     mine = torch.empty((), dtype=torch.int64)
-    contents = [_encoded(value) for value in own]
+    contents = list(map(_encoded, own))
     lengths = [torch.tensor(content.numel()) for content in contents]
     dist.scatter(mine, lengths or None, group=group, group_src=0)
     longest = torch.tensor(max(map(int, lengths), default=0))

@@ -127,11 +127,11 @@ def differences(cases: Sequence[Case]) -> list[str]:
     """In what each of these cases differs from the others, beside the names of its model and its layout."""
     from .study.case import PARTS
 
-    differing: list[list[str]] = [[] for _ in cases]
+    texts: list[list[str]] = []  # of each column that differs
     for part in (name for name in PARTS if name not in ("shape", "layout", "outer")):
         parts = [vars(getattr(case, part)) for case in cases]
         for key in type(getattr(cases[0], part)).__dataclass_fields__:
-            if len({values[key] for values in parts}) > 1:
-                for texts, values in zip(differing, parts, strict=True):
-                    texts.append(f"{key}={values[key]}")
-    return [" ".join(texts) for texts in differing]
+            values = [settings[key] for settings in parts]
+            if len(set(values)) > 1:
+                texts.append([f"{key}={value}" for value in values])
+    return list(map(" ".join, zip(*texts, strict=True))) or [""] * len(cases)

@@ -191,6 +191,17 @@ def to_text(summary: Summary, folder: Path) -> list[str]:
     if before := summary.failed_before.values():
         lines.append(f"{count_of(len(before), 'run')} had failed before; --retry-failed runs again what can run:")
         lines += counted(Counter(f"{outcome.status}: {outcome.reason}" for outcome in before))
+    lines += _left_out(summary)
+    if summary.interrupted:
+        lines.append(f"ended early: {summary.interrupted}; start it again for the rest")
+    elif summary.nothing_measured:
+        lines.append("nothing was measured: the table has no run of these cases with status ok (exit status 1)")
+    return [*lines, f"table: {folder}"]
+
+
+def _left_out(summary: Summary) -> list[str]:
+    """Cases that cannot run here, and those that others run."""
+    lines = []
     if summary.skipped:
         lines.append(f"{count_of(summary.skipped, 'case')} skipped:")
         lines += counted(summary.skip_reasons)
@@ -199,11 +210,7 @@ def to_text(summary: Summary, folder: Path) -> list[str]:
     for size, count in summary.other_sizes.items():
         workers = count_of(size, "worker")
         lines.append(f"{count_of(count, 'case')} for a world of {size} left alone: start {workers} for that")
-    if summary.interrupted:
-        lines.append(f"ended early: {summary.interrupted}; start it again for the rest")
-    elif summary.nothing_measured:
-        lines.append("nothing was measured: the table has no run of these cases with status ok (exit status 1)")
-    return [*lines, f"table: {folder}"]
+    return lines
 
 
 def counted(reasons: Mapping[str, int]) -> list[str]:

@@ -101,14 +101,18 @@ def group_of(sets: list[list[int]], rank: int, world: int) -> dist.ProcessGroup:
     return next(group for ranks, group in made if rank in ranks)
 
 
+def _parameter_dimensions(layout: Layout) -> list[str]:
+    """Along which FSDP2 and tensor parallelism hold parameters."""
+    names = []
+    if layout.sharded:
+        names = ["dp_replicate", "fsdp"] if layout.dp_replicate > 1 else ["fsdp"]
+    return [*names, "tp"] if layout.tp > 1 else names
+
+
 def _parameter_mesh(layout: Layout, replicas: int, device_type: str) -> DeviceMesh | None:
     """With dimensions out of (dp_replicate, fsdp, tp), this rank's slice of the whole."""
-    if layout.engine != "torch":
-        return None
-    names = ["dp_replicate"] if layout.sharded and layout.dp_replicate > 1 else []
-    names += ["fsdp"] if layout.sharded else []
-    names += ["tp"] if layout.tp > 1 else []
-    if not names:
+    names = _parameter_dimensions(layout)
+    if layout.engine != "torch" or not names:
         return None
     from torch.distributed.device_mesh import init_device_mesh  # costs a second of import that DDP need not pay
 

@@ -101,18 +101,23 @@ def measured(path: str | Path) -> list[dict]:
 
 def fit_links(rows: Sequence[dict], level: float = 0.95) -> list[LinkFit]:
     """A line for each backend, dimension and collective that was measured at several sizes."""
-    runs: dict[tuple, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    runs: dict[tuple[str, str, str, int], dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if (row["time_s"] or 0) > 0:
             runs[row["backend"], row["dim"], row["collective"], row["group_ranks"]][row["run_id"]].append(row)
-    fits = []
-    for (backend, dim, collective, ranks), by_run in runs.items():
-        lines = _lines(by_run.values(), bus_factor(collective, ranks))
-        if lines:
-            alpha = _median_if_any([line.alpha_s for line in lines if line.alpha_s > 0], level)
-            beta = _median_if_any([line.beta_bytes_per_s for line in lines if line.beta_bytes_per_s], level)
-            fits.append(LinkFit(backend, dim, collective, ranks, alpha, beta, max(line.misfit for line in lines)))
-    return fits
+    fits = (_fit_link(key, by_run.values(), level) for key, by_run in runs.items())
+    return list(filter(None, fits))
+
+
+def _fit_link(key: tuple[str, str, str, int], runs: Iterable[list[dict]], level: float) -> LinkFit | None:
+    """Medians of the lines of the runs of one key; None: none was measured at several sizes."""
+    backend, dim, collective, ranks = key
+    lines = _lines(runs, bus_factor(collective, ranks))
+    if not lines:
+        return None
+    alpha = _median_if_any([line.alpha_s for line in lines if line.alpha_s > 0], level)
+    beta = _median_if_any([line.beta_bytes_per_s for line in lines if line.beta_bytes_per_s], level)
+    return LinkFit(backend, dim, collective, ranks, alpha, beta, max(line.misfit for line in lines))
 
 
 def _lines(runs: Iterable[list[dict]], factor: float) -> list[Line]:

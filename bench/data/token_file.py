@@ -22,6 +22,7 @@ import numpy as np
 from .token_witness import chosen, looks_like_text, refuse, sample
 
 LLMC_HEADERS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # (magic, version): dtype
+LLMC_MAGICS = {magic for magic, _ in LLMC_HEADERS}
 LLMC_HEADER_BYTES = 1024
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 MEGATRON_HEADER = struct.Struct("<9sQBQQ")
@@ -159,9 +160,8 @@ def _llmc(raw: np.ndarray, where: str, asked: str) -> np.ndarray | None:
     body = raw[LLMC_HEADER_BYTES:]
     if (magic, version) not in LLMC_HEADERS:
         empty = len(raw) > LLMC_HEADER_BYTES and not raw[12:LLMC_HEADER_BYTES].any()
-        if any(magic == known for known, _ in LLMC_HEADERS) or (
-            empty and count > 0 and len(body) in (count, 2 * count, 4 * count, 8 * count)
-        ):
+        seems_one = empty and count > 0 and len(body) in (count, 2 * count, 4 * count, 8 * count)
+        if seems_one or magic in LLMC_MAGICS:
             known = " and ".join(f"{m} version {v}" for m, v in LLMC_HEADERS)
             raise ValueError(
                 f"{where}: begins with a header of 256 int32 as llm.c's, of magic {magic} version {version}; read are "

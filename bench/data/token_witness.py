@@ -74,11 +74,15 @@ def impossible(some: np.ndarray, kind: np.dtype, vocab: int) -> Witness | None:
         return witness
     if any(_whole(some, code, vocab) for code in ("<f4", "<f8")):
         return Witness(f"read as {kind.name} it is possible, and as floats it holds whole numbers only")
-    if kind.itemsize > 1:
-        different = np.unique(values[nonzero][: 4 * EQUAL])
-        if len(different) > 3 and not (values & 255).any():
-            return Witness(f"read as {kind.name}, every token is a multiple of 256: bytes in the other order")
+    if kind.itemsize > 1 and _turned_round(values, nonzero):
+        return Witness(f"read as {kind.name}, every token is a multiple of 256: bytes in the other order")
     return None
+
+
+def _turned_round(values: np.ndarray, nonzero: np.ndarray) -> bool:
+    """Whether several different values all have a low byte of 0."""
+    different = np.unique(values[nonzero][: 4 * EQUAL])
+    return len(different) > 3 and not (values & 255).any()
 
 
 def _wrong_values(values: np.ndarray, kind: np.dtype, vocab: int) -> Witness | None:

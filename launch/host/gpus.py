@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -62,18 +63,20 @@ def visible_count(cards: int, chosen: str | None) -> int:
 
 def visible(cards: Sequence[Card], env: Mapping[str, str]) -> tuple[Device, ...]:
     """The devices that CUDA would show a process with this environment, in its order."""
-    chosen = env.get(CHOSEN)
-    devices: Sequence[Device]
-    if chosen is None:
-        devices = cards if env.get(ORDER) == BY_BUS else _least_of(cards, cards)
-    elif _by_index(chosen):
-        indexed = [cards[i] for i in _indices(chosen, len(cards))]
-        devices = indexed if env.get(ORDER, BY_BUS) == BY_BUS else _least_of(cards, indexed)
-    else:
-        devices = _by_name(cards, chosen)
-    usable = [each for device in devices for each in _usable(device)]
+    usable = list(chain.from_iterable(map(_usable, _chosen(cards, env))))
     slices = [device for device in usable if device.name.startswith("MIG-")]
     return tuple(slices[:1] or usable)  # a process sees one slice, and then no whole card
+
+
+def _chosen(cards: Sequence[Card], env: Mapping[str, str]) -> Sequence[Device]:
+    """By CUDA_VISIBLE_DEVICES; all of them where it is not set."""
+    chosen = env.get(CHOSEN)
+    if chosen is None:
+        return cards if env.get(ORDER) == BY_BUS else _least_of(cards, cards)
+    if not _by_index(chosen):
+        return _by_name(cards, chosen)
+    indexed = [cards[i] for i in _indices(chosen, len(cards))]
+    return indexed if env.get(ORDER, BY_BUS) == BY_BUS else _least_of(cards, indexed)
 
 
 def _by_name(cards: Sequence[Card], chosen: str) -> list[Device]:
@@ -111,26 +114,26 @@ def _by_index(chosen: str) -> bool:
 
 def _indices(chosen: str, cards: int) -> list[int]:
     """Read as by strtoul: `1gpu` is 1. The first entry that is no card's ends the list, one twice empties it."""
-    found: list[int] = []
+    indices: list[int] = []
     for entry in chosen.split(","):
         number = re.match(r"\s*\+?(\d+)", entry)
         if not number or int(number[1]) >= cards:
             break
-        if int(number[1]) in found:
+        if int(number[1]) in indices:
             return []
-        found.append(int(number[1]))
-    return found
+        indices.append(int(number[1]))
+    return indices
 
 
 def _names(chosen: str) -> list[str]:
-    kind, found = chosen[:4], []
+    kind, devices = chosen[:4], []
     for entry in (entry.strip() for entry in chosen.split(",")):
         if not entry.startswith(kind):
             break
-        if entry in found:
+        if entry in devices:
             return []
-        found.append(entry)
-    return found
+        devices.append(entry)
+    return devices
 
 
 def _named(cards: Sequence[Card], name: str) -> Device | None:
@@ -139,7 +142,7 @@ def _named(cards: Sequence[Card], name: str) -> Device | None:
     if name.startswith("GPU-"):
         matches += [card for card in cards if card.name.startswith(name)]
     else:
-        slices = [each for card in cards for each in card.slices]
+        slices = chain.from_iterable(card.slices for card in cards)
         matches += [each for each in slices if each.name.startswith(name) or name == each.old_name]
     return matches[0] if len(matches) == 1 else None
 
@@ -190,7 +193,7 @@ def _slice_memory(xml: str) -> dict[tuple[str, int], tuple[int | None, str]]:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
         return {}
-    found = {}
+    names = {}
     for gpu in root.iter("gpu"):
         uuid = gpu.findtext("uuid", "").strip()
         for each in gpu.iter("mig_device"):
@@ -199,8 +202,8 @@ def _slice_memory(xml: str) -> dict[tuple[str, int], tuple[int | None, str]]:
             index = each.findtext("index", "").strip()
             if index.isdigit():
                 bytes_ = int(total[1]) * MIB if total else None
-                found[uuid, int(index)] = (bytes_, f"MIG-{uuid}/{'/'.join(instances)}")
-    return found
+                names[uuid, int(index)] = (bytes_, f"MIG-{uuid}/{'/'.join(instances)}")
+    return names
 
 
 def _ask(smi: str, *arguments: str) -> str | None:

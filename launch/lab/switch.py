@@ -112,12 +112,17 @@ def run(switch: Switch, alive) -> None:
                 _read(switch, port)
         now = time.monotonic()
         for port in ports:
-            while port.queue and port.queue[0][0] <= now:
-                _, packet = port.queue.popleft()
-                try:
-                    os.write(port.fd, packet)
-                except (BlockingIOError, OSError):
-                    port.dropped += 1  # the device is down, or its node does not keep up
+            _write_due(port, now)
+
+
+def _write_due(port: Port, now: float) -> None:
+    """The packets whose time has come."""
+    while port.queue and port.queue[0][0] <= now:
+        _, packet = port.queue.popleft()
+        try:
+            os.write(port.fd, packet)
+        except OSError:
+            port.dropped += 1  # the device is down, or its node does not keep up
 
 
 def _read(switch: Switch, port: Port) -> None:

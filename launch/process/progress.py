@@ -118,7 +118,13 @@ def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
         progress = Progress(**content)
     except TypeError:
         return None
-    sound = isinstance(progress.phase, str) and all(type(n) is int for n in (progress.step, progress.steps))
+    return progress if _is_sound(progress) else None
+
+
+def _is_sound(progress: Progress) -> bool:
+    """Whether each value is of its type."""
+    if not isinstance(progress.phase, str) or {type(progress.step), type(progress.steps)} != {int}:
+        return False
     numbers = (
         progress.loss,
         progress.tokens_per_s,
@@ -127,7 +133,7 @@ def read_progress(folder: Path, below: Path | None = None) -> Progress | None:
         progress.trained_at,
         progress.at,
     )
-    return progress if sound and all(n is None or type(n) in (int, float) for n in numbers) else None
+    return {int, float, type(None)}.issuperset(map(type, numbers))
 
 
 def mark_lost(folder: Path, replica: int) -> None:

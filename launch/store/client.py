@@ -86,25 +86,30 @@ class StoreClient:
         if len(body) > LONGEST:
             raise ValueError(f"{len(body)} bytes for one key: at most {LONGEST}")
         with self._lock:
-            try:
-                self._socket.settimeout(patience_s)
-                self._socket.sendall(self._sends.seal(body))
-                length = LENGTH.unpack(self._receive(4))[0]
-                if length > LONGEST:
-                    raise StoreLost("the shared store sent what is not its own")
-                reply, tag = self._receive(length), self._receive(TAG)
-            except OSError as error:
-                self._socket.close()  # a reply that came later would be taken for the next one's
-                raise StoreLost(f"the shared store is gone ({error.strerror or error})") from None
-            if not self._hears.is_next(reply, tag):
-                self._socket.close()
-                raise StoreLost("the shared store sent what is not its own")
+            reply = self._exchange(body, patience_s)
         status, *values = unpacked(reply)
         if status == b"late":
             raise StoreLate(f"no {', '.join(map(str, arguments[2:]))} within {float(arguments[1]):g} s")
         if status != b"ok":
             raise ValueError(f"the shared store refused {operation.decode()}: {values[0].decode()}")
         return values
+
+    def _exchange(self, body: bytes, patience_s: float | None) -> bytes:
+        """Send one message and get the reply to it. Raises StoreLost."""
+        try:
+            self._socket.settimeout(patience_s)
+            self._socket.sendall(self._sends.seal(body))
+            length = LENGTH.unpack(self._receive(4))[0]
+            if length > LONGEST:
+                raise StoreLost("the shared store sent what is not its own")
+            reply, tag = self._receive(length), self._receive(TAG)
+        except OSError as error:
+            self._socket.close()  # a reply that came later would be taken for the next one's
+            raise StoreLost(f"the shared store is gone ({error.strerror or error})") from None
+        if not self._hears.is_next(reply, tag):
+            self._socket.close()
+            raise StoreLost("the shared store sent what is not its own")
+        return reply
 
     def _receive(self, count: int) -> bytes:
         got = bytearray()

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cache
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -204,19 +205,18 @@ def prepare(study: Study, checks: Sequence[Check]) -> tuple[dict[str, str], Stud
     """(case_id -> why it cannot be verified here, a study of the runs that the others need, references first)."""
     local = replace(study, run=replace(study.run, launcher="local", repeats=1))
 
-    def planned(cases: Iterable[Case]) -> Study:
+    def planned(checks: Iterable[Check]) -> Study:
+        cases = chain.from_iterable((check.reference, check.case) for check in checks)
         return replace(local, all_cases=tuple({case.case_id: case for case in cases}.values()))
 
-    cases = planned(case for check in checks for case in (check.reference, check.case)).cases()
-    why = {plan.case.case_id: plan.skip_reason for plan in cases}
+    why = {plan.case.case_id: plan.skip_reason for plan in planned(checks).cases()}
     skipped = {}
     for check in checks:
         if reason := why[check.case.case_id]:
             skipped[check.case.case_id] = reason
         elif reason := why[check.reference.case_id]:
             skipped[check.case.case_id] = f"one process cannot be the reference (verify a smaller size): {reason}"
-    needed = [check for check in checks if check.case.case_id not in skipped]
-    return skipped, planned(case for check in needed for case in (check.reference, check.case))
+    return skipped, planned(check for check in checks if check.case.case_id not in skipped)
 
 
 def _sweep(study: Study, folder: Path, quiet: bool, command: Sequence[str]) -> Summary:
@@ -268,13 +268,13 @@ def compared(check: Check, reference: Series, steps: Series, tolerance: float) -
         off = [difference(a, b) for a, b in zip(there, here, strict=True)]
         worst[column] = max(off)
         first[column] = next((step for step in range(STEPS) if off[step] > tolerance), None)
-    if first["loss"] is None and first["grad_norm"] is None:
-        return Verdict(check, Kind.PASS, None, worst["loss"], worst["grad_norm"])
     parts = [
-        f"{name} {steps[column][at]:.6g} instead of {reference[column][at]:.6g} at step {at}"
-        for column, name in COMPARED.items()
-        if (at := first[column]) is not None
+        f"{COMPARED[column]} {steps[column][at]:.6g} instead of {reference[column][at]:.6g} at step {at}"
+        for column, at in first.items()
+        if at is not None
     ]
+    if not parts:
+        return Verdict(check, Kind.PASS, None, worst["loss"], worst["grad_norm"])
     reason = f"{'; '.join(parts)}: {_what_differs(first['loss'], first['grad_norm'])}"
     return Verdict(check, Kind.FAIL, reason, worst["loss"], worst["grad_norm"])
 

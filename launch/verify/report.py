@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 from ...parallelism.diloco.config import allowance
@@ -37,10 +38,9 @@ def print_verification(done: Verification, console: Console) -> None:
     named = list(zip(done.verdicts, names, strict=True))
     headers = ("model", "layout", ">ranks", "verdict", ">loss", ">gradient norm")
     print_grid(console, headers, [_line(verdict, *name) for verdict, name in named])
-    for kind in (Kind.FAIL, Kind.NOT_RUN, Kind.SKIPPED):
-        for verdict, name in named:
-            if verdict.verdict is kind and verdict.reason:
-                say(console, f"{kind}: {' '.join(name)}: {verdict.reason}", style=STYLES[kind])
+    for kind, (verdict, name) in product((Kind.FAIL, Kind.NOT_RUN, Kind.SKIPPED), named):
+        if verdict.verdict is kind and verdict.reason:
+            say(console, f"{kind}: {' '.join(name)}: {verdict.reason}", style=STYLES[kind])
     counted = [f"{done.counts[kind]} {WORDS[kind]}" for kind in Kind if done.counts[kind]]
     say(console, f"\n{', '.join(counted)}")
     _print_end(done, console)

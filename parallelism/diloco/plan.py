@@ -10,7 +10,7 @@ p, p + P, p + 2P, ...; sequential: fragment p has the layers p n to p n + n - 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...results.table.outer_cost import Round
@@ -86,28 +86,30 @@ def plan(
     sizes: local elements of each parameter; fragments: the fragment of each, 0 where left out.
     """
     fragments = fragments if fragments is not None else [0] * len(sizes)
+    members: list[dict[int, int]] = [{} for _ in range(count)]
+    for index, (size, fragment) in enumerate(zip(sizes, fragments, strict=True)):
+        if size and fragment < count:
+            members[fragment][index] = size
+    return [list(_buckets(outer, of_fragment)) for of_fragment in members]
+
+
+def _buckets(outer: Outer, sizes: Mapping[int, int]) -> Iterator[BucketPlan]:
+    """sizes: local elements of each parameter of a fragment, by its index."""
     block = outer.block_size or 1
     limit = in_use(outer.bucket_mb) * 2**20 / 4
-    planned = []
-    for fragment in range(count):
-        buckets: list[BucketPlan] = []
-        indices: list[int] = []
-        offsets: list[int] = []
-        end = 0
-        for index, size in enumerate(sizes):
-            if fragments[index] != fragment or not size:
-                continue
-            padded = -(-size // block) * block
-            if indices and end + padded > limit:
-                buckets.append(_bucket(outer, indices, offsets, end))
-                indices, offsets, end = [], [], 0
-            indices.append(index)
-            offsets.append(end)
-            end += padded
-        if indices:
-            buckets.append(_bucket(outer, indices, offsets, end))
-        planned.append(buckets)
-    return planned
+    indices: list[int] = []
+    offsets: list[int] = []
+    end = 0
+    for index, size in sizes.items():
+        padded = -(-size // block) * block
+        if indices and end + padded > limit:
+            yield _bucket(outer, indices, offsets, end)
+            indices, offsets, end = [], [], 0
+        indices.append(index)
+        offsets.append(end)
+        end += padded
+    if indices:
+        yield _bucket(outer, indices, offsets, end)
 
 
 def _bucket(outer: Outer, indices: Sequence[int], offsets: Sequence[int], end: int) -> BucketPlan:
@@ -162,15 +164,15 @@ def state_bytes(outer: Outer, numel: int) -> int:
     if outer.algorithm == "none":
         return 0
     local = outer.replicas // outer.placed_replicas
-    copies = local if outer.algorithm == "eager" else 1  # of the outer parameters
-    kept = copies * (2 if outer.momentum else 1) + (local if outer.algorithm == "eager" else 0)
+    eager = local if outer.algorithm == "eager" else 0
+    kept = max(1, eager) * (2 if outer.momentum else 1) + eager  # copies of the outer parameters, with their momentum
     if outer.compression == "none":
         # The message; folded, the replica to be added to it; with a quorum, everybody's.
         return 4 * numel * (kept + 1 + (local > 1) + (outer.replicas if outer.quorum else 0))
-    kept += 2 + (local if outer.error_decay else 0)  # the vector at work, the sum, the residuals
+    residuals = local if outer.error_decay else 0
+    owned, messages = 0.0, outer.replicas
     if outer.exchange == "twoshot":
-        owned = local / outer.replicas if outer.error_decay else 0  # the owner's residual
+        owned = residuals / outer.replicas  # the owner's residual
         messages = outer.replicas if local > 1 else 2  # one sent and one received
-    else:
-        owned, messages = 0, outer.replicas
-    return round(4 * numel * (kept + owned)) + messages * payload_bytes(outer, numel)
+    # The vector at work and the sum, too.
+    return round(4 * numel * (kept + 2 + residuals + owned)) + messages * payload_bytes(outer, numel)

@@ -139,14 +139,13 @@ class Meeting:
         self.members = frozenset(map(int, self.await_key(f"{round}/members").decode().split(",")))
         return self.replica in self.members
 
+    def _is_here(self, replica: int, round: int) -> bool:
+        return self.store.check([f"{round}/{replica}/{p}" for p in range(self.positions)])
+
     def _present(self, round: int) -> list[int]:
         begun = time.monotonic()
         while True:
-            here = [
-                m
-                for m in range(self.outer.replicas)
-                if self.store.check([f"{round}/{m}/{p}" for p in range(self.positions)])
-            ]
+            here = [m for m in range(self.outer.replicas) if self._is_here(m, round)]
             back = {m for m in range(self.outer.replicas) if self._back(m) == round - 1}
             expected = self.members.union(back) - self.dead()
             late = time.monotonic() - begun > self.timeout_s

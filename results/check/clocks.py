@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from ..schema.rows import values_in
 from ..table.column_codes import Coded
 from ..wording import count_of
 
@@ -37,11 +38,9 @@ def disagreements(rows: Sequence[Mapping], now: float | None = None) -> dict[str
     now: Unix time, s
     """
     now = time.time() if now is None else now
-    runs, attempts = ([row[name] for row in rows] for name in KEYS)
-    order = sorted(range(len(rows)), key=lambda at: (runs[at], attempts[at] or 0))
-    rows = [rows[at] for at in order]
+    rows = sorted(rows, key=lambda row: (row["run_id"], row["attempt"] or 0))
     columns = Coded(rows)
-    began, ended = (_unix_s(row[name] for row in rows) for name in ("started_at", "finished_at"))
+    began, ended = (_unix_s(values_in(rows, name)) for name in ("started_at", "finished_at"))
     wall_s, known = columns.numbers("wall_s"), ~columns.null("wall_s")
     disagreeing = {
         "wall_s is below 0": wall_s < 0,

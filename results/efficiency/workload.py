@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import chain
 from statistics import median as middle
 from typing import Any
 
@@ -240,6 +241,9 @@ class Bases:
             for key in self._keys(group, group.family):
                 self.pools.setdefault(key, []).append(group)
 
+    def _may_be_base(self, other: Group, group: Group) -> bool:
+        return other is not group and bool(self.declared or other.devices < group.devices)
+
     def of(self, group: Group) -> tuple[Group | None, list[str]]:
         """The group's base and the columns in which it differs (empty: comparable); (None, []): there is none.
 
@@ -247,12 +251,8 @@ class Bases:
         """
         families = dict.fromkeys((group.family, "single"))
         for keys in zip(*(self._keys(group, family) for family in families), strict=True):
-            candidates = [
-                other
-                for key in dict.fromkeys(keys)
-                for other in self.pools.get(key, ())[:NEAR]
-                if other is not group and (self.declared or other.devices < group.devices)
-            ]
+            nearest = chain.from_iterable(self.pools.get(key, ())[:NEAR] for key in dict.fromkeys(keys))
+            candidates = [other for other in nearest if self._may_be_base(other, group)]
             if candidates:
                 named = [(differing(group, other, self.mode, self.allow), other) for other in candidates]
                 names, best = min(named, key=lambda pair: (len(pair[0]), *_small_and_fast(pair[1])))

@@ -188,16 +188,24 @@ def _decimal_comma(cells: list[str]) -> bool:
     return len(commas) > points and sure
 
 
+NO_FIT = (0.0, 0)
+
+
+def _fit_of(separator: str, lines: list[str]) -> tuple[float, int]:
+    """(share of the lines with as many fields as the header, these fields); NO_FIT where that is one field."""
+    counts = list(map(len, csv.reader(lines, delimiter=separator, skipinitialspace=True)))
+    if not counts or counts[0] <= 1:
+        return NO_FIT
+    return Counter(counts)[counts[0]] / len(counts), counts[0]
+
+
 def _separator(lines: list[str]) -> str | None:
     """The separator that cuts most lines into as many fields as the header; None: blanks."""
-    best, likely = (0.0, 0), ","
-    for separator in SEPARATORS:
-        counts = [len(row) for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
-        if counts and counts[0] > 1:
-            alike = Counter(counts)[counts[0]] / len(counts)
-            if (alike, counts[0]) > best:
-                best, likely = (alike, counts[0]), separator
-    if best[1] > 1 or not lines:
+    fits = {separator: _fit_of(separator, lines) for separator in SEPARATORS}
+    likely = max(fits, key=lambda separator: fits[separator])  # of equals the first
+    if not lines:
+        return ","
+    if fits[likely] > NO_FIT:
         return likely
     widths = {len(line.split()) for line in lines}
     return None if len(widths) == 1 and widths != {1} else ","

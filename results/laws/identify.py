@@ -253,9 +253,8 @@ def _read_off(p: Parameter, curve: _Curve, grid: _Grid) -> Profile:
 def _why_refused(p: Parameter, low: float | None, high: float | None, grid: _Grid) -> str:
     """Why there is no point estimate, from the interval in the fitted coordinate; "" where there is one."""
     if low is not None and high is not None:
-        if p.log and high - low > DECADES * np.log(10):
-            return f"its interval spans {(high - low) / np.log(10):.1f} decades"
-        return ""
+        decades = (high - low) / np.log(10)
+        return f"its interval spans {decades:.1f} decades" if p.log and decades > DECADES else ""
     if p.vanishes and low is None and high is not None:
         return f"0 is in its 95% interval, which ends at {float(p.link(np.float64(high))):.3g}"
     side = "down to" if low is None else "up to"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -203,19 +203,26 @@ def _batch(attempts: Sequence[_Attempt], below: Path, notes: Notes) -> _Batch:
     contents = {attempt: content for attempt in attempts if (content := _content(attempt, below, notes)) is not None}
     read = list(contents)
     values, damage = _cells(list(contents.values()))
-    for at, attempt in enumerate(read):
-        run_id, number = values["run_id"][at], values["attempt"][at]
-        if at not in damage and (run_id, number) != (attempt.run_id, attempt.number):
-            damage[at] = SchemaError(f"the row is attempt {number} of {run_id}, the folder is another's")
+    for at, error in _misplaced(read, values).items():
+        damage.setdefault(at, error)
     for at, error in damage.items():
         notes.add(read[at].row_file, error)
     good = [at for at in range(len(read)) if at not in damage]
     if damage:
-        values = {name: [cells[at] for at in good] for name, cells in values.items()}
+        values = {name: list(map(cells.__getitem__, good)) for name, cells in values.items()}
     schema = arrow_schema("runs")
     table = pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)
     others = [_other_columns(contents[read[at]]) for at in good]
     return _Batch([read[at].folder for at in good], table, others)
+
+
+def _misplaced(attempts: Sequence[_Attempt], values: Mapping[str, list]) -> dict[int, Exception]:
+    """By place the rows that are of another attempt than the folder that they lie in."""
+    wrong: dict[int, Exception] = {}
+    for at, (attempt, run_id, number) in enumerate(zip(attempts, values["run_id"], values["attempt"], strict=True)):
+        if (run_id, number) != (attempt.run_id, attempt.number):
+            wrong[at] = SchemaError(f"the row is attempt {number} of {run_id}, the folder is another's")
+    return wrong
 
 
 def _other_columns(content: dict[str, object]) -> dict[str, object]:
