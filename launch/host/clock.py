@@ -39,7 +39,7 @@ class Moment:
 
 @lru_cache(maxsize=1)
 def clock_id(root: Path = Path("/")) -> str:
-    """Of this process's monotonic clock; empty where the kernel does not tell."""
+    """Of this process's monotonic clock; empty where the kernel does not say."""
     try:
         boot = (root / "proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -40,7 +40,7 @@ def _split(text: str) -> list[str]:
 
 
 def _numbers(ranges: str, text: str) -> list[str]:
-    found = []
+    numbers = []
     for piece in ranges.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece.strip())
         if match is None:
@@ -50,8 +50,8 @@ def _numbers(ranges: str, text: str) -> list[str]:
             raise ValueError(f"not a host list: {text!r}: {piece.strip()} runs backwards")
         if int(last) - int(first) >= MOST:
             raise ValueError(f"not a host list: {text!r}: {piece.strip()} is more than {MOST:,} hosts")
-        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return found
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return numbers
 
 
 def expand_counts(text: str) -> list[int]:

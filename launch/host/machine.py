@@ -31,8 +31,8 @@ def no_cuda() -> str | None:
         hidden = os.environ.get(CHOSEN)
         by = "" if hidden is None else f" with {CHOSEN}={hidden}"
         return f"this machine shows no NVIDIA GPU{by}"
-    found = importlib.util.find_spec("torch")
-    version = _read(str(Path(found.origin).with_name("version.py"))) if found and found.origin else ""
+    spec = importlib.util.find_spec("torch")
+    version = _read(str(Path(spec.origin).with_name("version.py"))) if spec and spec.origin else ""
     return "torch is built without CUDA here" if re.search(r"^cuda\b[^=]*= *None$", version, re.M) else None
 
 
@@ -46,8 +46,8 @@ def gpu_memory_bytes(ranks: int | None = None) -> int | None:
 
 def host_memory_bytes() -> int | None:
     """Memory that new processes can take: MemAvailable, less where a cgroup (v2 or v1) leaves less."""
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.M)
-    amounts = [int(found[1]) * 1024] if found else []
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"), re.M)
+    amounts = [int(available[1]) * 1024] if available else []
     for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):
         folder = "/sys/fs/cgroup" if limit == "max" else "/sys/fs/cgroup/memory"
         top, now = _read(f"{folder}/memory.{limit}").strip(), _read(f"{folder}/memory.{used}").strip()

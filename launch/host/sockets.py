@@ -71,10 +71,10 @@ def reachable_address(hosts: list[str], towards: str) -> str:
         return loopback()
     last: OSError | None = None
     try:
-        found = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)
+        routes = socket.getaddrinfo(towards, 9, type=socket.SOCK_DGRAM)
     except OSError as error:
-        found, last = [], error
-    for family, kind, _, _, address in found:
+        routes, last = [], error
+    for family, kind, _, _, address in routes:
         try:
             with socket.socket(family, kind) as probe:
                 probe.connect(address)  # sends nothing: only asks which interface would be used

@@ -49,10 +49,9 @@ def derive(secret: bytes, *purpose: str | bytes) -> bytes:
 
 def ports_of(secret: bytes) -> tuple[int, ...]:
     """The ports to meet on: they follow from the secret, and lie below those that the kernel assigns by itself."""
-    found: dict[int, None] = {}
-    for number in range(4 * PORTS):
-        found[10_000 + int.from_bytes(derive(secret, "port", str(number))[:4], "big") % 20_000] = None
-    return tuple(found)[:PORTS]
+    keys = (derive(secret, "port", str(number)) for number in range(4 * PORTS))
+    ports = (10_000 + int.from_bytes(key[:4], "big") % 20_000 for key in keys)
+    return tuple(dict.fromkeys(ports))[:PORTS]
 
 
 def exported(env: Mapping[str, str]) -> bytes | None:
@@ -90,7 +89,7 @@ def shared(folder: Path, name: str, first: bool, user_secret: bytes | None) -> I
                 folder.mkdir(parents=True, exist_ok=True)
                 while secret is None:
                     made = _make(file)
-                    with suppress(FileNotFoundError):  # rank 0 has come and gone meanwhile: it will not be found
+                    with suppress(FileNotFoundError):  # rank 0 has come and gone meanwhile: nobody will meet it
                         secret = _read(file)
             except OSError as error:
                 why = f"{file}: {error.strerror}; or {MAKES_ONE}"
@@ -147,5 +146,5 @@ def _read(file: Path) -> bytes:
         if content.endswith(b"\n"):
             return content.strip()
         if time.monotonic() > deadline:
-            raise WorldError(f"{file}: who began it did not finish; remove it")
+            raise WorldError(f"{file}: the process that began it did not finish; remove it")
         time.sleep(0.05)

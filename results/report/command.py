@@ -45,7 +45,7 @@ class ReportFiles:
     drawn: tuple[str, ...]
     undrawn: tuple[Undrawn, ...]
     runs: int
-    gate: str | None = None  # its verdict, if a baseline was given
+    gate: str | None = None  # its verdict, with a baseline
     fastest: tuple[str, ...] = ()  # a line for each workload
     refused: str | None = None  # why held-out losses are not compared
 
@@ -119,7 +119,7 @@ class ReportOptions:
         if not 0 < self.level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {self.level:g}")
 
-    def tell(self, stage: str, fraction: float) -> None:
+    def report_stage(self, stage: str, fraction: float) -> None:
         if self.progress is not None:
             self.progress(stage, fraction)
 
@@ -145,7 +145,7 @@ def report(path: str | Path, out: str | Path | None = None, **keywords: Unpack[R
     out = _page_of(path) if out is None else Path(out)
     if out.is_dir():
         raise ValueError(f"out {printable(out)} is a folder: name the HTML file to write")
-    options.tell("reading", 0.0)
+    options.report_stage("reading", 0.0)
     modes = (options.mode,) if options.mode else MODES
     source = read_source(path, options.where, modes, options.base, options.allow, options.convention, options.level)
     gate_result = None if options.baseline is None else compare(options.baseline, path, where=options.where)
@@ -153,9 +153,9 @@ def report(path: str | Path, out: str | Path | None = None, **keywords: Unpack[R
     with style():
         for figure in _each(source, gate_result, options):
             pictures.add(figure, out, options)
-    options.tell("writing", 0.95)
+    options.report_stage("writing", 0.95)
     _write(out, rendered(source, pictures.drawn, pictures.undrawn, options.title, gate_result).encode())
-    options.tell("done", 1.0)
+    options.report_stage("done", 1.0)
     return ReportFiles(
         html=out,
         figures=tuple(pictures.files),
@@ -194,7 +194,7 @@ def _each(source: Source, gate_result: Comparison | None, options: ReportOptions
     if gate_result is not None:
         yield from gate.figures(gate_result)
     for number, draw in enumerate(FIGURES):
-        options.tell(draw.__name__.replace("_", " "), 0.1 + 0.85 * number / len(FIGURES))
+        options.report_stage(draw.__name__.replace("_", " "), 0.1 + 0.85 * number / len(FIGURES))
         yield from draw(source)
 
 

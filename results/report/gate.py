@@ -1,4 +1,4 @@
-"""The regression gate in a report that was given a baseline: head over base with its interval, and every verdict."""
+"""The regression gate in a report with a baseline: head over base with its interval, and every verdict."""
 
 from __future__ import annotations
 

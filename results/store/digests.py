@@ -29,7 +29,7 @@ def of_tables(contents: Mapping[str, bytes]) -> str | None:
 
 
 def sealed(row: Mapping[str, object]) -> bytes:
-    """run.json of the row, with row_sha256 as its last entry, whatever the row says there."""
+    """run.json of the row, with row_sha256 as its last entry, in place of the row's own."""
     body = json.dumps({name: value for name, value in row.items() if name != ROW}, indent=1, allow_nan=False)[:-2]
     return f'{body},\n "{ROW}": "{_sha256(body.encode())}"\n}}\n'.encode()
 

@@ -10,7 +10,7 @@
 
 A part is written aside, synced and renamed; nothing in it changes afterwards. Of an attempt that two parts hold, the
 part with the larger number counts. The files are Arrow IPC streams, not compressed: a column is read where it lies
-(mmap), and takes no more memory than the file has bytes, whatever is in it. Any file whose SHA-256 is another than
+(mmap), and takes no more memory than the file has bytes, for any content. Any file whose SHA-256 is another than
 part.json says, or whose content is not the schema's, is not read.
 """
 

@@ -235,7 +235,7 @@ def _old_in_frame(frame: pd.DataFrame, one: Erratum) -> np.ndarray:
     try:
         return old & frame_mask(frame, one.where).to_numpy()
     except ValueError:
-        return old  # the columns that would tell are not there: all old rows
+        return old  # the deciding columns are not there: all old rows
 
 
 def lines(removed: list[Taken], kept: np.ndarray | None = None, where: str | None = None) -> list[str]:

@@ -1,7 +1,7 @@
 """Was the machine quiet while a run was timed? A rule of ours, beside the twelve of `scalade check`.
 
 The thresholds are shares of the timed steps, so that they read as what a step may have lost. Their reasons are in
-docs/table.md, "The machine". None of a rule's columns told: it does not apply.
+docs/table.md, "The machine". Where all columns of a rule are null it does not apply.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEAL = 0.01  # and what the hypervisor takes is taken from a running rank, the 
 QUOTA = 0.01  # of the periods: in each of them every rank of the group stood still
 HEAT = 0.01  # of the time, on a GPU
 SLOWER = 0.9  # of the highest median clock of the table's runs on this CPU model, this GPU
-LOAD = 0.25  # of the cores, above the ranks' own threads; where the time of others is not told
+LOAD = 0.25  # of the cores, above the ranks' own threads; where the time of others is not known
 
 Share = tuple[str, str, float, str]
 SHARES: tuple[Share, ...] = (
@@ -75,7 +75,7 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     columns = Coded(rows)
     known = len(rows) - int(np.logical_and.reduce(list(map(columns.null, names))).sum())
     if not known:
-        return skip, "no run tells what else the machine did", ()
+        return skip, "no run recorded what else the machine did", ()
     causes = disturbed(rows, columns)
     order = chain.from_iterable(np.flatnonzero(some).tolist() for some, _ in causes.values())
     runs = {rows[at]["run_id"]: rows[at] for at in dict.fromkeys(order)}
@@ -85,5 +85,5 @@ def quiet(rows: Sequence[Mapping], verdict: Callable[[Sequence, str, str], tuple
     return verdict(
         list(runs.values()),
         f"{len(runs)} of {count_of(len(rows), 'run')} disturbed: {worsts}",
-        f"{known} of {count_of(len(rows), 'run tells', 'runs tell')} of the machine, none was disturbed",
+        f"{known} of {count_of(len(rows), 'run')} recorded what else the machine did, none was disturbed",
     )

@@ -70,7 +70,7 @@ def noted() -> Iterator[list[str]]:
 
 
 def no_runs(path: str | Path, where: str | None, warnings: Sequence[str]) -> ValueError:
-    """What to raise where a table has no row; told: what reading it warned of, which may be why."""
+    """What to raise where a table has no row; warnings: of reading it, which may be why."""
     more = f" and {len(warnings) - 1} more" if len(warnings) > 1 else ""
     return ValueError(
         f"no runs at {str(path)!r}"

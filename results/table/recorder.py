@@ -160,9 +160,9 @@ def _claimed(store: RunStore, case: str) -> Claim:
     raise AssertionError
 
 
-def _checked(table: str, given: dict[str, object], ours: tuple[str, ...], more: tuple[str, ...] = ()) -> dict:
+def _checked(table: str, values: dict[str, object], ours: tuple[str, ...], more: tuple[str, ...] = ()) -> dict:
     row = {}
-    for name, value in given.items():
+    for name, value in values.items():
         if name in ours:
             raise ValueError(f"{name} is {BY_US}")
         column = Column(name, "int64", "", "") if name in more else known_column(table, name)

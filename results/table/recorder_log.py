@@ -66,7 +66,7 @@ FOUND = tuple(
     and (name in _BY_US or name.startswith(("mfu_", "train_flops_", "step_time_", "tokens_per_s")))
 )
 MEASURED = tuple(name for name in columns("runs") if name not in SETTINGS and name not in FOUND)
-BY_US = "found out by the recorder"
+BY_US = "computed by the recorder"
 
 _COMPUTED_NAMES = [column.name for group in COMPUTED for column in RUNS[group]]
 CASE = (*(name for name in _COMPUTED_NAMES if name in SETTINGS and name not in NOT_CASE), "world_size")
@@ -101,9 +101,9 @@ def refuse_negative(name: str, value: object) -> None:
         raise ValueError(f"{name} = {value:g}: must be at least {least}")
 
 
-def checked_settings(given: Mapping[str, object]) -> dict[str, Any]:
+def checked_settings(settings: Mapping[str, object]) -> dict[str, Any]:
     """Columns as the table holds them, with what this process knows of itself; ValueError on a mistake."""
-    known: dict[str, Any] = {name: _checked_setting(name, value) for name, value in given.items()}
+    known: dict[str, Any] = {name: _checked_setting(name, value) for name, value in settings.items()}
     return {
         "layout": _layout(known),
         "outer_algorithm": "none",
@@ -116,12 +116,12 @@ def checked_settings(given: Mapping[str, object]) -> dict[str, Any]:
     } | {name: value for name, value in known.items() if value is not None}
 
 
-def _checked_setting(name: str, given: object) -> Value:
+def _checked_setting(name: str, setting: object) -> Value:
     column = known_column("runs", name)
     if name not in SETTINGS:
         raise ValueError(f"{name} is {BY_US if name in FOUND else 'measured over the run: give it to note()'}")
     try:
-        value = checked(column, given)
+        value = checked(column, setting)
     except SchemaError as error:
         raise ValueError(str(error)) from None
     refuse_negative(name, value)

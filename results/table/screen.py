@@ -85,7 +85,7 @@ def settings() -> list[str]:
 
 
 def fitted(widths: Sequence[int], wanted: Sequence[int], room: int) -> Laid:
-    """One block of what fits, most wanted first; the first is there whatever the room."""
+    """One block of what fits, most wanted first; the first is there even without room."""
     kept = [wanted[0]]
     for at in wanted[1:]:
         if total(widths, [*kept, at]) <= room:

@@ -99,8 +99,8 @@ def show(
     """Print the runs at `path` (see read_runs). Returns how many there are.
 
     columns: names, or one string with commas; `all`: every column; None: those a person looks at first, and those in
-        which the rows differ. A screen that is too narrow for these is told which are left out; columns that were asked
-        for are all shown, in blocks.
+        which the rows differ. On a screen that is too narrow for these a line names those left out; columns that were
+        asked for are all shown, in blocks.
     where: a filter, as `status == ok and tp >= 2`.
     sort: a column, `-column` for the largest first; nulls last. None: in the order the runs were started.
         Names are columns or the short ones of aliases.py, which the table's header has.

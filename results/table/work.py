@@ -39,7 +39,7 @@ class Work:
 
 
 def work_of(row: AnyRow) -> Work | None:
-    """The work of a step of this run; None: the row does not tell."""
+    """The work of a step of this run; None: the row does not say."""
     if row.get("tokens_per_step"):
         return Work(Fraction(row["tokens_per_step"])) if row["tokens_per_step"] > 0 else None
     steps = row.get("step_rows") or row.get("steps")
