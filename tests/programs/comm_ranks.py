@@ -1,13 +1,8 @@
 """One rank of test_comm.py: trains three steps of each case, the last under the probe, and leaves all ranks' counts."""
 
-import json
-import os
-import sys
-import warnings
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
+from each_case import each_case
 
 from scalade.bench.comm_probe import CommProbe
 from scalade.bench.recipe import Recipe
@@ -36,21 +31,5 @@ def counts(case: dict) -> dict:
     return {"counts": found, "seconds": probe.seconds, "totals": probe.totals(), "loss": loss.item()}
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    cases, out = (Path(argument) for argument in sys.argv[1:])
-    dist.init_process_group("gloo")
-    results = {}
-    for name, case in json.loads(cases.read_text()).items():
-        every = [None] * dist.get_world_size()
-        dist.all_gather_object(every, counts(case))
-        results[name] = every
-    if int(os.environ["RANK"]) == 0:
-        out.write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    each_case(counts)

@@ -1,15 +1,11 @@
 """One rank of test_waits.py: trains a few steps of each case, rank 1 late or all stages slow, and leaves the
 rows and the number of waits of this rank's steps."""
 
-import json
-import os
-import sys
 import time
-import warnings
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from each_case import each_case
 
 from scalade.bench.device import Device
 from scalade.bench.host_waits import Waits
@@ -80,21 +76,5 @@ def hidden(seconds: float) -> dict:
     return found
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    jobs, out = (Path(argument) for argument in sys.argv[1:])
-    dist.init_process_group("gloo")
-    results = {}
-    for name, case in json.loads(jobs.read_text()).items():
-        every = [None] * dist.get_world_size()
-        dist.all_gather_object(every, hidden(case["hidden_s"]) if "hidden_s" in case else rows(case))
-        results[name] = every
-    if int(os.environ["RANK"]) == 0:
-        out.write_text(json.dumps(results))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    each_case(lambda case: hidden(case["hidden_s"]) if "hidden_s" in case else rows(case))
