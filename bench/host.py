@@ -235,9 +235,9 @@ def host_columns(ranks: Sequence[Mapping], all_there: bool = True) -> dict[str, 
 
     all_there: False: some ranks are gone, so the CPU time they used is not known
     """
-    ranks = [rank for rank in ranks if rank]
+    ranks = list(filter(None, ranks))
     timed = [rank for rank in ranks if rank["cpu"]]
-    clocks = [clocks for clocks in _values(ranks, "mhz") if clocks]
+    clocks = list(filter(None, _values(ranks, "mhz")))
     quotas = _values(ranks, "quota")
     reasons = _values(ranks, "gpu_reasons")
     return {

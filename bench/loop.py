@@ -147,8 +147,11 @@ class _Loop:
         hooks.on_step(done, training)
         if evaluates and measure.eval_sequences:
             self._evaluate(done)
-        training.stopped = training.steps.stop and not last
-        if hooks.checkpoint and not last and (saves or training.stopped):
+        if last:
+            training.stopped = False
+            return True
+        training.stopped = training.steps.stop
+        if hooks.checkpoint and (saves or training.stopped):
             hooks.checkpoint(done, training)
         return not training.stopped
 

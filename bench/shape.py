@@ -33,10 +33,7 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         find = Finder("model")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int" and not 1 <= value < MAX_DIMENSION:
-                find.add(field.name, f"{field.name} = {value}: must be between 1 and {MAX_DIMENSION - 1}")
+        self._check_dimensions(find)
         if not find.wrong("width") and not find.wrong("heads"):
             self._check_head_dim(find)
         if not find.wrong("heads") and not find.wrong("kv_heads") and self.heads % self.kv_heads:
@@ -47,6 +44,12 @@ class ModelShape:
             if not 0 < getattr(self, name) < math.inf:  # also refuses NaN
                 find.add(name, f"{name} = {getattr(self, name)}: must be more than 0 and finite")
         find.done()
+
+    def _check_dimensions(self, find: Finder) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not 1 <= value < MAX_DIMENSION:
+                find.add(field.name, f"{field.name} = {value}: must be between 1 and {MAX_DIMENSION - 1}")
 
     def _check_head_dim(self, find: Finder) -> None:
         if self.width % self.heads:

@@ -112,11 +112,7 @@ class Layout:
     def _degrees(self) -> list[str]:
         """Of its name: the degrees above one."""
         shard = "fsdp" if self.engine == "torch" else f"zero{self.zero_stage}-"
-        suffixes = {
-            "dp_shard": ("" if self.reshard_after_forward else "z2") + (f"h{self.hpz}" if self.hpz > 1 else ""),
-            "cp": "" if self.cp_method == "allgather" else "u",
-            "tp": ("" if self.sp else "nosp") + ("" if self.loss_parallel else "nolp"),
-        }
+        suffixes = self._suffixes()
         parts = []
         for key, label in (("dp_replicate", "dp"), ("dp_shard", shard), ("cp", "cp"), ("tp", "tp"), ("ep", "ep")):
             degree = getattr(self, key)
@@ -126,6 +122,14 @@ class Layout:
             stages = f"v{self.virtual_stages}" if self.virtual_stages > 1 else ""
             parts.append(f"pp{self.pp}{stages}-{self.pp_schedule}")
         return parts
+
+    def _suffixes(self) -> dict[str, str]:
+        """Of the degrees in its name: settings of each that are not at their default."""
+        return {
+            "dp_shard": ("" if self.reshard_after_forward else "z2") + (f"h{self.hpz}" if self.hpz > 1 else ""),
+            "cp": "" if self.cp_method == "allgather" else "u",
+            "tp": ("" if self.sp else "nosp") + ("" if self.loss_parallel else "nolp"),
+        }
 
     def _settings(self) -> list[str]:
         """Of its name: settings that are not at their default."""

@@ -133,26 +133,44 @@ def find(rank: int, host: str, ports: Sequence[int], secret: bytes, timeout_s: f
     """
     begun, pause_s, full_rounds = time.monotonic(), PAUSE_S[0], 0
     patience_s = ANSWER_S if len(ports) > 1 else min(ONLY_S, timeout_s + ANSWER_S)
+    where = f"rank {rank} could not reach rank 0 at {host}, port {', '.join(map(str, ports))}"
     while True:
-        last, strangers, sure = "nobody listens", [], True
+        knocks = _Knocks(host, secret, patience_s)
         for port in ports:
-            try:
-                return StoreClient(*knock(host, port, secret, patience_s), timeout_s)
-            except Stranger as stranger:
-                strangers.append(str(stranger))
-                sure &= stranger.certain
-            except OSError as error:
-                last = error.strerror or str(error)
+            if connection := knocks.at(port):
+                return StoreClient(*connection, timeout_s)
         waited_s = time.monotonic() - begun
-        full_rounds = full_rounds + 1 if len(strangers) == len(ports) else 0
-        where = f"rank {rank} could not reach rank 0 at {host}, port {', '.join(map(str, ports))}"
-        if full_rounds >= PASSES and (sure or waited_s > GIVE_UP_S):
+        full_rounds = full_rounds + 1 if len(knocks.strangers) == len(ports) else 0
+        if full_rounds >= PASSES and (knocks.are_certain or waited_s > GIVE_UP_S):
             on_each = "something else listens on each of them" if len(ports) > 1 else "something else listens there"
-            raise WorldError(f"{where}: {on_each} ({strangers[-1]}); {ADVICE}")
+            raise WorldError(f"{where}: {on_each} ({knocks.strangers[-1]}); {ADVICE}")
         if waited_s > timeout_s:
-            raise WorldError(f"{where}, within {timeout_s:g} s: {strangers[-1] if strangers else last}")
+            raise WorldError(f"{where}, within {timeout_s:g} s: {(knocks.strangers or [knocks.error])[-1]}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, PAUSE_S[1])
+
+
+class _Knocks:
+    """One round over the ports: the strangers that listen, and the last error of the others."""
+
+    def __init__(self, host: str, secret: bytes, patience_s: float) -> None:
+        self.host, self.secret, self.patience_s = host, secret, patience_s
+        self.strangers: list[Stranger] = []
+        self.error = "nobody listens"
+
+    def at(self, port: int) -> tuple[socket.socket, Sealed, Sealed] | None:
+        """What `knock` gives; None: the store is not there."""
+        try:
+            return knock(self.host, port, self.secret, self.patience_s)
+        except Stranger as stranger:
+            self.strangers.append(stranger)
+        except OSError as error:
+            self.error = error.strerror or str(error)
+        return None
+
+    @property
+    def are_certain(self) -> bool:
+        return all(stranger.certain for stranger in self.strangers)
 
 
 ADVICE = (

@@ -128,12 +128,15 @@ def forecasts(runs: Sequence[Prediction], scores: Sequence[LawScore], level: flo
     first = runs[0]
     yield f"\nforecast by the stack of {', '.join(f'{s.law} {s.weight:.2f}' for s in scores if s.weight >= 0.005)}"
     yield from table(_head(first, f"calibrated {level:.0%}"), list(map(_cells, runs)))
-    best = [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in runs if p.target_flops is not None]
-    if best:
+    if best := _optima_of_budgets(runs):
         yield f"  the optimum of a budget: {', '.join(best)} FLOPs"
     if first.why_not:
         yield f"  no interval: {first.why_not}"
     yield from (f"  WARNING: {note}" for note in dict.fromkeys(p.note for p in runs) if note)
+
+
+def _optima_of_budgets(runs: Sequence[Prediction]) -> list[str]:
+    return [f"{number(p.columns['params'])} of {p.target_flops:.3g}" for p in runs if p.target_flops is not None]
 
 
 def _head(first: Prediction, pct: str) -> list[str]:

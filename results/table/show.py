@@ -333,11 +333,15 @@ def _wanted(picked: Sequence[Shown], rows: Sequence[AnyRow]) -> list[int]:
     """Columns in the order in which a narrow screen takes them: what tells rows apart before what is the same."""
     same = {one.header for one in picked if _is_constant(one.column, rows)}
     varied = [one.header for one in picked if one.header not in USUAL]
-    labels = [name for name in ("layout", *WANTED) if name not in same]
+    labels = _without(("layout", *WANTED), same)
     first = [name for name in labels if name in LABELS] or varied[:1] or ["layout"]  # what tells one row from another
     order = dict.fromkeys([*first, *labels, *varied, "layout", *NEXT, *USUAL])
     places = {one.header: at for at, one in enumerate(picked)}
     return [places[name] for name in order if name in places]
+
+
+def _without(names: Sequence[str], some: Collection[str]) -> list[str]:
+    return [name for name in names if name not in some]
 
 
 def _is_constant(column: str, rows: Sequence[AnyRow]) -> bool:
