@@ -145,7 +145,9 @@ def find(rank: int, host: str, ports: Sequence[int], secret: bytes, timeout_s: f
             on_each = "something else listens on each of them" if len(ports) > 1 else "something else listens there"
             raise WorldError(f"{where}: {on_each} ({knocks.strangers[-1]}); {ADVICE}")
         if waited_s > timeout_s:
-            raise WorldError(f"{where}, within {timeout_s:g} s: {(knocks.strangers or [knocks.error])[-1]}")
+            raise WorldError(
+                f"{where}, within {timeout_s:g} s: {knocks.strangers[-1] if knocks.strangers else knocks.error}"
+            )
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, PAUSE_S[1])
 
