@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from ..results.terminal import printable
-from . import cluster, fit, gate, plan, predict, read, report, table
+from . import calibrate, cluster, fit, gate, plan, predict, read, report, table
 from . import lab as lab_commands
 from .options import Json, say
 
@@ -208,6 +208,7 @@ app.add_typer(table.app)
 app.add_typer(cluster.app)
 app.add_typer(predict.app)
 app.add_typer(plan.app)
+app.add_typer(calibrate.app)
 
 
 def _mistake(line: str) -> SystemExit:

@@ -8,15 +8,17 @@ unit of work what it takes at the fewest ranks of the study (as the model has th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ... import __version__
 from ...bench.flops import flops_per_token
-from ...parallelism.predict import STACKS, Configs, Machine, predict_step
+from ...parallelism.predict import STACKS, Configs, Machine
+from ...parallelism.predict.calibration import Calibration
 from ...parallelism.predict.configs import from_cases
+from ...parallelism.predict.fit import uncalibrated
 from ...parallelism.predict.memory import predict_memory
 from ..study.case import Case
 
@@ -57,14 +59,27 @@ def predict_cases(cases: Sequence[Case], machine: Machine) -> list[Prediction]:
         else:
             rows = _group([cases[place] for place in places], machine, engine)
         for place, row in zip(places, rows, strict=True):
-            found[place] = row | {"predicted_by": predicted_by(machine)}
+            found[place] = row
     _add_smallest_scale(cases, found)
     return [Prediction(case, row) for case, row in zip(cases, found, strict=True)]
 
 
-def predicted_by(machine: Machine) -> str:
-    """What stands in the row: model and version, machine."""
-    return f"scalade {__version__}, machine {machine.name}"
+def predicted_by(machine: Machine, how: str = "") -> str:
+    """What stands in the row: model and version, machine, and how that was calibrated."""
+    return f"scalade {__version__}, machine {machine.name}" + (f": {how}" if how else "")
+
+
+def calibration_of(machine: Machine, engine: str) -> Calibration:
+    """The profile's calibration of this engine. One that was never measured has the torch engine's factors, and the
+    interval of an uncalibrated model."""
+    stack = STACKS[engine]
+    if engine in machine.calibration:
+        return Calibration.from_table(machine.calibration[engine], machine, stack)
+    plain = uncalibrated(machine, stack)
+    if "torch" not in machine.calibration:
+        return plain
+    other = Calibration.from_table(machine.calibration["torch"], machine, stack)
+    return replace(plain, tuning=other.tuning, how=f"factors of torch: no row of {engine} was measured")
 
 
 def _refusal(machine: Machine, engine: str, precision: str) -> str | None:
@@ -78,16 +93,22 @@ def _refusal(machine: Machine, engine: str, precision: str) -> str | None:
 def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[str, Any]]:
     """Columns of cases of one engine and precision."""
     configs = from_cases((case.shape, case.recipe, case.layout, case.outer) for case in cases)
-    stack = STACKS[engine]
-    step = predict_step(configs, machine, stack)
-    columns = {column: getattr(step, part) for column, part in PARTS.items()}
-    columns["predicted_step_time_s"] = step.step_time_s
+    stack, calibration = STACKS[engine], calibration_of(machine, engine)
+    predicted = calibration.predict(configs)
+    step, known = predicted.parts, np.isfinite(predicted.step_time_s)
+    columns = {column: np.where(known, getattr(step, part), np.nan) for column, part in PARTS.items()}
+    columns["predicted_step_time_s"] = predicted.step_time_s
+    columns["predicted_step_time_low_s"] = predicted.low_s
+    columns["predicted_step_time_high_s"] = predicted.high_s
     columns["predicted_memory_bytes"] = predict_memory(configs, machine, stack).total
-    columns["predicted_energy_j"] = _energy(cases, configs, machine, step.compute_time_s, step.step_time_s)
+    columns["predicted_energy_j"] = _energy(cases, configs, machine, step.compute_time_s, predicted.step_time_s)
     columns["predicted_constant_mfu_step_time_s"] = _constant_mfu(cases, machine)
+    by = {"predicted_by": predicted_by(machine, calibration.how)}
     return [
         {name: _value(name, values[i]) for name, values in columns.items() if np.isfinite(values[i])}
-        for i in range(len(cases))
+        | by
+        | ({"predicted_step_time_s_reason": reason} if reason else {})
+        for i, reason in enumerate(predicted.refused)
     ]
 
 

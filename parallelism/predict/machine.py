@@ -71,6 +71,7 @@ class Machine:
     reference_mfu: float = 0.0  # causal, of one training run that is typical of this machine; 0: unknown
     names: tuple[str, ...] = ()  # parts of device names that this profile is for
     sources: dict[str, str] = field(default_factory=dict)  # dotted key -> where the number is from
+    calibration: dict[str, Any] = field(default_factory=dict)  # stack -> Calibration.to_table, of measured rows
 
     @property
     def on_host(self) -> bool:
@@ -152,6 +153,7 @@ class Profile:
             reference_mfu=self.number("reference.mfu", 0.0),
             names=tuple(self.table.get("names", ())),
             sources=self.sources,
+            calibration=dict(self.table.get("calibration", {})),
         )
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -16,7 +16,7 @@ from scalade.results.store.store import RunStore
 
 COMMANDS = (
     "init run worker verify doctor comm lab show export efficiency ops check fit compare report history "
-    "compact submit status cancel logs predict plan"
+    "compact submit status cancel logs predict plan calibrate"
 ).split()
 HOSTILE = "dp2[red]\x1b[31m"  # markup and an escape sequence
 STUDY = """

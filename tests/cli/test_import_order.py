@@ -41,6 +41,7 @@ ROOMS = {
         {"run", "interleave", "torchrun"},
         {"dry_run"},
         {"comm"},
+        {"calibrate"},
     ),
 }
 # The laws can be taken out and used on any table: these are all that they import of the rest.
