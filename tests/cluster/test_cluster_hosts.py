@@ -105,13 +105,13 @@ def wait_until_ended(cluster, all_, timeout_s=240):
     deadline, seen = time.monotonic() + timeout_s, {}
     while not all(ended(seen[job.name]) for job in all_ if job.name in seen) or len(seen) < len(all_):
         for job in all_:
-            seen[job.name] = job.desk.status()
+            seen[job.name] = job.desk.look()
             counts = seen[job.name][0]["runs"]
             assert set(counts) <= {"missing", "ok"}, (job.name, seen[job.name])
         late = {job.name: job.desk.logs() for job in all_ if not ended(seen[job.name])}
         assert time.monotonic() < deadline, (late, cluster.story())
-        time.sleep(1)
-    return seen
+        time.sleep(0.3)
+    return {job.name: job.desk.status() for job in all_}
 
 
 @pytest.fixture(scope="module")

@@ -190,10 +190,10 @@ def test_a_submission_that_was_cut_off_is_found_by_name(desk, cluster):
 
 
 def test_a_packed_job_goes_on_in_its_next_allocation(desk, cluster):
-    """Two runs of at most 105 s on one node, 110 s in an allocation: when the first has ended the second is left.
-    So many steps take more than 5 s on any machine."""
+    """Two runs of at most 109 s on one node, 110 s in an allocation: when the first has ended the second is left.
+    To start a rank and to do so many steps takes more than 1 s on any machine."""
     study = SIX.replace("dp_replicate = [1, 2]", "dp_replicate = 1").replace("[[layout]]\ndp_shard = 4\n", "")
-    study = study.replace("time_limit_s = 100", "time_limit_s = 105").replace("steps = 3\n", "steps = 4000\n")
+    study = study.replace("time_limit_s = 100", "time_limit_s = 109").replace("steps = 3\n", "steps = 400\n")
     user = desk(study, signal_s=10)
     user.submit("--launcher", "srun", "--mode", "packed", "--time-limit", "00:02:00")
     (line,) = user.wait(ended, 200, "the second allocation's end")

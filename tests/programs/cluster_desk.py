@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
+from scalade.launch.cluster.status import status
 from scalade.results.store.store import RunStore
 
 SIX = """
@@ -87,13 +89,18 @@ class Desk:
     def status(self):
         return json.loads(self.scalade("status", str(self.results), "--json"))["jobs"]
 
+    def look(self):
+        """As `status`, asked in this process: starting Python again and again takes the cores from the ranks."""
+        with patch.dict(os.environ, {"SLURM_CONF": self.env["SLURM_CONF"]}):
+            return [vars(line) for line in status(self.results)[0]]
+
     def wait(self, wanted, timeout_s, what):
-        """Until `wanted` holds for the lines of `scalade status`."""
+        """Until `wanted` holds; the lines of `scalade status`."""
         deadline = time.monotonic() + timeout_s
-        while not wanted(lines := self.status()):
+        while not wanted(lines := self.look()):
             assert time.monotonic() < deadline, f"waited for {what}\n{lines}\n{self.logs()}\n{self.cluster.story()}"
-            time.sleep(1)
-        return lines
+            time.sleep(0.3)
+        return self.status()
 
     def wait_for_step(self, step, timeout_s=150):
         """Until a run has done so many steps."""

@@ -146,7 +146,8 @@ class Cluster:
             with suppress(subprocess.SubprocessError):
                 self.run("scancel", "--user", "root", timeout=10)
                 self.wait(lambda: not self.run("squeue", "-h").strip(), 10, "an empty queue")
-        for name in [*(f"slurmd.{node}" for node in NODES), "ctld", "dbd", "db"]:
+        self.stop(*(f"slurmd.{node}" for node in NODES), "ctld")
+        for name in ("dbd", "db"):
             self.stop(name)
 
     def _start_accounting(self) -> None:
@@ -179,19 +180,16 @@ class Cluster:
     def start_controller(self, *options: str) -> None:
         self._start("ctl", ["slurmctld", *options])
 
-    def stop(self, name: str) -> None:
-        """End the daemon with this pid file, and wait until it has gone."""
-        pid = self._pid(name)
+    def stop(self, *names: str) -> None:
+        """End the daemons with these pid files, and wait until they have gone."""
+        pids = {pid for name in names if (pid := self._pid(name))}
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + 10
-            with suppress(ProcessLookupError):
-                while pid and time.monotonic() < deadline:
-                    os.kill(pid, number)
-                    time.sleep(0.2)
-                    os.kill(pid, 0)
-                continue
-            break
-        (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
+            while pids and time.monotonic() < deadline:
+                pids = {pid for pid in pids if _signalled(pid, number)}
+                time.sleep(0.1)
+        for name in names:
+            (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
 
     def crash(self, node: str) -> None:
         """Every process of the node is gone at once, slurmd first: power loss."""
@@ -224,9 +222,13 @@ class Cluster:
             time.sleep(0.3)
 
     def story(self) -> str:
-        """What the controller said last, for a failing test."""
+        """The nodes' states and what the controller said last, for a failing test."""
         log = self.folder / "log" / "ctld.log"
-        return "\n".join(log.read_text(errors="replace").splitlines()[-25:]) if log.exists() else ""
+        nodes = "no answer of sinfo"
+        with suppress(subprocess.SubprocessError):
+            nodes = self.run("sinfo", "-h", "-N", "-o", "%N is %T")
+        lines = log.read_text(errors="replace").splitlines()[-25:] if log.exists() else []
+        return "\n".join([nodes.strip(), *lines])
 
     def _start(self, host: str, command: list[str]) -> None:
         script = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
@@ -238,6 +240,14 @@ class Cluster:
             return int((self.folder / "run" / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return 0
+
+
+def _signalled(pid: int, number: int) -> bool:
+    """Whether the process was there to get the signal."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+        return True
+    return False
 
 
 def _uts(pid: int) -> str:

@@ -1,15 +1,17 @@
 """Starts a program of the tests as the ranks of one world, and reads what rank 0 left.
 
-Itself the start of each rank: `python worlds.py PROGRAM JOBS.json OUT.json`. It ends without the interpreter's
-farewell, in which a thread of gloo that lets go of its last work aborts the process, one time in five
-(https://github.com/pytorch/pytorch/pull/179291).
+Itself the start of the ranks: `python worlds.py SIZE PROGRAM JOBS.json OUT.json` imports what they all need and forks
+them. A rank ends without the interpreter's farewell, in which a thread of gloo that lets go of its last work aborts the
+process, one time in five (https://github.com/pytorch/pytorch/pull/179291).
 """
 
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from scalade.launch.host.sockets import listen
@@ -29,24 +31,40 @@ def run_world(program: str, size: int, jobs: object, folder: Path, timeout_s: in
         # Of its own: a run killed while it compiled leaves a shared cache with half a library, which fails all later.
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }
-    command = [sys.executable, __file__, str(Path(__file__).with_name(program)), "jobs.json", "out.json"]
-    logs = [open(folder / f"rank-{rank}.log", "w+") for rank in range(size)]  # noqa: SIM115
-    ranks = [
-        subprocess.Popen(command, cwd=folder, env=env | {"RANK": str(rank)}, stdout=log, stderr=log)
-        for rank, log in enumerate(logs)
-    ]
+    command = [sys.executable, __file__, str(size), str(Path(__file__).with_name(program)), "jobs.json", "out.json"]
+    world = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True)
     try:
-        codes = [rank.wait(timeout=timeout_s) for rank in ranks]
+        code = world.wait(timeout=timeout_s)
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    assert not any(codes), "\n".join(Path(log.name).read_text()[-2000:] for log in logs)
+        with suppress(ProcessLookupError):
+            os.killpg(world.pid, signal.SIGKILL)
+        world.wait()
+    assert not code, "\n".join(log.read_text()[-2000:] for log in sorted(folder.glob("rank-*.log")))
     return json.loads((folder / "out.json").read_text())
+
+
+def rank_of(size: int) -> int:
+    """Returns in each rank, forked here; in their parent never: it ends as the worst of them."""
+    if size > 1:  # to import these takes longer than most jobs
+        import torch.distributed.fsdp
+        import torch.distributed.tensor  # noqa: F401
+
+        import scalade.parallelism.engines  # noqa: F401
+    pids = []
+    for rank in range(size):
+        if not (pid := os.fork()):
+            return rank
+        pids.append(pid)
+    os._exit(int(any([os.waitpid(pid, 0)[1] for pid in pids])))
 
 
 if __name__ == "__main__":
     del sys.argv[0]
+    number = rank_of(int(sys.argv.pop(0)))
+    os.environ["RANK"] = str(number)
+    log = os.open(f"rank-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.stdout.flush()
     sys.stderr.flush()
