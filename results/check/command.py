@@ -1,6 +1,7 @@
-"""`scalade check`: the twelve rules (rules.py) over a table, beyond them two on the machine, and what is damaged.
+"""`scalade check`: the twelve rules (rules.py) over a table, beyond them three of ours, and what is damaged.
 
-Each rule passes, fails with the runs named, or does not apply; so do the two beyond (quiet.py, clocks.py).
+Each rule passes, fails with the runs named, or does not apply; so do the three beyond (quiet.py, clocks.py,
+coverage.py).
 A check says whether the table holds what the rule asks to be reported; it cannot say whether a paper then reports it.
 """
 
@@ -20,6 +21,7 @@ from ..table.read import no_runs, noted, printable, runs_and_attempts
 from ..wording import count_of
 from . import clocks
 from .checked_table import FAIL, PASS, SKIP, Outcome, Table, outcome_of
+from .coverage import coverage
 from .rules import RULES
 
 BEYOND = 0  # the number of a rule that is none of the twelve
@@ -53,10 +55,11 @@ class CheckReport:
     beyond: Finding
     notes: tuple[str, ...] = ()
     clocks: Finding | None = None  # beyond, too
+    coverage: Finding | None = None  # beyond, too
 
     @property
     def _all(self) -> tuple[Finding, ...]:
-        return (*self.findings, self.beyond, *([self.clocks] if self.clocks else []))
+        return (*self.findings, self.beyond, *filter(None, (self.clocks, self.coverage)))
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +72,7 @@ class CheckReport:
             "rules": [one.to_dict() for one in self.findings],
             "beyond": self.beyond.to_dict(),
             "clocks": self.clocks and self.clocks.to_dict(),
+            "coverage": self.coverage and self.coverage.to_dict(),
             "notes": list(self.notes),
             "passed": self.exit_code == 0,
         }
@@ -87,7 +91,7 @@ class CheckReport:
 
 
 def check(path: str | Path, where: str | None = None) -> CheckReport:
-    """The twelve rules, and the two beyond, over the runs at `path` (see read_runs), or those that `where` keeps.
+    """The twelve rules, and the three beyond, over the runs at `path` (see read_runs), or those that `where` keeps.
 
     Raises
     ------
@@ -100,7 +104,15 @@ def check(path: str | Path, where: str | None = None) -> CheckReport:
         raise no_runs(path, where, warnings)
     lines = (*warnings, *damaged_tables(seen.sources), *unbelieved(rows))
     notes = [f"warning: {printable(line)}" for line in lines]
-    return CheckReport(str(path), len(rows), tuple(findings(rows)), beyond(rows), tuple(notes), agreeing(attempts))
+    return CheckReport(
+        path=str(path),
+        runs=len(rows),
+        findings=tuple(findings(rows)),
+        beyond=beyond(rows),
+        notes=tuple(notes),
+        clocks=agreeing(attempts),
+        coverage=covered(rows),
+    )
 
 
 def findings(rows: Sequence[AnyRow]) -> list[Finding]:
@@ -120,6 +132,12 @@ def agreeing(attempts: Sequence[AnyRow]) -> Finding:
     """Nor this, of rows of all attempts: clocks that were not set meanwhile."""
     with np.errstate(all="ignore"):
         return _finding(BEYOND, "clocks agree", Outcome(*clocks.clocks(attempts, outcome_of, SKIP)))
+
+
+def covered(rows: Sequence[AnyRow]) -> Finding:
+    """Nor this, of rows of `runs`: predictions whose intervals hold what was measured."""
+    with np.errstate(all="ignore"):
+        return _finding(BEYOND, "predictions hold", Outcome(*coverage(ok_rows(rows), outcome_of, SKIP)))
 
 
 def _finding(number: int, title: str, outcome: Outcome) -> Finding:

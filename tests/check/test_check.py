@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 from efficiency_table import repeats, run
 
-from scalade.results.check.command import FAIL, PASS, RULES, SKIP, CheckReport, agreeing, beyond, check, findings
+from scalade.results.check.command import (
+    FAIL,
+    PASS,
+    RULES,
+    SKIP,
+    CheckReport,
+    agreeing,
+    beyond,
+    check,
+    covered,
+    findings,
+)
+from scalade.results.check.coverage import binomial_tail
 from scalade.results.store.store import RunStore
 
 
@@ -221,6 +233,38 @@ def test_clocks_that_disagree_are_named(row, said):
     found = agreeing([*good, row])
     assert found.verdict == FAIL and found.run_ids == ("c0-r0",) and said in found.why
     assert agreeing([stamped(0, 1, 0.0, 1.0) | {"started_at": None}]).verdict == SKIP
+
+
+def predicted(inside: int, outside: int, repeats: int = 1) -> list[dict]:
+    """Rows of cases whose interval holds what was measured, and of cases whose interval does not."""
+    return [
+        run(1, 1.0 + case, repeat, case_id=f"c{case:011x}")
+        | {"predicted_step_time_low_s": low * (1 + case), "predicted_step_time_high_s": (low + 0.2) * (1 + case)}
+        for case, low in enumerate([0.9] * inside + [1.1] * outside)
+        for repeat in range(repeats)
+    ]
+
+
+def test_predictions_that_miss_their_stated_coverage_fail():
+    assert covered(good()).verdict == SKIP
+    assert covered(predicted(18, 2)).verdict == PASS
+    assert covered(predicted(9, 1)).verdict == PASS
+    found = covered(predicted(14, 6))
+    assert found.verdict == FAIL and len(found.run_ids) == 6 and "14 of 20 cases" in found.why
+    assert covered(predicted(0, 1)).verdict == PASS  # of ten such intervals one misses
+    assert covered(predicted(0, 2)).verdict == FAIL
+
+
+def test_repeats_of_one_case_are_one_prediction():
+    assert covered(predicted(9, 1, repeats=5)).verdict == PASS
+    assert "9 of 10 cases" in covered(predicted(9, 1, repeats=5)).why
+
+
+def test_the_tail_of_a_binomial_is_scipys():
+    from scipy.stats import binom
+
+    for hits, count in ((0, 1), (3, 10), (14, 20), (20, 20), (880, 1000)):
+        assert binomial_tail(hits, count, 0.9) == pytest.approx(binom.cdf(hits, count, 0.9), rel=1e-9)
 
 
 def test_a_run_without_its_number_is_a_repeat_that_is_missing():

@@ -222,6 +222,30 @@ def test_predicted_against_measured(tmp_path):
     assert re.search(r"step time: 100% of \d+ layouts within 20%, predicted/measured 0\.9", found.reading)
 
 
+def test_a_prediction_is_shown_with_its_interval_its_parts_and_the_naive_ones(tmp_path):
+    rows = simulated.ladders(2)
+    for row in rows:
+        step = row["step_time_s"]
+        inside = row["world_size"] > 1
+        row |= {
+            "predicted_step_time_s": 1.1 * step,
+            "predicted_step_time_low_s": (0.9 if inside else 1.05) * step,
+            "predicted_step_time_high_s": 1.2 * step,
+            "predicted_constant_mfu_step_time_s": 1.5 * step,
+            "predicted_smallest_scale_step_time_s": 2.0 * step,
+            "compute_time_s": 0.6 * step,
+            "predicted_compute_time_s": 0.3 * step,
+        }
+    with style():
+        whole, parts = predicted.predicted(read(tmp_path, rows))
+    groups = {(row["case_id"], row["world_size"]) for row in rows}
+    share = sum(size > 1 for _, size in groups) / len(groups)
+    assert f"{share:.0%} inside the 90% interval" in whole.reading and 0 < share < 1
+    assert "median error of constant MFU 50%" in whole.reading
+    assert "median error of as at the smallest scale 100%, of the model 10%" in whole.reading
+    assert "forward and backward: 0% of" in parts.reading and "predicted/measured 0.50 in the median" in parts.reading
+
+
 def test_host_memory_is_not_compared_with_a_prediction_of_the_device(tmp_path):
     rows = simulated.several(2, 0.2, 2, peak_memory_bytes=None, predicted_step_time_s=None)
     source = read(tmp_path, rows)
