@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..parallelism.memory import GIB
+from ..parallelism.predict.memory import GIB
 from ..results.store.store import RunStore
 from ..results.terminal import print_grid, say
 from ..results.wording import count_of

@@ -19,7 +19,7 @@ from ...parallelism.predict import STACKS, Configs, Machine
 from ...parallelism.predict.calibration import Calibration
 from ...parallelism.predict.configs import from_cases
 from ...parallelism.predict.fit import uncalibrated
-from ...parallelism.predict.memory import predict_memory
+from ...parallelism.predict.memory import reported_memory
 from ..study.case import Case
 
 PARTS = {
@@ -100,7 +100,7 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
     columns["predicted_step_time_s"] = predicted.step_time_s
     columns["predicted_step_time_low_s"] = predicted.low_s
     columns["predicted_step_time_high_s"] = predicted.high_s
-    columns["predicted_memory_bytes"] = predict_memory(configs, machine, stack).total
+    columns["predicted_memory_bytes"] = reported_memory(configs, machine, stack)
     columns["predicted_energy_j"] = _energy(cases, configs, machine, step.compute_time_s, predicted.step_time_s)
     columns["predicted_constant_mfu_step_time_s"] = _constant_mfu(cases, machine)
     by = {"predicted_by": predicted_by(machine, calibration.how)}

@@ -15,7 +15,7 @@ from ...bench.data.spec import DataSpec
 from ...bench.recipe import Recipe
 from ...parallelism.engines import patches, unavailable
 from ...parallelism.layout import Layout
-from ...parallelism.memory import GIB, predict
+from ...parallelism.predict.memory import GIB, memory_of_cases
 from ...results.wording import count_of
 from ..host import machine
 from .case import Case
@@ -136,9 +136,17 @@ class Study:
         refusal = case.refusal()
         if refusal is not None:
             return Feasibility(refusal, None)
-        need = predict(case.shape, case.recipe, case.layout, case.outer, fused_norm=self.device == "cuda").total
+        need = self._needs[id(case)]
         obstacles = self._obstacles(case, limit, need, memory_bytes, here)
         return Feasibility(next(filter(None, obstacles), None), need)
+
+    @cached_property
+    def _needs(self) -> dict[int, int]:
+        """id of one of `_alike` that can run somewhere -> predicted bytes of the rank that needs most."""
+        able = [case for case, _ in self._alike if case.refusal() is None]
+        parts = [(case.shape, case.recipe, case.layout, case.outer) for case in able]
+        found = memory_of_cases(parts, fused_norm=self.device == "cuda")
+        return {id(case): int(memory.total) for case, memory in zip(able, found, strict=True)}
 
     def _obstacles(
         self, case: Case, limit: RankLimit, need: int, memory_bytes: int | None, here: bool

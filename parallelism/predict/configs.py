@@ -15,7 +15,7 @@ import numpy as np
 from ...bench.recipe import OPTIMIZERS, Recipe
 from ...bench.shape import MLPS, ModelShape
 from ..diloco.config import Outer
-from ..diloco.plan import fragment_count, payload_bytes, wire_bytes
+from ..diloco.plan import fragment_count, payload_bytes, state_bytes, wire_bytes
 from ..layout import CP_METHODS, OFFLOAD, RECOMPUTE, SCHEDULES, Layout
 
 Column = np.ndarray | float | int  # of one setting: one for all configurations, or (n,)
@@ -49,6 +49,7 @@ class Configs:
     tied: Column = 0
     precision: Column = 1  # code; WORDS
     optimizer: Column = 0  # code
+    momentum: Column = 1  # SGD alone: whether it keeps one
     dp_replicate: Column = 1
     dp_shard: Column = 1
     zero_stage: Column = 3
@@ -71,6 +72,8 @@ class Configs:
     placed_replicas: Column = 1  # replicas that have ranks of their own; fewer than `replicas`: folded
     sync_every: Column = 1  # H; 1 where there is no outer step
     outer_bytes: Column = 0  # bytes one rank sends for each of its parameters in a round of H steps
+    outer_state: Column = 0  # bytes one rank keeps for its outer steps, for each of its parameters
+    outer_offload: Column = 0  # folded replicas wait in host memory
     overlap_steps: Column = 0  # inner steps behind which an outer message may hide
     fragments: Column = 1  # parts of the model that are synchronised at different times
     nodes: Column = 0  # 0: as few as hold all ranks
@@ -165,6 +168,7 @@ def _row(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer) -> dic
     row: dict[str, float] = {name: getattr(shape, name) for name in own}
     row |= {"global_batch": recipe.global_batch, "matrices": MLPS[shape.mlp]}
     row |= {name: code(name, getattr(recipe, name)) for name in ("precision", "optimizer")}
+    row["momentum"] = float(recipe.beta1 > 0)
     for each in fields(Layout):
         value = getattr(layout, each.name)
         if each.name in _NAMES:
@@ -175,6 +179,7 @@ def _row(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer) -> dic
 def _outer_row(outer: Outer, layers: int) -> dict[str, float]:
     row: dict[str, float] = {"replicas": outer.replicas, "placed_replicas": outer.placed_replicas}
     row |= {"sync_every": 1, "overlap_steps": 0, "outer_bytes": 0, "fragments": 1}
+    row |= {"outer_state": state_bytes(outer, _MANY) / _MANY, "outer_offload": float(outer.offload)}
     if outer.algorithm == "none":
         return row
     late = outer.algorithm in ("delayed", "eager")  # what is sent is applied a whole round later

@@ -6,7 +6,48 @@ memory and in what they overlap. Ours are named like the engines; the others are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class MemoryTuning:
+    """What the allocator holds over what the program keeps: factors on the parts, and a constant.
+
+    The allocator reuses a free block only for what fits it, so that what it reserves exceeds what is allocated
+    ("fragmentation"); of the parts most that come and go in unequal sizes.
+    """
+
+    constant_bytes: float = 0.0  # workspaces of the libraries
+    state: float = 1.0  # on weights, gradients, optimizer's state and copies
+    activations: float = 1.0
+    logits: float = 1.0
+    gathered: float = 1.0  # on buffers of gathered activations
+    stream: float = 1.0  # on what is kept whole in the residual stream by programs whose mode is not known
+
+    def vector(self) -> tuple[float, ...]:
+        return tuple(getattr(self, each.name) for each in fields(self))
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What a program keeps in memory, beyond what its layout says. Bytes are of bf16."""
+
+    fused_norm: bool = True  # RMSNorm is one kernel; else its fp32 steps are kept too
+    fused_swiglu: bool = False  # gate and up, and their product: three times ffn; else four times
+    score_bytes: float = 5  # of an attention score, where attention is not flash: probabilities, mask, what is dropped
+    cpu_score_bytes: float = 0  # the same on a CPU, where the program has no flash attention; 0: it has
+    mask_bytes: float = 0  # dropout masks, for each element of the residual stream
+    logits_forward: float = 6  # bytes of a logit from its forward pass to its backward pass
+    logits_backward: float = 8  # more of them while the backward pass is at work
+    gradient_copy: float = 0  # bytes of a parameter: gradients in bf16 before they are accumulated in fp32
+    accumulates_whole: bool = False  # sharded gradients are whole until the last microbatch reduces them
+    buckets: bool = False  # flat buffers of up to 500 M elements for messages
+    gathers: float = 0  # buffers of a gathered microbatch's residual stream, where tp > 1
+    stages_by_cost: bool = False  # pipeline stages of equal FLOPs, the head counted; else of as many layers
+    mode_unknown: bool = False  # whether sequence parallel was on is not said: the faster of both was kept
+    reports: str = "worst"  # rank whose memory the program reports: worst, first
+    counter: str = "allocated"  # what it reports: allocated, reserved
+    tuning: MemoryTuning | None = None  # None: the machine's share of fragmentation on everything
 
 from ...results.wording import did_you_mean
 
@@ -27,20 +68,44 @@ class Stack:
     overlaps_dp: bool = True  # gradients are reduced while the backward pass goes on
     overlaps_tp: float = 0  # share of tensor-parallel communication that hides behind products
     overlaps_pp: bool = False  # messages between stages hide behind computation
+    keeps: Keeps = Keeps()
     source: str = ""  # of these figures
 
+
+NANOTRON = Keeps(
+    logits_forward=4,
+    logits_backward=4,
+    gradient_copy=2,
+    gathers=4,
+    stages_by_cost=True,
+    mode_unknown=True,
+    reports="first",
+    counter="reserved",
+    tuning=MemoryTuning(0.2 * 2**30, 1.03, 1.17, 1.28, 1.0, 0.7),
+)
+"""bf16 parameters; fp32 masters and a whole fp32 buffer in which gradients are accumulated; ZeRO-1 shards masters and
+Adam's state. src/nanotron: optim/gradient_accumulator.py, optim/zero.py, models/base.py (`build_model`: stages),
+helpers.py (`max_memory_reserved`). The factors are fitted to its 1B and 3B models (docs/predict.md, "Memory")."""
 
 STACKS = {
     stack.name: stack
     for stack in (
-        Stack("torch", source="parallelism/torch_engine.py"),
-        Stack("deepspeed", overlaps_dp=False, source="parallelism/deepspeed/"),
-        Stack("megatron", overlaps_dp=False, source="parallelism/megatron/"),
-        Stack("nanotron", gradient_bytes=4, overlaps_dp=False, source="huggingface/nanotron 2024"),
-        Stack("megatron-2021", flash=False, overlaps_dp=False, source="arXiv 2104.04473"),
-        Stack("megatron-2022", flash=False, overlaps_dp=False, source="arXiv 2205.05198"),
-        Stack("nemo", kernels_forward=14, kernels_backward=24, source="NVIDIA/NeMo 2.x, Megatron-Core"),
-        Stack("torchtitan", source="pytorch/torchtitan 2024-12"),
+        Stack("torch", keeps=Keeps(accumulates_whole=True), source="parallelism/torch_engine.py"),
+        Stack("deepspeed", overlaps_dp=False, keeps=Keeps(buckets=True), source="parallelism/deepspeed/"),
+        Stack("megatron", overlaps_dp=False, keeps=Keeps(cpu_score_bytes=7), source="parallelism/megatron/"),
+        Stack("nanotron", gradient_bytes=4, overlaps_dp=False, keeps=NANOTRON, source="huggingface/nanotron 2024"),
+        Stack("megatron-2021", flash=False, overlaps_dp=False, keeps=Keeps(mask_bytes=2), source="arXiv 2104.04473"),
+        Stack("megatron-2022", flash=False, overlaps_dp=False, keeps=Keeps(mask_bytes=2), source="arXiv 2205.05198"),
+        Stack(
+            "nemo",
+            kernels_forward=14,
+            kernels_backward=24,
+            keeps=Keeps(fused_swiglu=True),
+            source="NVIDIA/NeMo 2.x, Megatron-Core",
+        ),
+        Stack(
+            "torchtitan", keeps=Keeps(accumulates_whole=True, counter="reserved"), source="pytorch/torchtitan 2024-12"
+        ),
         Stack("maxtext", compiled=True, source="AI-Hypercomputer/maxtext, google/paxml: one program compiled by XLA"),
         Stack("llama3", source="arXiv 2407.21783 section 3.3"),
     )

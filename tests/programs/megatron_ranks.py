@@ -8,7 +8,7 @@ from engine_ranks import CPU, Run
 
 from scalade.parallelism.layout import Layout
 from scalade.parallelism.megatron import engine as megatron
-from scalade.parallelism.memory import predict
+from scalade.parallelism.predict.memory import memory_of_case
 
 
 def forced(case: dict) -> dict:
@@ -57,7 +57,7 @@ def kept(case: dict) -> dict:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run.engine.chunks[0](tokens[:, :-1].contiguous(), None, None, labels=tokens[:, 1:].contiguous())
     run.engine.close()
-    memory = predict(run.shape, run.recipe, Layout(**case["layout"]), fused_norm=False)
+    memory = memory_of_case(run.shape, run.recipe, Layout(**case["layout"]), fused_norm=False)
     # What the loss's backward pass adds is not yet there.
     element = 4 if run.recipe.precision == "fp32" else 8
     predicted = memory.activations + memory.logits - element * tokens[:, 1:].numel() * run.shape.vocab

@@ -23,7 +23,7 @@ from scalade.parallelism.layout import (
     Layout,
     canonical,
 )
-from scalade.parallelism.memory import predict
+from scalade.parallelism.predict.memory import memory_of_case as predict
 
 degrees = st.sampled_from([1, 1, 1, 2, 3, 4, 8])
 layouts = st.builds(

@@ -10,8 +10,11 @@ from scalade.bench.recipe import Recipe
 from scalade.bench.shape import ModelShape
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.diloco.plan import payload_bytes
-from scalade.parallelism.layout import SCHEDULES, V_SHAPED, Layout, stage_layers, stages_of_rank
-from scalade.parallelism.memory import GIB, layer_elements, predict
+from scalade.parallelism.layout import RECOMPUTE, SCHEDULES, V_SHAPED, Layout, stage_layers, stages_of_rank
+from scalade.parallelism.predict.activations import layer_elements as _elements
+from scalade.parallelism.predict.configs import from_cases
+from scalade.parallelism.predict.memory import GIB
+from scalade.parallelism.predict.memory import memory_of_case as predict
 
 PUBLISHED = ROOT.parent / "shared" / "published" / "korthikanti_2205_memory.csv"
 S = 2048
@@ -189,7 +192,8 @@ def test_diloco_adds_its_own_copies():
     sparse = Outer(algorithm="diloco", replicas=2, compression="topk")
     # No momentum; the vector at work, the sum and the residual, and both replicas' messages.
     messages = 2 * payload_bytes(sparse, SHAPE.params_total)
-    assert predict(SHAPE, RECIPE, Layout(), sparse).state == plain.state + 16 * SHAPE.params_total + messages
+    expected = plain.state + 16 * SHAPE.params_total + messages  # but for a last block that is not full
+    assert predict(SHAPE, RECIPE, Layout(), sparse).state == pytest.approx(expected, rel=1e-4)
     assert outer.activations == plain.activations // 2  # replicas share the global batch
 
 
@@ -232,3 +236,8 @@ def test_muon_keeps_one_momentum_of_the_blocks_matrices():
     vectors = SHAPE.layers * (2 * SHAPE.width + (2 * SHAPE.head_dim if SHAPE.qk_norm else 0))
     hidden = SHAPE.layers * SHAPE.params_layer - vectors
     assert memory.optimizer == pytest.approx(8 * SHAPE.params_total - 4 * hidden, abs=1)
+
+
+def layer_elements(shape: ModelShape, recompute: str = "none") -> tuple[float, float]:
+    configs = from_cases([(shape, RECIPE, Layout(), Outer())])
+    return tuple(float(each[0]) for each in _elements(configs, RECOMPUTE.index(recompute)))
