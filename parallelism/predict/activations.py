@@ -14,7 +14,8 @@ mask of a byte, heads s/t of each, in bf16 the probabilities again; not where `s
 it keeps from 10% less to 17% more than is predicted here (copies that its fused matrices leave behind).
 Context parallel by gathering keeps all tokens' keys and values, and a mask of this rank's tokens by all.
 Recompute: `full` keeps each layer's input (their 2 s b w) and one layer's activations while it is recomputed;
-`selective` keeps what matrices and attention put out and recomputes norms, rotation and the MLP's nonlinearity.
+`selective` keeps what matrices and attention put out and recomputes norms, rotation and the MLP's nonlinearity; in
+Megatron it recomputes attention's scores alone (theirs: 34 s b w / t), in torchtitan of 2024 every second layer.
 """
 
 from __future__ import annotations
@@ -64,9 +65,12 @@ class Activation:
         c = self.c
         tokens = np.asarray(c.tokens)
         mode = np.asarray(c.recompute)
-        none, selective, full = (self.layer_bytes(each) for each in (NONE, SELECTIVE, FULL))
+        none, full = self.layer_bytes(NONE), self.layer_bytes(FULL)
+        selective = self._selective(none, full)
         kept = np.select([mode == FULL, mode == SELECTIVE], [full, selective], none)
-        layers = held.alive * held.deepest * kept + np.where(mode != NONE, none, 0)
+        scores_alone = (mode == SELECTIVE) & (self.keeps.selective == "attention")
+        again = np.where(mode == NONE, 0, np.where(scores_alone, none - kept, none))  # of the layer at work
+        layers = held.alive * held.deepest * kept + again
         layers = layers + held.loss * tokens * (2 * self.element + self.norm_extra) * c.width / self.spread
         mask = np.where((np.asarray(c.cp) > 1) & self._gathers_keys(), c.seq_len * c.seq_len / c.cp, 0)
         gathered = np.where(self.tp > 1, self.keeps.gathers * tokens * c.width * self.element, 0)
@@ -85,6 +89,15 @@ class Activation:
             heads = np.asarray(c.qk_norm) * (c.width + c.kv_width) / self.tp
             kept = kept + tokens * self.norm_extra * (2 * c.width / self.spread + heads)
         return kept
+
+    def _selective(self, none: np.ndarray, full: np.ndarray) -> np.ndarray:
+        """Of one layer: what is kept where `selective` recomputes what this program recomputes."""
+        if self.keeps.selective == "alternate":
+            return (none + full) / 2
+        if self.keeps.selective == "attention":
+            c = self.c
+            return none - np.asarray(c.tokens) * self.scores * c.heads * c.seq_len / self.tp
+        return self.layer_bytes(SELECTIVE)
 
     def _gathers_keys(self) -> np.ndarray:
         return np.asarray(self.c.cp_method) == 0

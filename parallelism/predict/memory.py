@@ -25,7 +25,7 @@ from .configs import Configs, from_cases
 from .machine import Machine
 from .process import ARENAS, process_bytes
 from .stack import STACKS, MemoryTuning, Stack
-from .stages import candidates, held
+from .stages import candidates, held, lost_loss
 from .states import State
 
 GIB = 2**30
@@ -147,6 +147,12 @@ def _library(configs: Configs, machine: Machine | None, stack: Stack) -> np.ndar
 def fits(configs: Configs, machine: Machine, stack: Stack, tuning: MemoryTuning | None = None) -> np.ndarray:
     """Whether the rank that needs most has room on the device, (n,)."""
     return predict_memory(configs, machine, stack, tuning).total <= machine.memory_bytes
+
+
+def cannot_run(configs: Configs, machine: Machine, stack: Stack, tuning: MemoryTuning | None = None) -> np.ndarray:
+    """Whether no run is to be expected, (n,): the device is too small, or stages leave the last rank no loss."""
+    over = ~fits(configs, machine, stack, tuning)
+    return over | lost_loss(configs) if stack.keeps.stages_by_cost else over
 
 
 CaseParts = tuple[ModelShape, Recipe, Layout, Outer]

@@ -1,8 +1,8 @@
 """Calibration of memory: the allocator's factors from measured peaks, and how far a prediction may be off.
 
-    measured = constant + state (weights, ..., copies) + activations (...) + stream (...) + logits (...) + gathered (...)
+    measured = constant + a (state and copies) + b (activations) + c (stream) + d (logits) + e (gathered)
 
-The bytes in brackets are the model's; the six factors of `MemoryTuning` are found by non-negative least squares of the
+The bytes in brackets are the model's; the six numbers of `MemoryTuning` are found by non-negative least squares of the
 relative error, reweighted towards its absolute value (few peaks with a setting that the table does not name must not
 move the others), and drawn to the stack's own factors as strongly as PRIOR rows would. The interval is the central part
 of the relative errors on rows that were left out: every layout's rows in turn (`_FOLDS` parts of the layouts).

@@ -36,6 +36,8 @@ class Keeps:
     fused_swiglu: bool = False  # gate and up, and their product: three times ffn; else four times
     score_bytes: float = 5  # of an attention score, where attention is not flash: probabilities, mask, what is dropped
     cpu_score_bytes: float = 0  # the same on a CPU, where the program has no flash attention; 0: it has
+    selective: str = "norms"  # what `selective` recomputes: norms, rotation, nonlinearity; attention; alternate layers
+    fp8_copies: float = 0  # bytes of a parameter: its fp8 values, kept beside the bf16 ones
     mask_bytes: float = 0  # dropout masks, for each element of the residual stream
     logits_forward: float = 6  # bytes of a logit from its forward pass to its backward pass
     logits_backward: float = 8  # more of them while the backward pass is at work
@@ -87,24 +89,33 @@ NANOTRON = Keeps(
 Adam's state. src/nanotron: optim/gradient_accumulator.py, optim/zero.py, models/base.py (`build_model`: stages),
 helpers.py (`max_memory_reserved`). The factors are fitted to its 1B and 3B models (docs/predict.md, "Memory")."""
 
+MEGATRON = Keeps(mask_bytes=2, selective="attention")
+
 STACKS = {
     stack.name: stack
     for stack in (
         Stack("torch", keeps=Keeps(accumulates_whole=True), source="parallelism/torch_engine.py"),
         Stack("deepspeed", overlaps_dp=False, keeps=Keeps(buckets=True), source="parallelism/deepspeed/"),
-        Stack("megatron", overlaps_dp=False, keeps=Keeps(cpu_score_bytes=7), source="parallelism/megatron/"),
+        Stack(
+            "megatron",
+            overlaps_dp=False,
+            keeps=Keeps(cpu_score_bytes=7, selective="attention"),
+            source="parallelism/megatron/",
+        ),
         Stack("nanotron", gradient_bytes=4, overlaps_dp=False, keeps=NANOTRON, source="huggingface/nanotron 2024"),
-        Stack("megatron-2021", flash=False, overlaps_dp=False, keeps=Keeps(mask_bytes=2), source="arXiv 2104.04473"),
-        Stack("megatron-2022", flash=False, overlaps_dp=False, keeps=Keeps(mask_bytes=2), source="arXiv 2205.05198"),
+        Stack("megatron-2021", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2104.04473"),
+        Stack("megatron-2022", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2205.05198"),
         Stack(
             "nemo",
             kernels_forward=14,
             kernels_backward=24,
-            keeps=Keeps(fused_swiglu=True),
+            keeps=Keeps(fused_swiglu=True, selective="attention", fp8_copies=2),
             source="NVIDIA/NeMo 2.x, Megatron-Core",
         ),
         Stack(
-            "torchtitan", keeps=Keeps(accumulates_whole=True, counter="reserved"), source="pytorch/torchtitan 2024-12"
+            "torchtitan",
+            keeps=Keeps(accumulates_whole=True, selective="alternate", logits_backward=6, counter="reserved"),
+            source="pytorch/torchtitan 2024-12",
         ),
         Stack("maxtext", compiled=True, source="AI-Hypercomputer/maxtext, google/paxml: one program compiled by XLA"),
         Stack("llama3", source="arXiv 2407.21783 section 3.3"),

@@ -127,7 +127,7 @@ class State:
         c = self.c
         hpz = np.asarray(c.hpz)
         copies = np.where(hpz > 1, whole / hpz * self.element, 0)
-        copies = copies + np.where(np.asarray(c.precision) >= 2, whole, 0)  # a byte each, beside the bf16 ones
+        copies = copies + np.where(np.asarray(c.precision) >= 2, whole * self.keeps.fp8_copies, 0)
         if self.keeps.buckets:
             copies = copies + np.where(self.stage > 0, np.minimum(whole, BUCKET) * FP32, 0)
             shard = (self.stage == 3) & self.narrow & ~self.away_parameters
