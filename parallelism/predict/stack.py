@@ -51,6 +51,7 @@ class Keeps:
     counter: str = "allocated"  # what it reports: allocated, reserved
     tuning: MemoryTuning | None = None  # None: the machine's share of fragmentation on everything
 
+
 from ...results.wording import did_you_mean
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from ..fit import Calibration, calibrate, uncalibrated
 from ..machine import Machine, load_machine
-from ..memory import predict_memory
+from ..memory import cannot_run, predict_memory, reported_memory
+from ..memory_fit import calibrate_memory
 from ..naive import Work, at_peak, constant_mfu, smallest_scale
-from ..stack import named_stack
+from ..stack import MemoryTuning, Stack, named_stack
 from .metrics import MemoryFigures, TimeFigures, memory_figures, time_figures
 from .runs import Run, Runs, as_configs, precision_of, read_runs
 from .split import Split, split
@@ -141,15 +142,15 @@ def _predicted(
         time[rows], low[rows], high[rows] = found.step_time_s, found.low_s, found.high_s
         for i, reason in zip(rows, found.refused, strict=True):
             refused[i] = reason
-        parts = predict_memory(as_configs(some), machine, stack)
-        total = np.broadcast_to(parts.total, len(rows))
+        tuning = _memory_tuning(tuple(run for run in parted.calibration if pair_of(run) == pair), machine, stack)
+        parts = predict_memory(as_configs(some), machine, stack, tuning)
         measured = {
-            "total": total,
+            "total": reported_memory(as_configs(some), machine, stack, tuning),
             "state": np.broadcast_to(parts.weights + parts.gradients + parts.optimizer + parts.copies, len(rows)),
             "activations": np.broadcast_to(parts.activations, len(rows)),
         }
         memory[rows] = [measured[run.memory_part][k] for k, run in enumerate(some)]
-        over[rows] = total > machine.memory_bytes
+        over[rows] = cannot_run(as_configs(some), machine, stack, tuning)
     known, asked = _work(parted.calibration, machines), _work(runs, machines)
     times = np.array([run.step_time_s for run in parted.calibration])
     return Predicted(
@@ -162,6 +163,14 @@ def _predicted(
         memory_bytes=memory,
         over=over,
     )
+
+
+def _memory_tuning(runs: tuple[Run, ...], machine: Machine, stack: Stack) -> MemoryTuning | None:
+    """The allocator's factors from the calibration rows that have a peak; None: there are none."""
+    known = tuple(run for run in runs if run.memory_bytes > 0 and run.memory_part == "total" and run.status == "ok")
+    if not known:
+        return None
+    return calibrate_memory(as_configs(known), np.array([r.memory_bytes for r in known]), machine, stack).tuning
 
 
 def _work(runs: tuple[Run, ...], machines: Mapping[str, Machine]) -> Work:
