@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ...results.wording import did_you_mean
+
 
 @dataclass(frozen=True)
 class MemoryTuning:
@@ -50,9 +52,6 @@ class Keeps:
     reports: str = "worst"  # rank whose memory the program reports: worst, first
     counter: str = "allocated"  # what it reports: allocated, reserved
     tuning: MemoryTuning | None = None  # None: the machine's share of fragmentation on everything
-
-
-from ...results.wording import did_you_mean
 
 
 @dataclass(frozen=True)
