@@ -7,6 +7,7 @@ A number is a table of two: `bf16 = { value = 989.4e12, source = "datasheet" }`.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Products:
     half_m: float = 0.0  # the same of rows; where there are no tiles
     half_n: float = 0.0  # of columns
     floor_s: float = 4e-6  # the shortest product
+    relative: Mapping[str, float] = field(default_factory=dict)  # efficiency of a precision over that of bf16
     contention: float = 1.0  # time with all devices of the node at work over time alone (cores share a CPU's memory)
 
 
@@ -42,6 +44,8 @@ class Link:
     latency_s: float  # of a collective
     shared_by: float = 1  # ranks of the level below that share a port of this bandwidth
     congestion: float = 0.0  # exponent: bandwidth falls as (islands of the level below) ** -congestion
+    ring: float = 1.0  # time of a gather or scatter over that of as many bus bytes of an all-reduce, on few islands
+    ring_nodes: float = float("inf")  # islands on which it is twice that
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ class Profile:
                 half_m=self.number("products.half_m", 0.0),
                 half_n=self.number("products.half_n", 0.0),
                 floor_s=self.number("products.floor_s", 4e-6),
+                relative={each: self.number(f"products.relative.{each}", 1.0) for each in peaks},
                 contention=self.number("products.contention", 1.0),
             ),
             attention_forward=self.number("attention.forward"),
@@ -170,7 +175,7 @@ class Profile:
     def _link(self, i: int, table: dict[str, Any]) -> Link:
         name = str(table.get("name", f"links.{i}"))
         numbers = {}
-        for key in ("ranks", "bandwidth", "latency_s", "shared_by", "congestion"):
+        for key in ("ranks", "bandwidth", "latency_s", "shared_by", "congestion", "ring", "ring_nodes"):
             if key in table:
                 numbers[key] = self._checked(f"links.{name}.{key}", table[key])
         for key in ("bandwidth", "latency_s"):

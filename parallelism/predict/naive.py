@@ -29,9 +29,11 @@ class Work:
 
 
 def at_peak(configs: Configs, peak: np.ndarray, devices: np.ndarray) -> np.ndarray:
-    """Seconds (n,) of a step at the whole peak (n,), FLOP/s a device: products and causal attention, 6 x."""
+    """Seconds (n,) of a step at the whole peak (n,), FLOP/s a device: products and causal attention, 6 x; 8 x in the
+    blocks where all of their forward pass is computed again."""
     c = configs
-    flops = 6 * (c.layers * c.matrices_layer + c.vocab * c.width) + 6 * c.layers * c.width * c.seq_len
+    times = np.where(np.asarray(c.recompute) == 2, 8, 6)
+    flops = times * c.layers * (c.matrices_layer + c.width * c.seq_len) + 6 * c.vocab * c.width
     return np.asarray(flops * c.global_batch * c.seq_len / (peak * devices))
 
 

@@ -1,4 +1,4 @@
-"""Offsets that calibration adds in logarithms: one of all rows, one of a precision, one of a workload, each shrunk.
+"""Offsets that calibration adds in logarithms: of all rows, of a precision, of a model, of a workload, each shrunk.
 
 A machine that runs one workload 4% slower than the model says runs the same workload so at other scales too: what the
 model misses of it is alike. A workload that was never run has the offset of its precision, and one of an unknown
@@ -13,7 +13,7 @@ import numpy as np
 
 from .configs import Configs
 
-PRIOR = {"all": 0.3, "precision": 0.1, "workload": 0.1}
+PRIOR = {"all": 0.3, "precision": 0.1, "model": 0.2, "workload": 0.05}
 """Standard deviation of the offsets of a level, in logarithms, before anything is measured."""
 
 
@@ -27,7 +27,7 @@ class Offsets:
         """Their sum for each configuration (n,)."""
         n = len(configs)
         total = np.full(n, self.values.get("all", 0.0))
-        for keys in (precision_keys(configs), workload_keys(configs)):
+        for keys in (precision_keys(configs), model_keys(configs), workload_keys(configs)):
             known, place = np.unique(keys, return_inverse=True)
             total += np.array([self.values.get(str(key), 0.0) for key in known])[place]
         return total
@@ -36,6 +36,11 @@ class Offsets:
 def precision_keys(configs: Configs) -> np.ndarray:
     """Names (n,) of the precisions."""
     return _joined("precision", configs, (configs.precision,))
+
+
+def model_keys(configs: Configs) -> np.ndarray:
+    """Names (n,) of the models at their precisions, whatever the number of layers."""
+    return _joined("model", configs, workload(configs)[1:])
 
 
 def workload_keys(configs: Configs) -> np.ndarray:
@@ -60,7 +65,8 @@ def design(configs: Configs) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Keys of the offsets that these rows can tell, their indicator columns (n, p), and their prior deviations (p,)."""
     n = len(configs)
     keys, columns, prior = ["all"], [np.ones(n)], [PRIOR["all"]]
-    for level, names in (("precision", precision_keys(configs)), ("workload", workload_keys(configs))):
+    levels = {"precision": precision_keys(configs), "model": model_keys(configs), "workload": workload_keys(configs)}
+    for level, names in levels.items():
         known = np.unique(names)
         for key in known if len(known) > 1 else []:
             keys.append(str(key))

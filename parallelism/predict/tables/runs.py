@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TIMES = ("step_time_s", "tokens_per_s", "tokens_per_s_per_gpu", "samples_per_s", "flops_per_s_per_gpu")
 STATUS = ("ok", "oom", "failed")
 PARTS = ("total", "state", "activations")
-ADDED = ("machine", "stack", "dense", "gpus", "nodes", "params")  # columns that a filter may name besides the table's
+ADDED = ("machine", "stack", "dense", "gpus", "nodes", "params", "smallest")  # that a filter may name, too
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def _with_added(frame: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
         "dense": {run.row: not run.active for run in runs},
         "gpus": {run.row: run.gpus for run in runs},
         "nodes": {run.row: np.ceil(run.gpus / 8) for run in runs},
+        "smallest": _smallest(runs),
         "params": {run.row: float(np.asarray(as_configs((run,)).params_total)[0]) for run in runs},
     }
     added = frame.copy()
@@ -122,6 +123,16 @@ def _with_added(frame: pd.DataFrame, runs: list[Run]) -> pd.DataFrame:
         if name not in added:
             added[name] = [columns[name].get(i) for i in range(len(frame))]
     return added
+
+
+def _smallest(runs: list[Run]) -> dict[int, bool]:
+    """Whether a run has the fewest devices of its whole model (no fewer layers), on its machine in its precision."""
+    best: dict[tuple[str, str, str], tuple[float, float]] = {}
+    size = {run.row: (-run.settings["layers"], run.gpus) for run in runs}
+    keys = {run.row: (run.model, run.machine, precision_of(run)) for run in runs}
+    for run in runs:
+        best[keys[run.row]] = min(size[run.row], best.get(keys[run.row], size[run.row]))
+    return {run.row: size[run.row] == best[keys[run.row]] for run in runs}
 
 
 def _run(i: int, row: Mapping[str, Any], chosen: TableMap, machine: str | None) -> Run:
