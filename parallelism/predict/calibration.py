@@ -12,10 +12,11 @@ import numpy as np
 
 from .configs import Configs
 from .coverage import Coverage
-from .interval import Spread
+from .interval import Spread, regime_of
 from .machine import Machine
 from .offsets import Offsets
-from .residual import Residual, residual_from_table
+from .residual import Residual, features_of, residual_from_table
+from .risk import Risk
 from .stack import Stack
 from .step import Step, predict_step
 from .tuning import Tuning
@@ -41,21 +42,20 @@ class Calibration:
     tuning: Tuning = field(default_factory=Tuning)
     offsets: Offsets = field(default_factory=Offsets)
     residual: Residual | None = None
+    risk: Risk = field(default_factory=Risk)
     spread: Spread = field(default_factory=Spread)
     coverage: Coverage = field(default_factory=Coverage)
     how: str = "the profile's own numbers: nothing was measured"
 
     def predict(self, configs: Configs) -> Prediction:
         """Step time with its interval and parts, or a refusal, of each configuration."""
-        parts = predict_step(configs, self.machine, self.stack, self.tuning)
-        correction = self.offsets.of(configs)
-        if self.residual is not None:
-            correction = correction + self.residual.of(configs, parts)
-        parts = scaled(parts, np.exp(correction))
+        parts = self.expected(configs)
+        regime = regime_of(configs, self.machine.node_ranks)
+        parts = scaled(parts, np.exp(self.risk.logs(regime)))
         refused = self.coverage.refused(configs)
         refuse = np.array([each is not None for each in refused], bool)
         time = np.where(refuse, np.nan, parts.step_time_s)
-        below, above = self.spread.logs(self.coverage.distance(configs))
+        below, above = self.spread.logs(regime, self.coverage.distance(configs))
         return Prediction(
             step_time_s=time,
             low_s=np.maximum(time * np.exp(below), np.minimum(parts.bound_time_s, time)),
@@ -64,6 +64,14 @@ class Calibration:
             refused=refused,
         )
 
+    def expected(self, configs: Configs) -> Step:
+        """The parts of a run that is not slow."""
+        parts = predict_step(configs, self.machine, self.stack, self.tuning)
+        correction = self.offsets.of(configs)
+        if self.residual is not None:
+            correction = correction + self.residual.of(features_of(configs, parts, self.machine.node_ranks))
+        return scaled(parts, np.exp(correction))
+
     def to_table(self) -> dict[str, Any]:
         """As plain tables and numbers, for a profile's TOML: [calibration]."""
         table: dict[str, Any] = {
@@ -71,6 +79,7 @@ class Calibration:
             "stack": self.stack.name,
             "tuning": {each.name: float(getattr(self.tuning, each.name)) for each in fields(Tuning)},
             "offsets": dict(self.offsets.values),
+            "risk": self.risk.to_table(),
             "spread": self.spread.to_table(),
             "coverage": self.coverage.to_table(),
         }
@@ -92,6 +101,7 @@ class Calibration:
             tuning=Tuning(**{name: float(value) for name, value in tuning.items()}),
             offsets=Offsets({str(key): float(value) for key, value in table.get("offsets", {}).items()}),
             residual=residual,
+            risk=Risk.from_table(table.get("risk", {})),
             spread=Spread.from_table(table.get("spread", {})),
             coverage=Coverage.from_table(table.get("coverage", {})),
             how=str(table.get("how", "")),

@@ -18,6 +18,9 @@ from .machine import Machine
 from .tuning import Tuning
 
 ALL_REDUCE, OTHER = 2.0, 1.0  # factors
+# All-reduce over all-gather and reduce-scatter, bus bandwidth at 256 MB on 4 to 64 nodes of eight H100: 1.34, 1.44,
+# 1.54, 2.3 and 3.0 (nanotron/ultrascale-playbook, assets/data/benchmarks, pp_comm_bandwidth).
+RING, RING_NODES = 1.25, 48.0
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,18 @@ class Network:
     def collective(self, group: Group, nbytes: Column, factor: float) -> np.ndarray:
         """Seconds of one collective of `nbytes` (the whole array: gathered, scattered or reduced); 0 for one rank."""
         n = np.asarray(group.size, float)
-        transfer = factor * (n - 1) / n * nbytes * self.seconds_per_byte(group)
+        slower = 1.0 if factor == ALL_REDUCE else self._ring(group)
+        transfer = factor * slower * (n - 1) / n * nbytes * self.seconds_per_byte(group)
         return np.where(n > 1, self.latency(group) + transfer, 0.0)
+
+    def _ring(self, group: Group) -> np.ndarray:
+        """How many times slower than an all-reduce of the same bus bytes a gather or scatter is.
+
+        Inside a node the profile's bandwidth is that of gathers. Between nodes a ring has as many hops as ranks, where
+        an all-reduce has a tree and adds up in the switch.
+        """
+        nodes = group.nodes(self.machine.node_ranks)
+        return np.where(nodes > 1, RING * (1 + nodes / RING_NODES) * self.tuning.gathering, 1.0)
 
     def send(self, stride: Column, nbytes: Column) -> np.ndarray:
         """Seconds of a message between two ranks that are `stride` apart."""
@@ -65,7 +78,9 @@ class Network:
         machine = self.machine
         inside, between = machine.links[0], machine.links[-1]
         alone = self.tuning.inside / inside.bandwidth
-        nodes = group.nodes(machine.node_ranks)
-        ports = np.maximum(group.in_node(machine.node_ranks) / between.shared_by, 1.0 / between.shared_by)
+        nodes, in_node = group.nodes(machine.node_ranks), group.in_node(machine.node_ranks)
+        ports = np.maximum(in_node / between.shared_by, 1.0 / between.shared_by)
         bandwidth = ports * between.bandwidth * np.maximum(nodes, 1.0) ** -between.congestion
-        return np.where(nodes > 1, np.maximum(self.tuning.between / bandwidth, alone), alone)
+        doublings = np.log2(np.maximum(nodes, 2.0)) - 1, np.log2(np.maximum(in_node, 1.0))
+        slower = self.tuning.congestion ** doublings[0] * self.tuning.sharing ** doublings[1]
+        return np.where(nodes > 1, np.maximum(self.tuning.between * slower / bandwidth, alone), alone)

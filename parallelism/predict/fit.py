@@ -8,8 +8,8 @@ errors on groups of rows that were left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from . import offsets as levels
 from .calibration import Calibration, Prediction
 from .configs import Configs
 from .coverage import Coverage
-from .interval import spread_of
+from .interval import regime_of, spread_of
 from .machine import Machine
 from .offsets import Offsets
+from .residual import FITS, features_of
+from .risk import risk_of
 from .stack import Stack
 from .step import predict_step
 from .tuning import NAMES, PRIOR, Tuning, from_logs
@@ -30,7 +32,12 @@ NOISE_LEAST = 0.01
 MOVE = 0.02  # of a logarithm, for slopes
 STEPS = 15
 CLOSE = 1e-3
-FOLDS = 8
+FOLDS = 5
+RIDGE_ROWS, TREE_ROWS = 60, 200  # from which on a residual is tried
+SCORE_WIDTH = 0.1
+MODELS = 4  # at most, that are left out one by one
+MOST = 0.3  # share of the rows, those on the most ranks, that is left out together
+AGAIN = 4  # steps of a fit that starts from that on all rows
 
 
 def uncalibrated(machine: Machine, stack: Stack) -> Calibration:
@@ -48,14 +55,69 @@ def calibrate(
 
     Raises
     ------
-    ValueError: no rows, columns that do not fit, or times that are not positive
+    ValueError: no rows, columns that do not fit, times that are not positive, or rows that the model has no time for
     """
     times = _checked(configs, step_time_s)
     names = _groups(configs) if groups is None else np.asarray(groups)
     fitted = _factors(configs, times, machine, stack)
-    errors = left_out(configs, times, names, lambda some, t: _factors(some, t, machine, stack))
-    how = f"factors and offsets from {len(times)} rows"
-    return replace(fitted, spread=spread_of(errors), coverage=Coverage.over(configs), how=how)
+    kinds = _kinds(len(times))
+    inside = left_out(configs, times, folds_of(names), fitted, kinds)
+    outside = [left_out(configs, times, fold, fitted, kinds) for fold in extrapolations(configs)]
+    kind = _best(kinds, [inside, *outside])
+    regime, errors = regime_of(configs, machine.node_ranks), inside[kind]
+    known = np.isfinite(errors)
+    risk = risk_of(errors[known], regime[known])
+    spread = spread_of(errors[known] - risk.logs(regime)[known], regime[known])
+    for fold, found in zip(extrapolations(configs), outside, strict=True):
+        distance = Coverage.over(configs.take(fold < 0)).distance(configs)
+        spread = spread.widened(found[kind] - risk.logs(regime), regime, distance)
+    return replace(
+        _with_residual(fitted, configs, times, kind),
+        risk=risk,
+        spread=spread,
+        coverage=Coverage.over(configs),
+        how=_how(len(times), len(np.unique(names)), kind, inside),
+    )
+
+
+def _kinds(rows: int) -> list[str]:
+    """Residuals that so many rows may choose among."""
+    if rows < RIDGE_ROWS:
+        return ["factors"]
+    trees = rows >= TREE_ROWS and find_spec("sklearn") is not None
+    return ["factors", "ridge"] + ["trees"] * trees
+
+
+def _best(kinds: list[str], judged: list[dict[str, np.ndarray]]) -> str:
+    """The kind that is best on groups left out, among those that are worse than the factors in none of the trials."""
+    scores = {kind: np.array([_score(errors[kind]) for errors in judged]) for kind in kinds}
+    safe = [kind for kind in kinds if np.all(scores[kind] <= scores["factors"])]
+    return min(safe, key=lambda kind: scores[kind][0])
+
+
+def _score(errors: np.ndarray) -> float:
+    """Mean robust loss of errors: a slow run counts little more than one that is off by a half."""
+    some = errors[np.isfinite(errors)]
+    return float(np.mean(np.log1p((some / SCORE_WIDTH) ** 2))) if len(some) else np.inf
+
+
+def _how(rows: int, groups: int, kind: str, judged: dict[str, np.ndarray]) -> str:
+    """One line: what was fitted, and by what it was chosen."""
+    said = {each: np.median(np.abs(np.expm1(errors[np.isfinite(errors)]))) for each, errors in judged.items()}
+    figures = ", ".join(f"{each} {value:.1%}" for each, value in said.items() if np.isfinite(value))
+    by = f" (median error of groups left out, {groups} groups: {figures})" if figures else ""
+    after = "" if kind == "factors" else f", then {kind} on the residual"
+    return f"factors and offsets from {rows} rows{after}{by}"
+
+
+def _with_residual(fitted: Calibration, configs: Configs, times: np.ndarray, kind: str) -> Calibration:
+    """The factors, and what they leave of these rows."""
+    if kind == "factors":
+        return fitted
+    parts = predict_step(configs, fitted.machine, fitted.stack, fitted.tuning)
+    left = np.log(times) - np.log(parts.step_time_s) - fitted.offsets.of(configs)
+    features = features_of(configs, parts, fitted.machine.node_ranks)
+    return replace(fitted, residual=FITS[kind](features, left, _noise(left)))
 
 
 def _checked(configs: Configs, step_time_s: np.ndarray) -> np.ndarray:
@@ -74,26 +136,51 @@ def _groups(configs: Configs) -> np.ndarray:
     return np.array([f"{key}@{n}" for key, n in zip(levels.workload_keys(configs), ranks, strict=True)])
 
 
-def left_out(
-    configs: Configs, times: np.ndarray, groups: np.ndarray, fit: Callable[[Configs, np.ndarray], Calibration]
-) -> np.ndarray:
-    """log(measured / predicted) of each row (n,) by a fit on the groups that it is not in."""
+def folds_of(groups: np.ndarray) -> np.ndarray:
+    """A fold (n,) for each row; rows of a group are in the same one."""
     known, place = np.unique(groups, return_inverse=True)
-    folds = place % FOLDS
-    if len(known) < 2:
-        folds = np.arange(len(times)) % FOLDS
-    errors = np.full(len(times), np.nan)
-    for fold in np.unique(folds):
+    return place % FOLDS if len(known) > 1 else np.arange(len(groups)) % FOLDS
+
+
+def extrapolations(configs: Configs) -> list[np.ndarray]:
+    """Folds that ask what a calibration is for: each model by the others, the most ranks by fewer; -1: never left out.
+
+    Where rows are few there are none.
+    """
+    n = len(configs)
+    if n < RIDGE_ROWS:
+        return []
+    known, place = np.unique(levels.workload_keys(configs), return_inverse=True)
+    folds = [np.where(place == k, 0, -1) for k in range(len(known))] if 1 < len(known) <= MODELS else []
+    ranks = np.broadcast_to(np.asarray(configs.all_ranks, float), n)
+    most = ranks > np.quantile(ranks, 1 - MOST)
+    return [*folds, np.where(most, 0, -1)] if most.any() else folds
+
+
+def left_out(
+    configs: Configs, times: np.ndarray, folds: np.ndarray, fitted: Calibration, kinds: list[str]
+) -> dict[str, np.ndarray]:
+    """log(measured / predicted) of each row (n,) and kind by a fit on the other folds; NaN where it is never left out.
+
+    fitted: on all rows, where the others' factors start.
+    """
+    errors = {kind: np.full(len(times), np.nan) for kind in kinds}
+    for fold in np.unique(folds[folds >= 0]):
         out = folds == fold
         if out.all():
             continue
-        fitted = fit(configs.take(~out), times[~out])
-        errors[out] = np.log(times[out] / fitted.predict(configs.take(out)).parts.step_time_s)
-    return errors[np.isfinite(errors)]
+        some, measured, rest = configs.take(~out), times[~out], configs.take(out)
+        factors = _factors(some, measured, fitted.machine, fitted.stack, fitted.tuning)
+        for kind in kinds:
+            found = _with_residual(factors, some, measured, kind)
+            errors[kind][out] = np.log(times[out] / found.expected(rest).step_time_s)
+    return errors
 
 
-def _factors(configs: Configs, times: np.ndarray, machine: Machine, stack: Stack) -> Calibration:
-    """Factors and offsets only."""
+def _factors(
+    configs: Configs, times: np.ndarray, machine: Machine, stack: Stack, start: Tuning | None = None
+) -> Calibration:
+    """Factors and offsets only. start: of a fit on nearly the same rows."""
     keys, columns, deviations = levels.design(configs)
     prior = np.concatenate([[PRIOR[name] for name in NAMES], deviations])
     measured = np.log(times)
@@ -106,7 +193,9 @@ def _factors(configs: Configs, times: np.ndarray, machine: Machine, stack: Stack
         return np.concatenate([np.stack(moved, axis=1) / MOVE, columns], axis=1)
 
     values, noise = np.zeros(len(prior)), NOISE
-    for _ in range(STEPS):
+    if start is not None:
+        values[: len(NAMES)] = start.logs()
+    for _ in range(STEPS if start is None else AGAIN):
         logs = values[: len(NAMES)]
         at = predicted(from_logs(logs))
         errors = measured - at - columns @ values[len(NAMES) :]

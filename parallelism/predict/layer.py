@@ -21,6 +21,7 @@ from .tuning import Tuning
 
 FORWARD_BYTES, BACKWARD_BYTES = 22.0, 28.0  # moved by elementwise kernels, an element of the residual stream
 MLP_BYTES = 4.0  # an element of the MLP's hidden width
+HIDDEN_COST = 0.1  # share of what hides behind something longer that is seen all the same
 ATTENTION_BACKWARD = 2.5  # FLOPs of the backward pass over those of the forward pass
 
 
@@ -33,6 +34,11 @@ class PassTime:
 
     def __add__(self, other: PassTime) -> PassTime:
         return PassTime(self.forward + other.forward, self.backward + other.backward)
+
+
+def longest(some: Column, others: Column) -> np.ndarray:
+    """Seconds of two things that go on at the same time: the longer, and a tenth of the shorter that does not hide."""
+    return np.maximum(some, others) + HIDDEN_COST * np.minimum(some, others)
 
 
 class Compute:
@@ -57,15 +63,18 @@ class Compute:
         elements = self._elements()
         times = (
             forward + attention * 1.0 / self.machine.attention_forward + elements * FORWARD_BYTES,
-            backward + attention * ATTENTION_BACKWARD / self.machine.attention_backward + elements * BACKWARD_BYTES,
+            backward
+            + attention * ATTENTION_BACKWARD / self.machine.attention_backward
+            + elements * BACKWARD_BYTES
+            + self._accumulated(self.configs.params_layer),
         )
         bound = PassTime(*(np.asarray(each) for each in times))
         if self.machine.on_host:
             return self._on_host(bound)
-        host = PassTime(
-            np.asarray(self.stack.kernels_forward * self.launch), np.asarray(self.stack.kernels_backward * self.launch)
+        whole = PassTime(
+            longest(bound.forward, self.stack.kernels_forward * self.launch),
+            longest(bound.backward, self.stack.kernels_backward * self.launch),
         )
-        whole = PassTime(np.maximum(bound.forward, host.forward), np.maximum(bound.backward, host.backward))
         again = np.select(
             [np.asarray(self.configs.recompute) == 2, np.asarray(self.configs.recompute) == 1],
             [whole.forward, attention / self.machine.attention_forward + elements * FORWARD_BYTES / 2],
@@ -85,9 +94,16 @@ class Compute:
         c = self.configs
         vocab = c.vocab / np.where(np.asarray(c.loss_parallel) > 0, c.tp, 1)
         forward, backward = self._products([(c.tokens, vocab, c.width)])
-        loss = c.tokens * vocab * (c.element + 4.0) * self.moved * self.tuning.elementwise
+        loss = c.tokens * vocab * (np.asarray(c.element) + 4) / 6 * self.moved * self.tuning.elementwise
+        added = self._accumulated(c.vocab * c.width)
+        first, second = self.stack.loss_bytes
         ends = self.calls.ends * self.launch if self.machine.on_host else np.zeros(())
-        return PassTime(forward + loss + ends / 3, backward + 2 * loss + ends * 2 / 3)
+        return PassTime(forward + first * loss + ends / 3, backward + second * loss + added + ends * 2 / 3)
+
+    def _accumulated(self, parameters: Column) -> np.ndarray:
+        """Seconds to add the gradients of so many parameters, before they are split, to those of other microbatches."""
+        seconds = self.stack.accumulate_bytes * self.moved * self.tuning.elementwise
+        return np.asarray(parameters) / self.configs.tp * seconds
 
     def _block_products(self) -> list[tuple[Column, Column, Column]]:
         """(M, N, K) of the forward pass's products."""

@@ -71,6 +71,13 @@ class Stack:
     overlaps_tp: float = 0  # share of tensor-parallel communication that hides behind products
     overlaps_pp: bool = False  # messages between stages hide behind computation
     keeps: Keeps = Keeps()
+    zero_prefetch: bool = True  # the gathers of ZeRO 3 run ahead of the passes
+    tp_calls: float = 8  # tensor-parallel collectives of a layer, forward and backward
+    call_s: float = 30e-6  # host time of each
+    blocked_s: float = 0.0  # more, for each rank of the group, where other stages are in other nodes
+    accumulate_bytes: float = 0.0  # moved for a parameter and microbatch, to add its gradient to the others'
+    loss_bytes: tuple[float, float] = (6.0, 12.0)  # moved for a logit of bf16, forward and backward pass
+    microbatch_s: float = 0.0  # host time of a microbatch besides its launches
     source: str = ""  # of these figures
 
 
@@ -102,7 +109,21 @@ STACKS = {
             keeps=Keeps(cpu_score_bytes=7, selective="attention"),
             source="parallelism/megatron/",
         ),
-        Stack("nanotron", gradient_bytes=4, overlaps_dp=False, keeps=NANOTRON, source="huggingface/nanotron 2024"),
+        Stack(
+            "nanotron",
+            overlaps_dp=False,
+            overlaps_tp=0.5,
+            keeps=NANOTRON,
+            tp_calls=12,
+            call_s=0.35e-3,
+            blocked_s=0.2e-3,
+            microbatch_s=1e-3,
+            accumulate_bytes=14.0,
+            loss_bytes=(38.0, 14.0),
+            source="huggingface/nanotron 2024: layers split by computed cost, gathers again in the backward pass, "
+            "metadata before each message, gradients added up in fp32 apart from the products, loss in fp32 by nine "
+            "kernels; times: starting values from the 1B runs of its playbook",
+        ),
         Stack("megatron-2021", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2104.04473"),
         Stack("megatron-2022", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2205.05198"),
         Stack(

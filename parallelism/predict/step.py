@@ -9,15 +9,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .collective import ALL_REDUCE, OTHER, Group, Network
+from .collective import Network
 from .configs import Column, Configs
-from .layer import Compute, PassTime
+from .layer import Compute, PassTime, longest
 from .machine import Machine
 from .outer import outer_exposed_s
-from .schedule import Passes, pipeline_time
+from .pace import split
+from .schedule import Passes, PipelineTime, pipeline_time
 from .stack import Stack
 from .tuning import Tuning
+from .waits import Waits
 
+SYNCHRONISATION = 0.003  # share of a step that each doubling of the nodes adds
 OPTIMIZER_BYTES = 46.0  # moved for each parameter held: AdamW, bf16 with fp32 master
 
 
@@ -62,73 +65,61 @@ class _StepModel:
     def __init__(self, configs: Configs, machine: Machine, stack: Stack, tuning: Tuning) -> None:
         self.configs, self.machine, self.stack, self.tuning = configs, machine, stack, tuning
         self.compute, self.network = Compute(configs, machine, stack, tuning), Network(machine, tuning)
+        self.waits, self.stages = Waits(configs, self.network, stack), split(configs, stack.keeps.stages_by_cost)
         self.zero = np.zeros(len(configs))
 
     def step(self) -> Step:
-        c = self.configs
+        c, m = self.configs, np.asarray(self.configs.microbatches, float)
         block, head = self.compute.block(), self.compute.head()
-        tp, cp = self._tensor(), self._context()
-        layers = np.ceil(c.layers / c.pp)
-        waits = tp + cp
-        whole = pipeline_time(
-            c, _passes(block, waits), Passes(0.0, 0.0, 0.0), _passes(head), self._send(), self.stack.overlaps_pp
-        )
-        waited = np.asarray(c.microbatches, float) * layers
+        alone = block.forward + block.backward
+        # A block's messages and the calls that start them go on beside each other.
+        tp, cp = self.waits.tensor(), self.waits.context()
+        layer = longest(alone + tp + cp, self.waits.calls())
+        tp = layer - alone - cp
+        whole = self._pipeline(block, tp + cp, head)
+        waited = m * np.minimum(self.stages.fullest, whole.busy / (m * layer))
         inner = Step(
-            compute_time_s=whole.busy - waited * waits + self.zero,
+            compute_time_s=whole.busy - waited * (tp + cp) + self.zero,
             comm_tp_s=waited * tp + self.zero,
             comm_cp_s=waited * cp + self.zero,
             comm_pp_s=whole.exposed_send + self.zero,
-            comm_dp_s=self._data(layers * block.backward) + self.zero,
+            comm_dp_s=self._data(block) + self.zero,
             bubble_time_s=whole.bubble + self.zero,
             optimizer_time_s=self._optimizer() + self.zero,
             outer_exposed_s=self.zero,
             data_time_s=self.zero,
             bound_time_s=self._bound() + self.zero,
         )
+        inner = replace(inner, comm_dp_s=inner.comm_dp_s + self._synchronisation(inner.step_time_s))
         return replace(inner, outer_exposed_s=outer_exposed_s(c, self.network, self._held(), inner.step_time_s))
 
-    def _tensor(self) -> np.ndarray:
-        """Of one block: four gathers and four scatters of the residual stream (two all-reduces each way)."""
-        c = self.configs
-        nbytes = c.tokens * c.width * c.element
-        once = self.network.collective(Group(c.tp, 1), nbytes, OTHER)
-        nodes = Group(c.tp, 1).nodes(self.machine.node_ranks)
-        return 8 * once * np.where(nodes > 1, self.tuning.crossing, 1.0) * (1 - self.stack.overlaps_tp)
+    def _pipeline(self, block: PassTime, waits: np.ndarray, head: PassTime) -> PipelineTime:
+        """All microbatches, without what follows them."""
+        overhead = self.stack.microbatch_s * self.tuning.microbatch
+        send = self.waits.send()
+        if self.stack.keeps.stages_by_cost:
+            layer = block.forward + block.backward + waits
+            return self.stages.pipeline_time(self.configs, layer, head.forward + head.backward, overhead, send)
+        first = Passes(0.0, 0.0, 0.0)
+        once = np.where(np.asarray(self.configs.pp) > 1, 0.0, overhead)
+        head = PassTime(head.forward + once, head.backward)
+        return pipeline_time(self.configs, _passes(block, waits), first, _passes(head), send, self.stack.overlaps_pp)
 
-    def _context(self) -> np.ndarray:
-        """Of one block: keys and values gathered, their gradients scattered."""
-        c = self.configs
-        nbytes = 2 * c.sequences * c.seq_len * c.kv_width / c.tp * c.element
-        return 3 * self.network.collective(Group(c.cp, c.tp), nbytes, OTHER)
+    def _data(self, block: PassTime) -> np.ndarray:
+        """Of a step, exposed."""
+        layers = self.stages.fullest
+        return self.waits.data(self._held(), layers * (block.forward + block.backward), layers * block.backward)
 
-    def _send(self) -> np.ndarray:
-        """One message between two stages."""
-        c = self.configs
-        nbytes = c.tokens * c.width * c.element / np.where(np.asarray(c.sp) > 0, c.tp, 1)
-        return np.where(np.asarray(c.pp) > 1, self.network.send(c.ranks // c.pp, nbytes), 0.0)
-
-    def _data(self, backward: np.ndarray) -> np.ndarray:
-        """Of a step: gradients reduced over the ranks that share a stage's parameters."""
-        c = self.configs
-        held = self._held()
-        group = Group(c.dp_replicate * c.dp_shard, c.tp * c.cp)
-        reduced = self.network.collective(group, held * self.stack.gradient_bytes, ALL_REDUCE)
-        hidden = backward if self.stack.overlaps_dp and not self.machine.on_host else 0.0
-        return np.maximum(reduced - hidden, 0.1 * reduced) + self._beginnings(group)
-
-    def _beginnings(self, group: Group) -> np.ndarray:
-        """Where the host computes, nothing hides the latency of FSDP's messages: two or three of a block."""
-        c = self.configs
-        sharded = (np.asarray(c.dp_shard) > 1) & (np.asarray(c.zero_stage) == 3)
-        messages = np.ceil(c.layers / c.pp) * (2 + np.asarray(c.reshard_after_forward))
-        return np.where(sharded & self.machine.on_host, messages * self.network.latency(group), 0.0)
+    def _synchronisation(self, step: np.ndarray) -> np.ndarray:
+        """Of ranks that wait for the slowest of many."""
+        nodes = np.maximum(np.asarray(self.configs.all_ranks) / self.machine.node_ranks, 1.0)
+        return step * SYNCHRONISATION * self.tuning.synchronisation * np.log2(nodes)
 
     def _held(self) -> np.ndarray:
         """Parameters of the fullest stage on a rank, before they are sharded over data."""
         c = self.configs
         table = c.vocab * c.width * np.where(np.asarray(c.pp) > 1, 1, 2 - c.tied)
-        return (np.ceil(c.layers / c.pp) * c.params_layer + table) / c.tp
+        return (self.stages.fullest * c.params_layer + table) / c.tp
 
     def _optimizer(self) -> np.ndarray:
         c = self.configs

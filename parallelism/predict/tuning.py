@@ -25,6 +25,12 @@ class Tuning:
     crossing: float = 1.0  # tensor parallel over more than one node, on top of `between`
     optimizer: float = 1.0
     synchronisation: float = 1.0  # of ranks that wait for the slowest
+    calls: float = 1.0  # host time of a tensor-parallel collective
+    blocked: float = 1.0  # what such a call costs more for each rank, where other stages are in other nodes
+    gathering: float = 1.0  # gather and scatter beside all-reduce, between nodes
+    congestion: float = 1.0  # transfers between nodes, for each doubling of the nodes
+    sharing: float = 1.0  # transfers between nodes, for each doubling of the ranks of a group in a node
+    microbatch: float = 1.0  # host time of a microbatch
 
     def logs(self) -> np.ndarray:
         """Natural logarithms of the factors (p,), in the order of the fields."""
@@ -42,7 +48,13 @@ PRIOR = {
     "latency": 0.8,
     "crossing": 1.0,
     "optimizer": 0.5,
-    "synchronisation": 1.0,
+    "synchronisation": 0.7,
+    "calls": 0.7,
+    "blocked": 1.0,
+    "gathering": 0.2,
+    "congestion": 0.2,
+    "sharing": 0.2,
+    "microbatch": 1.0,
 }
 """Standard deviation of each factor's logarithm before anything is measured: how wrong a profile may be."""
 
