@@ -9,7 +9,7 @@ import pytest
 
 from scalade.bench.shape import ModelShape
 from scalade.launch.calibrate import command, from_results
-from scalade.launch.calibrate.grid import CPU, layouts_for, references
+from scalade.launch.calibrate.grid import CPU, CUDA, layouts_for, references
 from scalade.launch.calibrate.numbers import Facts, fit_machine, fit_products, reference_mfu, reference_rows
 from scalade.launch.calibrate.profile_file import table_of, to_toml, write_profile
 from scalade.parallelism.predict import STACKS, load_machine, predict_step
@@ -231,3 +231,45 @@ def test_rows_of_another_kind_of_device_are_left_aside(tmp_path):
     with pytest.raises(ValueError, match=said):
         from_results.improve(tmp_path / "results", "h100", tmp_path / "out.toml")
     assert not (tmp_path / "out.toml").exists() and (FOLDER / "h100.toml").is_file()
+
+
+def cuda_facts():
+    """What a GPU like the H100's profile would have measured: tiles and waves instead of half sizes."""
+    true, grid = load_machine("h100"), CUDA
+    products = {p: [(*s, product(true, p, *s)) for s in grid.products] for p in grid.precisions}
+    attention = {
+        p: [
+            (*s, flops / true.peaks[p] / true.attention_forward,
+             flops * ATTENTION_BACKWARD / true.peaks[p] / true.attention_backward)
+            for s in grid.attention
+            if (flops := 2.0 * s[0] * s[1] * s[2] ** 2 * s[3])
+        ]
+        for p in grid.precisions
+    }  # fmt: skip
+    blocks = {
+        p: [
+            [float(found.forward[0]), float(found.backward[0])]
+            for shape, batch in grid.blocks
+            if (found := Compute(from_cases([case(shape, batch, p)]), true, STACKS["torch"], Tuning()).block())
+        ]
+        for p in grid.precisions
+    }
+    reference = references(True)[0]
+    alone = {
+        "products": products, "attention": attention, "blocks": blocks, "bandwidth": true.memory_bandwidth,
+        "launch_s": 9e-6, "resident_bytes": 3e9, "units": 132, "memory_bytes": 85e9,
+        "datasheet": {name: true.peaks[name] for name in grid.precisions},
+        "steps": [{"shape": reference.shape, "global_batch": reference.global_batch, "layout": {},
+                   "step_time_s": 0.5, "update_s": None}],
+    }  # fmt: skip
+    return true, Facts("cuda", 8, alone, [], [(3e-5, 3.6e11)], 85e9)
+
+
+def test_a_gpu_has_tiles_and_waves():
+    true, facts = cuda_facts()
+    found, errors = fit_machine(facts)
+    assert errors["products"] < 0.02 and found.products.units == 132
+    assert found.products.efficiency == pytest.approx(true.products.efficiency, rel=0.03)
+    assert found.attention_backward == pytest.approx(true.attention_backward, rel=1e-6)
+    assert found.elementwise == pytest.approx(true.elementwise, rel=0.1)
+    assert found.launch_s == 9e-6 and found.reserved_bytes == 0 and found.products.contention == 1.0
