@@ -92,12 +92,18 @@ def measure_here(minutes: float, ranks: int | None, out: Path | None, say: Say) 
     source = f"measured by scalade calibrate {datetime.now(UTC):%Y-%m-%d} on {socket.gethostname()}"
     table = table_of(found, source, reference_mfu(facts, found), errors)
     table["name"], table["description"] = THIS, _description(facts)
-    configs, times = reference_rows(facts)
-    calibration = fitted(configs, times, found)
-    table["calibration"] = {"torch": calibration.to_table()}
+    how = "not fitted: the machine was busy"
+    if facts.quiet:
+        calibration = fitted(*reference_rows(facts), found)
+        table["calibration"], how = {"torch": calibration.to_table()}, calibration.how
+    else:
+        say(
+            f"warning: other programs had the cores for {facts.others_share:.0%} of the time: how ranks wait for each "
+            "other is not known from this, and intervals are wide; calibrate again on an idle machine"
+        )
     path = out or own_profile()
     write_profile(path, table)
-    return Calibrated(path, table, calibration.how)
+    return Calibrated(path, table, how)
 
 
 def fitted(configs: Any, times: Any, machine: Any) -> Any:
@@ -180,7 +186,8 @@ def run_ranks(
 
 
 def _links(ranks: int, seconds: float) -> list[tuple[float, float]]:
-    """(latency, bus bandwidth) of each collective over all ranks, through `scalade comm`'s own sweep."""
+    """(latency, bus bandwidth) of each collective over all ranks, through `scalade comm`'s own sweep. Of the fastest
+    calls: what makes one slower than another is mostly other programs, and the reference steps show the rest."""
     from ...results.links import fit_links, measured
 
     sizes = sizes_between("1k", "4M", 8)
@@ -193,5 +200,5 @@ def _links(ranks: int, seconds: float) -> list[tuple[float, float]]:
         if folder is None or summary is None or summary.exit_code:
             reasons = [outcome.reason for outcome in summary.outcomes.values()] if summary else [why]
             raise ValueError(f"calibrate: collectives did not finish: {next(filter(None, reasons), 'no reason')}")
-        fits = fit_links(measured(folder))
+        fits = fit_links([row | {"time_s": row["time_min_s"]} for row in measured(folder)])
     return [(fit.alpha_s.value, fit.beta_bytes_per_s.value) for fit in fits if fit.alpha_s and fit.beta_bytes_per_s]

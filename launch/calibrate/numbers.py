@@ -39,6 +39,7 @@ BOUNDS = {  # of what is fitted to the products: least, start, most
     "half_n": (0.0, 8.0, 500.0),
     "half_k": (0.0, 8.0, 2000.0),
 }
+OTHERS = 0.1  # share of the time of the cores that other programs may have
 LEAST_SHARE, MOST_SHARE = 0.02, 8.0  # of the bandwidth that elementwise work may seem to reach: caches are faster
 
 
@@ -52,6 +53,16 @@ class Facts:
     together: Sequence[dict[str, Any]]
     links: Sequence[tuple[float, float]]  # (latency s, bus bandwidth bytes/s) of each collective
     memory_bytes: float  # of one rank's device
+
+    @property
+    def others_share(self) -> float:
+        """Share of the time of computing in which other programs had a rank's core, the worst; 0 where not known."""
+        return max(0.0, 1 - min(float(each.get("had_core", 1.0)) for each in (self.alone, *self.together)))
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the times of ranks that wait for each other mean anything."""
+        return self.others_share <= OTHERS
 
 
 def fit_machine(facts: Facts) -> tuple[Machine, dict[str, float]]:

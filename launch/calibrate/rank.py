@@ -43,7 +43,10 @@ def program(case: Case, world: World, reporter: Reporter) -> RunResult:
     reporter.phase("measuring")
     grid = grid_for(device.cuda)
     share = 0.55 if world.size == 1 else 0.25
+    begin = time.process_time(), time.perf_counter()
     facts |= _micro(device, grid, seconds * share, alone=world.size == 1)
+    if not device.cuda and world.threads == 1:
+        facts["had_core"] = (time.process_time() - begin[0]) / (time.perf_counter() - begin[1])
     facts |= device_facts(device) if world.rank == 0 else {}
     facts["steps"] = _reference_steps(world, device, seconds * (1 - share))
     every = _gathered(facts, world)

@@ -273,3 +273,18 @@ def test_a_gpu_has_tiles_and_waves():
     assert found.attention_backward == pytest.approx(true.attention_backward, rel=1e-6)
     assert found.elementwise == pytest.approx(true.elementwise, rel=0.1)
     assert found.launch_s == 9e-6 and found.reserved_bytes == 0 and found.products.contention == 1.0
+
+
+@pytest.mark.parametrize("had_core, fitted", [(0.97, True), (0.4, False)])
+def test_a_busy_machine_is_said_and_nothing_is_fitted_to_ranks_that_wait(tmp_path, monkeypatch, had_core, fitted):
+    facts = simulated()
+    alone, together = dict(facts.alone, had_core=0.99), [dict(each, had_core=had_core) for each in facts.together]
+    monkeypatch.setattr(command, "_measure", lambda *args: replace(facts, alone=alone, together=together))
+    lines = []
+    done = command.measure_here(1.0, 1, tmp_path / "p.toml", lines.append)
+    assert ("calibration" in tomllib.loads((tmp_path / "p.toml").read_text())) == fitted
+    assert bool(lines) != fitted and load_machine(done.path).node_ranks == 2
+    if not fitted:
+        assert lines[0].startswith("warning: other programs had the cores for 60% of the time")
+        assert done.how == "not fitted: the machine was busy"
+    assert any(str(tmp_path / "p.toml") in line for line in done.to_text())
