@@ -98,7 +98,8 @@ def _without_elementwise(facts: Facts, errors: dict[str, float]) -> Machine:
     names = ("efficiency", "half_k") if cuda else tuple(BOUNDS)
     products, error = fit_products(machine, _of_device(facts, alone["products"]), names)
     errors["products"] = error
-    machine = replace(machine, products=products)
+    relative = {name: _relative(machine, products, name, rows) for name, rows in alone["products"].items()}
+    machine = replace(machine, products=replace(products, relative=relative))
     forward, backward = _attention(_of_device(facts, alone["attention"]), machine)
     machine = replace(machine, attention_forward=forward, attention_backward=backward)
     return replace(
@@ -117,6 +118,13 @@ def _peak(facts: Facts, precision: str) -> float:
     """The datasheet's where there is one, else that of the fastest product."""
     known = facts.alone.get("datasheet", {}).get(precision)
     return float(known or max(2.0 * m * n * k / t for m, n, k, t in facts.alone["products"][precision]))
+
+
+def _relative(machine: Machine, products: Products, precision: str, rows: Sequence[Sequence[float]]) -> float:
+    """Efficiency of a precision over that of the curve: median of the curve's time over the measured one."""
+    m, n, k, t = np.array(rows, float).T
+    found = product_time(replace(machine, products=products), machine.peaks[precision], m, n, k, BYTES[precision])
+    return float(np.median(found / t))
 
 
 def fit_products(

@@ -40,6 +40,7 @@ def table_of(machine: Machine, source: str, reference_mfu: float, errors: Mappin
             "half_k": number(p.half_k, fitted),
             "floor_s": number(p.floor_s),
             "contention": number(p.contention, ", all ranks at work over one"),
+            "relative": {name: number(value, ", median over the grid") for name, value in p.relative.items()},
         },
         "attention": {"forward": number(machine.attention_forward), "backward": number(machine.attention_backward)},
         "elementwise": {
