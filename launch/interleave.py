@@ -17,11 +17,11 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..results.gate.compare import Comparison
 from ..results.gate.compare import compare as compare_results
@@ -30,6 +30,9 @@ from .process.guard import MARK, Guard, end_marked, new_mark
 from .process.supervisor import Signals
 from .study.parse import text_of
 from .study.study import load_study
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 PACKAGE = __package__.split(".")[0]
 FAREWELL_S = 30.0  # for a revision to write its row, after SIGTERM
@@ -168,19 +171,20 @@ def _unmet(site: Path) -> Iterator[str]:
 
     for distribution in metadata.distributions(path=[str(site)]):
         for line in distribution.requires or ():
-            try:
+            with suppress(InvalidRequirement):
                 need = Requirement(line)
-            except InvalidRequirement:
-                continue
-            if need.marker and not need.marker.evaluate({"extra": ""}):
-                continue
-            try:
-                version = metadata.version(need.name)
-            except metadata.PackageNotFoundError:
-                yield f"{need}, which is not here"
-            else:
-                if not need.specifier.contains(version, prereleases=True):
-                    yield f"{need}, here is {version}"
+                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                    yield from _missing(need)
+
+
+def _missing(need: Requirement) -> Iterator[str]:
+    try:
+        version = metadata.version(need.name)
+    except metadata.PackageNotFoundError:
+        yield f"{need}, which is not here"
+        return
+    if not need.specifier.contains(version, prereleases=True):
+        yield f"{need}, here is {version}"
 
 
 class Done(NamedTuple):

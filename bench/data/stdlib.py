@@ -49,12 +49,7 @@ def read_text(val_fraction: float, root: str | None = None) -> Text:
     files = sorted(_python_files(root))
     if not files:
         raise ValueError(f"data.source = 'stdlib': no Python source text under {root}; use another data.source")
-    cache = _cache_file(hashlib.sha256(repr((root, files)).encode()).hexdigest()[:32])
-    if cache is None or (cached := _read_cache(cache)) is None:
-        cached = _join(root, [name for name, _, _ in files])
-        if cache is not None and _write_cache(cache, *cached):
-            cached = _read_cache(cache) or cached
-    about, text = cached
+    about, text = _joined(root, files)
     held = _held_out(about["units"], val_fraction)
     train: list[np.ndarray] = []
     val: list[np.ndarray] = []
@@ -63,6 +58,18 @@ def read_text(val_fraction: float, root: str | None = None) -> Text:
         (val if unit in held else train).append(text[start : start + length])
         start += length
     return Text(train, val, 256, lambda: about["sha256"], "data.source = 'stdlib'")
+
+
+def _joined(root: str, files: list[tuple[str, int, int]]) -> tuple[dict, np.ndarray]:
+    """As `_join`, from the cache where it is there. files: as _python_files has them, sorted"""
+    cache = _cache_file(hashlib.sha256(repr((root, files)).encode()).hexdigest()[:32])
+    cached = None if cache is None else _read_cache(cache)
+    if cached is not None:
+        return cached
+    joined = _join(root, [name for name, _, _ in files])
+    if cache is None or not _write_cache(cache, *joined):
+        return joined
+    return _read_cache(cache) or joined
 
 
 def _python_files(root: str, below: str = "") -> list[tuple[str, int, int]]:

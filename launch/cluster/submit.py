@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,6 +85,19 @@ class UnderWay:
             self.active.update(record.cases_of(task))
         elif state in UNHEARD:
             self.unheard |= dict.fromkeys(record.cases_of(task), (record.job_id or record.name, state))
+
+    def unheard_of(self, cases: Collection[str]) -> dict[str, tuple[str, State]]:
+        """Those of the cases whose end is not known, case_id -> job and its state.
+
+        Raises
+        ------
+        SchedulerError: there are some, and a scheduler does not answer
+        """
+        unheard = {case: job for case, job in self.unheard.items() if case in cases}
+        if self.silent and unheard:
+            how = "nothing is submitted while its jobs may be running: try again, or start their cases with --resubmit"
+            raise SchedulerError(f"{self.silent}; {how}")
+        return unheard
 
 
 @dataclass(frozen=True)
@@ -219,10 +232,7 @@ def _missing(
     earlier = submissions(context.results)
     under_way = _under_way(earlier, remember=remember)
     by_case = _by_case(plan.pending)
-    unheard = {} if options.resubmit else {case: job for case, job in under_way.unheard.items() if case in by_case}
-    if under_way.silent and unheard:
-        how = "nothing is submitted while its jobs may be running: try again, or start their cases with --resubmit"
-        raise SchedulerError(f"{under_way.silent}; {how}")
+    unheard = {} if options.resubmit else under_way.unheard_of(by_case)
     waiting = by_case.keys() & under_way.active
     cases = [runs for case_id, runs in by_case.items() if case_id not in waiting | unheard.keys()]
     is_array = options.mode == "array"

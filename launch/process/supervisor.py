@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -382,15 +382,10 @@ def _dump_stacks(children: Sequence[Child]) -> list[int]:
     if live:
         time.sleep(STACKS_S)
     if halted:
-        _turn_about(live, halted)
+        for child in live:
+            child.process.send_signal(signal.SIGCONT if child.process.pid in halted else signal.SIGSTOP)
         time.sleep(STACKS_S)
     return [child.rank for child in live if child.process.pid in halted]
-
-
-def _turn_about(live: Sequence[Child], halted: Collection[int]) -> None:
-    """Continue the processes that were halted, and halt the others."""
-    for child in live:
-        child.process.send_signal(signal.SIGCONT if child.process.pid in halted else signal.SIGSTOP)
 
 
 def _failed(codes: Sequence[int | None]) -> bool:

@@ -95,10 +95,12 @@ def _functions() -> dict[str, object]:
     owners: list[tuple[str, object]] = [(name, sys.modules[name]) for name in LOOKED_AT if name in sys.modules]
     owners += [(f"torch.{name}", functools.reduce(getattr, name.split("."), torch)) for name in CLASSES]
     for name, owner in owners:
-        for key, value in vars(owner).items():
-            if callable(value) and not key.startswith("__") and not isinstance(value, ModuleType):
-                functions[f"{name}.{key}"] = value
+        functions |= {f"{name}.{key}": value for key, value in vars(owner).items() if _is_public(key, value)}
     return functions
+
+
+def _is_public(name: str, value: object) -> bool:
+    return callable(value) and not name.startswith("__") and not isinstance(value, ModuleType)
 
 
 def _of_torch(what: object) -> bool:

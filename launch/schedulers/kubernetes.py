@@ -237,14 +237,19 @@ def _task_number(job: Mapping[str, Any]) -> int:
 
 
 def _task(status: dict[str, Any]) -> Task:
-    for condition in status.get("conditions") or []:
-        if condition.get("status") == "True" and condition.get("type") in ("Complete", "Failed"):
-            if condition["type"] == "Complete":
-                return Task(State.DONE)
-            reason = f"{condition.get('reason', 'Failed')}: {condition.get('message', '')}"
-            return Task(State.FAILED, reason.rstrip(": "))
+    true = (condition for condition in status.get("conditions") or [] if condition.get("status") == "True")
+    end = next((condition for condition in true if condition.get("type") in ("Complete", "Failed")), None)
+    if end is not None:
+        return _ended(end)
     runs = status.get("ready") or status.get("active") and "ready" not in status
     return Task(State.RUNNING if runs else State.WAITING)
+
+
+def _ended(condition: dict[str, Any]) -> Task:
+    if condition["type"] == "Complete":
+        return Task(State.DONE)
+    reason = f"{condition.get('reason', 'Failed')}: {condition.get('message', '')}"
+    return Task(State.FAILED, reason.rstrip(": "))
 
 
 def _dns(name: str) -> str:

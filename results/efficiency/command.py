@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -169,11 +170,15 @@ def _steps(path: str | Path, groups: Sequence[Group], form: str) -> StepColumns:
 
 def _mixed(groups: Sequence[Group]) -> list[str]:
     """What varies between the runs without being part of the work: it may explain a difference."""
-    rows = [row for group in groups for row in group.rows]
-    parallel = [row for group in groups if group.devices > 1 for row in group.rows]
+    rows = _rows(groups)
+    parallel = _rows(group for group in groups if group.devices > 1)
     notes = []
     for name in ENVIRONMENT:
         values = len(np.unique(Coded(parallel if name == "backend" else rows).of(name)))
         if values > 1:
             notes.append(f"{name} differs between the runs: {values} values")
     return notes + unchecked(rows)
+
+
+def _rows(groups: Iterable[Group]) -> list[Mapping]:
+    return list(chain.from_iterable(group.rows for group in groups))

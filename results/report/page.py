@@ -19,6 +19,7 @@ from typing import Any
 from ..check.command import beyond, findings
 from ..gate.compare import Comparison
 from ..gate.formats import summary
+from ..schema.rows import distinct, values_in
 from ..table.read import printable
 from . import gate, parts, published, tables
 from .checklist import checklist
@@ -63,7 +64,7 @@ def rendered(
 
     script, css = _asset("page.js"), _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    studies = sorted({row["study"] for row in source.rows if row["study"]})
+    studies = sorted(filter(None, distinct(source.rows, "study")))
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -78,7 +79,7 @@ def rendered(
         where=source.where,
         notes=source.notes,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        statuses=Counter(row["status"] for row in source.rows).most_common(),
+        statuses=Counter(values_in(source.rows, "status")).most_common(),
         runs=len(source.rows),
         layouts=len(source.groups),
         fastest=fastest_lines(source),

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import compress
+from itertools import chain, compress
 from statistics import median
 
 import numpy as np
 
-from ..efficiency.series import Point
+from ..efficiency.series import Point, Series
 from ..efficiency.workload import Group
 from ..schema.columns import RUNS
 from ..schema.rows import values_in
@@ -73,8 +73,7 @@ def kept(items: Sequence, most: int) -> tuple[list, int]:
 
 def layouts(source: Source) -> Table:
     """One row for each group of runs that repeat each other."""
-    modes = [mode for mode, series in source.series.items() if series]
-    points = [{id(p.group): p for one in source.series[mode] for p in one.points} for mode in modes]
+    by_mode = {mode: _points_by_group(series) for mode, series in source.series.items() if series}
     held_out = not refusal(source.ok)
     columns = (
         ("model", ""),
@@ -85,7 +84,7 @@ def layouts(source: Source) -> Table:
         ("runs", "with status ok"),
         ("tokens/s", "median over runs, with its interval or range"),
         ("step ms", "median over runs"),
-        *((f"{mode} eff.", "against the base of its family") for mode in modes),
+        *((f"{mode} eff.", "against the base of its family") for mode in by_mode),
         (source.convention.replace("mfu_", "MFU "), "of the peak; see the figure for the convention"),
         ("device MiB", "peak, fullest rank"),
         ("host MiB", "peak resident, fullest rank"),
@@ -95,7 +94,7 @@ def layouts(source: Source) -> Table:
     )
     shown, of = kept(sorted(source.groups, key=lambda g: (by_size(g), g.devices, g.label)), LAYOUTS)
     rows = tuple(
-        _layout_row(source, group, [of_mode.get(id(group)) for of_mode in points], held_out) for group in shown
+        _layout_row(source, group, [points.get(id(group)) for points in by_mode.values()], held_out) for group in shown
     )
     note = (
         f"Medians over runs. [low, high]: {source.level:.0%} interval over runs; [least .. most]: range, too few runs."
@@ -103,6 +102,12 @@ def layouts(source: Source) -> Table:
     if not held_out:
         note += " No held-out losses: they are of different sequences, which `Every run` names."
     return Table("layouts", "Layouts", columns, rows, note, of).without_empty_columns()
+
+
+def _points_by_group(series: Sequence[Series]) -> dict[int, Point]:
+    """By id of the group."""
+    points = chain.from_iterable(one.points for one in series)
+    return {id(point.group): point for point in points}
 
 
 def _layout_row(source: Source, group: Group, points: Sequence[Point | None], held_out: bool) -> tuple[Cell, ...]:

@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -134,32 +135,43 @@ def table_lock(results: Path, wait: bool = True) -> Iterator[None]:
 def write_part(results: Path, held: Held) -> None:
     """A new part of these attempts, and of the newest parts that are no larger. Call only while holding the
     table's lock."""
-    parts, names, total = list[Part](), part_names(results), len(held.index)
+    names, every = part_names(results), arrow_schema("runs").names
     number = max((int(name[1:]) for name in names), default=0) + 1
-    every = arrow_schema("runs").names
-    for name in reversed(names):
-        part = _sound(results, name)
-        if part is None or len(part) > total or total + len(part) > LARGEST:
-            break
-        parts.insert(0, part)
-        total += len(part)
+    parts = _newest_no_larger(results, names, len(held.index))
     sources: list[Source] = [*(Packed(part, every, Notes()) for part in parts), held]
     stored = set().union(*(source.stored for source in sources), KEYS)
     merged = ordered(sources, [], Notes(), True, None)
     aside = results / FOLDER / f"{files.ASIDE}{os.getpid()}-{os.urandom(4).hex()}"
     try:
         _write(merged, aside, [name for name in every if name in stored], results)
-        table = files.open_folder(results / FOLDER, results)
-        try:
-            os.rename(aside.name, f"p{number}", src_dir_fd=table, dst_dir_fd=table)
-            os.fsync(table)
-        finally:
-            os.close(table)
+        _rename_synced(results, aside.name, f"p{number}")
     except BaseException:
         files.remove(aside, results)
         raise
     for part in parts:
         _remove(part.folder, results)
+
+
+def _newest_no_larger(results: Path, names: Sequence[str], total: int) -> list[Part]:
+    """The newest parts that are no larger than what comes after them; total: attempts that come after all."""
+    parts: list[Part] = []
+    for name in reversed(names):
+        part = _sound(results, name)
+        if part is None or len(part) > total or total + len(part) > LARGEST:
+            break
+        parts.insert(0, part)
+        total += len(part)
+    return parts
+
+
+def _rename_synced(results: Path, old: str, new: str) -> None:
+    """Of a part; its new name is on the disk."""
+    table = files.open_folder(results / FOLDER, results)
+    try:
+        os.rename(old, new, src_dir_fd=table, dst_dir_fd=table)
+        os.fsync(table)
+    finally:
+        os.close(table)
 
 
 def _write(merged: Snapshot, aside: Path, stored: Sequence[str], results: Path) -> None:
@@ -346,12 +358,15 @@ class _PartContents:
 
 def _row_of(row: dict, other: str | None, tables: Mapping[str, bytes]) -> dict:
     """The row as run.json has it: an older row without the columns that came later."""
-    of_other_versions = _object(other)
     absent = [name for name, column in columns("runs").items() if row[name] is None and column.required]
-    known = {name: value for name, value in row.items() if name not in absent}
+    known = _without(row, absent)
     if known.get(digests.TABLES) is not None:
         known[digests.TABLES] = digests.of_tables(tables)
-    return {name: value for name, value in of_other_versions.items() if name not in known} | known
+    return _without(_object(other), known) | known
+
+
+def _without(row: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def _object(text: str | None) -> dict:

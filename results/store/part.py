@@ -341,9 +341,15 @@ def _sound(table: pa.Table, column) -> pa.Table:
         if unknown:
             raise SchemaError(f"column {column.name} is one of {', '.join(column.values)}, found {unknown.pop()!r}")
     if column.type == "float64" and not column.keeps_nan and values.null_count < len(values):
-        finite = pc.is_finite(values)
-        if not pc.all(finite, skip_nulls=True).as_py():
-            at = table.schema.get_field_index(column.name)
-            nothing = pa.scalar(None, pa.float64())
-            table = table.set_column(at, table.schema.field(at), pc.if_else(finite, values, nothing))
+        return _finite(table, column.name)
     return table
+
+
+def _finite(table: pa.Table, name: str) -> pa.Table:
+    """The table with null for NaN and infinities in this column."""
+    finite = pc.is_finite(table[name])
+    if pc.all(finite, skip_nulls=True).as_py():
+        return table
+    at = table.schema.get_field_index(name)
+    nothing = pa.scalar(None, pa.float64())
+    return table.set_column(at, table.schema.field(at), pc.if_else(finite, table[name], nothing))

@@ -130,10 +130,16 @@ class RunStore:
             begun = self.begun()
             pack_rows(self.folder, [row for row in full if row["run_id"] not in begun])
         for row in full:
-            if row["run_id"] in begun and (claim := self.claim(str(row["run_id"]))):
-                with claim:
-                    if claim.run.status() is None:
-                        claim.run.write(row | {"attempt": claim.attempt})
+            if row["run_id"] in begun:
+                self._write_if_unfinished(row)
+
+    def _write_if_unfinished(self, row: dict[str, object]) -> None:
+        claim = self.claim(str(row["run_id"]))
+        if claim is None:
+            return
+        with claim:
+            if claim.run.status() is None:
+                claim.run.write(row | {"attempt": claim.attempt})
 
     def compact(self, at_least: int = 1) -> None:
         """Move finished attempts into parts, where so many runs have folders, and no other process is at it. A disk
