@@ -254,13 +254,10 @@ class _Watch:
         self._pass_on_warning()
         if self.options.quorum:
             self._apply(self.options.quorum)
-        return self._ended_from_outside() or (self._rank_failed() if _failed(self.codes) else self._ended_by_itself())
-
-    def _ended_from_outside(self) -> _Decision | None:
-        return self._done() or self._cancelled() or self._preempted() or self._out_of_grace()
-
-    def _ended_by_itself(self) -> _Decision | None:
-        """No rank has failed."""
+        if decision := self._done() or self._cancelled() or self._preempted() or self._out_of_grace():
+            return decision
+        if _failed(self.codes):
+            return self._rank_failed()
         return self._quorum_lost() or self._stopped() or self._timed_out() or self._hung() or self._lingered()
 
     def _pass_on_warning(self) -> None:
