@@ -171,9 +171,7 @@ def isoflop(
             span = f"{flops[at].min():.3g} to {flops[at].max():.3g}"
             left_out.append(f"C = {span}: {len(at)} rows in between, no one budget")
             continue
-        if nearest and len(at) > nearest:
-            u = np.log(params[at])
-            at = at[np.argsort(np.abs(u - u[np.argmin(loss[at])]), kind="stable")[:nearest]]
+        at = _around_lowest(at, params, loss, nearest)
         u, c, m = np.log(params[at]), np.log(flops[at]).mean(), len(at)
         weights = np.vstack([np.ones((1, m)), rng.multinomial(m, np.full(m, 1 / m), size=chosen.draws)])
         v = _vertices(u, loss[at], weights)
@@ -203,6 +201,14 @@ def _lines(log_c: np.ndarray, resampled: list[np.ndarray]) -> list[tuple[float, 
         if fine.sum() >= 2:
             lines.append(_line(log_c[fine], log_n[fine]))
     return lines
+
+
+def _around_lowest(at: np.ndarray, params: np.ndarray, loss: np.ndarray, nearest: int | None) -> np.ndarray:
+    """Of these rows the `nearest` ones in size to the one with the lowest loss; None: all."""
+    if nearest is None or len(at) <= nearest:
+        return at
+    u = np.log(params[at])
+    return at[np.argsort(np.abs(u - u[np.argmin(loss[at])]), kind="stable")[:nearest]]
 
 
 def _vertex(flops: float, v: np.ndarray, sizes: int, chosen: FrontierChoices) -> Vertex:

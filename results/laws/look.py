@@ -129,22 +129,25 @@ def _response(law: Law, data: Rows, column: str) -> list[str]:
             f"{what}: column {column!r} is {y[0]:g} in all {len(y)} rows; a law needs runs of different {what}: give "
             "the final loss of each"
         ]
-    if not law.falls:
+    up = _rises_with(law, data) if law.falls else []
+    if not up:
         return []
-    lines = []
+    return [
+        f"{what}: column {column!r} rises with {' and '.join(up)} over {named(data.index, y > 0)} "
+        f"({_span(y)}): is it an accuracy? The law falls; give a loss or an error, such as 1 - accuracy"
+    ]
+
+
+def _rises_with(law: Law, data: Rows) -> list[str]:
+    """Columns with which the response rises where the law falls, and falls with none of them; by regression of logs."""
     x = np.log(np.column_stack([data.columns[r] for r in law.falls]))
-    x = np.column_stack([np.ones(len(y)), x - x.mean(0)])
-    if len(y) > x.shape[1] + 2:
-        slope, t = _slopes(x, np.log(y))
-        up = [r for r, v in zip(law.falls, t, strict=True) if v > 4]
-        if up and not (t < -2).any():
-            fit_ = x @ slope
-            if np.var(fit_) > 0.25 * np.var(np.log(y)):
-                lines.append(
-                    f"{what}: column {column!r} rises with {' and '.join(up)} over {named(data.index, y > 0)} "
-                    f"({_span(y)}): is it an accuracy? The law falls; give a loss or an error, such as 1 - accuracy"
-                )
-    return lines
+    x = np.column_stack([np.ones(len(data.y)), x - x.mean(0)])
+    if len(data.y) <= x.shape[1] + 2:
+        return []
+    log_y = np.log(data.y)
+    slope, t = _slopes(x, log_y)
+    explains = not (t < -2).any() and np.var(x @ slope) > 0.25 * np.var(log_y)
+    return [r for r, v in zip(law.falls, t, strict=True) if v > 4] if explains else []
 
 
 def unusual(law: Law, data: Rows, column: str) -> list[str]:
