@@ -7,6 +7,7 @@ checkpoints.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -46,13 +47,15 @@ class StepRecord:
             return True
         pending, self._pending = self._pending, []
         world = dist.get_world_size() if dist.is_initialized() else 1
+        sums = torch.stack([torch.stack((o.loss.float(), o.grad_norm.float() / world)) for _, _, o in pending])
         rows = [row | self._own(marks, output) for row, marks, output in pending]
-        losses = torch.stack([torch.stack((o.loss.float(), o.grad_norm.float() / world)) for _, _, o in pending])
-        sums = torch.cat((losses, (_table(rows, MEANS) / world).to(losses)), dim=1)
+        means = torch.tensor([[row.get(name, 0.0) / world for name in MEANS] for row in rows])
+        sums = torch.cat((sums, means.to(sums)), dim=1)
         measured = set().union(*rows)
         signs = {name: sign for name, sign in SIGNS.items() if name in measured}
-        extremes_here = _table(rows, signs) * torch.tensor([*signs.values()], dtype=torch.float64)
-        maxima = torch.nn.functional.pad(extremes_here, (0, 1), value=float(stop))
+        maxima = torch.tensor(
+            [[s * row.get(name, 0.0) for name, s in signs.items()] + [float(stop)] for row in rows], dtype=torch.float64
+        )
         if world > 1:
             dist.all_reduce(sums)
             maxima = maxima.to(sums.device)
@@ -63,7 +66,7 @@ class StepRecord:
             _replace(row, (*MEANS, *signs), (*mean, *extremes))
             row |= {"loss": loss, "grad_norm": norm}
         self.rows += rows
-        return bool(sums[:, :2].isfinite().all())
+        return all(map(_is_finite, rows))
 
     def _own(self, marks: Marks, output: StepOutput) -> dict[str, float]:
         """Columns of a step as this rank measured it; waits until the device has passed it."""
@@ -83,10 +86,8 @@ class StepRecord:
         return {name: [row.get(name) for row in self.rows] for name in names}
 
 
-def _table(rows: Iterable[dict], names: Iterable[str]) -> torch.Tensor:
-    """(rows, names) float64, 0 where a row lacks a column."""
-    names = tuple(names)
-    return torch.tensor([[row.get(name, 0.0) for name in names] for row in rows], dtype=torch.float64)
+def _is_finite(row: dict) -> bool:
+    return math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
 
 
 def _replace(row: dict, names: Iterable[str], values: Iterable[float]) -> None:
