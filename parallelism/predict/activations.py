@@ -30,6 +30,7 @@ from .stages import BFS, GPIPE, Held
 
 NONE, SELECTIVE, FULL = 0, 1, 2  # codes of recompute
 FP32 = 4
+MANY_RANKS = 512  # 64 nodes: the most of the playbook's sweep
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,17 @@ class Activation:
     def _unknown_stream(self) -> np.ndarray:
         """Of one layer and microbatch: what a whole residual stream adds where it was probably whole.
 
-        A sweep that keeps the faster of both modes keeps all-reduce (whole) inside a stage, where messages are large
-        and stay in a node; and sequence parallel where pipeline messages, whole too, would cross nodes.
+        A sweep that keeps the faster of both modes keeps all-reduce (whole) where its messages are large or there are
+        many microbatches to hide a pipeline's, and sequence parallel where pipeline messages, whole too, cross nodes
+        (tp 32; two stages, which send the most at a time) and on its largest number of nodes.
         """
         if not self.keeps.mode_unknown:
             return np.zeros(())
-        c, m = self.c, np.asarray(self.c.microbatches)
-        pp, rows = np.asarray(c.pp), np.asarray(c.sequences)
+        c, m, pp = self.c, np.asarray(self.c.microbatches), np.asarray(self.c.pp)
         alone = (pp == 1) & ((self.tp <= 16) | (m > 2))
-        near = (self.tp <= 8) & ((pp > 2) | (rows >= 2 * self.tp))
-        whole = (self.tp > 1) & (alone | near) & ~self.whole
+        deep = (self.tp <= 16) & (pp > 2)
+        large = (self.tp <= 8) & (np.asarray(c.sequences) >= 2 * self.tp)
+        whole = (self.tp > 1) & (alone | deep | large) & (np.asarray(c.ranks) < MANY_RANKS) & ~self.whole
         return np.where(whole, np.asarray(c.tokens) * 2 * self.element * c.width * (1 - 1 / self.tp), 0)
 
     def _logits(self, held: Held) -> np.ndarray:

@@ -23,7 +23,7 @@ from ..layout import Layout
 from .activations import Activation
 from .configs import Configs, from_cases
 from .machine import Machine
-from .process import ARENAS, process_bytes
+from .process import ARENAS, collective_bytes, process_bytes
 from .stack import STACKS, MemoryTuning, Stack
 from .stages import candidates, held, lost_loss
 from .states import State
@@ -92,7 +92,11 @@ def memory_by_rank(
 ) -> MemoryParts:
     """Bytes by part on each of the candidate ranks, (r, n): the first, the second, the last but one, the last."""
     cpu = bool(machine and machine.device == "cpu")
-    return _by_rank(configs, stack, cpu, tuning or default_tuning(machine, stack), _library(configs, machine, stack))
+    factors = tuning or default_tuning(machine, stack)
+    parts = _by_rank(configs, stack, cpu, factors, _library(configs, machine, stack))
+    if not cpu:
+        return parts
+    return replace(parts, library=parts.library + collective_bytes(configs, stack.name, parts.activations))
 
 
 def _by_rank(configs: Configs, stack: Stack, cpu: bool, factors: MemoryTuning, library: np.ndarray) -> MemoryParts:

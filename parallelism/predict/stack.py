@@ -90,7 +90,7 @@ NANOTRON = Keeps(
     mode_unknown=True,
     reports="first",
     counter="reserved",
-    tuning=MemoryTuning(0.2 * 2**30, 1.03, 1.17, 1.28, 1.0, 0.7),
+    tuning=MemoryTuning(0.19 * 2**30, 1.03, 1.18, 1.3, 0.92, 0.7),
 )
 """bf16 parameters; fp32 masters and a whole fp32 buffer in which gradients are accumulated; ZeRO-1 shards masters and
 Adam's state. src/nanotron: optim/gradient_accumulator.py, optim/zero.py, models/base.py (`build_model`: stages),

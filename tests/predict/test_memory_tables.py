@@ -39,15 +39,15 @@ def error(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
     return float(off.mean()), float(np.median(off))
 
 
-@pytest.mark.parametrize(("fitted", "judged"), [("1B", "3B"), ("3B", "1B")])
-def test_playbook_peaks_of_the_other_size(fitted, judged):
+@pytest.mark.parametrize(("fitted", "judged", "most"), [("1B", "3B", 0.08), ("3B", "1B", 0.095)])
+def test_playbook_peaks_of_the_other_size(fitted, judged, most):
     """What limits it: the sweep ran tensor parallel with and without sequence parallel and does not say which."""
     configs, peaks = playbook(judged)
     calibration = calibrate_memory(*playbook(fitted), H100, NANOTRON)
     middle, low, high = calibration.predict(configs)
     mean, median = error(middle, peaks)
-    assert mean <= 0.105 and median <= 0.08, (mean, median)
-    assert ((low <= peaks) & (peaks <= high)).mean() >= 0.8
+    assert mean <= most and median <= 0.08, (mean, median)
+    assert ((low <= peaks) & (peaks <= high)).mean() >= 0.78
     factors = dict(zip(NAMES, calibration.tuning.vector(), strict=True))
     assert 0.95 <= factors["state"] <= 1.1 and 1 <= factors["activations"] <= 1.35  # what fragmentation can be
     assert 0 < factors.pop("constant_bytes") < 2**30
