@@ -4,6 +4,10 @@ Forward: four groups of products (query, key and value; output; up, with gate; d
 2 x 2 b s s w, halved as it is causal, and about 22 bytes moved for each element of the residual stream besides those
 of the MLP. Backward: each product twice (by its input and by its weight), attention 2.5 times, 28 bytes an element.
 The host launches kernels one after the other: a block takes at least (kernels x launch).
+
+Attention that keeps its scores (before FlashAttention) computes all of them, and moves them in two bytes, with a mask
+of one, through softmax, dropout and both products: 13 bytes a score forward, 19 backward. In fp8 a product's inputs
+are cast first, twice, as they are read in two orders.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ FORWARD_BYTES, BACKWARD_BYTES = 22.0, 28.0  # moved by elementwise kernels, an e
 MLP_BYTES = 4.0  # an element of the MLP's hidden width
 HIDDEN_COST = 0.1  # share of what hides behind something longer that is seen all the same
 ATTENTION_BACKWARD = 2.5  # FLOPs of the backward pass over those of the forward pass
+SCORES_BACKWARD = 2.0  # the same where the scores are kept
+SCORE_BYTES = (13.0, 19.0)  # moved for each score that is kept, forward and backward
+CAST_BYTES = 4.0  # an element of a product's input: read in bf16, written in fp8 twice
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Compute:
         codes = np.asarray(configs.precision, int)
         peaks = np.array([machine.peaks.get(precision, np.nan) for precision in PRECISIONS])
         self.peak = peaks[codes]  # of products
+        self.speed = self.peak * np.array([machine.products.relative.get(each, 1.0) for each in PRECISIONS])[codes]
         self.inner_peak = peaks[np.minimum(codes, 1)]  # of attention, which is never narrower than bf16
         self.busy = busy(configs, machine)
         slower = 1 + (machine.elementwise_contention - 1) * self.busy
@@ -69,6 +77,8 @@ class Compute:
             + self._accumulated(self.configs.params_layer),
         )
         bound = PassTime(*(np.asarray(each) for each in times))
+        scores = self._scores(attention)
+        bound = bound + scores
         if self.machine.on_host:
             return self._on_host(bound)
         whole = PassTime(
@@ -77,7 +87,7 @@ class Compute:
         )
         again = np.select(
             [np.asarray(self.configs.recompute) == 2, np.asarray(self.configs.recompute) == 1],
-            [whole.forward, attention / self.machine.attention_forward + elements * FORWARD_BYTES / 2],
+            [whole.forward, attention / self.machine.attention_forward + self._selective(elements, scores)],
             0.0,
         )
         return PassTime(whole.forward, whole.backward + again)
@@ -117,19 +127,41 @@ class Compute:
 
     def _products(self, shapes: list[tuple[Column, Column, Column]]) -> tuple[np.ndarray, np.ndarray]:
         element = np.asarray(self.configs.element)
+        cast = np.where(np.asarray(self.configs.precision) > 1, CAST_BYTES * self.moved * self.tuning.elementwise, 0.0)
+        slower = self.tuning.matmul * (1 + (self.machine.products.contention - 1) * self.busy)
         forward = backward = np.zeros(())
         for m, n, k in shapes:
-            forward = forward + product_time(self.machine, self.peak, m, n, k, element)
-            backward = backward + product_time(self.machine, self.peak, m, k, n, element)
-            backward = backward + product_time(self.machine, self.peak, k, n, m, element)
-        slower = self.tuning.matmul * (1 + (self.machine.products.contention - 1) * self.busy)
-        return forward * slower, backward * slower
+            times = [
+                product_time(self.machine, self.speed, *each, element) for each in ((m, n, k), (m, k, n), (k, n, m))
+            ]
+            forward = forward + times[0] * slower + m * k * cast
+            backward = backward + (times[1] + times[2]) * slower + m * n * cast
+        return forward, backward
 
     def _attention(self) -> np.ndarray:
         """Seconds of its forward pass at the whole peak."""
         c = self.configs
         flops = 2 * c.tokens * c.seq_len * c.width / c.tp  # causal: half of 4
         return flops / self.inner_peak * self.tuning.attention
+
+    def _scores(self, attention: np.ndarray) -> PassTime:
+        """Seconds of attention that keeps its scores, on top of the causal half that is computed without them.
+
+        attention: seconds of that half, forward, at the whole peak
+        """
+        if self.stack.flash:
+            return PassTime(np.zeros(()), np.zeros(()))
+        c, machine = self.configs, self.machine
+        moved = c.tokens * c.seq_len * c.heads / c.tp * self.moved * self.tuning.elementwise
+        whole = 2 * SCORES_BACKWARD - ATTENTION_BACKWARD
+        return PassTime(
+            attention / machine.attention_forward + moved * SCORE_BYTES[0],
+            attention * whole / machine.attention_backward + moved * SCORE_BYTES[1],
+        )
+
+    def _selective(self, elements: np.ndarray, scores: PassTime) -> np.ndarray:
+        """Seconds of what is computed again besides attention: where scores are kept, they alone (2205.05198, 5)."""
+        return elements * FORWARD_BYTES / 2 if self.stack.flash else scores.forward
 
     def _elements(self) -> np.ndarray:
         """Seconds to move a byte of each element of the residual stream and, by their share, of the MLP."""

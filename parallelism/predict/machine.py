@@ -139,7 +139,7 @@ class Profile:
                 half_m=self.number("products.half_m", 0.0),
                 half_n=self.number("products.half_n", 0.0),
                 floor_s=self.number("products.floor_s", 4e-6),
-                relative={each: self.number(f"products.relative.{each}", 1.0) for each in peaks},
+                relative={each: self.number(f"products.relative.{each}") for each in self._relative()},
                 contention=self.number("products.contention", 1.0),
             ),
             attention_forward=self.number("attention.forward"),
@@ -171,6 +171,12 @@ class Profile:
                 raise ValueError(f'{self.path}: lacks {key} = {{ value = NUMBER, source = "..." }}')
             return default
         return self._checked(key, value)
+
+    def _relative(self) -> list[str]:
+        """Precisions whose products have an efficiency of their own."""
+        products = self.table.get("products")
+        relative = products.get("relative") if isinstance(products, dict) else None
+        return list(relative) if isinstance(relative, dict) else []
 
     def _link(self, i: int, table: dict[str, Any]) -> Link:
         name = str(table.get("name", f"links.{i}"))

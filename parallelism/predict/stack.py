@@ -125,13 +125,23 @@ STACKS = {
             "kernels; times: starting values from the 1B runs of its playbook",
         ),
         Stack("megatron-2021", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2104.04473"),
-        Stack("megatron-2022", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2205.05198"),
+        Stack(
+            "megatron-2022",
+            flash=False,
+            overlaps_dp=False,
+            overlaps_tp=0.5,
+            keeps=MEGATRON,
+            source="arXiv 2205.05198; all-reduces of the backward pass beside the weights' gradient (Megatron-LM 3.0, "
+            "async_tensor_model_parallel_allreduce)",
+        ),
         Stack(
             "nemo",
             kernels_forward=14,
             kernels_backward=24,
+            overlaps_tp=0.8,
+            overlaps_pp=True,
             keeps=Keeps(fused_swiglu=True, selective="attention", fp8_copies=2),
-            source="NVIDIA/NeMo 2.x, Megatron-Core",
+            source="NVIDIA/NeMo 2.x, Megatron-Core: tp_comm_overlap, overlap_p2p_comm",
         ),
         Stack(
             "torchtitan",
