@@ -39,6 +39,9 @@ def predict(
     ],
     table: JudgeOptions,
     machine: MachineName = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Hold bytes, calls and memory against the engine's code on fake tensors.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Predict the cases of a study before any of them runs: time by part, memory, bytes, energy.
@@ -46,6 +49,8 @@ def predict(
     Beside each step time stand its 90 % interval, the least it could be, and two naive predictions. Of a table (CSV,
     Parquet): how far the model is from what was measured there, in error, order, choice of layout, memory, intervals.
     """
+    if trace:
+        return _trace(target, machine, as_json)
     if target.suffix.lower() in TABLES:
         return _judge(target, machine, table, as_json)
     if given := [f"--{name}" for name, value in table._asdict().items() if value is not None]:
@@ -58,6 +63,22 @@ def predict(
         say(report.to_dict(*predicted))
     else:
         report.print_predictions(*predicted, make_console())
+
+
+def _trace(path: Path, machine: str | None, as_json: bool) -> None:
+    from ..launch.predict.profile import find_machine
+    from ..launch.trace import report
+    from ..results.terminal import make_console
+
+    if path.suffix.lower() in TABLES:
+        raise ValueError(f"--trace runs the engine of a study's cases: {path} is a table of measured runs")
+    traces = list(report.trace_study(path, find_machine(machine)))
+    if as_json:
+        say(report.to_dict(traces))
+    else:
+        report.print_traces(traces, make_console())
+    if not all(each.agrees for each in traces):
+        raise typer.Exit(1)
 
 
 def _judge(path: Path, machine: str | None, options: JudgeOptions, as_json: bool) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from ...bench.comm_probe import CommProbe
 from ...parallelism.engines import build_engine
-from ...parallelism.layout import stages_of_rank
 from ..study.case import Case
 from .fake_world import fake_world
 from .live_bytes import LiveBytes
@@ -92,8 +91,3 @@ def _with_share(step: Sums, of_round: Any, period: int) -> Sums:
         }
         for axis in step
     }
-
-
-def stages(case: Case, trace: RankTrace) -> list[int]:
-    """Pipeline stages of the rank."""
-    return stages_of_rank(trace.pp_rank, case.layout)

@@ -124,9 +124,7 @@ def all_messages(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer
 class TorchRank:
     """A rank of the torch engine."""
 
-    def __init__(
-        self, shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, place: int, shard: int
-    ) -> None:
+    def __init__(self, shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer, place: int, shard: int) -> None:
         self.shape, self.recipe, self.layout, self.outer, self.shard = shape, recipe, layout, outer, shard
         self.place, self.element = place, 2 if recipe.precision == "bf16" else FP32
         self.stages = stages_of_rank(place, layout)

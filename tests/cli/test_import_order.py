@@ -33,7 +33,7 @@ ROOMS = {
         {"host"},
         {"store"},
         {"study"},
-        {"predict"},
+        {"predict", "trace"},
         {"process"},
         {"rank", "schedulers"},
         {"sweep"},
