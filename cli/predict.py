@@ -50,7 +50,7 @@ def predict(
     Parquet): how far the model is from what was measured there, in error, order, choice of layout, memory, intervals.
     """
     if trace:
-        return _trace(target, machine, as_json)
+        return _trace(target, as_json)
     if target.suffix.lower() in TABLES:
         return _judge(target, machine, table, as_json)
     if given := [f"--{name}" for name, value in table._asdict().items() if value is not None]:
@@ -65,14 +65,13 @@ def predict(
         report.print_predictions(*predicted, make_console())
 
 
-def _trace(path: Path, machine: str | None, as_json: bool) -> None:
-    from ..launch.predict.profile import find_machine
+def _trace(path: Path, as_json: bool) -> None:
     from ..launch.trace import report
     from ..results.terminal import make_console
 
     if path.suffix.lower() in TABLES:
         raise ValueError(f"--trace runs the engine of a study's cases: {path} is a table of measured runs")
-    traces = list(report.trace_study(path, find_machine(machine)))
+    traces = list(report.trace_study(path))
     if as_json:
         say(report.to_dict(traces))
     else:

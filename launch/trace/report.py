@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ...parallelism.predict import STACKS, Machine
-from ...parallelism.predict.configs import from_cases
-from ...parallelism.predict.memory import predict_memory
+from ...parallelism.predict.memory import memory_of_case
 from ...parallelism.predict.messages import step_messages
 from ...results.terminal import Cell, print_grid, say
 from ...results.wording import count_of
@@ -60,7 +56,7 @@ class CaseTrace:
         return all(each.agrees for each in self.comparisons)
 
 
-def trace_study(path: Path, machine: Machine) -> Iterator[CaseTrace]:
+def trace_study(path: Path) -> Iterator[CaseTrace]:
     """The cases of a study that could run somewhere, one after the other.
 
     Raises
@@ -68,10 +64,10 @@ def trace_study(path: Path, machine: Machine) -> Iterator[CaseTrace]:
     ValueError: the study is wrong
     """
     for each in load_study(path).cases_elsewhere():
-        yield trace_case(each.case, machine)
+        yield trace_case(each.case)
 
 
-def trace_case(case: Case, machine: Machine) -> CaseTrace:
+def trace_case(case: Case) -> CaseTrace:
     """The model held against the engine, on the ranks of `ranks_to_trace`."""
     from .trace import ranks_to_trace, trace_rank, untraceable
 
@@ -81,7 +77,7 @@ def trace_case(case: Case, machine: Machine) -> CaseTrace:
     traces = [trace_rank(case, rank) for rank in ranks_to_trace(case)]
     found = [each for trace in traces for each in _messages(case, trace)]
     peak = max(trace.peak_bytes for trace in traces)
-    found.append(Comparison(None, "peak memory", _memory(case, machine), peak, MEMORY))
+    found.append(Comparison(None, "peak memory", _memory(case), peak, MEMORY))
     return CaseTrace(case, tuple(found))
 
 
@@ -98,12 +94,9 @@ def _messages(case: Case, trace: RankTrace) -> Iterator[Comparison]:
             yield Comparison(trace.rank, f"{name} {unit}", *pair, EXACT)
 
 
-def _memory(case: Case, machine: Machine) -> float:
-    """What tensors hold, on the rank that needs most: the trace has no allocator and no library, and a CPU's kernels."""
-    bare = replace(machine, device="cpu", reserved_bytes=0.0, fragmentation=0.0)
-    configs = from_cases([(case.shape, case.recipe, case.layout, case.outer)])
-    parts = predict_memory(configs, bare, STACKS[case.layout.engine])
-    return float(np.max(parts.total - parts.library))
+def _memory(case: Case) -> float:
+    """What tensors hold on the rank that needs most: a trace has no allocator and no library, and a CPU's kernels."""
+    return float(memory_of_case(case.shape, case.recipe, case.layout, case.outer, fused_norm=False).allocated)
 
 
 def to_dict(traces: Sequence[CaseTrace]) -> dict[str, Any]:
