@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from ...parallelism import mesh, torch_engine
+from ...parallelism import mesh, sharded, torch_engine
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def _replacements() -> list[Any]:
         patch.object(DeviceMesh, "__init__", _really(DeviceMesh.__init__)),
         patch.object(torch_engine, "part_and_offset", lambda parameter: (parameter, ())),
         patch.object(torch_engine, "fill", lambda *args: None),
-        patch.object(torch_engine, "replicate", _replicate(torch_engine.replicate)),
+        patch.object(torch_engine, "replicate", _replicate(sharded.replicate)),
         patch.object(_PipelineSchedule, "_warmup_p2p", _static_shapes),
     ]
 
@@ -68,7 +68,7 @@ def _really(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _static_shapes(schedule: Any, stages: list[Any], has_backward: bool, p2p_done: bool) -> None:
     """What the vote of the stages comes to: every stage of the engine states its shapes."""
-    from torch.distributed.pipelining.stage import InferenceMode
+    from torch.distributed.pipelining._utils import InferenceMode
 
     for stage in stages:
         stage._inference_mode = InferenceMode.STATIC

@@ -63,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
                 self._resized(storage._cdata, size)
             return done
 
-        torch.UntypedStorage.resize_ = told  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = told  # type: ignore[method-assign, assignment]
         try:
             with self:
                 yield self
