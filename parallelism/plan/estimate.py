@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..predict import Configs, Machine, Stack
+from ..predict import Configs, Machine, Stack, predict_step
 from ..predict.calibration import Calibration
 from ..predict.fit import uncalibrated
 
@@ -21,6 +21,7 @@ PARTS = (
     "outer_exposed_s",
     "data_time_s",
 )
+SAFE = 0.98  # of a lower bound, for what is shared out differently without a pipeline
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,23 @@ class Estimator:
         """Of a step (n,); NaN where the calibration refuses."""
         return self.calibration.predict(configs).step_time_s
 
+    def least(self, configs: Configs) -> np.ndarray:
+        """No more than `seconds` (n,), and computed at once: the fullest stage's blocks for all microbatches, as if
+        there were no pipeline around them: no bubble, no messages between stages, no head."""
+        if self.calibration.residual is not None:
+            return np.zeros(len(configs))  # what trees make of a step is not known before
+        layers = -(-np.asarray(configs.layers) // np.asarray(configs.pp))
+        alone = replace(configs, layers=layers, pp=1, virtual_stages=1, vocab=np.asarray(configs.tp), tied=1)
+        step = predict_step(alone, self.calibration.machine, self.calibration.stack, self.calibration.tuning)
+        return SAFE * step.step_time_s * np.exp(self.calibration.offsets.of(configs))
+
+    def refused(self, configs: Configs) -> np.ndarray:
+        """(n,) whether a configuration is outside of what the calibration covers."""
+        return np.array([each is not None for each in self.calibration.coverage.refused(configs)], bool)
+
     def refusal(self, configs: Configs) -> str | None:
         """Why the first one that is refused is outside of what the calibration covers."""
-        return next(filter(None, self.calibration.predict(configs).refused), None)
+        return next(filter(None, self.calibration.coverage.refused(configs)), None)
 
     def whole(self, configs: Configs) -> Estimate:
         found = self.calibration.predict(configs)

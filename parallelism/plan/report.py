@@ -46,6 +46,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             "too_big": plan.too_big,
             "outside_of_calibration": plan.outside,
             "ranked": plan.fitting,
+            "timed": plan.timed,
             "left_out": LEFT_OUT,
         },
         "seconds": plan.seconds,
@@ -104,7 +105,8 @@ def to_text(plan: Plan) -> list[str]:
         f"{count_of(question.devices, 'device')} of {question.machine.name} ({question.engine}, {question.precision}); "
         f"{count_of(question.global_batch, 'sequence')} of {question.shape.seq_len:,} tokens a step",
         f"{plan.looked_at:,} layouts in {plan.seconds:.1f} s: {plan.refusals.total:,} refused, "
-        f"{plan.too_big:,} over {question.machine.memory_bytes / 1e9:.1f} GB, {plan.fitting:,} ranked",
+        f"{plan.too_big:,} over {question.machine.memory_bytes / 1e9:.1f} GB, {plan.fitting:,} ranked "
+        f"({plan.timed:,} timed: the lower bound of the others is beaten)",
         "",
         f"the best {len(plan.best)}; of those that differ in schedule, stages a rank or sharding alone, the fastest",
     ]

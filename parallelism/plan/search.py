@@ -1,6 +1,7 @@
 """The search: predict the memory of every possible layout, the time of those that fit, keep the best and the front.
 
-A block of layouts at a time, so that memory stays bounded whatever the space. Nothing is sampled.
+A block of layouts at a time, so that memory stays bounded whatever the space. Nothing is sampled: a layout is left
+untimed only where its lower bound (`Estimator.least`) is already beaten, by the best and by the front.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import numpy as np
 from ..layout import Layout
 from ..predict.configs import Configs
 from ..predict.memory import predict_memory
+from .devices import no_layout
 from .estimate import Estimator, estimator
 from .pareto import front
 from .question import Question
 from .rules import Columns
 from .space import Refusals, blocks, configs_of, joined, layout_of, take
+
+HEAT = 2_000  # layouts that are timed together
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Plan:
     refusals: Refusals = field(default_factory=Refusals)
     possible: int = 0
     fitting: int = 0
+    timed: int = 0  # of those that fit; the others cannot be better: their lower bound is beaten
     outside: int = 0  # fit the memory, but are outside of what the calibration covers
     outside_reason: str = ""  # of one of them
     least_bytes: float = np.inf  # of any possible layout
@@ -71,6 +76,34 @@ class _Kept:
     memory: np.ndarray
 
 
+class _Race:
+    """The best and the front so far, and which layouts may still get among them."""
+
+    def __init__(self, top: int) -> None:
+        self.top = top
+        self.kept: _Kept | None = None
+        self.slowest = np.inf  # of the best `top`; a slower one is not among them
+        self.front_s, self.front_bytes = np.zeros(0), np.zeros(0)
+
+    def open(self, least: np.ndarray, memory: np.ndarray) -> np.ndarray:
+        """(n,) whether a layout that takes `least` seconds or more may be among the best or on the front."""
+        before = np.searchsorted(self.front_s, least, side="right") - 1
+        beaten = (before >= 0) & (np.append(self.front_bytes, np.inf)[before] <= memory)
+        return (least < self.slowest) | ~beaten
+
+    def add(self, new: _Kept) -> None:
+        both = [self.kept, new] if self.kept else [new]
+        seconds = np.concatenate([each.seconds for each in both])
+        memory = np.concatenate([each.memory for each in both])
+        columns = joined([each.columns for each in both])
+        best = distinct(columns, seconds)[: self.top]
+        on_front = front(seconds, memory)
+        self.slowest = float(seconds[best[-1]]) if len(best) == self.top else np.inf
+        self.front_s, self.front_bytes = seconds[on_front], memory[on_front]
+        rows = np.union1d(best, on_front)
+        self.kept = _Kept(take(columns, rows), seconds[rows], memory[rows])
+
+
 def search(question: Question, top: int = 10, most_front: int = 12) -> Plan:
     """Every layout of the question, ranked.
 
@@ -79,19 +112,14 @@ def search(question: Question, top: int = 10, most_front: int = 12) -> Plan:
     ValueError: no layout fills the devices (with counts of devices that work), or none fits the memory
     """
     begin = time.perf_counter()
-    plan, model = Plan(question), estimator(question.machine, question.model_stack)
-    kept: list[_Kept] = []
+    plan, model, race = Plan(question), estimator(question.machine, question.model_stack), _Race(top)
     for columns in blocks(question, plan.refusals):
-        kept += _fitting(columns, plan, model)
-        if len(kept) > 1:
-            kept = [_reduced(kept, top)]
+        _run(columns, plan, model, race)
     if not plan.possible:
-        from .devices import no_layout
-
         raise ValueError(no_layout(question, plan.refusals))
-    if not kept:
+    rest = race.kept
+    if rest is None:
         raise ValueError(_none_ranked(plan))
-    rest = _reduced(kept, top)
     fastest = distinct(rest.columns, rest.seconds)[:top]
     on_front = _thinned(front(rest.seconds, rest.memory), most_front)
     plan.best = list(candidates(take(rest.columns, fastest), question, model))
@@ -100,8 +128,8 @@ def search(question: Question, top: int = 10, most_front: int = 12) -> Plan:
     return plan
 
 
-def _fitting(columns: Columns, plan: Plan, model: Estimator) -> Iterator[_Kept]:
-    """The layouts of a block that fit the memory, timed."""
+def _run(columns: Columns, plan: Plan, model: Estimator, race: _Race) -> None:
+    """Let the layouts of a block that fit the memory into the race, those with the least lower bound first."""
     question = plan.question
     configs = configs_of(columns, question)
     memory = np.broadcast_to(predict_memory(configs, question.machine, question.model_stack).total, len(columns["tp"]))
@@ -109,25 +137,26 @@ def _fitting(columns: Columns, plan: Plan, model: Estimator) -> Iterator[_Kept]:
     least = int(np.argmin(memory))
     if memory[least] < plan.least_bytes:
         plan.least_bytes, plan.least_layout = float(memory[least]), layout_of(columns, least, question.engine)
-    fits = np.flatnonzero(memory <= question.machine.memory_bytes)
-    seconds = model.seconds(configs.take(fits)) if len(fits) else np.zeros(0)
-    known = np.isfinite(seconds)
-    if not known.all():
-        plan.outside += int((~known).sum())
-        plan.outside_reason = plan.outside_reason or model.refusal(configs.take(fits[~known])) or ""
-    rows = fits[known]
+    rows = np.flatnonzero(memory <= question.machine.memory_bytes)
+    if not len(rows):
+        return
+    refused = model.refused(configs.take(rows))
+    if refused.any():
+        plan.outside += int(refused.sum())
+        plan.outside_reason = plan.outside_reason or model.refusal(configs.take(rows[refused])) or ""
+    rows = rows[~refused]
     plan.fitting += len(rows)
-    if len(rows):
-        yield _Kept(take(columns, rows), seconds[known], memory[rows])
-
-
-def _reduced(kept: list[_Kept], top: int) -> _Kept:
-    """The fastest of all, and the front."""
-    seconds = np.concatenate([each.seconds for each in kept])
-    memory = np.concatenate([each.memory for each in kept])
-    columns = joined([each.columns for each in kept])
-    rows = np.union1d(distinct(columns, seconds)[:top], front(seconds, memory))
-    return _Kept(take(columns, rows), seconds[rows], memory[rows])
+    if not len(rows):
+        return
+    bound = model.least(configs.take(rows))
+    order = np.argsort(bound, kind="stable")
+    for begin in range(0, len(order), HEAT):
+        some = order[begin : begin + HEAT]
+        some = some[race.open(bound[some], memory[rows[some]])]
+        if len(some):
+            at = rows[some]
+            plan.timed += len(at)
+            race.add(_Kept(take(columns, at), model.seconds(configs.take(at)), memory[at]))
 
 
 def distinct(columns: Columns, seconds: np.ndarray) -> np.ndarray:

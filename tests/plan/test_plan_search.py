@@ -15,9 +15,10 @@ from scalade.launch.study.study import load_study
 from scalade.parallelism.diloco.config import Outer
 from scalade.parallelism.layout import canonical
 from scalade.parallelism.plan import Question, report, search
+from scalade.parallelism.plan.estimate import estimator
 from scalade.parallelism.plan.pareto import front
 from scalade.parallelism.plan.question import model_shape, usual_batch
-from scalade.parallelism.plan.space import Refusals, blocks, layout_of
+from scalade.parallelism.plan.space import Refusals, blocks, configs_of, layout_of
 from scalade.parallelism.plan.study import study_text
 from scalade.parallelism.predict import STACKS, load_machine, predict_step
 from scalade.parallelism.predict.configs import from_cases
@@ -59,6 +60,35 @@ def test_the_best_is_the_fastest_of_all_that_fit():
         assert each.step_time_s == pytest.approx(seconds[i]) and each.memory_bytes == pytest.approx(memory[i])
         assert sum(each.parts.values()) == pytest.approx(each.step_time_s)
         assert each.bound_time_s <= each.step_time_s
+
+
+@pytest.mark.parametrize("engine", ["torch", "megatron", "deepspeed"])
+def test_the_lower_bound_is_none_above_the_time(engine):
+    question = asked(engine=engine)
+    model = estimator(H100, STACKS[engine])
+    tight = []
+    for part in blocks(question, Refusals()):
+        configs = configs_of(part, question)
+        least, seconds = model.least(configs), model.seconds(configs)
+        assert (least <= seconds).all(), layout_of(part, int(np.argmax(least / seconds)), engine)
+        tight.append(np.median(least / seconds))
+    assert max(tight) > 0.5
+
+
+def test_what_is_not_timed_is_not_missed(monkeypatch):
+    """The front and the best, against those of all layouts, with bounds that leave most of them untimed."""
+    layouts, seconds, memory = one_by_one(asked())
+    monkeypatch.setattr(importlib.import_module("scalade.parallelism.plan.search"), "HEAT", 50)
+    plan = search(asked(), top=5, most_front=1000)
+    assert plan.timed < 0.6 * plan.fitting
+    rows = front(seconds, memory)
+    assert [each.step_time_s for each in plan.front] == pytest.approx(seconds[rows])
+    assert [each.memory_bytes for each in plan.front] == pytest.approx(memory[rows])
+    kinds: dict = {}
+    for x, t in zip(layouts, seconds, strict=True):
+        kind = (x.dp, x.pp, x.tp, x.cp, x.microbatches, x.recompute)
+        kinds[kind] = min(t, kinds.get(kind, np.inf))
+    assert [each.step_time_s for each in plan.best] == pytest.approx(sorted(kinds.values())[:5])
 
 
 def test_one_line_stands_for_layouts_that_differ_in_details():
