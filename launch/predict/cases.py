@@ -8,7 +8,7 @@ unit of work what it takes at the fewest ranks of the study (as the model has th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ import numpy as np
 from ... import __version__
 from ...bench.flops import flops_per_token
 from ...parallelism.predict import STACKS, Configs, Machine
-from ...parallelism.predict.calibration import Calibration
 from ...parallelism.predict.configs import from_cases
-from ...parallelism.predict.fit import uncalibrated
+from ...parallelism.predict.fit import calibration_of
 from ...parallelism.predict.memory import reported_memory
 from ..study.case import Case
 
@@ -67,19 +66,6 @@ def predict_cases(cases: Sequence[Case], machine: Machine) -> list[Prediction]:
 def predicted_by(machine: Machine, how: str = "") -> str:
     """What stands in the row: model and version, machine, and how that was calibrated."""
     return f"scalade {__version__}, machine {machine.name}" + (f": {how}" if how else "")
-
-
-def calibration_of(machine: Machine, engine: str) -> Calibration:
-    """The profile's calibration of this engine. One that was never measured has the torch engine's factors, and the
-    interval of an uncalibrated model."""
-    stack = STACKS[engine]
-    if engine in machine.calibration:
-        return Calibration.from_table(machine.calibration[engine], machine, stack)
-    plain = uncalibrated(machine, stack)
-    if "torch" not in machine.calibration:
-        return plain
-    other = Calibration.from_table(machine.calibration["torch"], machine, stack)
-    return replace(plain, tuning=other.tuning, how=f"factors of torch: no row of {engine} was measured")
 
 
 def _refusal(machine: Machine, engine: str, precision: str) -> str | None:

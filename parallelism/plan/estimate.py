@@ -8,7 +8,8 @@ import numpy as np
 
 from ..predict import Configs, Machine, Stack, predict_step
 from ..predict.calibration import Calibration
-from ..predict.fit import uncalibrated
+from ..predict.fit import calibration_of
+from ..predict.interval import regime_of
 
 PARTS = (
     "compute_time_s",
@@ -53,7 +54,8 @@ class Estimator:
         layers = -(-np.asarray(configs.layers) // np.asarray(configs.pp))
         alone = replace(configs, layers=layers, pp=1, virtual_stages=1, vocab=np.asarray(configs.tp), tied=1)
         step = predict_step(alone, self.calibration.machine, self.calibration.stack, self.calibration.tuning)
-        return SAFE * step.step_time_s * np.exp(self.calibration.offsets.of(configs))
+        risk = self.calibration.risk.logs(regime_of(configs, self.calibration.machine.node_ranks))
+        return SAFE * step.step_time_s * np.exp(self.calibration.offsets.of(configs) + risk)
 
     def refused(self, configs: Configs) -> np.ndarray:
         """(n,) whether a configuration is outside of what the calibration covers."""
@@ -70,4 +72,4 @@ class Estimator:
 
 
 def estimator(machine: Machine, stack: Stack) -> Estimator:
-    return Estimator(uncalibrated(machine, stack))
+    return Estimator(calibration_of(machine, stack.name))

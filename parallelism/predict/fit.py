@@ -22,7 +22,7 @@ from .machine import Machine
 from .offsets import Offsets
 from .residual import FITS, features_of
 from .risk import risk_of
-from .stack import Stack
+from .stack import STACKS, Stack
 from .step import predict_step
 from .tuning import NAMES, PRIOR, Tuning, from_logs
 
@@ -43,6 +43,19 @@ AGAIN = 4  # steps of a fit that starts from that on all rows
 def uncalibrated(machine: Machine, stack: Stack) -> Calibration:
     """The profile's own numbers, with an interval for a machine that was never measured."""
     return Calibration(machine, stack)
+
+
+def calibration_of(machine: Machine, engine: str) -> Calibration:
+    """The profile's calibration of this engine. One that was never measured has the torch engine's factors, and the
+    interval of an uncalibrated model."""
+    stack = STACKS[engine]
+    if engine in machine.calibration:
+        return Calibration.from_table(machine.calibration[engine], machine, stack)
+    plain = uncalibrated(machine, stack)
+    if "torch" not in machine.calibration:
+        return plain
+    other = Calibration.from_table(machine.calibration["torch"], machine, stack)
+    return replace(plain, tuning=other.tuning, how=f"factors of torch: no row of {engine} was measured")
 
 
 def calibrate(
@@ -223,4 +236,4 @@ def _noise(errors: np.ndarray) -> float:
     return max(float(np.sqrt((n * middle**2 + NOISE_ROWS * NOISE**2) / (n + NOISE_ROWS))), NOISE_LEAST)
 
 
-__all__ = ["Calibration", "Prediction", "Tuning", "calibrate", "uncalibrated"]
+__all__ = ["Calibration", "Prediction", "Tuning", "calibrate", "calibration_of", "uncalibrated"]
