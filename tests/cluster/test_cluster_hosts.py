@@ -124,21 +124,23 @@ def undisturbed(tmp_path_factory):
     return list(read_steps(folder / "r")["loss"])
 
 
-@pytest.mark.mpi
-def test_a_host_that_crashes_costs_a_restart_and_nothing_else(jobs, cluster, undisturbed):
+@pytest.mark.parametrize("launchers", [("srun", "torchrun"), pytest.param(("mpirun",), marks=pytest.mark.mpi)])
+def test_a_host_that_crashes_costs_a_restart_and_nothing_else(jobs, cluster, undisturbed, launchers):
     """By every launcher, as an array and packed; and one whose first host it is, with rank 0 and the batch script.
     The node comes back in the end."""
     all_ = [
         jobs(f"{launcher}-{mode}", TRAINING, ["--launcher", launcher, "--mode", mode, *more])
-        for launcher in ("srun", "torchrun", "mpirun")
+        for launcher in launchers
         for mode, more in (("array", ()), ("packed", ("--nodes", "3")))
     ]
-    first = jobs("first", TRAINING, ["--launcher", "srun"], profile='options = ["--exclude=n1"]\n')
-    hold(cluster, [*all_, first])
-    crash(cluster, [*all_, first], "n2")
-    for name, lines in wait_until_ended(cluster, [*all_, first]).items():
+    if "srun" in launchers:
+        profile = 'options = ["--exclude=n1"]\n'
+        all_.append(jobs("first", TRAINING, ["--launcher", "srun"], profile=profile))
+    hold(cluster, all_)
+    crash(cluster, all_, "n2")
+    for name, lines in wait_until_ended(cluster, all_).items():
         assert [line["state"] for line in lines] == ["done"], (name, lines)
-    for job in (*all_, first):
+    for job in all_:
         (row,) = job.desk.rows()
         about = job.name, row, job.starts(), job.desk.logs()
         assert (row["status"], row["rows"], row["restarts"]) == ("ok", 1, 1), about
@@ -147,7 +149,9 @@ def test_a_host_that_crashes_costs_a_restart_and_nothing_else(jobs, cluster, und
         assert "n2" not in {rank["host"] for rank in json.loads(row["ranks_json"])}
         job.desk.nothing_left()
     cluster.power_on("n2")
-    cluster.wait(lambda: cluster.run("sinfo", "-h", "-n", "n2", "-o", "%t").strip() == "idle", 30, "n2 again")
+    # Its state may stay "mixed": Slurm forgets to give back cores of a packed job that went on without the node.
+    there = ("srun", "--immediate=10", "--nodelist=n2", "--nodes=1", "--ntasks=1", "hostname")
+    cluster.wait(lambda: cluster.run(*there).strip() == "n2", 60, "n2 again")
 
 
 def keeps_the_rendezvous(job):
