@@ -5,7 +5,7 @@
 The bytes in brackets are the model's; the six numbers of `MemoryTuning` are found by non-negative least squares of the
 relative error, reweighted towards its absolute value (few peaks with a setting that the table does not name must not
 move the others), and drawn to the stack's own factors as strongly as PRIOR rows would. The interval is the central part
-of the relative errors on rows that were left out: every layout's rows in turn (`_FOLDS` parts of the layouts).
+of the relative errors on rows that were left out: of each model in turn, or, of one model, of its layouts in parts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PRIOR = 3.0  # rows' worth of the factors that stand without a calibration
 ROUNDS = 25  # of reweighting
 LEAST = 0.02  # relative error below which rows weigh alike
 COVERED = 0.90
+OF_ONE_MODEL = 0.94  # taken instead where all rows are of one model: another is further off than another layout of it
 _FOLDS = 5
 NAMES = tuple(each.name for each in fields(MemoryTuning))
 
@@ -60,9 +61,12 @@ def calibrate_memory(configs: Configs, peak_bytes: np.ndarray, machine: Machine,
     columns, fixed = _columns(configs, machine, stack)
     start = np.array(default_tuning(machine, stack).vector())
     factors = _fit(columns, peaks - fixed, peaks, start)
-    ratios = _left_out(columns, peaks, fixed, start, _layouts(configs))
-    low, high = np.quantile(ratios, [(1 - COVERED) / 2, (1 + COVERED) / 2]) if len(ratios) > 1 else (0.8, 1.25)
-    return MemoryCalibration(machine, stack, MemoryTuning(*factors), min(low, 1.0), max(high, 1.0), len(peaks))
+    parts, covered = _parts(configs)
+    ratios = _left_out(columns, peaks, fixed, start, parts)
+    low, high = np.quantile(ratios, [(1 - covered) / 2, (1 + covered) / 2]) if len(ratios) > 1 else (0.8, 1.25)
+    return MemoryCalibration(
+        machine, stack, MemoryTuning(*map(float, factors)), float(min(low, 1)), float(max(high, 1)), len(peaks)
+    )
 
 
 def _columns(configs: Configs, machine: Machine, stack: Stack) -> tuple[np.ndarray, np.ndarray]:
@@ -98,20 +102,27 @@ def _fit(columns: np.ndarray, target: np.ndarray, peaks: np.ndarray, start: np.n
     return factors
 
 
-def _layouts(configs: Configs) -> np.ndarray:
-    """A number (n,) that is the same for rows of the same shape and split."""
-    names = ("layers", "width", "dp_replicate", "dp_shard", "tp", "pp", "cp")
-    keys = np.stack(np.broadcast_arrays(*(np.broadcast_to(getattr(configs, n), len(configs)) for n in names)), axis=1)
+def _parts(configs: Configs) -> tuple[np.ndarray, float]:
+    """(a number (n,) that rows share which are left out together, the part of their errors that the interval is)."""
+    models = _alike(configs, ("layers", "width", "ffn", "vocab"))
+    if models.max() > 0:
+        return models, COVERED
+    return _alike(configs, ("tp", "pp", "cp")) % _FOLDS, OF_ONE_MODEL
+
+
+def _alike(configs: Configs, names: tuple[str, ...]) -> np.ndarray:
+    """A number (n,) that is the same for rows that agree in these settings."""
+    keys = np.stack([np.broadcast_to(getattr(configs, name), len(configs)) for name in names], axis=1)
     return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _left_out(
-    columns: np.ndarray, peaks: np.ndarray, fixed: np.ndarray, start: np.ndarray, layout: np.ndarray
+    columns: np.ndarray, peaks: np.ndarray, fixed: np.ndarray, start: np.ndarray, parts: np.ndarray
 ) -> np.ndarray:
-    """Measured over predicted of rows whose layouts were left out of the fit."""
+    """Measured over predicted of rows whose part was left out of the fit."""
     ratios = []
-    for fold in range(_FOLDS):
-        out = layout % _FOLDS == fold
+    for part in np.unique(parts):
+        out = parts == part
         if not out.any() or out.all():
             continue
         factors = _fit(columns[~out], (peaks - fixed)[~out], peaks[~out], start)

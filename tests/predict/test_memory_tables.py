@@ -47,7 +47,7 @@ def test_playbook_peaks_of_the_other_size(fitted, judged, most):
     middle, low, high = calibration.predict(configs)
     mean, median = error(middle, peaks)
     assert mean <= most and median <= 0.08, (mean, median)
-    assert ((low <= peaks) & (peaks <= high)).mean() >= 0.78
+    assert 0.85 <= ((low <= peaks) & (peaks <= high)).mean() <= 0.98
     factors = dict(zip(NAMES, calibration.tuning.vector(), strict=True))
     assert 0.95 <= factors["state"] <= 1.1 and 1 <= factors["activations"] <= 1.35  # what fragmentation can be
     assert 0 < factors.pop("constant_bytes") < 2**30
