@@ -18,9 +18,6 @@ from .machine import Machine
 from .tuning import Tuning
 
 ALL_REDUCE, OTHER = 2.0, 1.0  # factors
-# All-reduce over all-gather and reduce-scatter, bus bandwidth at 256 MB on 4 to 64 nodes of eight H100: 1.34, 1.44,
-# 1.54, 2.3 and 3.0 (nanotron/ultrascale-playbook, assets/data/benchmarks, pp_comm_bandwidth).
-RING, RING_NODES = 1.25, 48.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,9 @@ class Network:
         Inside a node the profile's bandwidth is that of gathers. Between nodes a ring has as many hops as ranks, where
         an all-reduce has a tree and adds up in the switch.
         """
-        nodes = group.nodes(self.machine.node_ranks)
-        return np.where(nodes > 1, RING * (1 + nodes / RING_NODES) * self.tuning.gathering, 1.0)
+        nodes, between = group.nodes(self.machine.node_ranks), self.machine.links[-1]
+        slower = between.ring * (1 + nodes / between.ring_nodes) * self.tuning.gathering
+        return np.where(nodes > 1, slower, 1.0)
 
     def send(self, stride: Column, nbytes: Column) -> np.ndarray:
         """Seconds of a message between two ranks that are `stride` apart."""

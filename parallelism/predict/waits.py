@@ -28,7 +28,8 @@ class Waits:
         group = Group(c.tp, 1)
         once = self.network.collective(group, c.tokens * c.width * c.element, OTHER)
         crossing = np.where(group.nodes(self.node_ranks) > 1, self.tuning.crossing, 1.0)
-        return 8 * once * crossing * (1 - self.stack.overlaps_tp)
+        messages = np.where(np.asarray(c.recompute) == 2, 12, 8)  # those of the forward pass once more
+        return messages * once * crossing * (1 - self.stack.overlaps_tp)
 
     def calls(self) -> np.ndarray:
         """Of one block, both passes: what the tensor-parallel calls cost the host.
