@@ -110,7 +110,7 @@ def layer_ms(settings) -> float:
 @pytest.mark.parametrize("name", KORTHIKANTI)
 def test_published_layer_times(name):
     settings, measured = KORTHIKANTI[name]
-    assert layer_ms(settings) == pytest.approx(measured, rel=0.08)
+    assert layer_ms(settings) == pytest.approx(measured, rel=0.12)
 
 
 def test_recomputing_all_costs_a_third_more():
