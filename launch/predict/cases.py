@@ -19,6 +19,7 @@ from ...parallelism.predict import STACKS, Configs, Machine
 from ...parallelism.predict.configs import from_cases
 from ...parallelism.predict.fit import calibration_of
 from ...parallelism.predict.memory import reported_memory
+from ...parallelism.predict.messages import all_messages
 from ..study.case import Case
 
 PARTS = {
@@ -87,6 +88,7 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
     columns["predicted_step_time_low_s"] = predicted.low_s
     columns["predicted_step_time_high_s"] = predicted.high_s
     columns["predicted_memory_bytes"] = reported_memory(configs, machine, stack)
+    columns["predicted_comm_bytes_per_step"] = _bytes_per_step(cases)
     columns["predicted_energy_j"] = _energy(cases, configs, machine, step.compute_time_s, predicted.step_time_s)
     columns["predicted_constant_mfu_step_time_s"] = _constant_mfu(cases, machine)
     by = {"predicted_by": predicted_by(machine, calibration.how)}
@@ -96,6 +98,18 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
         | ({"predicted_step_time_s_reason": reason} if reason else {})
         for i, reason in enumerate(predicted.refused)
     ]
+
+
+def _bytes_per_step(cases: Sequence[Case]) -> np.ndarray:
+    """Summed over the ranks; NaN: the engine's messages are not known, or go through a store (a quorum's)."""
+    return np.array(
+        [
+            sum(all_messages(case.shape, case.recipe, case.layout, case.outer).bytes.values())
+            if case.layout.engine == "torch" and not case.outer.quorum
+            else np.nan
+            for case in cases
+        ]
+    )
 
 
 def _value(name: str, value: Any) -> int | float:

@@ -2,7 +2,7 @@
 
 Bytes are of the message: the tensor of an all-reduce or a send, the whole gathered tensor of an all-gather, the whole
 input of a reduce-scatter or all-to-all; a send counts at the sender. The torch engine's messages are here to the byte
-and to the call; `others.py` has those of deepspeed and megatron.
+and to the call; those of deepspeed and megatron are not.
 
 b, s, w: sequences, positions on this rank and width of a microbatch; e: bytes of an element; t = tp.
 
@@ -112,11 +112,12 @@ def step_messages(
 def all_messages(shape: ModelShape, recipe: Recipe, layout: Layout, outer: Outer | None = None) -> Messages:
     """Summed over all ranks, as the columns `comm_bytes_...` are."""
     outer, found = outer or Outer(), Messages()
-    shards = layout.dp_shard * layout.cp if layout.sharded else 1
-    even = shape.width % shards == 0 and shape.head_dim % shards == 0 and outer.algorithm == "none"
     for place in range(layout.pp):
-        for shard in (0,) if even else range(shards):
-            ranks = layout.ranks * outer.placed_replicas / layout.pp / (1 if even else shards)
+        rank = TorchRank(shape, recipe, layout, outer, place, 0)
+        even = all(each.rows % rank.shards == 0 for each in rank.parameters())
+        shards = range(1 if even else rank.shards)
+        for shard in shards:
+            ranks = layout.ranks * outer.placed_replicas / layout.pp / len(shards)
             found.add_all(step_messages(shape, recipe, layout, outer, place, shard), ranks)
     return found
 
@@ -250,7 +251,7 @@ class TorchRank:
     def _buckets(self) -> list[int]:
         """Bytes of DDP's: gradients in the order in which they come, a bucket closed once it is full."""
         buckets, size, limit = [], 0, FIRST_BUCKET
-        for parameter in reversed(list(self._in_order_of_use())):
+        for parameter in reversed(list(self.parameters())):
             size += parameter.rows * parameter.rest * FP32
             if size >= limit:
                 buckets.append(size)
@@ -301,9 +302,6 @@ class TorchRank:
                 yield from self._block(layer)
             if last:
                 yield from (each for each in outside if not each.name.startswith("embedding"))
-
-    def _in_order_of_use(self) -> Iterator[Parameter]:
-        yield from self.parameters()
 
     def _outside(self, stage: int) -> Iterator[Parameter]:
         shape, tp = self.shape, self.layout.tp
