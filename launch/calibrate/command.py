@@ -10,7 +10,7 @@ import platform
 import socket
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from ...bench.recipe import Recipe
 from ...bench.shape import SIZES, ModelShape
 from ...parallelism.diloco.config import Outer
 from ...parallelism.layout import Layout
+from ...parallelism.predict.coverage import Coverage
+from ...parallelism.predict.interval import Spread
 from ...results import files
 from ...results.wording import count_of
 from ..comm.command import CommOptions, plan_case, run_comm, sizes_between
@@ -92,18 +94,22 @@ def measure_here(minutes: float, ranks: int | None, out: Path | None, say: Say) 
     source = f"measured by scalade calibrate {datetime.now(UTC):%Y-%m-%d} on {socket.gethostname()}"
     table = table_of(found, source, reference_mfu(facts, found), errors)
     table["name"], table["description"] = THIS, _description(facts)
-    how = "not fitted: the machine was busy"
-    if facts.quiet:
-        calibration = fitted(*reference_rows(facts), found)
-        table["calibration"], how = {"torch": calibration.to_table()}, calibration.how
-    else:
+    calibration = fitted(*reference_rows(facts), found)
+    if not facts.quiet:
+        calibration = replace(
+            calibration,
+            spread=Spread(),
+            coverage=Coverage(),
+            how=f"one rank alone, on a busy machine: {calibration.how}",
+        )
         say(
             f"warning: other programs had the cores for {facts.others_share:.0%} of the time: how ranks wait for each "
             "other is not known from this, and intervals are wide; calibrate again on an idle machine"
         )
+    table["calibration"] = {"torch": calibration.to_table()}
     path = out or own_profile()
     write_profile(path, table)
-    return Calibrated(path, table, how)
+    return Calibrated(path, table, calibration.how)
 
 
 def fitted(configs: Any, times: Any, machine: Any) -> Any:

@@ -20,6 +20,7 @@ from ...bench.shape import ModelShape
 from ...parallelism.diloco.config import Outer
 from ...parallelism.layout import Layout
 from ...parallelism.predict import STACKS
+from ...parallelism.predict.calibration import Prediction
 from ...parallelism.predict.configs import from_cases
 from ...parallelism.predict.fit import calibrate
 from ...parallelism.predict.machine import FOLDER, load_machine, shipped
@@ -45,8 +46,8 @@ class Improved:
 
     def to_text(self) -> list[str]:
         lines = [
-            f"{engine}: {found['how']}; of rows left out 90 % lie between {found['low'] - 1:+.0%} and "
-            f"{found['high'] - 1:+.0%} of the prediction"
+            f"{engine}: {found['how']}; the 90 % interval, of rows left out, is {found['low'] - 1:+.0%} to "
+            f"{found['high'] - 1:+.0%} around a prediction"
             for engine, found in self.engines.items()
         ]
         lines += [f"{count_of(n, 'row')} not used: {why}" for why, n in self.left_aside.items()]
@@ -78,14 +79,21 @@ def improve(results: Path, machine: str | None, out: Path | None, where: str | N
         configs = from_cases(case_of(row) for row in own)
         calibration = calibrate(configs, np.array([row["step_time_s"] for row in own]), found, STACKS[engine])
         table.setdefault("calibration", {})[engine] = calibration.to_table()
-        low, high = np.exp([calibration.spread.below, calibration.spread.above])
-        engines[engine] = {"how": calibration.how, "rows": len(own), "low": float(low), "high": float(high)}
+        low, high = _width(calibration.predict(configs))
+        engines[engine] = {"how": calibration.how, "rows": len(own), "low": low, "high": high}
     if not engines:
         reasons = "; ".join(f"{count_of(n, 'row')}: {why}" for why, n in left_aside.items())
         raise ValueError(f"{results}: nothing to calibrate on: {reasons or 'there are no rows'}")
     path = out or own_profile()
     write_profile(path, table)
     return Improved(path, engines, left_aside)
+
+
+def _width(predicted: Prediction) -> tuple[float, float]:
+    """Ends of the 90% interval over the prediction: medians over the rows."""
+    ends = predicted.low_s, predicted.high_s
+    low, high = (float(np.nanmedian(end / predicted.step_time_s)) for end in ends)
+    return low, high
 
 
 def _source(machine: str | None) -> Path:

@@ -19,6 +19,9 @@ UPDATE = 117.0  # of a block, of a step: optimizer and what follows a gradient
 ENDS = 208.0  # of a microbatch: embedding, head, loss
 STEP = 90.0  # of a step
 FULL, SELECTIVE = 267.0, 568.0  # recomputation, of a block
+IN_PYTHON = {"full": 430.0, "selective": 1900.0}
+"""What recomputation adds to a block in Python (saved tensors' hooks; a mode that sees every operation), as so many
+operations more: processor time of one thread, models of 2 and 4 blocks (the references of `scalade calibrate`)."""
 TENSOR, TENSOR_ALONE = 371.0, 153.0  # of a block: with sequence parallel norms, without
 CONTEXT, ULYSSES = 334.0, 515.0
 SHARDED, KEPT = 231.0, 157.0  # FSDP2: with resharding after the forward pass, without
@@ -47,7 +50,8 @@ def calls(configs: Configs) -> Calls:
     # A context-parallel block is sharded too: CONTEXT was counted with it.
     context = np.where(cp, np.where(np.asarray(c.cp_method) == 1, ULYSSES, CONTEXT), 0.0)
     sharded = np.where(shards & ~cp, np.where(np.asarray(c.reshard_after_forward) > 0, SHARDED, KEPT), 0.0)
-    again = np.select([recompute == 2, recompute == 1], [FULL, SELECTIVE], 0.0)
+    full, selective = FULL + IN_PYTHON["full"], SELECTIVE + IN_PYTHON["selective"]
+    again = np.select([recompute == 2, recompute == 1], [full, selective], 0.0)
     more = tensor + context + sharded
     copied = np.where(dp & ~shards & ~tp, COPIED, 0.0)
     return Calls(

@@ -12,9 +12,11 @@ from scalade.launch.calibrate import command, from_results
 from scalade.launch.calibrate.grid import CPU, CUDA, layouts_for, references
 from scalade.launch.calibrate.numbers import Facts, fit_machine, fit_products, reference_mfu, reference_rows
 from scalade.launch.calibrate.profile_file import table_of, to_toml, write_profile
+from scalade.launch.predict.cases import calibration_of
 from scalade.parallelism.predict import STACKS, load_machine, predict_step
 from scalade.parallelism.predict.configs import from_cases
 from scalade.parallelism.predict.host import BACKWARD, FORWARD, calls
+from scalade.parallelism.predict.interval import Spread
 from scalade.parallelism.predict.layer import ATTENTION_BACKWARD, Compute
 from scalade.parallelism.predict.machine import FOLDER, Link, Machine, Products
 from scalade.parallelism.predict.matmul import product_time
@@ -209,8 +211,6 @@ def test_rows_improve_a_profile_and_say_what_for(tmp_path):
     written_rows(tmp_path / "results", TRUE, 1.3)
     done = from_results.improve(tmp_path / "results", str(base), tmp_path / "better.toml")
     assert done.engines["torch"]["rows"] == 12 and "12 rows" in done.engines["torch"]["how"]
-    from scalade.launch.predict.cases import calibration_of
-
     better = load_machine(tmp_path / "better.toml")
     shape = {"layers": 6, "heads": 4, "kv_heads": 4, "width": 112, "ffn": 304, "seq_len": 64, "vocab": 256}
     rows = from_cases([case(shape), case(shape, dp_replicate=2)])
@@ -282,9 +282,10 @@ def test_a_busy_machine_is_said_and_nothing_is_fitted_to_ranks_that_wait(tmp_pat
     monkeypatch.setattr(command, "_measure", lambda *args: replace(facts, alone=alone, together=together))
     lines = []
     done = command.measure_here(1.0, 1, tmp_path / "p.toml", lines.append)
-    assert ("calibration" in tomllib.loads((tmp_path / "p.toml").read_text())) == fitted
+    calibration = calibration_of(load_machine(tmp_path / "p.toml"), "torch")
+    assert ("from 14 rows" in done.how) == fitted and done.how.startswith("one rank alone, on a busy machine") != fitted
+    assert (calibration.spread == Spread()) != fitted
     assert bool(lines) != fitted and load_machine(done.path).node_ranks == 2
     if not fitted:
         assert lines[0].startswith("warning: other programs had the cores for 60% of the time")
-        assert done.how == "not fitted: the machine was busy"
     assert any(str(tmp_path / "p.toml") in line for line in done.to_text())
