@@ -15,7 +15,7 @@ import numpy as np
 
 from ... import __version__
 from ...bench.flops import flops_per_token
-from ...parallelism.predict import STACKS, Configs, Machine
+from ...parallelism.predict import STACKS, Configs, Machine, other_engines
 from ...parallelism.predict.configs import from_cases
 from ...parallelism.predict.fit import calibration_of
 from ...parallelism.predict.memory import reported_memory
@@ -101,15 +101,16 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
 
 
 def _bytes_per_step(cases: Sequence[Case]) -> np.ndarray:
-    """Summed over the ranks; NaN: the engine's messages are not known, or go through a store (a quorum's)."""
-    return np.array(
-        [
-            sum(all_messages(case.shape, case.recipe, case.layout, case.outer).bytes.values())
-            if case.layout.engine == "torch" and not case.outer.quorum
-            else np.nan
-            for case in cases
-        ]
-    )
+    """Summed over the ranks; NaN: the layout's messages are not known, or go through a store (a quorum's)."""
+    return np.array([_bytes_of(case) for case in cases])
+
+
+def _bytes_of(case: Case) -> float:
+    if case.layout.engine == "torch" and not case.outer.quorum:
+        return float(sum(all_messages(case.shape, case.recipe, case.layout, case.outer).bytes.values()))
+    if other_engines.known(case.layout, case.outer):
+        return float(sum(other_engines.all_other_messages(case.shape, case.recipe, case.layout).bytes.values()))
+    return float("nan")
 
 
 def _value(name: str, value: Any) -> int | float:

@@ -2,7 +2,7 @@
 
 Bytes are of the message: the tensor of an all-reduce or a send, the whole gathered tensor of an all-gather, the whole
 input of a reduce-scatter or all-to-all; a send counts at the sender. The torch engine's messages are here to the byte
-and to the call; those of deepspeed and megatron are not.
+and to the call; `other_engines.py` has those of deepspeed and megatron.
 
 b, s, w: sequences, positions on this rank and width of a microbatch; e: bytes of an element; t = tp.
 

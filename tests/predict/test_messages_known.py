@@ -76,7 +76,7 @@ def test_the_column_of_a_prediction_is_the_sum_over_the_ranks(tmp_path):
     path = tmp_path / "some.toml"
     path.write_text(
         'name = "some"\n[model]\nsize = "tiny-100k"\n[recipe]\nglobal_batch = 8\n[budget]\nsteps = 5\n'
-        '[[layout]]\ndp_replicate = 4\n[[layout]]\nengine = "deepspeed"\ndp_shard = 2\n'
+        '[[layout]]\ndp_replicate = 4\n[[layout]]\nengine = "deepspeed"\ntp = 2\n'
     )
     cases = [each.case for each in load_study(path).cases_elsewhere()]
     ours, other = predict_cases(cases, load_machine("h100"))
