@@ -100,10 +100,10 @@ class Compute:
         return PassTime(forward, computed.backward + again + self.calls.backward * self.launch)
 
     def head(self) -> PassTime:
-        """Of the output head and the loss, on the last stage."""
+        """Of the output head, which is never narrower than bf16, and the loss, on the last stage."""
         c = self.configs
         vocab = c.vocab / np.where(np.asarray(c.loss_parallel) > 0, c.tp, 1)
-        forward, backward = self._products([(c.tokens, vocab, c.width)])
+        forward, backward = self._products([(c.tokens, vocab, c.width)], np.minimum(self.speed, self.inner_peak))
         loss = c.tokens * vocab * (np.asarray(c.element) + 4) / 6 * self.moved * self.tuning.elementwise
         added = self._accumulated(c.vocab * c.width)
         first, second = self.stack.loss_bytes
@@ -125,15 +125,17 @@ class Compute:
             (t, c.width, c.ffn / c.tp),
         ]
 
-    def _products(self, shapes: list[tuple[Column, Column, Column]]) -> tuple[np.ndarray, np.ndarray]:
+    def _products(
+        self, shapes: list[tuple[Column, Column, Column]], speed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds forward and backward. speed: FLOP/s; default: at the configuration's precision."""
+        speed = self.speed if speed is None else speed
         element = np.asarray(self.configs.element)
         cast = np.where(np.asarray(self.configs.precision) > 1, CAST_BYTES * self.moved * self.tuning.elementwise, 0.0)
         slower = self.tuning.matmul * (1 + (self.machine.products.contention - 1) * self.busy)
         forward = backward = np.zeros(())
         for m, n, k in shapes:
-            times = [
-                product_time(self.machine, self.speed, *each, element) for each in ((m, n, k), (m, k, n), (k, n, m))
-            ]
+            times = [product_time(self.machine, speed, *each, element) for each in ((m, n, k), (m, k, n), (k, n, m))]
             forward = forward + times[0] * slower + m * k * cast
             backward = backward + (times[1] + times[2]) * slower + m * n * cast
         return forward, backward

@@ -75,6 +75,7 @@ class Stack:
     tp_calls: float = 8  # tensor-parallel collectives of a layer, forward and backward
     call_s: float = 30e-6  # host time of each
     blocked_s: float = 0.0  # more, for each rank of the group, where other stages are in other nodes
+    reduced_bytes: float = 0.0  # of a gradient in the messages between replicas; 0: as they are held
     accumulate_bytes: float = 0.0  # moved for a parameter and microbatch, to add its gradient to the others'
     loss_bytes: tuple[float, float] = (6.0, 12.0)  # moved for a logit of bf16, forward and backward pass
     microbatch_s: float = 0.0  # host time of a microbatch besides its launches
@@ -124,15 +125,25 @@ STACKS = {
             "metadata before each message, gradients added up in fp32 apart from the products, loss in fp32 by nine "
             "kernels; times: starting values from the 1B runs of its playbook",
         ),
-        Stack("megatron-2021", flash=False, overlaps_dp=False, keeps=MEGATRON, source="arXiv 2104.04473"),
+        Stack(
+            "megatron-2021",
+            flash=False,
+            overlaps_dp=False,
+            accumulate_bytes=6,
+            reduced_bytes=2,
+            keeps=MEGATRON,
+            source="arXiv 2104.04473, Megatron-LM 2.5: gradients in fp16, added up by a kernel of their own",
+        ),
         Stack(
             "megatron-2022",
             flash=False,
             overlaps_dp=False,
             overlaps_tp=0.5,
+            accumulate_bytes=2,
+            reduced_bytes=2,
             keeps=MEGATRON,
-            source="arXiv 2205.05198; all-reduces of the backward pass beside the weights' gradient (Megatron-LM 3.0, "
-            "async_tensor_model_parallel_allreduce)",
+            source="arXiv 2205.05198, Megatron-LM 3.0: products that add gradients up, all-reduces of the backward pass "
+            "beside the weights' gradient",
         ),
         Stack(
             "nemo",
@@ -140,8 +151,9 @@ STACKS = {
             kernels_backward=24,
             overlaps_tp=0.8,
             overlaps_pp=True,
+            accumulate_bytes=6,
             keeps=Keeps(fused_swiglu=True, selective="attention", fp8_copies=2),
-            source="NVIDIA/NeMo 2.x, Megatron-Core: tp_comm_overlap, overlap_p2p_comm",
+            source="NVIDIA/NeMo 2.x, Megatron-Core: tp_comm_overlap, overlap_p2p_comm, gradients added up in fp32",
         ),
         Stack(
             "torchtitan",

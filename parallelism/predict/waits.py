@@ -28,8 +28,8 @@ class Waits:
         group = Group(c.tp, 1)
         once = self.network.collective(group, c.tokens * c.width * c.element, OTHER)
         crossing = np.where(group.nodes(self.node_ranks) > 1, self.tuning.crossing, 1.0)
-        messages = np.where(np.asarray(c.recompute) == 2, 12, 8)  # those of the forward pass once more
-        return messages * once * crossing * (1 - self.stack.overlaps_tp)
+        again = np.where(np.asarray(c.recompute) == 2, 4, 0)  # those of the forward pass once more
+        return (8 * (1 - self.stack.overlaps_tp) + again) * once * crossing
 
     def calls(self) -> np.ndarray:
         """Of one block, both passes: what the tensor-parallel calls cost the host.
@@ -68,7 +68,10 @@ class Waits:
         zero = np.asarray(c.zero_stage)
         shards = Group(np.asarray(c.dp_shard) * c.cp, c.tp)
         replicas = Group(c.dp_replicate, np.asarray(c.tp) * c.cp * c.dp_shard)
-        gradients, weights = held * stack.gradient_bytes, held * np.maximum(stack.compute_bytes, 1)
+        gradients, weights = (
+            held * (stack.reduced_bytes or stack.gradient_bytes),
+            held * np.maximum(stack.compute_bytes, 1),
+        )
         scattered = self.network.collective(shards, gradients, OTHER)
         gathered = self.network.collective(shards, weights, OTHER)
         reduced = self.network.collective(replicas, gradients / np.maximum(shards.size, 1), ALL_REDUCE)
