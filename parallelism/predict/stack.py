@@ -142,8 +142,8 @@ STACKS = {
             accumulate_bytes=2,
             reduced_bytes=2,
             keeps=MEGATRON,
-            source="arXiv 2205.05198, Megatron-LM 3.0: products that add gradients up, all-reduces of the backward pass "
-            "beside the weights' gradient",
+            source="arXiv 2205.05198, Megatron-LM 3.0: products that add gradients up, all-reduces of the backward "
+            "pass beside the weights' gradient",
         ),
         Stack(
             "nemo",
