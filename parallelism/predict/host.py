@@ -19,9 +19,19 @@ UPDATE = 117.0  # of a block, of a step: optimizer and what follows a gradient
 ENDS = 208.0  # of a microbatch: embedding, head, loss
 STEP = 90.0  # of a step
 FULL, SELECTIVE = 267.0, 568.0  # recomputation, of a block
-IN_PYTHON = {"full": 430.0, "selective": 1900.0}
-"""What recomputation adds to a block in Python (saved tensors' hooks; a mode that sees every operation), as so many
-operations more: processor time of one thread, models of 2 and 4 blocks (the references of `scalade calibrate`)."""
+IN_PYTHON = {
+    "full": 430.0,
+    "selective": 1900.0,
+    "sharded": 2300.0,
+    "kept": 1600.0,
+    "tensor": 3500.0,
+    "tensor_alone": 1200.0,
+    "context": 2200.0,
+    "messages": 500.0,  # of a microbatch, on a rank of a pipeline
+}
+"""What a layout adds to a block in Python (hooks of FSDP2, autograd functions, saved tensors, a mode that sees every
+operation), as so many operations more: processor time of the ranks' threads beyond the model, means over the two
+reference models of `scalade calibrate` on two cores. The factor `host` of a calibration moves it with the counts."""
 TENSOR, TENSOR_ALONE = 371.0, 153.0  # of a block: with sequence parallel norms, without
 CONTEXT, ULYSSES = 334.0, 515.0
 SHARDED, KEPT = 231.0, 157.0  # FSDP2: with resharding after the forward pass, without
@@ -46,10 +56,16 @@ def calls(configs: Configs) -> Calls:
     tp, cp, dp = (np.asarray(each) > 1 for each in (c.tp, c.cp, c.dp_replicate))
     shards = np.asarray(c.dp_shard) * np.asarray(c.cp) > 1
     recompute = np.asarray(c.recompute)
-    tensor = np.where(tp, np.where(np.asarray(c.sp) > 0, TENSOR, TENSOR_ALONE), 0.0)
+    python = IN_PYTHON
+    with_sp, without = TENSOR + python["tensor"], TENSOR_ALONE + python["tensor_alone"]
+    tensor = np.where(tp, np.where(np.asarray(c.sp) > 0, with_sp, without), 0.0)
     # A context-parallel block is sharded too: CONTEXT was counted with it.
-    context = np.where(cp, np.where(np.asarray(c.cp_method) == 1, ULYSSES, CONTEXT), 0.0)
-    sharded = np.where(shards & ~cp, np.where(np.asarray(c.reshard_after_forward) > 0, SHARDED, KEPT), 0.0)
+    context = np.where(cp, np.where(np.asarray(c.cp_method) == 1, ULYSSES, CONTEXT) + python["context"], 0.0)
+    sharded = np.where(
+        shards & ~cp,
+        np.where(np.asarray(c.reshard_after_forward) > 0, SHARDED + python["sharded"], KEPT + python["kept"]),
+        0.0,
+    )
     full, selective = FULL + IN_PYTHON["full"], SELECTIVE + IN_PYTHON["selective"]
     again = np.select([recompute == 2, recompute == 1], [full, selective], 0.0)
     more = tensor + context + sharded
@@ -57,7 +73,7 @@ def calls(configs: Configs) -> Calls:
     return Calls(
         forward=FORWARD + more / 3,
         backward=BACKWARD + more * 2 / 3 + again,
-        ends=np.asarray(ENDS),
+        ends=ENDS + np.where(np.asarray(c.pp) > 1, python["messages"], 0.0),
         update=UPDATE + copied,
         step=STEP + np.where(np.asarray(c.pp) > 1, MESSAGES, 0.0),
     )
