@@ -22,7 +22,7 @@ from .question import Question
 from .rules import Columns
 from .space import Refusals, blocks, configs_of, joined, layout_of, take
 
-HEAT = 2_000  # layouts that are timed together
+HEAT = 200  # layouts that are timed together, before the bounds of the others are looked at again
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,11 @@ def _run(columns: Columns, plan: Plan, model: Estimator, race: _Race) -> None:
     if not len(rows):
         return
     bound = model.least(configs.take(rows))
-    order = np.argsort(bound, kind="stable")
-    for begin in range(0, len(order), HEAT):
-        some = order[begin : begin + HEAT]
-        some = some[race.open(bound[some], memory[rows[some]])]
-        if len(some):
-            at = rows[some]
-            plan.timed += len(at)
-            race.add(_Kept(take(columns, at), model.seconds(configs.take(at)), memory[at]))
+    left = np.argsort(bound, kind="stable")
+    while len(left := left[race.open(bound[left], memory[rows[left]])]):
+        at, left = rows[left[:HEAT]], left[HEAT:]
+        plan.timed += len(at)
+        race.add(_Kept(take(columns, at), model.seconds(configs.take(at)), memory[at]))
 
 
 def distinct(columns: Columns, seconds: np.ndarray) -> np.ndarray:
