@@ -22,6 +22,7 @@ from ...parallelism.predict.memory import reported_memory
 from ...parallelism.predict.messages import all_messages
 from ..study.case import Case
 
+MOST_PARTS = 256  # stages times shards whose messages are added up
 PARTS = {
     "predicted_compute_time_s": "compute_time_s",
     "predicted_exposed_comm_time_s": "exposed_comm_time_s",
@@ -90,6 +91,7 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
     columns["predicted_memory_bytes"] = reported_memory(configs, machine, stack)
     columns["predicted_comm_bytes_per_step"] = _bytes_per_step(cases)
     columns["predicted_energy_j"] = _energy(cases, configs, machine, step.compute_time_s, predicted.step_time_s)
+    columns["predicted_comm_bytes_per_step"] = np.array([_comm_bytes(case) for case in cases])
     columns["predicted_constant_mfu_step_time_s"] = _constant_mfu(cases, machine)
     by = {"predicted_by": predicted_by(machine, calibration.how)}
     return [
@@ -114,7 +116,17 @@ def _bytes_of(case: Case) -> float:
 
 
 def _value(name: str, value: Any) -> int | float:
-    return round(float(value)) if name.endswith("_bytes") else float(value)
+    return round(float(value)) if "_bytes" in name else float(value)
+
+
+def _comm_bytes(case: Case) -> float:
+    """Of a step, summed over the ranks; NaN: of an engine whose messages are not counted, or of too many stages and
+    shards to add up for a table."""
+    layout = case.layout
+    if layout.engine != "torch" or layout.pp * layout.dp_shard * layout.cp > MOST_PARTS:
+        return float("nan")
+    messages = all_messages(case.shape, case.recipe, layout, case.outer)
+    return float(sum(messages.bytes.values()))
 
 
 def _energy(

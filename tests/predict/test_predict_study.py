@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,14 @@ def test_what_follows_from_the_step_time(study):
     assert more["device_hours"] == pytest.approx(24 * step / 3600)
 
 
+def test_bytes_are_those_of_all_ranks(study):
+    """One process sends nothing; two data-parallel ranks each reduce the gradients, fp32, and the norm's one number."""
+    _, (single, two, pipeline), _ = predict_study(study, "h100")
+    name = "predicted_comm_bytes_per_step"
+    assert single.columns[name] == 0 and pipeline.columns[name] > 0
+    assert two.columns[name] == pytest.approx(2 * 4 * two.case.shape.params_total, rel=1e-3)
+
+
 def test_the_naive_predictions(study):
     """The smallest scale: half the work for each of two ranks. A constant MFU: of the reference."""
     cases = [each.case for each in load_study(study).cases_elsewhere()][:2]
@@ -105,3 +114,13 @@ def test_where_the_profile_of_this_machine_lies(tmp_path, monkeypatch):
         find_machine(None)
     (tmp_path / "mine.toml").write_text((load_machine.__globals__["FOLDER"] / "h100.toml").read_text())
     assert find_machine(None) == find_machine("this") == find_machine(str(tmp_path / "mine.toml"))
+
+
+def test_hundreds_of_cases_take_less_than_a_second(tmp_path):
+    """Processor time, which other work on the machine does not lengthen; without torch."""
+    sizes = ", ".join(str(8 * n) for n in range(1, 101))
+    (tmp_path / "many.toml").write_text(STUDY.replace("global_batch = 8", f"global_batch = [{sizes}]"))
+    predict_study(tmp_path / "many.toml", "h100")  # modules are loaded
+    begin = time.process_time()
+    _, predictions, _ = predict_study(tmp_path / "many.toml", "h100")
+    assert len(predictions) == 300 and time.process_time() - begin < 1.0
