@@ -65,9 +65,11 @@ class Coverage:
         }
 
     def distance(self, configs: Configs) -> np.ndarray:
-        """Decades (n,) from the range, over all axes; 0 inside."""
-        logs = [np.log10(each) for each in self.away(configs).values()]
-        return np.sqrt(np.sum(np.square(logs), axis=0)) if logs else np.zeros(len(configs))
+        """Decades (n, 2) from the range: in ranks, and over all other axes; 0 inside."""
+        away = {name: np.log10(each) for name, each in self.away(configs).items()}
+        ranks = away.pop("ranks", np.zeros(len(configs)))
+        others = np.sqrt(sum(np.square(each) for each in away.values())) if away else np.zeros(len(configs))
+        return np.stack([ranks, others], axis=1)
 
     def refused(self, configs: Configs) -> list[str | None]:
         """Why each configuration is outside of what was measured, or None."""

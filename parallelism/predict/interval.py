@@ -40,36 +40,40 @@ class Spread:
 
     below: tuple[float, ...] = (-1.645 * UNMEASURED, 0.0, 0.0)
     above: tuple[float, ...] = (1.645 * UNMEASURED, 0.0, 0.0)
-    per_decade: float = PER_DECADE
+    per_decade: tuple[float, float] = (PER_DECADE, PER_DECADE)  # of ranks; of all other axes
 
     def logs(self, regime: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is added to the logarithm of a prediction (n,), below and above.
 
-        regime: (n, LINES); distance: decades outside of the rows.
+        regime: (n, LINES); distance: (n, 2) decades outside of the rows, in ranks and otherwise.
         """
-        wider = 1 + self.per_decade * distance
+        wider = 1 + distance @ np.array(self.per_decade)
         below, above = regime @ np.array(self.below), regime @ np.array(self.above)
         return np.minimum(below, -LEAST) * wider, np.maximum(above, LEAST) * wider
 
     def widened(self, errors: np.ndarray, regime: np.ndarray, distance: np.ndarray) -> Spread:
-        """Wide enough for errors (n,) on rows at a distance (n,) from those that were fitted; NaN: not left out."""
-        away = np.isfinite(errors) & (distance > 0.05)
+        """Wide enough for errors (n,) on rows at a distance (n, 2) from those that were fitted; NaN: not left out."""
+        known = np.isfinite(errors)
+        axis = int(np.argmax(np.median(distance[known], axis=0))) if known.any() else 0
+        away = known & (distance[:, axis] > 0.05)
         if np.count_nonzero(away) < FEW:
             return self
-        below, above = replace(self, per_decade=0.0).logs(regime[away], distance[away])
+        below, above = self.logs(regime[away], np.zeros((np.count_nonzero(away), 2)))
         needed = np.where(errors[away] < 0, errors[away] / below, errors[away] / above)
-        slope = (float(np.quantile(needed, SHARE)) - 1) / float(np.median(distance[away]))
-        return replace(self, per_decade=float(np.clip(slope, self.per_decade, STEEPEST)))
+        slope = (float(np.quantile(needed, SHARE)) - 1) / float(np.median(distance[away, axis]))
+        slopes = list(self.per_decade)
+        slopes[axis] = float(np.clip(slope, slopes[axis], STEEPEST))
+        return replace(self, per_decade=(slopes[0], slopes[1]))
 
     def to_table(self) -> dict[str, Any]:
-        return {"below": list(self.below), "above": list(self.above), "per_decade": self.per_decade}
+        return {"below": list(self.below), "above": list(self.above), "per_decade": list(self.per_decade)}
 
     @classmethod
     def from_table(cls, table: dict[str, Any]) -> Spread:
         if not table:
             return cls()
-        below, above = (tuple(map(float, table[name])) for name in ("below", "above"))
-        return cls(below, above, float(table["per_decade"]))
+        below, above, (ranks, others) = (tuple(map(float, table[name])) for name in ("below", "above", "per_decade"))
+        return cls(below, above, (ranks, others))
 
 
 def spread_of(errors: np.ndarray, regime: np.ndarray, prior: float = 0.04, weight: float = 3.0) -> Spread:

@@ -80,7 +80,7 @@ def test_intervals_cover_noise_as_they_say(n):
     draw, x = np.random.default_rng(4), regime(n)
     covered = []
     for _ in range(40 if n < 100 else 5):
-        low, high = spread_of(draw.normal(0, 0.1, n), x).logs(regime(2000, 9), np.zeros(2000))
+        low, high = spread_of(draw.normal(0, 0.1, n), x).logs(regime(2000, 9), np.zeros((2000, 2)))
         new = draw.normal(0, 0.1, 2000)
         covered.append(np.mean((low <= new) & (new <= high)))
     assert 0.86 <= np.mean(covered) <= 0.96
@@ -89,7 +89,7 @@ def test_intervals_cover_noise_as_they_say(n):
 def test_quantiles_follow_the_regime():
     x, draw = regime(), np.random.default_rng(5)
     errors = draw.normal(0, 0.05 * (1 + x[:, 1] + 4 * x[:, 2]))
-    low, high = spread_of(errors, x).logs(x, np.zeros(len(x)))
+    low, high = spread_of(errors, x).logs(x, np.zeros((len(x), 2)))
     for apart in (0, 1):
         rows = x[:, 2] == apart
         assert np.mean((low <= errors) & (errors <= high), where=rows) == pytest.approx(0.9, abs=0.04)
@@ -97,7 +97,7 @@ def test_quantiles_follow_the_regime():
 
 def test_distance_and_few_rows_make_it_wider():
     spread = spread_of(np.full(5, 0.01), regime(5))
-    near, far = (spread.logs(regime(1), np.array([each]))[1] for each in (0.0, 1.0))
+    near, far = (spread.logs(regime(1), np.array([[0.0, each]]))[1] for each in (0.0, 1.0))
     assert far > near
     assert spread_of(np.full(2, 0.0), regime(2)).above[0] > spread_of(np.full(50, 0.0), regime(50)).above[0] > 0
     assert Spread.from_table(spread.to_table()) == spread
