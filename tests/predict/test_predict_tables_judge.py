@@ -15,7 +15,6 @@ from scalade.parallelism.predict.tables.split import REPEATS, split
 MAP = """
 name = "tiny"
 compete = ["nodes"]
-family = ["name"]
 [fields]
 model = "name"
 gpus = "devices"

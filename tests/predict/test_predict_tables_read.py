@@ -20,7 +20,6 @@ from scalade.parallelism.predict.tables.table_map import find_map, read_map, shi
 MAP = """
 name = "tiny"
 compete = ["name"]
-family = ["name"]
 [fields]
 model = "name"
 gpus = "devices"
@@ -90,7 +89,7 @@ def test_each_row_left_out_has_its_reason(tiny):
     [
         (("gpus =", "gpuz ="), "no such field: did you mean 'gpus'"),
         (("factor =", "fctor ="), "no key 'fctor': did you mean 'factor'"),
-        (("family =", "famly ="), "no key 'famly'"),
+        (("compete =", "competes ="), "no key 'competes'"),
         (("{ value = 4096 }", "7"), "must be a column's name"),
         (('reason = "adapters only"', ""), "refuse.0 lacks reason"),
         (('"devices"', '"gadgets"'), "no column gadgets: the table has name"),

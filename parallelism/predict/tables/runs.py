@@ -40,7 +40,6 @@ class Run:
     memory_part: str
     status: str
     compete: tuple[str, ...]
-    family: tuple[str, ...]
     assumed: tuple[str, ...] = ()
     active: str = ""  # of a mixture of experts
 
@@ -154,7 +153,7 @@ def _run(i: int, row: Mapping[str, Any], chosen: TableMap, machine: str | None) 
     memory = float(values.get("memory_bytes", np.nan))
     if status == "ok" and np.isnan(time) and np.isnan(memory):
         raise Unusable("nothing measured")
-    cells = {name: "" if empty(row.get(name)) else str(row[name]) for name in (*chosen.compete, *chosen.family)}
+    cells = {name: "" if empty(row.get(name)) else str(row[name]) for name in chosen.compete}
     return Run(
         row=i,
         settings=configuration,
@@ -167,7 +166,6 @@ def _run(i: int, row: Mapping[str, Any], chosen: TableMap, machine: str | None) 
         memory_part=str(values.get("memory_part", "total")),
         status=status,
         compete=tuple(cells[name] for name in chosen.compete),
-        family=tuple(cells[name] for name in chosen.family),
         assumed=assumed,
         active=active,
     )

@@ -2,7 +2,6 @@
 
     name = "my_table"
     compete = ["model", "nodes"]                    # rows equal in these are layouts among which one chooses
-    family = ["model", "precision"]                 # rows equal in these share what the model does not know of them
     [fields]                                        # of Configs, or of a run (RUN_FIELDS): where its value is
     [[refuse]]                                      # rows that cannot be used
     column = "model"
@@ -48,7 +47,7 @@ RUN_FIELDS = {
     "status": "ok, oom (also for `crashed, perhaps out of memory`) or failed",
 }
 TEXT_FIELDS = ("model", "machine", "stack", "memory_part", "status")
-KEYS = ("name", "source", "tables", "compete", "family", "flops", "fields", "refuse", "models")
+KEYS = ("name", "source", "tables", "compete", "flops", "fields", "refuse", "models")
 CONVENTIONS = ("6n", "palm", "causal")
 
 
@@ -73,7 +72,6 @@ class TableMap:
     path: Path
     fields: Mapping[str, tuple[Field, ...]]
     compete: tuple[str, ...]
-    family: tuple[str, ...]
     flops: str = "6n"
     refuse: tuple[Refusal, ...] = ()
     models: tuple[NamedModel, ...] = ()
@@ -82,7 +80,7 @@ class TableMap:
     def columns(self) -> list[str]:
         """The columns that it reads, in the order of the fields."""
         read = [each.column for ways in self.fields.values() for each in ways if each.column]
-        return list(dict.fromkeys([*read, *(each.column for each in self.refuse), *self.compete, *self.family]))
+        return list(dict.fromkeys([*read, *(each.column for each in self.refuse), *self.compete]))
 
     def missing(self, columns: Iterable[str]) -> list[str]:
         """The columns that it reads and a table with these columns lacks."""
@@ -111,7 +109,6 @@ def read_map(path: Path) -> TableMap:
         path=path,
         fields={name: _field(path, name, entry) for name, entry in table["fields"].items()},
         compete=tuple(table.get("compete", ())),
-        family=tuple(table.get("family", ())),
         flops=flops,
         refuse=tuple(_refusal(path, i, each) for i, each in enumerate(table.get("refuse", []))),
         models=read_models(table.get("models", {})),
