@@ -4,7 +4,8 @@ A prediction's interval is stated to hold the measurement in 90 % of all cases. 
 lie inside that a true 90 % would give as few, or fewer, in less than one table of twenty (binomial). Repeats of a case
 have one prediction, so a case counts once: as inside where at least half of its runs are. Cases of one study also
 share what the model does not know of the machine, so a table can fail by one wrong number of the profile: then
-`scalade calibrate` is what to do.
+`scalade calibrate` is what to do. Runs that something else on the machine disturbed say nothing of the model, and are
+left aside (quiet.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..schema.rows import AnyRow
 from ..table.column_codes import Coded
+from ..table.quiet import disturbed
 
 LEVEL = 0.9  # of the intervals, as docs of the columns state it
 RARE = 0.05
@@ -33,11 +35,12 @@ def coverage(rows: Sequence[AnyRow], outcome_of: Callable, skip: str) -> tuple:
     """
     columns = Coded(rows)
     cases = columns.of("case_id") if rows else np.zeros(0, int)
+    quiet = ~_disturbed(rows, columns)
     outside: list[AnyRow] = []
     bad, good = [], []
     for what, *names in INTERVALS:
         low, high, measured = (columns.numbers(name) for name in names)
-        known = np.flatnonzero(~np.isnan(low) & ~np.isnan(high) & ~np.isnan(measured))
+        known = np.flatnonzero(~np.isnan(low) & ~np.isnan(high) & ~np.isnan(measured) & quiet)
         if not len(known):
             continue
         inside = (low <= measured) & (measured <= high)
@@ -49,9 +52,15 @@ def coverage(rows: Sequence[AnyRow], outcome_of: Callable, skip: str) -> tuple:
         else:
             good.append(text)
     if not bad and not good:
-        return skip, "no prediction with an interval beside a measurement", []
+        return skip, "no prediction with an interval beside a measurement on a quiet machine", []
     why = f"{'; '.join(bad)}: calibrate again on this machine (`scalade calibrate`)"
     return outcome_of(list({row["run_id"]: row for row in outside}.values()), why, "; ".join(good))
+
+
+def _disturbed(rows: Sequence[AnyRow], columns: Coded) -> np.ndarray:
+    """(rows,) bool"""
+    causes = disturbed(rows, columns).values() if rows else ()
+    return np.logical_or.reduce([np.zeros(len(rows), bool), *(which for which, _ in causes)])
 
 
 def _cases_inside(cases: np.ndarray, inside: np.ndarray) -> tuple[int, int]:

@@ -255,6 +255,13 @@ def test_predictions_that_miss_their_stated_coverage_fail():
     assert covered(predicted(0, 2)).verdict == FAIL
 
 
+def test_runs_that_others_disturbed_say_nothing_of_the_model():
+    rows = predicted(14, 6)
+    busy = [row | {"cpu_others_share": 0.5} if at >= 14 else row for at, row in enumerate(rows)]
+    assert covered(rows).verdict == FAIL and covered(busy).verdict == PASS
+    assert covered([row | {"cpu_others_share": 0.5} for row in rows]).verdict == SKIP
+
+
 def test_repeats_of_one_case_are_one_prediction():
     assert covered(predicted(9, 1, repeats=5)).verdict == PASS
     assert "9 of 10 cases" in covered(predicted(9, 1, repeats=5)).why
