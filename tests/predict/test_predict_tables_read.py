@@ -13,9 +13,10 @@ from scalade.parallelism.predict.configs import Configs, code
 from scalade.parallelism.predict.machine import load_machine
 from scalade.parallelism.predict.stack import named_stack
 from scalade.parallelism.predict.tables.field import read_field
+from scalade.parallelism.predict.tables.layout_of import Unusable, settings
 from scalade.parallelism.predict.tables.models import find_model, shipped_models
 from scalade.parallelism.predict.tables.runs import as_configs, read_runs
-from scalade.parallelism.predict.tables.table_map import find_map, read_map, shipped_files
+from scalade.parallelism.predict.tables.table_map import CONFIG_FIELDS, find_map, read_map, shipped_files
 
 MAP = """
 name = "tiny"
@@ -140,6 +141,14 @@ def test_names_of_models():
             fields = {"kv_heads": model.fields["heads"]} | dict(model.fields)
             configs = dataclasses.replace(Configs(1, 1, 1, 1, 1, 1, 1, 1), **fields)
             assert float(np.asarray(configs.params_total)) == pytest.approx(sizes[model.name], rel=0.01)
+
+
+def test_microbatches_that_an_interleaved_schedule_does_not_take_are_refused():
+    shape = {"layers": 8, "heads": 8, "width": 512, "ffn": 2048, "vocab": 1000, "seq_len": 128}
+    run = shape | {"gpus": 4, "pp": 4, "virtual_stages": 2, "micro_batch": 1}
+    assert settings(run | {"global_batch": 8}, CONFIG_FIELDS)["pp_schedule"] == code("pp_schedule", "Interleaved1F1B")
+    with pytest.raises(Unusable, match="multiples of pp"):
+        settings(run | {"global_batch": 6}, CONFIG_FIELDS)
 
 
 def test_a_field_takes_the_first_way_that_gives_a_value():

@@ -33,7 +33,10 @@ def settings(values: Mapping[str, Value], names: frozenset[str]) -> dict[str, fl
     if row.get("virtual_stages", 1) > 1 and row.get("pp_schedule", ONE_STAGE) == ONE_STAGE:
         row["pp_schedule"] = INTERLEAVED
     dp = row.pop("dp")
-    return row | _batch(values, dp) | _sharding(values, dp)
+    batch = _batch(values, dp)
+    if row.get("virtual_stages", 1) > 1 and batch["microbatches"] % row["pp"]:
+        raise Unusable("interleaved stages need microbatches in multiples of pp")
+    return row | batch | _sharding(values, dp)
 
 
 def number(values: Mapping[str, Value], name: str) -> float:
