@@ -30,6 +30,8 @@ def settings(values: Mapping[str, Value], names: frozenset[str]) -> dict[str, fl
     """
     numbers = {name: _coded(name, value) for name, value in values.items() if name in names and name not in NEVER}
     row = numbers | _shape(values) | _ranks(values)
+    if "layers_per_virtual_stage" in values:
+        row["virtual_stages"] = max(row["layers"] // (row["pp"] * number(values, "layers_per_virtual_stage")), 1.0)
     if row.get("virtual_stages", 1) > 1 and row.get("pp_schedule", ONE_STAGE) == ONE_STAGE:
         row["pp_schedule"] = INTERLEAVED
     dp = row.pop("dp")
