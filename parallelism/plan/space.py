@@ -33,7 +33,7 @@ CHOICES += ("reshard_after_forward", "cp_method")
 VARIED = (*SPLIT, "microbatches", *CHOICES)
 LEFT_OUT = (
     f"more than {MOST_VIRTUAL} virtual stages, cp > {ALWAYS_CP} with fewer than {FEWEST_TOKENS} tokens a rank, "
-    "offloading, compile"
+    "offloading, compile, hpz, loss_parallel = false, replicas without --sites"
 )
 
 
