@@ -26,6 +26,7 @@ FACTORS = {
     "cp": 16.0,
 }
 """How many times beyond the range of the rows an axis may lie."""
+UNSEEN_PRECISION = 1.0  # decades by which a precision that no row had widens the interval
 
 
 def axes(configs: Configs) -> dict[str, np.ndarray]:
@@ -68,8 +69,14 @@ class Coverage:
         """Decades (n, 2) from the range: in ranks, and over all other axes; 0 inside."""
         away = {name: np.log10(each) for name, each in self.away(configs).items()}
         ranks = away.pop("ranks", np.zeros(len(configs)))
-        others = np.sqrt(sum(np.square(each) for each in away.values())) if away else np.zeros(len(configs))
+        away["precision"] = UNSEEN_PRECISION * self._other_precision(configs)
+        others = np.sqrt(sum(np.square(each) for each in away.values()))
         return np.stack([ranks, others], axis=1)
+
+    def _other_precision(self, configs: Configs) -> np.ndarray:
+        """(n,) bool: no row had it, so that its speed is the profile's, not a measured one."""
+        asked = np.broadcast_to(np.asarray(configs.precision, int), len(configs))
+        return ~np.isin(asked, self.precisions) if self.precisions else np.zeros(len(configs), bool)
 
     def refused(self, configs: Configs) -> list[str | None]:
         """Why each configuration is outside of what was measured, or None."""

@@ -78,3 +78,11 @@ def test_a_table_of_it_says_the_same():
 def test_rows_that_cannot_be(times):
     with pytest.raises(ValueError, match="^calibrate: "):
         calibrate(sweep(4), np.array(times), MACHINE, STACK)
+
+
+def test_a_precision_that_no_row_had_widens_the_interval():
+    configs = sweep(40)
+    found = calibrate(configs, predict_step(configs, MACHINE, STACK).step_time_s, MACHINE, STACK)
+    asked = [found.predict(Configs(**{**vars(configs), "precision": each})) for each in (1, 2)]  # bf16, fp8
+    seen, unseen = (np.log(each.high_s / each.low_s) for each in asked)
+    assert (unseen > 1.2 * seen).all() and asked[1].refused == [None] * 40
