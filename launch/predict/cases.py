@@ -91,7 +91,6 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
     columns["predicted_memory_bytes"] = reported_memory(configs, machine, stack)
     columns["predicted_comm_bytes_per_step"] = _bytes_per_step(cases)
     columns["predicted_energy_j"] = _energy(cases, configs, machine, step.compute_time_s, predicted.step_time_s)
-    columns["predicted_comm_bytes_per_step"] = np.array([_comm_bytes(case) for case in cases])
     columns["predicted_constant_mfu_step_time_s"] = _constant_mfu(cases, machine)
     by = {"predicted_by": predicted_by(machine, calibration.how)}
     return [
@@ -103,12 +102,14 @@ def _group(cases: Sequence[Case], machine: Machine, engine: str) -> list[dict[st
 
 
 def _bytes_per_step(cases: Sequence[Case]) -> np.ndarray:
-    """Summed over the ranks; NaN: the layout's messages are not known, or go through a store (a quorum's)."""
+    """Summed over the ranks; NaN: the layout's messages are not known, go through a store (a quorum's), or are of too
+    many stages and shards to add up for a table."""
     return np.array([_bytes_of(case) for case in cases])
 
 
 def _bytes_of(case: Case) -> float:
-    if case.layout.engine == "torch" and not case.outer.quorum:
+    layout = case.layout
+    if layout.engine == "torch" and not case.outer.quorum and layout.pp * layout.dp_shard * layout.cp <= MOST_PARTS:
         return float(sum(all_messages(case.shape, case.recipe, case.layout, case.outer).bytes.values()))
     if other_engines.known(case.layout, case.outer):
         return float(sum(other_engines.all_other_messages(case.shape, case.recipe, case.layout).bytes.values()))
@@ -117,16 +118,6 @@ def _bytes_of(case: Case) -> float:
 
 def _value(name: str, value: Any) -> int | float:
     return round(float(value)) if "_bytes" in name else float(value)
-
-
-def _comm_bytes(case: Case) -> float:
-    """Of a step, summed over the ranks; NaN: of an engine whose messages are not counted, or of too many stages and
-    shards to add up for a table."""
-    layout = case.layout
-    if layout.engine != "torch" or layout.pp * layout.dp_shard * layout.cp > MOST_PARTS:
-        return float("nan")
-    messages = all_messages(case.shape, case.recipe, layout, case.outer)
-    return float(sum(messages.bytes.values()))
 
 
 def _energy(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ...parallelism.predict.memory import UNCALIBRATED
 from ..study.study import Study
 from .profile import own_profile
 
@@ -27,3 +28,13 @@ def predicted_columns(study: object) -> Mapping[str, Mapping[str, Any]]:
 
     cases = [case for case in study.all_cases if case.refusal() is None]
     return {each.case.case_id: each.columns for each in predict_cases(cases, find_machine(None))}
+
+
+def memory_columns(predicted_bytes: int | None) -> dict[str, int | None]:
+    """The peak that a run was planned with, and its interval. None: nothing was predicted."""
+    low, high = (None if predicted_bytes is None else round(predicted_bytes * end) for end in UNCALIBRATED)
+    return {
+        "predicted_memory_bytes": predicted_bytes,
+        "predicted_memory_low_bytes": low,
+        "predicted_memory_high_bytes": high,
+    }

@@ -14,6 +14,7 @@ from ...results import files
 from ...results.store.run_folder import Claim
 from ..host.clock import Moment
 from ..host.link import link_columns
+from ..predict.rows import memory_columns
 from ..process.cause import Cause, Status
 from ..process.goodput import StartLog, chances_used_up, goodput_columns, read_log, read_starts
 from ..process.outcome import Outcome
@@ -62,7 +63,7 @@ def run_spec(
         launched_at=launched.at,
         launched_monotonic=launched.monotonic,
         launched_clock=launched.clock,
-        predicted={**predicted, "predicted_memory_bytes": planned.predicted_memory_bytes},
+        predicted={**predicted, **memory_columns(planned.predicted_memory_bytes)},
         link=link_columns(),
         job=job_columns(),
         hang_limit_s=study.run.hang_limit_s,

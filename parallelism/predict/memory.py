@@ -30,6 +30,7 @@ from .states import State
 
 GIB = 2**30
 COMMUNICATOR_BYTES = 0.4 * GIB  # NCCL's channels and buffers for each group of ranks on a GPU; starting value
+UNCALIBRATED = (0.8, 1.25)  # measured over predicted, at the ends of the interval of a model without measured peaks
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from .configs import Configs
 from .machine import Machine
-from .memory import default_tuning, memory_by_rank, reported_memory
+from .memory import UNCALIBRATED, default_tuning, memory_by_rank, reported_memory
 from .stack import MemoryTuning, Stack
 
 PRIOR = 3.0  # rows' worth of the factors that stand without a calibration
@@ -63,7 +63,7 @@ def calibrate_memory(configs: Configs, peak_bytes: np.ndarray, machine: Machine,
     factors = _fit(columns, peaks - fixed, peaks, start)
     parts, covered = _parts(configs)
     ratios = _left_out(columns, peaks, fixed, start, parts)
-    low, high = np.quantile(ratios, [(1 - covered) / 2, (1 + covered) / 2]) if len(ratios) > 1 else (0.8, 1.25)
+    low, high = np.quantile(ratios, [(1 - covered) / 2, (1 + covered) / 2]) if len(ratios) > 1 else UNCALIBRATED
     return MemoryCalibration(
         machine, stack, MemoryTuning(*map(float, factors)), float(min(low, 1)), float(max(high, 1)), len(peaks)
     )
