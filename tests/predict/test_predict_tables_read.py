@@ -193,3 +193,19 @@ def test_step_time_of_a_throughput():
     runs = read_runs(Path(table("megatron_bridge_perf")))
     printed = [float(runs.frame["sec_per_iter"][run.row]) for run in runs.runs]
     assert [run.step_time_s for run in runs.runs] == pytest.approx(printed, rel=0.01)
+
+
+def test_a_rank_s_batch_is_split_into_the_microbatches_of_its_column(tiny):
+    """As torchtitan's tables say it: 8 sequences a rank, of as many microbatches as stages."""
+    text = MAP.replace(
+        'micro_batch = ["mbs", { value = 1, assumed = "not printed" }]', 'local_batch = "mbs"\npp = "stages"'
+    )
+    (tiny / "map.toml").write_text(text.replace('global_batch = "batch"', 'grad_accum = "stages"'))
+    (tiny / "runs.csv").write_text(
+        "name,devices,stages,mbs,tp,card,kind,ms,gib,end\n"
+        "Llama 3.1 8B,16,4,8,2,H100-80GB,BF16,100,,ok\n"
+        "Llama 3.1 8B,16,1,8,2,H100-80GB,BF16,100,,ok\n"
+    )
+    configs = as_configs(read_runs(tiny / "runs.csv", tiny / "map.toml").runs)
+    assert list(configs.microbatches) == [4, 1] and list(configs.sequences) == [2, 8]
+    assert list(configs.global_batch) == [2 * 8, 8 * 8]  # data-parallel ranks x 8

@@ -89,6 +89,8 @@ def _ranks(values: Mapping[str, Value]) -> dict[str, float]:
 
 def _batch(values: Mapping[str, Value], dp: float) -> dict[str, float]:
     micro, steps = values.get("micro_batch"), values.get("grad_accum")
+    if micro is None and steps and "local_batch" in values:
+        micro = number(values, "local_batch") / float(steps)
     if micro is None and steps is None:
         raise Unusable("no micro_batch and no grad_accum")
     if "global_batch" in values:

@@ -36,6 +36,7 @@ RUN_FIELDS = {
     "zero": "ZeRO stage; 0: replicated, 3: FSDP",
     "fsdp": "more than 0: FSDP over the data-parallel ranks",
     "micro_batch": "sequences of a microbatch",
+    "local_batch": "sequences of a data-parallel rank a step, of grad_accum microbatches",
     "layers_per_virtual_stage": "layers of a model chunk; virtual_stages follows",
     "grad_accum": "microbatches a step",
     "step_time_s": "measured seconds of a step",
