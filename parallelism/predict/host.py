@@ -27,7 +27,7 @@ IN_PYTHON = {
     "tensor": 3500.0,
     "tensor_alone": 1200.0,
     "context": 2200.0,
-    "messages": 500.0,  # of a microbatch, on a rank of a pipeline
+    "messages": 500.0,  # of a microbatch, for each stage of a rank of a pipeline
 }
 """What a layout adds to a block in Python (hooks of FSDP2, autograd functions, saved tensors, a mode that sees every
 operation), as so many operations more: processor time of the ranks' threads beyond the model, means over the two
@@ -73,7 +73,7 @@ def calls(configs: Configs) -> Calls:
     return Calls(
         forward=FORWARD + more / 3,
         backward=BACKWARD + more * 2 / 3 + again,
-        ends=ENDS + np.where(np.asarray(c.pp) > 1, python["messages"], 0.0),
+        ends=ENDS + np.where(np.asarray(c.pp) > 1, python["messages"] * c.virtual_stages, 0.0),
         update=UPDATE + copied,
         step=STEP + np.where(np.asarray(c.pp) > 1, MESSAGES, 0.0),
     )
