@@ -50,11 +50,11 @@ class Prediction:
 def predict_cases(cases: Sequence[Case], machine: Machine) -> list[Prediction]:
     """Predictions of the cases, in their order."""
     found: list[dict[str, Any]] = [{} for _ in cases]
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str, bool], list[int]] = {}
     for place, case in enumerate(cases):
-        groups.setdefault((case.layout.engine, case.recipe.precision), []).append(place)
-    for (engine, precision), places in groups.items():
-        refusal = _refusal(machine, engine, precision)
+        groups.setdefault((case.layout.engine, case.recipe.precision, case.layout.offloads), []).append(place)
+    for (engine, precision, offloads), places in groups.items():
+        refusal = _refusal(machine, engine, precision, offloads)
         if refusal:
             rows: list[dict[str, Any]] = [{"predicted_step_time_s_reason": refusal} for _ in places]
         else:
@@ -70,7 +70,9 @@ def predicted_by(machine: Machine, how: str = "") -> str:
     return f"scalade {__version__}, machine {machine.name}" + (f": {how}" if how else "")
 
 
-def _refusal(machine: Machine, engine: str, precision: str) -> str | None:
+def _refusal(machine: Machine, engine: str, precision: str, offloads: bool) -> str | None:
+    if offloads:
+        return "the time of offloading is not modelled (its memory is)"
     if engine not in STACKS:
         return f"the model does not know the engine {engine}"
     if precision not in machine.peaks:

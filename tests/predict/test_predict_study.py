@@ -99,6 +99,14 @@ def test_a_precision_without_a_peak_is_refused_by_name(study):
     assert found.columns["predicted_step_time_s_reason"] == "machine h100 has no peak for fp32"
 
 
+def test_what_is_offloaded_has_no_predicted_time(study):
+    cases = [each.case for each in load_study(study).cases_elsewhere()][:2]
+    away = replace(cases[0], layout=replace(cases[0].layout, engine="deepspeed", offload_optimizer="cpu"))
+    offloaded, plain = predict_cases([away, cases[1]], load_machine("h100"))
+    assert offloaded.step_time_s is None and plain.step_time_s
+    assert offloaded.columns["predicted_step_time_s_reason"].startswith("the time of offloading is not modelled")
+
+
 def test_json_is_complete_and_finite(study):
     read = json.loads(json.dumps(to_dict(*predict_study(study, "h100"))))
     assert read["machine"] == "h100" and len(read["cases"]) == 3 and len(read["refused"]) == 1
