@@ -1,5 +1,5 @@
 # make run    the first study, in an environment of its own
-# make test   the whole test suite        make fast   the part of it that takes some six minutes
+# make test   the whole test suite        make fast   the part of it that takes some seven minutes
 # make bench  the speed figures           make lint
 # make docs   the documentation as a site, in build/site
 # make faults a night of random faults
