@@ -23,6 +23,8 @@ from torch._C._distributed_c10d import _resolve_process_group
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from .message_totals import Totals, totals
+
 KINDS = {
     "allreduce_": "all_reduce",
     "allreduce_coalesced_": "all_reduce",
@@ -107,18 +109,9 @@ class CommProbe(TorchDispatchMode):
             for key, count in theirs.items():
                 mine[key] += times * count
 
-    def totals(self) -> dict[str, dict[str, dict[str, int]]]:
+    def totals(self) -> Totals:
         """{"collective" | "dim": {name: {"bytes", "calls"}}} of this rank."""
-        return {
-            axis: {
-                name: {
-                    "bytes": sum(n for key, n in self.bytes.items() if key[place] == name),
-                    "calls": sum(n for key, n in self.calls.items() if key[place] == name),
-                }
-                for name in sorted({key[place] for key in self.calls})
-            }
-            for place, axis in enumerate(("collective", "dim"))
-        }
+        return totals(self.bytes, self.calls)
 
 
 def _ranks_of(args: tuple) -> tuple[int, ...]:

@@ -15,24 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...bench.data.spec import DataSpec
-from ...bench.measure import Measure
-from ...bench.recipe import Recipe
-from ...bench.shape import SIZES, ModelShape
-from ...parallelism.diloco.config import Outer
-from ...parallelism.layout import Layout
 from ...parallelism.predict.coverage import Coverage
 from ...parallelism.predict.interval import Spread
 from ...results import files
 from ...results.wording import count_of
 from ..comm.command import CommOptions, plan_case, run_comm, sizes_between
 from ..host import machine as host
-from ..host.clock import Moment
 from ..predict.profile import THIS, own_profile
-from ..process.run_spec import RunSpec
-from ..process.supervisor import Signals
-from ..study.case import Case
-from ..sweep.local import LocalExecutor
+from ..sweep.scratch_run import ScratchRun
 from .numbers import Facts, fit_machine, reference_mfu, reference_rows
 from .profile_file import table_of, write_profile
 from .rank import ASKED, COMMAND, FACTS
@@ -163,26 +153,10 @@ def run_ranks(
     ValueError: a rank failed; says why
     KeyboardInterrupt: a signal came
     """
-    shape = ModelShape(**SIZES["tiny-100k"], kv_heads=2, vocab=256, seq_len=64)
-    recipe, layout = Recipe(global_batch=ranks, steps=1), Layout(dp_replicate=ranks)
-    case = Case(shape, DataSpec(), recipe, layout, Outer(), Measure(), model_name="calibrate")
-    limit = 3 * seconds + START_S
-    with tempfile.TemporaryDirectory(prefix="scalade-calibrate-") as name, Signals() as signals:
-        folder, launched = Path(name), Moment.now()
+    run = ScratchRun("calibrate", ranks, device, threads, 3 * seconds + START_S, command)
+    with run.folder() as folder:
         files.write(folder / ASKED, json.dumps({"seconds": seconds}), sync=False)
-        spec = RunSpec(
-            run_id=f"{case.case_id}-r0", case=case.to_json(), repeat=0, study="calibrate", launcher="local",
-            results=str(folder / "results"), scratch=str(folder), size=ranks, nonce="", address="", port=0,
-            device=device, threads=threads, attempt=1, launched_at=launched.at,
-            launched_monotonic=launched.monotonic, launched_clock=launched.clock, join_timeout_s=limit,
-        )  # fmt: skip
-        executor = LocalExecutor(signals, command)
-        try:
-            outcome = executor.execute(spec, limit, lambda: None, lambda: None)
-        finally:
-            executor.close()
-        if signals.received:
-            raise KeyboardInterrupt
+        outcome = run.execute(folder)
         found = files.read_json(folder / FACTS) if (folder / FACTS).is_file() else None
     if outcome.reason or not isinstance(found, list):
         raise ValueError(

@@ -11,27 +11,17 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...bench.data.spec import DataSpec
-from ...bench.measure import Measure
-from ...bench.recipe import Recipe
-from ...bench.shape import SIZES, ModelShape
-from ...parallelism.diloco.config import Outer
-from ...parallelism.layout import Layout
 from ...results import files
 from ...results.wording import count_of
-from ..host.clock import Moment
 from ..host.launchers import LAUNCHERS
-from ..process.run_spec import RunResult, RunSpec, read_json
-from ..process.supervisor import Signals
+from ..process.run_spec import RunResult, read_json
 from ..study.case import Case
-from ..sweep.local import LocalExecutor
+from ..sweep.scratch_run import ScratchRun
 
 if TYPE_CHECKING:
     from ..process.progress import Reporter
@@ -53,24 +43,9 @@ class Trial:
 
 def try_collectives(device: str, ranks: int, time_limit_s: float, command: tuple[str, ...] = COMMAND) -> Trial:
     """Start `ranks` ranks on `device` (cpu: gloo, cuda: NCCL) and let them all-reduce."""
-    shape = ModelShape(**SIZES["tiny-100k"], kv_heads=2, vocab=256, seq_len=64)
-    recipe = Recipe(global_batch=ranks, steps=1)
-    case = Case(shape, DataSpec(), recipe, Layout(dp_replicate=ranks), Outer(), Measure(), model_name="doctor")
-    with tempfile.TemporaryDirectory(prefix="scalade-doctor-") as name, Signals() as signals:
-        folder, launched = Path(name), Moment.now()
-        spec = RunSpec(
-            run_id=f"{case.case_id}-r0", case=case.to_json(), repeat=0, study="doctor", launcher="local",
-            results=str(folder / "results"), scratch=str(folder), size=ranks, nonce="", address="", port=0,
-            device=device, threads=1, attempt=1, launched_at=launched.at, launched_monotonic=launched.monotonic,
-            launched_clock=launched.clock, join_timeout_s=time_limit_s,
-        )  # fmt: skip
-        executor = LocalExecutor(signals, command)
-        try:
-            outcome = executor.execute(spec, time_limit_s, lambda: None, lambda: None)
-        finally:
-            executor.close()
-        if signals.received:
-            raise KeyboardInterrupt
+    run = ScratchRun("doctor", ranks, device, 1, time_limit_s, command)
+    with run.folder() as folder:
+        outcome = run.execute(folder)
         return Trial(outcome.reason, read_json(folder / FACTS) or {})
 
 

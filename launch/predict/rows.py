@@ -1,4 +1,5 @@
-"""What rows of `run` carry of a prediction: computed once for a study, before its first run, in the supervisor.
+"""What rows of `run` carry of a prediction: computed once for a study, before its first run, in the supervisor; cases
+that differ in learning rate or seed alone are one evaluation.
 
 Without a profile of this machine nothing is predicted, and nothing is imported for it.
 """
@@ -26,8 +27,13 @@ def predicted_columns(study: object) -> Mapping[str, Mapping[str, Any]]:
     from .cases import predict_cases
     from .profile import find_machine
 
-    cases = [case for case in study.all_cases if case.refusal() is None]
-    return {each.case.case_id: each.columns for each in predict_cases(cases, find_machine(None))}
+    alike = [(case, places) for case, places in study.alike if case.refusal() is None]
+    predictions = predict_cases([case for case, _ in alike], find_machine(None))
+    return {
+        study.all_cases[place].case_id: prediction.columns
+        for prediction, (_, places) in zip(predictions, alike, strict=True)
+        for place in places
+    }
 
 
 def memory_columns(predicted_bytes: int | None) -> dict[str, int | None]:

@@ -87,12 +87,12 @@ class Study:
     def _most_ranks(self) -> int:
         """Of a case that this machine could run, whatever memory and packages there are today."""
         limit = self._rank_limit(None).ranks
-        ranked = sorted((case for case, _ in self._alike), key=lambda case: -case.ranks)
+        ranked = sorted((case for case, _ in self.alike), key=lambda case: -case.ranks)
         able = (case.ranks for case in ranked if (limit is None or case.ranks <= limit) and case.refusal() is None)
         return next(able, 1)
 
     @cached_property
-    def _alike(self) -> list[tuple[Case, list[int]]]:
+    def alike(self) -> list[tuple[Case, list[int]]]:
         """One case for all that differ in nothing that is looked at before they run, with the places of all these."""
         places: dict[tuple, list[int]] = {}
         for place, case in enumerate(self.all_cases):
@@ -115,7 +115,7 @@ class Study:
 
     def _planned(self, feasibility_of: Callable[[Case], Feasibility]) -> list[PlannedCase]:
         found = [Feasibility(None, None)] * len(self.all_cases)
-        for case, places in self._alike:
+        for case, places in self.alike:
             feasibility = feasibility_of(case)
             for place in places:
                 found[place] = feasibility
@@ -124,7 +124,7 @@ class Study:
     def warnings(self) -> list[str]:
         """What runs of this study will lack, one line for each kind with the number of its cases."""
         counts: Counter[str] = Counter()
-        for case, places in self._alike:
+        for case, places in self.alike:
             for line in case.warnings() if case.refusal() is None else ():
                 counts[line] += len(places)
         lines = [f"{line} ({count_of(n, 'case')})" for line, n in counts.items()]
@@ -142,8 +142,8 @@ class Study:
 
     @cached_property
     def _needs(self) -> dict[int, int]:
-        """id of one of `_alike` that can run somewhere -> predicted bytes of the rank that needs most."""
-        able = [case for case, _ in self._alike if case.refusal() is None]
+        """id of one of `alike` that can run somewhere -> predicted bytes of the rank that needs most."""
+        able = [case for case, _ in self.alike if case.refusal() is None]
         parts = [(case.shape, case.recipe, case.layout, case.outer) for case in able]
         found = memory_of_cases(parts, fused_norm=self.device == "cuda")
         return {id(case): int(memory.total) for case, memory in zip(able, found, strict=True)}
@@ -207,7 +207,7 @@ class Study:
             known = machine.host_memory_bytes() if self.device == "cpu" else int(self.run.device_memory_gib * GIB)
             return lambda ranks: known
         here = self.run.launcher == "local"  # else another host may have the other ranks
-        of = {n: machine.gpu_memory_bytes(n if here else None) for n in {case.ranks for case, _ in self._alike}}
+        of = {n: machine.gpu_memory_bytes(n if here else None) for n in {case.ranks for case, _ in self.alike}}
         return of.__getitem__
 
 

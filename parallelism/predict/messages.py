@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from ...bench.message_totals import Totals, totals
 from ...bench.recipe import Recipe
 from ...bench.shape import ModelShape
 from ..diloco.config import Outer
@@ -35,9 +36,6 @@ from .gathers import gathers_in_pipeline, gathers_without_pipeline
 FP32 = 4
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes after which DDP closes a bucket: its first, all others
 EDGES = ("dp_replicate", "dp_shard", "cp", "tp", "pp")
-
-Totals = dict[str, dict[str, dict[str, float]]]
-"""{"collective" | "dim": {name: {"bytes", "calls"}}}, as CommProbe.totals."""
 
 
 @dataclass
@@ -60,16 +58,7 @@ class Messages:
 
     def totals(self) -> Totals:
         """By collective, and by dimension."""
-        return {
-            axis: {
-                name: {
-                    "bytes": sum(n for key, n in self.bytes.items() if key[place] == name),
-                    "calls": sum(n for key, n in self.calls.items() if key[place] == name),
-                }
-                for name in sorted({key[place] for key in self.calls})
-            }
-            for place, axis in enumerate(("collective", "dim"))
-        }
+        return totals(self.bytes, self.calls)
 
 
 @dataclass(frozen=True)
