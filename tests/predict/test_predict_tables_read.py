@@ -209,3 +209,10 @@ def test_a_rank_s_batch_is_split_into_the_microbatches_of_its_column(tiny):
     configs = as_configs(read_runs(tiny / "runs.csv", tiny / "map.toml").runs)
     assert list(configs.microbatches) == [4, 1] and list(configs.sequences) == [2, 8]
     assert list(configs.global_batch) == [2 * 8, 8 * 8]  # data-parallel ranks x 8
+
+
+def test_a_device_that_the_map_does_not_know_is_not_the_machine_that_was_named(tiny):
+    runs = read_runs(tiny / "runs.csv", tiny / "map.toml", "h200")
+    assert "TPU" in runs.refused[6] and {run.machine for run in runs.runs} == {"h100"}
+    (tiny / "map.toml").write_text(MAP.replace('machine = { column = "card", words = { H100 = "h100" } }', ""))
+    assert {run.machine for run in read_runs(tiny / "runs.csv", tiny / "map.toml", "h200").runs} == {"h200"}

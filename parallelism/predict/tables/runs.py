@@ -140,10 +140,11 @@ def _run(i: int, row: Mapping[str, Any], chosen: TableMap, machine: str | None) 
             raise Unusable(refusal.reason)
     values, assumed = _values(row, chosen)
     active = _fill_model(values, chosen)
-    if machine is not None:
+    device = _device(row, chosen)
+    if machine is not None and not device:  # a device that the map does not know is not the one that was named
         values.setdefault("machine", machine)
     if "machine" not in values:
-        raise Unusable(f"no machine profile{_said(row, chosen, 'machine')}")
+        raise Unusable(f"no machine profile for {device!r}" if device else "no machine profile: give --machine")
     configuration = settings(values, CONFIG_FIELDS)
     gpus = configuration.pop("gpus")
     status = str(values.get("status", "ok"))
@@ -199,9 +200,10 @@ def _fill_model(values: dict[str, Value], chosen: TableMap) -> str:
     return model.active
 
 
-def _said(row: Mapping[str, Any], chosen: TableMap, name: str) -> str:
-    cells = [str(row.get(way.column)) for way in chosen.fields.get(name, ()) if way.column]
-    return f" for {cells[0]!r}" if cells else ": give --machine"
+def _device(row: Mapping[str, Any], chosen: TableMap) -> str:
+    """What the row itself calls its device; empty: nothing."""
+    cells = [row.get(way.column) for way in chosen.fields.get("machine", ()) if way.column]
+    return next((str(cell) for cell in cells if not empty(cell)), "")
 
 
 def _step_time(values: Mapping[str, Value], row: Mapping[str, float], gpus: float, convention: str) -> float:
